@@ -1,0 +1,62 @@
+"""A runtime for OpenAI's gpt-oss models; importing it loads no tensor library.
+
+`load` opens a model; the errors it and the engine raise are named here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gptoss_mlx.errors import (
+    CheckpointError,
+    ConfigError,
+    ContextError,
+    GptOssError,
+    MemoryBudgetError,
+    MessageError,
+    ModelNotFoundError,
+    SamplingError,
+    VocabularyError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gptoss_mlx.engine import Engine
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "ContextError",
+    "GptOssError",
+    "MemoryBudgetError",
+    "MessageError",
+    "ModelNotFoundError",
+    "SamplingError",
+    "VocabularyError",
+    "__version__",
+    "load",
+]
+
+
+def load(
+    model: str = "openai/gpt-oss-20b",
+    *,
+    dtype: str | None = None,
+    context: int | None = None,
+    embedding: str = "mapped",
+    progress: Callable[[int, int], None] | None = None,
+) -> Engine:
+    """Open a model: a folder, a Hugging Face id, or "tiny".
+
+    dtype: "bfloat16" or "float32"; by default bfloat16 on a GPU and float32 on a CPU.
+    context: the most tokens a sequence may have; by default what the model allows.
+    embedding: "mapped" reads the embedding's rows from the file, "resident" keeps it in memory.
+    progress: called with (bytes read, bytes in all) while the weights are read.
+    Raises GptOssError (ModelNotFoundError, CheckpointError, ...) in one line.
+    """
+    from gptoss_mlx.engine import open_engine
+
+    return open_engine(model, dtype=dtype, context=context, embedding=embedding, progress=progress)

@@ -1,0 +1,42 @@
+"""The exception tree: every mistake of a user or a file, as one line a person can act on.
+
+`str(error)` is that line. It names the file, the value and the limit.
+"""
+
+from __future__ import annotations
+
+
+class GptOssError(Exception):
+    """Base of everything raised on purpose; `str(error)` is what a person sees."""
+
+
+class ModelNotFoundError(GptOssError):
+    """No such folder or Hugging Face id, or it is not in the cache while offline."""
+
+
+class CheckpointError(GptOssError):
+    """A broken or foreign file of a checkpoint."""
+
+
+class ConfigError(CheckpointError):
+    """A config.json that is broken, out of range, or of another architecture."""
+
+
+class VocabularyError(CheckpointError):
+    """A tokenizer that disagrees with the vocabulary."""
+
+
+class MessageError(GptOssError):
+    """Messages, tools or a response format that cannot be rendered."""
+
+
+class SamplingError(GptOssError):
+    """A sampling option out of range."""
+
+
+class ContextError(GptOssError):
+    """A prompt that does not fit the context."""
+
+
+class MemoryBudgetError(GptOssError):
+    """What is asked does not fit the memory there is."""

@@ -1,0 +1,22 @@
+"""Where this package keeps its own files: one cache folder for each user."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """The folder for files this package makes; it need not exist yet.
+
+    `$GPTOSS_CACHE` if set, else `~/Library/Caches/gptoss_mlx` on macOS,
+    else `$XDG_CACHE_HOME/gptoss_mlx` or `~/.cache/gptoss_mlx`.
+    """
+    if own := os.environ.get("GPTOSS_CACHE"):
+        return Path(own).expanduser()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "gptoss_mlx"
+    # XDG says a relative path there is to be ignored.
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (base if base.is_absolute() else Path.home() / ".cache") / "gptoss_mlx"
