@@ -1,0 +1,182 @@
+"""OpenAI chat messages to Harmony turns, with every mistake named.
+
+One chat message becomes one turn, or several for an assistant (reasoning, preamble or answer,
+tool calls). Nothing here knows about tokens.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gptoss_mlx.errors import MessageError
+from gptoss_mlx.harmony.schema import clean
+from gptoss_mlx.harmony.tools import tool_name
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+_REASONING_KEYS = ("reasoning", "reasoning_content", "thinking")
+_TEXT_TYPES = ("text", "input_text", "output_text")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One Harmony message: role is user, assistant, developer or tool (then `name` is shown)."""
+
+    role: str
+    text: str
+    name: str | None = None
+    channel: str | None = None
+    recipient: str | None = None
+    content_type: str | None = None
+
+    @property
+    def is_reasoning(self) -> bool:
+        return self.role == "assistant" and self.channel == "analysis" and self.recipient is None
+
+
+def read_messages(
+    messages: Sequence[Mapping[str, Any]], system: str | None
+) -> tuple[str | None, list[Turn]]:
+    """The developer's instructions (None if there are none) and the turns after them.
+
+    System and developer messages before the first other message are instructions, joined to
+    `system` by an empty line; later ones stay where they are. Raises MessageError.
+    """
+    if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence):
+        raise MessageError("messages: expected a list of messages")
+    reader = _Reader()
+    if system is not None:
+        if not isinstance(system, str):
+            raise MessageError("system: expected a text")
+        reader.instructions.append(clean(system))
+    for index, message in enumerate(messages):
+        reader.read(f"message {index}", message)
+    instructions = [text for text in reader.instructions if text]
+    return ("\n\n".join(instructions) if instructions else None), reader.turns
+
+
+class _Reader:
+    """The state of one pass over the messages."""
+
+    def __init__(self) -> None:
+        self.instructions: list[str] = []
+        self.turns: list[Turn] = []
+        self.calls: dict[str, str] = {}
+        self.names: set[str] = set()
+        self.unnamed: list[str] = []
+
+    def read(self, where: str, message: Any) -> None:
+        if not isinstance(message, Mapping):
+            raise MessageError(f"{where}: expected an object with role and content")
+        role = message.get("role")
+        if role not in ROLES:
+            raise MessageError(f"{where}: role {role!r} is unknown: use one of {', '.join(ROLES)}")
+        if role in ("system", "developer"):
+            text = _content(where, message)
+            if self.turns:
+                self.turns.append(Turn("developer", text))
+            else:
+                self.instructions.append(text)
+        elif role == "user":
+            self.turns.append(Turn("user", _content(where, message)))
+        elif role == "assistant":
+            self._assistant(where, message)
+        else:
+            self._tool(where, message)
+
+    def _assistant(self, where: str, message: Mapping[str, Any]) -> None:
+        reasoning = _reasoning(where, message)
+        calls = message.get("tool_calls") or ()
+        if not isinstance(calls, Sequence) or isinstance(calls, str):
+            raise MessageError(f"{where}: tool_calls must be a list")
+        if reasoning:
+            self.turns.append(Turn("assistant", reasoning, channel="analysis"))
+        if message.get("content") is not None or not (calls or reasoning):
+            text = _content(where, message)
+            if text or not calls:
+                channel = "commentary" if calls else "final"
+                self.turns.append(Turn("assistant", text, channel=channel))
+        for number, call in enumerate(calls):
+            self._call(f"{where}: tool call {number}", call)
+
+    def _call(self, where: str, call: Any) -> None:
+        function = call.get("function", call) if isinstance(call, Mapping) else None
+        if not isinstance(function, Mapping):
+            raise MessageError(f"{where}: expected an object with a function")
+        name = tool_name(where, function.get("name"))
+        arguments = function.get("arguments")
+        if isinstance(arguments, Mapping):
+            arguments = json.dumps(clean(arguments), ensure_ascii=False)
+        if not isinstance(arguments, str):
+            raise MessageError(f"{where}: arguments must be JSON text")
+        id = call.get("id")
+        if id is not None:
+            self.calls[str(id)] = name
+        self.names.add(name)
+        self.unnamed.append(name)
+        self.turns.append(
+            Turn(
+                "assistant",
+                clean(arguments),
+                channel="commentary",
+                recipient="functions." + name,
+                content_type="<|constrain|>json",
+            )
+        )
+
+    def _tool(self, where: str, message: Mapping[str, Any]) -> None:
+        id, name = message.get("tool_call_id"), message.get("name")
+        if id is not None:
+            found = self.calls.get(str(id))
+            if found is None:
+                raise MessageError(f"{where}: no earlier tool call has the id {str(id)!r}")
+        elif name is not None:
+            found = name if name in self.names else None
+            if found is None:
+                raise MessageError(f"{where}: no earlier tool call is of a function {name!r}")
+        else:
+            if not self.unnamed:
+                raise MessageError(f"{where}: a tool result needs the tool_call_id of a call")
+            found = self.unnamed[0]
+        if found in self.unnamed:
+            self.unnamed.remove(found)
+        self.turns.append(
+            Turn(
+                "tool",
+                _content(where, message),
+                name="functions." + found,
+                channel="commentary",
+                recipient="assistant",
+            )
+        )
+
+
+def _reasoning(where: str, message: Mapping[str, Any]) -> str:
+    for key in _REASONING_KEYS:
+        value = message.get(key)
+        if value is not None:
+            return _text(where, key, value)
+    return ""
+
+
+def _content(where: str, message: Mapping[str, Any]) -> str:
+    content = message.get("content")
+    if content is None:
+        raise MessageError(f"{where}: content is missing")
+    return _text(where, "content", content)
+
+
+def _text(where: str, key: str, value: Any) -> str:
+    if isinstance(value, str):
+        return str(clean(value))
+    if not isinstance(value, Sequence) or isinstance(value, bytes):
+        raise MessageError(f"{where}: {key} must be a text or a list of text parts")
+    texts = []
+    for number, part in enumerate(value):
+        kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+        if kind not in _TEXT_TYPES or not isinstance(part.get("text"), str):
+            raise MessageError(f"{where}: {key} part {number} is {kind!r}: only text is understood")
+        texts.append(part["text"])
+    return str(clean("".join(texts)))

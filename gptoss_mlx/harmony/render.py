@@ -1,0 +1,206 @@
+"""Chat messages to Harmony tokens.
+
+Messages are OpenAI chat dicts. The Harmony system message comes first; leading system and
+developer messages become the developer message's instructions, beside tools and response format.
+Earlier turns' reasoning is dropped, the reasoning of a tool loop under way is kept. What a model
+generates renders again to the tokens it generated, as long as it used the canonical headers.
+Everything a person can get wrong raises MessageError naming the message.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gptoss_mlx.errors import MessageError
+from gptoss_mlx.harmony.encoding import ASSISTANT, CALL, RETURN, START, Encoding
+from gptoss_mlx.harmony.messages import Turn, read_messages
+from gptoss_mlx.harmony.schema import clean
+from gptoss_mlx.harmony.tools import Tools, read_tools
+
+IDENTITY = "You are ChatGPT, a large language model trained by OpenAI."
+KNOWLEDGE_CUTOFF = "2024-06"
+CHANNELS = ("analysis", "commentary", "final")
+REASONING = ("low", "medium", "high")
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Everything a prompt is made of.
+
+    `messages` and `tools` are OpenAI chat dicts; `tools` may name the builtin {"type": "browser"}
+    and {"type": "python"}. `date` is YYYY-MM-DD, None for today, "" for no date line.
+    With `open` the prompt ends after `<|start|>assistant`; without, the conversation is finished
+    and the reasoning of its last turn stays. `keep_reasoning` turns the drop rule off.
+    """
+
+    messages: tuple[Mapping[str, Any], ...]
+    tools: tuple[Mapping[str, Any], ...] = ()
+    system: str | None = None
+    reasoning: str = "medium"
+    response_format: Mapping[str, Any] | None = None
+    date: str | None = None
+    identity: str = IDENTITY
+    knowledge_cutoff: str = KNOWLEDGE_CUTOFF
+    channels: tuple[str, ...] = CHANNELS
+    open: bool = True
+    keep_reasoning: bool = False
+
+    def render(self, encoding: Encoding) -> list[int]:
+        """The prompt's token ids. Raises MessageError."""
+        tools = read_tools(self.tools)
+        instructions, turns = read_messages(self.messages, self.system)
+        if not self.keep_reasoning:
+            turns = drop_reasoning(turns, self.open)
+        library = importlib.import_module("openai_harmony")
+        messages = [self._system(library, tools)]
+        developer = _developer(library, instructions, tools, self.response_format)
+        messages += [developer] if developer is not None else []
+        messages += [_message(library, turn) for turn in turns]
+        conversation = library.Conversation.from_messages(messages)
+        config = library.RenderConversationConfig(auto_drop_analysis=False)
+        try:
+            ids: list[int] = encoding.library.render_conversation(conversation, config)
+        except library.HarmonyError as error:
+            raise MessageError(f"the conversation cannot be rendered: {error}") from error
+        return [*ids, START, ASSISTANT] if self.open else ids
+
+    def _system(self, library: Any, tools: Tools) -> Any:
+        if self.reasoning not in REASONING:
+            raise MessageError(
+                f"reasoning effort {self.reasoning!r} is unknown: use low, medium or high"
+            )
+        date = datetime.date.today().isoformat() if self.date is None else self.date
+        content = library.SystemContent(
+            model_identity=clean(self.identity),
+            reasoning_effort=library.ReasoningEffort(self.reasoning.capitalize()),
+            conversation_start_date=clean(date) or None,
+            knowledge_cutoff=clean(self.knowledge_cutoff),
+            channel_config=library.ChannelConfig.require_channels(list(self.channels)),
+        )
+        for name in tools.builtin:
+            content.with_tools(getattr(library.ToolNamespaceConfig, name)())
+        return library.Message.from_role_and_content(library.Role.SYSTEM, content)
+
+
+def render(
+    encoding: Encoding,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    tools: Sequence[Mapping[str, Any]] = (),
+    system: str | None = None,
+    reasoning: str = "medium",
+    response_format: Mapping[str, Any] | None = None,
+    date: str | None = None,
+) -> list[int]:
+    """The token ids of a prompt, ending after `<|start|>assistant`. Raises MessageError."""
+    conversation = Conversation(
+        messages=tuple(messages),
+        tools=tuple(tools),
+        system=system,
+        reasoning=reasoning,
+        response_format=response_format,
+        date=date,
+    )
+    return conversation.render(encoding)
+
+
+def render_reply(encoding: Encoding, message: Mapping[str, Any]) -> list[int]:
+    """What a model is to generate, after `<|start|>assistant`, to give this assistant message.
+
+    The last token is `<|return|>` or `<|call|>`. Raises MessageError.
+    """
+    _, turns = read_messages([message], None)
+    if message.get("role") != "assistant" or not turns:
+        raise MessageError("a reply is one assistant message")
+    library = importlib.import_module("openai_harmony")
+    messages = [_message(library, turn) for turn in turns]
+    config = library.RenderConversationConfig(auto_drop_analysis=False)
+    ids: list[int] = encoding.library.render_conversation(
+        library.Conversation.from_messages(messages), config
+    )
+    return ids[2:] if ids[-1] == CALL else [*ids[2:-1], RETURN]
+
+
+def drop_reasoning(turns: Sequence[Turn], open: bool) -> list[Turn]:
+    """The turns without the reasoning that the model is not to see again.
+
+    That is all analysis before the last final message; in a finished conversation whose last
+    message is final, before the final message before that one.
+    """
+    finals = [i for i, turn in enumerate(turns) if turn.channel == "final"]
+    if not open and finals and finals[-1] == len(turns) - 1:
+        finals.pop()
+    last = finals[-1] if finals else -1
+    return [turn for i, turn in enumerate(turns) if i > last or not turn.is_reasoning]
+
+
+def _message(library: Any, turn: Turn) -> Any:
+    if turn.role == "developer":
+        content = library.DeveloperContent(instructions=turn.text)
+        return library.Message.from_role_and_content(library.Role.DEVELOPER, content)
+    author = library.Author(role=library.Role(turn.role), name=turn.name)
+    message = library.Message.from_author_and_content(author, turn.text)
+    message.channel = turn.channel
+    message.recipient = turn.recipient
+    message.content_type = turn.content_type
+    return message
+
+
+def _developer(
+    library: Any, instructions: str | None, tools: Tools, response_format: Any
+) -> Any | None:
+    section = _response_format(response_format)
+    if instructions is None and not tools.functions and section is None:
+        return None
+    contents: list[Any] = []
+    if tools.functions:
+        content = library.DeveloperContent(instructions=instructions)
+        described = [
+            library.ToolDescription(
+                name=tool.name, description=tool.description, parameters=tool.parameters
+            )
+            for tool in tools.functions
+        ]
+        contents.append(content.with_function_tools(described))
+        # the tools' section ends in a letter, so that a following text starts its own tokens
+        contents += [library.TextContent(text="\n\n" + section)] if section is not None else []
+    else:
+        head = None if instructions is None else "# Instructions\n\n" + instructions
+        text = "\n\n".join(part for part in (head, section) if part is not None)
+        contents.append(library.TextContent(text=text))
+    return library.Message.from_role_and_contents(library.Role.DEVELOPER, contents)
+
+
+def _response_format(response_format: Any) -> str | None:
+    """The section that tells the model the format; None if any text will do."""
+    if response_format is None:
+        return None
+    if not isinstance(response_format, Mapping):
+        raise MessageError("response_format: expected an object with a type")
+    kind = response_format.get("type")
+    if kind == "text":
+        return None
+    name: Any = "json_object"
+    schema: Any = {"type": "object"}
+    description: Any = None
+    if kind == "json_schema":
+        inner = response_format.get("json_schema", response_format)
+        if not isinstance(inner, Mapping) or not isinstance(inner.get("schema"), Mapping):
+            raise MessageError("response_format: json_schema needs a schema that is an object")
+        name, schema = inner.get("name", "response"), inner["schema"]
+        description = inner.get("description")
+    elif kind != "json_object":
+        raise MessageError(
+            f"response_format: type {kind!r} is unknown: use text, json_object or json_schema"
+        )
+    if not isinstance(name, str) or not (description is None or isinstance(description, str)):
+        raise MessageError("response_format: name and description must be texts")
+    lines = ["## " + clean(name), ""]
+    lines += ["// " + line for line in clean(description or "").splitlines()]
+    lines.append(json.dumps(clean(schema), ensure_ascii=False, separators=(",", ":")))
+    return "# Response Formats\n\n" + "\n".join(lines)

@@ -1,0 +1,79 @@
+"""The tools a person gives: OpenAI function tools, and the builtin ones by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gptoss_mlx.errors import MessageError
+from gptoss_mlx.harmony.schema import clean, normalise
+
+BUILTIN = ("browser", "python")
+TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,128}")
+
+
+@dataclass(frozen=True)
+class Function:
+    """One function tool; `parameters` is a normalised JSON schema, None for no arguments."""
+
+    name: str
+    description: str
+    parameters: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Tools:
+    functions: tuple[Function, ...] = ()
+    builtin: tuple[str, ...] = ()
+
+
+def read_tools(tools: Sequence[Mapping[str, Any]]) -> Tools:
+    """Chat form {"type": "function", "function": {...}} or the flat Responses form.
+
+    {"type": "browser"} and {"type": "python"} name the builtin tools. Raises MessageError.
+    """
+    if isinstance(tools, (str, bytes, Mapping)) or not isinstance(tools, Sequence):
+        raise MessageError("tools: expected a list of tools")
+    functions: dict[str, Function] = {}
+    builtin: list[str] = []
+    for index, tool in enumerate(tools):
+        where = f"tool {index}"
+        kind = tool.get("type") if isinstance(tool, Mapping) else None
+        if kind in BUILTIN:
+            builtin += [str(kind)] if kind not in builtin else []
+            continue
+        if kind != "function":
+            raise MessageError(f"{where}: type {kind!r} is unknown: use function")
+        function = _function(where, tool.get("function", tool))
+        if function.name in functions:
+            raise MessageError(f"{where}: the tool name {function.name!r} is used twice")
+        functions[function.name] = function
+    return Tools(tuple(functions.values()), tuple(builtin))
+
+
+def tool_name(where: str, name: Any) -> str:
+    """A function's name if it is one, else MessageError."""
+    if not isinstance(name, str) or TOOL_NAME.fullmatch(name) is None:
+        raise MessageError(
+            f"{where}: tool name {name!r}: use 1 to 128 letters, digits, underscores and hyphens"
+        )
+    return name
+
+
+def _function(where: str, function: Any) -> Function:
+    if not isinstance(function, Mapping):
+        raise MessageError(f"{where}: expected an object with a name")
+    name = tool_name(where, function.get("name"))
+    description = function.get("description")
+    if description is not None and not isinstance(description, str):
+        raise MessageError(f"{where} ({name}): the description must be a text")
+    parameters = function.get("parameters")
+    if parameters is not None and not isinstance(parameters, Mapping):
+        raise MessageError(f"{where} ({name}): parameters must be a JSON schema object")
+    schema = None if parameters is None else normalise(parameters)
+    # the format writes a function without arguments as `() => any`
+    if schema is not None and schema.get("type") == "object" and not schema.get("properties"):
+        schema = None
+    return Function(name, clean(description or ""), schema)
