@@ -1,0 +1,265 @@
+"""A gpt-oss checkpoint on disk: which tensor lies where, everything validated first.
+
+A `Checkpoint` is one of two folders: the released layout, or a conversion in which modules
+besides the experts are quantized by MLX as config.json's `quantization` says. `Checkpoint.open`
+reads JSON and headers only, and what it returns has every tensor of the config, with the right
+dtype and shape, at a valid place in a file. No MLX, no torch.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptoss_mlx.config import MXFP4_BLOCK, ModelConfig
+from gptoss_mlx.errors import CheckpointError
+from gptoss_mlx.jsonfile import read_json, shown
+from gptoss_mlx.shard import Tensor, read_into, read_shard
+
+__all__ = ["Checkpoint", "Progress", "Tensor", "expected_tensors", "read_into"]
+
+Progress = Callable[[int, int], None]
+"""Called with (bytes done, bytes in all)."""
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+
+_NAN_SCALE = 255
+_READERS = 4
+_NUMPY = {"BF16": "<u2", "F16": "<f2", "F32": "<f4", "U8": "u1", "U32": "<u4"}
+
+Expected = dict[str, tuple[str, tuple[int, ...]]]
+
+
+class Checkpoint:
+    """A validated checkpoint folder, its files mapped until `close`."""
+
+    def __init__(self, folder: Path, config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
+        """Map the files of tensors that `open` has validated."""
+        self.folder = folder
+        self.config = config
+        self.tensors = tensors
+        paths = {tensor.path for tensor in tensors.values()}
+        self._maps = {path: _mapped(path) for path in sorted(paths)}
+
+    @classmethod
+    def open(cls, folder: Path) -> Checkpoint:
+        """Validate and open a folder. Raises CheckpointError (ConfigError for config.json)."""
+        if not folder.is_dir():
+            raise CheckpointError(f"{folder}: is not a folder")
+        config = ModelConfig.from_file(folder / "config.json")
+        source, tensors = _read_tensors(folder)
+        _check_expected(source, tensors, expected_tensors(config, folder / "config.json"))
+        return cls(folder, config, MappingProxyType(tensors))
+
+    def check_scales(self, progress: Progress | None = None) -> None:
+        """Read every E8M0 scale once; 255 is NaN and raises CheckpointError with its place."""
+        pieces = list(self._scale_pieces())
+        total, done = sum(piece.nbytes for _, piece in pieces), 0
+        pool = ThreadPoolExecutor(_READERS, thread_name_prefix="scales")
+        try:
+            for problem, (_, piece) in zip(pool.map(_scale_problem, pieces), pieces, strict=True):
+                if problem is not None:
+                    raise CheckpointError(problem)
+                done += piece.nbytes
+                if progress is not None:
+                    progress(done, total)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def map(self, tensor: Tensor) -> NDArray[Any]:
+        """A read-only view of a tensor (or a slice of one) in its mapped file; BF16 as uint16."""
+        dtype = np.dtype(_NUMPY[tensor.dtype])
+        return np.ndarray(tensor.shape, dtype, self._maps[tensor.path], tensor.offset)
+
+    def close(self) -> None:
+        """Let go of the files; views from `map` stay valid until they are dropped."""
+        self._maps.clear()
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _scale_pieces(self) -> Iterator[tuple[str, Tensor]]:
+        """(where, piece) for every E8M0 tensor: by expert, or whole if it has none."""
+        quantization = self.config.quantization
+        for name, tensor in self.tensors.items():
+            module, _, kind = name.rpartition(".")
+            if name.endswith("_scales"):
+                for expert in range(tensor.shape[0]):
+                    yield f" of expert {expert}", tensor[expert]
+            elif kind == "scales" and quantization is not None:
+                spec = quantization.of(module)
+                if spec is not None and spec.mode in ("mxfp4", "mxfp8"):
+                    yield "", tensor
+
+
+def expected_tensors(config: ModelConfig, path: Path) -> Expected:
+    """Every tensor of a config: name -> (dtype, shape), in the released order of a layer.
+
+    `path` (of the config.json) opens the message of the CheckpointError for a quantization
+    that does not fit a module's shape.
+    """
+    expected: Expected = {}
+    # The released files order layers by their names as text: 0, 1, 10, 11, ..., 2, 20, ...
+    for layer in sorted(range(config.num_hidden_layers), key=str):
+        _expect_layer(expected, config, path, f"model.layers.{layer}")
+    vocab, hidden = config.vocab_size, config.hidden_size
+    _expect_matrix(expected, config, path, "model.embed_tokens", vocab, hidden)
+    expected["model.norm.weight"] = ("BF16", (hidden,))
+    _expect_matrix(expected, config, path, "lm_head", vocab, hidden)
+    return expected
+
+
+def _expect_layer(expected: Expected, config: ModelConfig, path: Path, layer: str) -> None:
+    hidden = config.hidden_size
+    width = config.num_attention_heads * config.head_dim
+    kv_width = config.num_key_value_heads * config.head_dim
+    attention, mlp = f"{layer}.self_attn", f"{layer}.mlp"
+    expected[f"{layer}.input_layernorm.weight"] = ("BF16", (hidden,))
+    expected[f"{attention}.o_proj.bias"] = ("BF16", (hidden,))
+    _expect_matrix(expected, config, path, f"{attention}.o_proj", hidden, width)
+    rows = {"q_proj": width, "k_proj": kv_width, "v_proj": kv_width}
+    for name, out in rows.items():
+        expected[f"{attention}.{name}.bias"] = ("BF16", (out,))
+    for name, out in rows.items():
+        _expect_matrix(expected, config, path, f"{attention}.{name}", out, hidden)
+    expected[f"{attention}.sinks"] = ("BF16", (config.num_attention_heads,))
+    experts = config.num_local_experts
+    expected[f"{mlp}.router.bias"] = ("BF16", (experts,))
+    _expect_matrix(expected, config, path, f"{mlp}.router", experts, hidden)
+    intermediate = config.intermediate_size
+    shapes = {"gate_up_proj": (2 * intermediate, hidden), "down_proj": (hidden, intermediate)}
+    for name, (out, width) in shapes.items():
+        blocks = width // MXFP4_BLOCK
+        expected[f"{mlp}.experts.{name}_bias"] = ("BF16", (experts, out))
+        expected[f"{mlp}.experts.{name}_blocks"] = ("U8", (experts, out, blocks, 16))
+        expected[f"{mlp}.experts.{name}_scales"] = ("U8", (experts, out, blocks))
+    expected[f"{layer}.post_attention_layernorm.weight"] = ("BF16", (hidden,))
+
+
+def _expect_matrix(
+    expected: Expected, config: ModelConfig, path: Path, module: str, out: int, width: int
+) -> None:
+    """A [out, width] matrix: in bf16, or as MLX quantizes it along its width."""
+    spec = config.quantization.of(module) if config.quantization is not None else None
+    if spec is None:
+        expected[f"{module}.weight"] = ("BF16", (out, width))
+        return
+    if width % spec.group_size or width * spec.bits % 32:
+        raise CheckpointError(
+            f"{path}: quantization of {module}: its {width} columns are not divisible"
+            f" by group_size {spec.group_size}"
+        )
+    groups = (out, width // spec.group_size)
+    expected[f"{module}.weight"] = ("U32", (out, width * spec.bits // 32))
+    expected[f"{module}.scales"] = ("BF16" if spec.mode == "affine" else "U8", groups)
+    if spec.mode == "affine":
+        expected[f"{module}.biases"] = ("BF16", groups)
+
+
+def _read_tensors(folder: Path) -> tuple[Path, dict[str, Tensor]]:
+    """Every tensor of the folder's files, and the file that lists them."""
+    index, single = folder / INDEX, folder / SINGLE
+    if not index.exists():
+        if not single.exists():
+            raise CheckpointError(f"{folder}: holds neither {INDEX} nor {SINGLE}")
+        return single, read_shard(single)
+    weight_map = _weight_map(index)
+    tensors: dict[str, Tensor] = {}
+    for shard in sorted(set(weight_map.values())):
+        found = read_shard(folder / shard)
+        for name in found:
+            if weight_map.get(name) != shard:
+                raise CheckpointError(
+                    f"{folder / shard}: holds tensor {shown(name)}, which {INDEX} does not"
+                    " place there"
+                )
+        tensors |= found
+    for name, shard in weight_map.items():
+        if name not in tensors:
+            raise CheckpointError(
+                f"{index}: places tensor {shown(name)} in {shard}, which does not hold it"
+            )
+    return index, tensors
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index}: weight_map is {shown(weight_map)}, not an object")
+    for name, shard in weight_map.items():
+        if not _is_plain_name(shard):
+            raise CheckpointError(
+                f"{index}: weight_map[{shown(name)}] is {shown(shard)},"
+                " not the plain name of a .safetensors file"
+            )
+    for shard in sorted(set(weight_map.values())):
+        if not (index.parent / shard).is_file():
+            raise CheckpointError(f"{index}: names {shard}, which is not in the folder")
+    return weight_map
+
+
+def _is_plain_name(value: object) -> bool:
+    return (
+        isinstance(value, str)
+        and value.endswith(".safetensors")
+        and value.isprintable()
+        and not value.startswith(".")
+        and not any(separator in value for separator in "/\\:")
+    )
+
+
+def _check_expected(source: Path, tensors: Mapping[str, Tensor], expected: Expected) -> None:
+    missing = [name for name in expected if name not in tensors]
+    if missing:
+        more = f" (nor {len(missing) - 1} others)" if len(missing) > 1 else ""
+        raise CheckpointError(
+            f"{source}: has no tensor {missing[0]}{more}, which config.json calls for"
+        )
+    for name, tensor in tensors.items():
+        if name not in expected:
+            raise CheckpointError(
+                f"{tensor.path}: holds tensor {shown(name)}, which config.json does not call for"
+            )
+        dtype, shape = expected[name]
+        if (tensor.dtype, tensor.shape) != (dtype, shape):
+            raise CheckpointError(
+                f"{tensor.path}: tensor {name} is {tensor.dtype} {shown(list(tensor.shape))},"
+                f" but config.json calls for {dtype} {list(shape)}"
+            )
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    try:
+        with path.open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be mapped: {error.strerror}") from error
+
+
+def _scale_problem(item: tuple[str, Tensor]) -> str | None:
+    where, tensor = item
+    scales = np.empty(tensor.nbytes, np.uint8)
+    read_into(tensor, scales.data)
+    if tensor.nbytes == 0 or scales.max() != _NAN_SCALE:
+        return None
+    place = int(scales.argmax())
+    return (
+        f"{tensor.path}: tensor {tensor.name}{where} has the scale 255 (NaN) at byte"
+        f" {tensor.offset + place}; the highest is 254"
+    )
