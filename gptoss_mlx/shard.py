@@ -10,7 +10,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from gptoss_mlx.errors import CheckpointError
 from gptoss_mlx.jsonfile import parse_json, shown
@@ -157,7 +157,7 @@ def _tensor(path: Path, name: str, entry: object, data_start: int, data_bytes: i
     return Tensor(name, dtype, tuple(shape), path, data_start + begin, nbytes)
 
 
-def _is_size_list(value: Any) -> bool:
+def _is_size_list(value: object) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(size) is int and size >= 0 for size in value)
 
 

@@ -1,0 +1,1 @@
+"""Measurements, and the checkpoints they run on; not installed."""

@@ -1,0 +1,68 @@
+"""Random values for each tensor of a gpt-oss checkpoint, by its name.
+
+Their magnitudes keep activations near one, so that every part of the model matters: weights of
+about 1/sqrt(columns), sinks and biases that are not zero, gates beyond the SwiGLU limit.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptoss_mlx.config import ModelConfig
+
+Draw = Callable[[np.random.Generator, int], NDArray[Any]]
+"""(generator, count) -> that many values as stored: uint16 for BF16, uint8 for U8."""
+
+# Root mean square of the sixteen E2M1 codes, and of 2^k for k in -1, 0, 1.
+_CODE_RMS = math.sqrt(68.5 / 8)
+_SCALE_RMS = math.sqrt(5.25 / 3)
+
+
+def draw(name: str, config: ModelConfig) -> Draw:
+    """How a tensor's values are drawn, by its name."""
+    hidden = config.hidden_size
+    unit = 1 / math.sqrt(hidden)
+    normals = {
+        r"layernorm\.weight|norm\.weight": (1.0, 0.1),
+        r"embed_tokens\.weight": (0.0, 1.0),
+        r"lm_head\.weight": (0.0, 2 * unit),
+        r"sinks": (1.0, 2.0),
+        r"[qk]_proj\.weight": (0.0, 1.5 * unit),
+        r"v_proj\.weight|router\.weight": (0.0, unit),
+        r"o_proj\.weight": (0.0, 1 / math.sqrt(config.num_attention_heads * config.head_dim)),
+        r"_proj\.bias|router\.bias|down_proj_bias": (0.0, 0.25),
+    }
+    for pattern, (mean, std) in normals.items():
+        if re.search(f"(?:{pattern})$", name):
+            return lambda rng, count: _bf16(mean + std * _normal(rng, count))
+    if name.endswith("gate_up_proj_bias"):
+        return _heavy_tailed
+    if name.endswith("_blocks"):
+        return lambda rng, count: np.frombuffer(rng.bytes(count), np.uint8)
+    if not name.endswith("_scales"):
+        raise AssertionError(name)
+    width = config.intermediate_size if "down_proj" in name else hidden
+    middle = 127 + round(math.log2(1 / math.sqrt(width) / _CODE_RMS / _SCALE_RMS))
+    return lambda rng, count: rng.integers(middle - 1, middle + 2, count, np.uint8)
+
+
+def _normal(rng: np.random.Generator, count: int) -> NDArray[np.float32]:
+    return rng.standard_normal(count, np.float32)
+
+
+def _heavy_tailed(rng: np.random.Generator, count: int) -> NDArray[np.uint16]:
+    """One value in sixteen is large, so that gates and ups pass the SwiGLU limit."""
+    values = np.float32(0.5) * _normal(rng, count)
+    values[rng.random(count, np.float32) < 1 / 16] *= 16
+    return _bf16(values)
+
+
+def _bf16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
+    bits = values.astype(np.float32, copy=False).view(np.uint32)
+    return ((bits + np.uint32(0x8000)) >> np.uint32(16)).astype(np.uint16)
