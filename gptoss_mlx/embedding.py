@@ -1,0 +1,90 @@
+"""The embedding table: 1.2 GB in the released models, of which a token needs one row.
+
+Mapped, a row is read from the file when it is asked for; the operating system keeps the pages in
+use. That needs the token's id on the host, once a token. Resident, the table lies in memory and
+the id may still be on its way: the choice where there is room.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import mlx.core as mx
+import numpy as np
+
+from gptoss_mlx.checkpoint import Checkpoint
+from gptoss_mlx.config import QuantizationSpec
+from gptoss_mlx.weights import Loader
+
+MODULE = "model.embed_tokens"
+
+
+class Embedding(Protocol):
+    def __call__(self, ids: Sequence[int] | mx.array) -> mx.array:
+        """[tokens] -> [tokens, hidden] in the compute dtype."""
+
+
+class MappedEmbedding:
+    """Rows read from the mapped file."""
+
+    def __init__(self, checkpoint: Checkpoint, loader: Loader) -> None:
+        self.dtype = loader.dtype
+        self.spec = loader.spec(MODULE)
+        parts = {p: f"{MODULE}.{p}" for p in ("weight", "scales", "biases")}
+        self.parts = {
+            part: (checkpoint.map(checkpoint.tensors[name]), checkpoint.tensors[name].dtype)
+            for part, name in parts.items()
+            if name in checkpoint.tensors
+        }
+
+    def __call__(self, ids: Sequence[int] | mx.array) -> mx.array:
+        rows = np.asarray(ids)
+        arrays = {
+            part: _typed(mx.array(table[rows]), dtype) for part, (table, dtype) in self.parts.items()
+        }
+        return _dequantized(arrays, self.spec, self.dtype)
+
+
+class ResidentEmbedding:
+    """The whole table in memory, as the file has it."""
+
+    def __init__(self, checkpoint: Checkpoint, loader: Loader) -> None:
+        self.dtype = loader.dtype
+        self.spec = loader.spec(MODULE)
+        self.parts = {
+            part: loader.raw(name, dtype=_WIRE[checkpoint.tensors[name].dtype])
+            for part in ("weight", "scales", "biases")
+            if (name := f"{MODULE}.{part}") in checkpoint.tensors
+        }
+        self.dtypes = {
+            part: checkpoint.tensors[f"{MODULE}.{part}"].dtype for part in self.parts
+        }
+
+    def __call__(self, ids: Sequence[int] | mx.array) -> mx.array:
+        rows = ids if isinstance(ids, mx.array) else mx.array(ids)
+        arrays = {part: _typed(table[rows], self.dtypes[part]) for part, table in self.parts.items()}
+        return _dequantized(arrays, self.spec, self.dtype)
+
+
+_WIRE = {"BF16": mx.uint16, "F16": mx.float16, "F32": mx.float32, "U8": mx.uint8, "U32": mx.uint32}
+
+
+def _typed(rows: mx.array, dtype: str) -> mx.array:
+    return rows.view(mx.bfloat16) if dtype == "BF16" else rows
+
+
+def _dequantized(
+    rows: dict[str, mx.array], spec: QuantizationSpec | None, dtype: mx.Dtype
+) -> mx.array:
+    if spec is None:
+        return rows["weight"].astype(dtype)
+    return mx.dequantize(
+        rows["weight"],
+        rows["scales"],
+        rows.get("biases"),
+        group_size=spec.group_size,
+        bits=spec.bits,
+        mode=spec.mode,
+        dtype=dtype,
+    )

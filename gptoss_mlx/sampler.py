@@ -1,0 +1,168 @@
+"""Choosing the next token, in MLX, without waiting for the one before.
+
+A `Sampler` belongs to one stream. Each choice is queued as a lazy array, so that the step after it
+can be queued too; `Choice.read` waits. The draw at step i depends on the seed and on i alone: a
+step can be chosen again under another mask, and a stream repeats exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import mlx.core as mx
+import numpy as np
+
+from gptoss_mlx.sampling import Sampling
+
+_WEYL = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: neighbouring steps get unrelated keys
+_WORD = 2**64 - 1
+
+
+class Mask(Protocol):
+    """Which tokens may come: only those in `allow`, or all but those in `ban`."""
+
+    @property
+    def allow(self) -> tuple[int, ...] | None: ...
+    @property
+    def ban(self) -> tuple[int, ...]: ...
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A token that may still be on its way. token: [1] uint32."""
+
+    token: mx.array
+    logprob: mx.array | None = None
+    top: tuple[mx.array, mx.array] | None = None
+
+    def read(self) -> tuple[int, float | None, tuple[tuple[int, float], ...]]:
+        """Wait for it: (id, log-probability, the most probable ids with theirs)."""
+        logprob = None if self.logprob is None else float(self.logprob.item())
+        top: tuple[tuple[int, float], ...] = ()
+        if self.top is not None:
+            ids, values = (np.asarray(a).tolist() for a in self.top)
+            top = tuple(zip(ids, values, strict=True))
+        return int(self.token.item()), logprob, top
+
+    def queue(self) -> None:
+        """Start computing it."""
+        mx.async_eval(self.token, *([] if self.logprob is None else [self.logprob]))
+
+
+class Sampler:
+    """Draws tokens for one stream under one set of options."""
+
+    def __init__(self, options: Sampling, seed: int, prompt: Sequence[int], vocab: int) -> None:
+        options.check_vocabulary(vocab)
+        self.options, self.seed, self.vocab = options, seed, vocab
+        self._penalties = _Penalties(options, prompt, vocab)
+        bias = options.logit_bias
+        self._bias = (mx.array(list(bias), mx.uint32), mx.array(list(bias.values()), mx.float32))
+        self._mask: Mask | None = None
+        self._mask_ids = mx.array([], mx.uint32)
+
+    def choose(self, logits: mx.array, step: int, mask: Mask | None) -> Choice:
+        """Queue the choice of the step-th token from logits [vocabulary]."""
+        raw = logits.astype(mx.float32)
+        scores = self._penalties.apply(raw)
+        if self.options.logit_bias:
+            scores = scores.at[self._bias[0]].add(self._bias[1])
+        scores, ids = self._masked(scores, mask)
+        token = self._draw(scores, step)
+        if ids is not None:
+            token = ids[token]
+        choice = self._report(token.astype(mx.uint32).reshape(1), raw)
+        choice.queue()
+        return choice
+
+    def accept(self, choice: Choice) -> None:
+        """Count a choice as generated: later penalties see it."""
+        self._penalties.count(choice.token)
+
+    def _masked(self, scores: mx.array, mask: Mask | None) -> tuple[mx.array, mx.array | None]:
+        """(scores, None), or scores of a few candidates and their ids."""
+        if mask is None:
+            return scores, None
+        if mask is not self._mask:
+            ids = mask.ban if mask.allow is None else mask.allow
+            self._mask = mask
+            self._mask_ids = mx.array([i for i in ids if i < self.vocab], mx.uint32)
+        if mask.allow is not None:
+            return scores[self._mask_ids], self._mask_ids
+        if self._mask_ids.size == 0:
+            return scores, None
+        scores[self._mask_ids] = -mx.inf
+        return scores, None
+
+    def _draw(self, scores: mx.array, step: int) -> mx.array:
+        options = self.options
+        if options.temperature == 0 or options.top_k == 1:
+            return mx.argmax(scores)
+        scores = scores / options.temperature
+        kept = None
+        if 0 < options.top_k < scores.size:
+            kept = mx.argpartition(scores, kth=scores.size - options.top_k)[-options.top_k :]
+            scores = scores[kept]
+        scores = _nucleus(scores, options.top_p, options.min_p)
+        key = mx.random.key((self.seed + _WEYL * (step + 1)) & _WORD)
+        drawn = mx.random.categorical(scores, key=key)
+        return drawn if kept is None else kept[drawn]
+
+    def _report(self, token: mx.array, raw: mx.array) -> Choice:
+        if not self.options.logprobs:
+            return Choice(token)
+        logprobs = raw - mx.logsumexp(raw)
+        count = min(self.options.top_logprobs, self.vocab)
+        if count == 0:
+            return Choice(token, logprobs[token])
+        ids = mx.argpartition(-logprobs, kth=count - 1)[:count]
+        ids = ids[mx.argsort(-logprobs[ids])]
+        return Choice(token, logprobs[token], (ids, logprobs[ids]))
+
+
+def _nucleus(scores: mx.array, top_p: float, min_p: float) -> mx.array:
+    """Scores with those outside top-p and below min-p at minus infinity.
+
+    Tokens as probable as the last one kept are kept too.
+    """
+    if top_p >= 1 and min_p <= 0:
+        return scores
+    p = mx.softmax(scores, axis=-1)
+    floor = p.max() * min_p
+    if top_p < 1:
+        descending = -mx.sort(-p)
+        before = mx.cumsum(descending) - descending
+        last = mx.where(before < top_p, descending, mx.inf).min()
+        floor = mx.maximum(floor, last)
+    return mx.where(p >= floor, scores, -mx.inf)
+
+
+class _Penalties:
+    """Counts of what was said, on the device, and what they do to the logits."""
+
+    def __init__(self, options: Sampling, prompt: Sequence[int], vocab: int) -> None:
+        self.options = options
+        self.repeats = options.repetition_penalty != 1
+        self.counts = options.presence_penalty != 0 or options.frequency_penalty != 0
+        self.seen = mx.zeros(vocab if self.repeats else 0, dtype=mx.bool_)
+        self.used = mx.zeros(vocab if self.counts else 0, dtype=mx.float32)
+        if self.repeats and len(prompt):
+            self.seen[mx.array(sorted(set(prompt)), mx.uint32)] = True
+
+    def apply(self, logits: mx.array) -> mx.array:
+        if self.repeats:
+            penalty = self.options.repetition_penalty
+            stretched = mx.where(logits > 0, logits / penalty, logits * penalty)
+            logits = mx.where(self.seen, stretched, logits)
+        if self.counts:
+            presence, frequency = self.options.presence_penalty, self.options.frequency_penalty
+            logits = logits - frequency * self.used - presence * (self.used > 0)
+        return logits
+
+    def count(self, token: mx.array) -> None:
+        if self.repeats:
+            self.seen[token] = True
+        if self.counts:
+            self.used = self.used.at[token].add(1)

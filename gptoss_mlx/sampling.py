@@ -1,0 +1,69 @@
+"""How the next token is chosen: the options a person may set, checked once.
+
+Order: penalties, logit bias, mask, temperature, top-k, top-p, min-p, draw. Log-probabilities are
+those of the model's own distribution, before all of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from gptoss_mlx.errors import SamplingError
+
+MAX_TOP_LOGPROBS = 20
+MAX_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Sampling options; the defaults leave the model's distribution as it is.
+
+    temperature: 0 takes the most probable token. top_k: 0 keeps all.
+    top_p: keep the most probable tokens that together reach it. min_p: keep tokens at least this
+    fraction as probable as the first.
+    repetition_penalty: divides (multiplies, if negative) the logits of all tokens seen, prompt
+    included. presence_penalty, frequency_penalty: subtracted once, and once per use, from tokens
+    already generated. logit_bias: token id -> added to its logit.
+    seed: None draws a fresh one. logprobs: report them; top_logprobs: for this many alternatives.
+    Raises SamplingError for a value out of range.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
+    seed: int | None = None
+    logprobs: bool = False
+    top_logprobs: int = 0
+
+    def __post_init__(self) -> None:
+        _within("temperature", self.temperature, 0, 100)
+        _within("top_p", self.top_p, 0, 1, above=True)
+        _within("top_k", self.top_k, 0, 2**31 - 1)
+        _within("min_p", self.min_p, 0, 1)
+        _within("repetition_penalty", self.repetition_penalty, 0, 100, above=True)
+        _within("presence_penalty", self.presence_penalty, -2, 2)
+        _within("frequency_penalty", self.frequency_penalty, -2, 2)
+        _within("top_logprobs", self.top_logprobs, 0, MAX_TOP_LOGPROBS)
+        if self.seed is not None:
+            _within("seed", self.seed, 0, MAX_SEED)
+        for token, bias in self.logit_bias.items():
+            _within(f"logit_bias of token {token}", bias, -100, 100)
+
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Raises SamplingError if logit_bias names a token the model does not have."""
+        for token in self.logit_bias:
+            _within("token of logit_bias", token, 0, vocab_size - 1)
+
+
+def _within(name: str, value: float, low: float, high: float, *, above: bool = False) -> None:
+    if not math.isfinite(value) or not low <= value <= high or (above and value == low):
+        limit = f"above {low:g} and at most {high:g}" if above else f"from {low:g} to {high:g}"
+        raise SamplingError(f"{name} is {value}, but must be {limit}")

@@ -1,0 +1,180 @@
+"""From the checkpoint's files into the memory the model computes on.
+
+Every array is allocated once, at its final size, and filled by a pool of threads: with `pread`
+where the file already holds what is wanted, and widened from bfloat16 to float32 in passing where
+it does not. Nothing is converted as a whole, so loading peaks at the arrays themselves and one
+small buffer a thread.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from threading import Lock, local
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
+
+from gptoss_mlx.checkpoint import Checkpoint, Progress, Tensor, read_into
+from gptoss_mlx.config import QuantizationSpec
+from gptoss_mlx.linear import Linear
+
+PIECE = 8 << 20  # bytes a thread reads at a time
+THREADS = max(2, min(8, os.cpu_count() or 4))
+
+Array = NDArray[Any]
+Read = Callable[[Tensor, Array], None]
+
+
+class Loader:
+    """Hands out arrays at once and fills them in the background; `finish` waits for all.
+
+    Until `finish` has returned, the arrays' contents are undefined. Used as a context manager, it
+    stops reading when the body fails. total: bytes that will be read, for the progress.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        dtype: mx.Dtype,
+        total: int = 0,
+        progress: Progress | None = None,
+    ) -> None:
+        self.checkpoint, self.dtype = checkpoint, dtype
+        self._total, self._done = total, 0
+        self._progress = progress
+        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="gptoss-load")
+        self._reads: list[Future[None]] = []
+        self._scratch = local()
+        self._lock = Lock()
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def finish(self) -> None:
+        """Wait until everything is read. Raises CheckpointError if a file cannot be read."""
+        for read in self._reads:
+            read.result()
+        self._reads.clear()
+
+    def dense(self, *names: str) -> mx.array:
+        """The named tensors, stacked along their first axis, in the compute dtype."""
+        tensors = [self.checkpoint.tensors[name] for name in names]
+        if self.dtype == mx.bfloat16 and all(t.dtype == "BF16" for t in tensors):
+            return self._raw(tensors, _stacked(tensors), mx.uint16).view(mx.bfloat16)
+        out = _allocate(_stacked(tensors), mx.float32)
+        self._queue(tensors, np.asarray(out), self._read_float)
+        if self.dtype != mx.float32:
+            self.finish()
+            out = out.astype(self.dtype)
+        return out
+
+    def raw(self, *names: str, dtype: mx.Dtype) -> mx.array:
+        """The named tensors' bytes as they are, stacked, their last axis seen as `dtype`."""
+        tensors = [self.checkpoint.tensors[name] for name in names]
+        *rows, last = _stacked(tensors)
+        width = last * tensors[0].nbytes // (_count(tensors[0]) * dtype.size)
+        return self._raw(tensors, (*rows, width), dtype)
+
+    def linear(self, *modules: str, bias: bool = True) -> Linear:
+        """One projection made of the named modules' outputs, in order; they must be alike."""
+        spec = self.spec(modules[0])
+        b = self.dense(*_named(modules, "bias")) if bias else None
+        if spec is None:
+            return Linear(self.dense(*_named(modules, "weight")), b)
+        weight = self.raw(*_named(modules, "weight"), dtype=mx.uint32)
+        if spec.mode != "affine":
+            scales = self.raw(*_named(modules, "scales"), dtype=mx.uint8)
+            return Linear(weight, b, scales, None, spec)
+        scales, biases = self.dense(*_named(modules, "scales")), self.dense(*_named(modules, "biases"))
+        return Linear(weight, b, scales, biases, spec)
+
+    def alike(self, *modules: str) -> bool:
+        """Whether the modules share one quantization, so that `linear` can join them."""
+        return len({self.spec(module) for module in modules}) == 1
+
+    def spec(self, module: str) -> QuantizationSpec | None:
+        """How the checkpoint has quantized a module; None if it has not."""
+        quantization = self.checkpoint.config.quantization
+        if quantization is None or f"{module}.scales" not in self.checkpoint.tensors:
+            return None
+        return quantization.of(module)
+
+    def _raw(self, tensors: list[Tensor], shape: tuple[int, ...], dtype: mx.Dtype) -> mx.array:
+        out = _allocate(shape, dtype)
+        self._queue(tensors, np.asarray(out), _read_bytes)
+        return out
+
+    def _queue(self, tensors: list[Tensor], out: Array, read: Read) -> None:
+        """Queue the reads that fill `out` with the tensors, one behind the other."""
+        flat = out.reshape(-1)
+        widening = read is not _read_bytes
+        at = 0
+        for tensor in tensors:
+            unit = tensor.nbytes // _count(tensor) if widening else flat.itemsize
+            for piece in _pieces(tensor, unit):
+                count = piece.nbytes // unit
+                self._reads.append(self._pool.submit(self._read, read, piece, flat[at : at + count]))
+                at += count
+
+    def _read(self, read: Read, piece: Tensor, out: Array) -> None:
+        read(piece, out)
+        with self._lock:
+            self._done += piece.nbytes
+            if self._progress is not None:
+                self._progress(self._done, max(self._done, self._total))
+
+    def _read_float(self, piece: Tensor, out: Array) -> None:
+        """Read bfloat16, float16 or float32 into a float32 slice."""
+        if piece.dtype == "F32":
+            return _read_bytes(piece, out)
+        scratch = getattr(self._scratch, "words", None)
+        if scratch is None:
+            scratch = self._scratch.words = np.empty(PIECE // 2, np.uint16)
+        words = scratch[: out.size]
+        _read_bytes(piece, words)
+        if piece.dtype == "F16":
+            np.copyto(out, words.view(np.float16))
+        else:  # a bfloat16 is the upper half of the float32 of the same value
+            bits = out.view(np.uint32)
+            np.left_shift(words, 16, out=bits, dtype=np.uint32)
+        return None
+
+
+def _named(modules: tuple[str, ...], part: str) -> list[str]:
+    return [f"{module}.{part}" for module in modules]
+
+
+def _stacked(tensors: list[Tensor]) -> tuple[int, ...]:
+    return (sum(t.shape[0] for t in tensors), *tensors[0].shape[1:])
+
+
+def _count(tensor: Tensor) -> int:
+    return int(np.prod(tensor.shape))
+
+
+def _allocate(shape: tuple[int, ...], dtype: mx.Dtype) -> mx.array:
+    out = mx.zeros(shape, dtype=dtype)
+    mx.eval(out)
+    return out
+
+
+def _pieces(tensor: Tensor, unit: int) -> Iterator[Tensor]:
+    """The tensor in byte ranges of at most PIECE bytes, each whole in units of `unit` bytes."""
+    step = PIECE // unit * unit
+    for start in range(0, tensor.nbytes, step):
+        nbytes = min(step, tensor.nbytes - start)
+        yield replace(
+            tensor, shape=(nbytes // unit,), offset=tensor.offset + start, nbytes=nbytes
+        )
+
+
+def _read_bytes(piece: Tensor, out: Array) -> None:
+    read_into(piece, memoryview(out.view(np.uint8)))
