@@ -1,0 +1,150 @@
+"""Which token may come next while a model writes Harmony: the header grammar.
+
+Every permitted header is a path of a trie over its canonical tokens. Inside a message the mask
+is one and the same object, so that decoding need not wait for it. From every state, also after
+tokens the grammar did not permit, there is a way on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from gptoss_mlx.harmony.encoding import (
+    ASSISTANT,
+    CALL,
+    CHANNEL,
+    CONSTRAIN,
+    END,
+    MESSAGE,
+    ORDINARY_TOKENS,
+    RETURN,
+    START,
+    VOCAB_SIZE,
+    Encoding,
+)
+from gptoss_mlx.harmony.header import Header, read_header
+
+BUILTIN = {
+    "browser": ("browser.search", "browser.open", "browser.find"),
+    "python": ("python",),
+}
+_ENDS = (END, RETURN, CALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """Either the only ids that are allowed, or the ids that are banned; the other is None."""
+
+    allow: tuple[int, ...] | None = None
+    ban: tuple[int, ...] | None = None
+
+
+class HeaderState:
+    """One place in the grammar. `header` is set inside a message and says which one it is."""
+
+    __slots__ = ("_next", "_other", "header", "mask")
+
+    def __init__(self, mask: Mask, header: Header | None = None) -> None:
+        self.mask = mask
+        self.header = header
+        self._next: dict[int, HeaderState] = {}
+        self._other: HeaderState = self
+
+    def advance(self, id: int) -> HeaderState:
+        """The state after this token; a token that is not permitted leads on, too."""
+        return self._next.get(id, self._other)
+
+    def link(self, id: int, state: HeaderState) -> None:
+        """While the grammar is built: where a token leads, unless it leads somewhere already."""
+        self._next.setdefault(id, state)
+
+    def lead(self, state: HeaderState) -> None:
+        """While the grammar is built: where all other tokens lead."""
+        self._other = state
+
+
+class Headers:
+    """The grammar for a set of functions.
+
+    `tools` are function names without namespace, `builtin` may hold "browser" and "python".
+    With `response_format` a final message may be declared as JSON. `vocab_size` is the number of
+    logits: ids without a token are banned.
+    """
+
+    def __init__(
+        self,
+        encoding: Encoding,
+        *,
+        tools: Iterable[str] = (),
+        builtin: Iterable[str] = (),
+        response_format: object = None,
+        vocab_size: int = VOCAB_SIZE,
+    ) -> None:
+        self._specials = tuple(range(ORDINARY_TOKENS, max(vocab_size, VOCAB_SIZE)))
+        self._messages: dict[Header, HeaderState] = {}
+        self._bans: dict[int, Mask] = {}
+        # where tokens that are not permitted lead: any header, then any message
+        self._lost = HeaderState(self._ban(CHANNEL, CONSTRAIN, MESSAGE, START, *_ENDS))
+        loose = HeaderState(self._ban(*_ENDS))
+        self._again = HeaderState(Mask(allow=(START,)))
+        role = HeaderState(Mask(allow=(ASSISTANT,)))
+        texts = _texts(tuple(tools), tuple(builtin), response_format is not None)
+        paths = {tuple(encoding.encode_special(text)): read_header(text) for text in texts}
+        self._nodes: list[HeaderState] = []
+        self._start = self._node(paths)
+        for state in (*self._nodes, *self._messages.values(), self._lost, loose, self._again, role):
+            state.link(START, role)
+            for end in _ENDS:
+                state.link(end, self._again)
+        for state in (*self._nodes, self._lost, self._again, role):
+            state.link(MESSAGE, loose)
+            state.lead(self._lost)
+        role.link(ASSISTANT, self._start)
+
+    def start(self) -> HeaderState:
+        """The state just after the prompt's `<|start|>assistant`."""
+        return self._start
+
+    def _ban(self, *permitted: int) -> Mask:
+        return Mask(ban=tuple(id for id in self._specials if id not in permitted))
+
+    def _node(self, paths: Mapping[tuple[int, ...], Header]) -> HeaderState:
+        """The trie of these token sequences; an empty one is the message's beginning."""
+        if () in paths:
+            return self._message(paths[()])
+        rests: dict[int, dict[tuple[int, ...], Header]] = {}
+        for path, header in paths.items():
+            rests.setdefault(path[0], {})[path[1:]] = header
+        node = HeaderState(Mask(allow=tuple(sorted(rests))))
+        for id, rest in rests.items():
+            node.link(id, self._node(rest))
+        self._nodes.append(node)
+        return node
+
+    def _message(self, header: Header) -> HeaderState:
+        """The inside of a message: ordinary tokens, and the one special that ends it."""
+        known = self._messages.get(header)
+        if known is None:
+            end = CALL if header.recipient else RETURN if header.channel == "final" else END
+            mask = self._bans.setdefault(end, self._ban(end))
+            known = self._messages[header] = HeaderState(mask, header)
+        return known
+
+
+def _texts(tools: tuple[str, ...], builtin: tuple[str, ...], json: bool) -> Iterator[str]:
+    """The permitted headers as texts."""
+    yield "<|channel|>analysis<|message|>"
+    yield "<|channel|>final<|message|>"
+    if json:
+        yield "<|channel|>final <|constrain|>json<|message|>"
+    if tools:
+        yield "<|channel|>commentary<|message|>"
+    for name in tools:
+        for kind in (" <|constrain|>json", ""):
+            yield f" to=functions.{name}<|channel|>commentary{kind}<|message|>"
+            yield f"<|channel|>commentary to=functions.{name}{kind}<|message|>"
+    for name in (name for tool in builtin for name in BUILTIN[tool]):
+        for kind in (" code", ""):
+            yield f" to={name}<|channel|>analysis{kind}<|message|>"
+            yield f"<|channel|>analysis to={name}{kind}<|message|>"
