@@ -1,0 +1,125 @@
+"""A model argument -> the folder that holds it: "tiny", a folder, or a Hugging Face id.
+
+Downloads go through huggingface_hub: its cache, its resuming, HF_HUB_OFFLINE and HF_TOKEN as
+everywhere else. Only the files a checkpoint is opened from are asked for.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gptoss_mlx.errors import ModelNotFoundError
+from gptoss_mlx.jsonfile import shown
+
+DEFAULT_MODEL = "openai/gpt-oss-20b"
+TINY = "tiny"
+
+FILES = (
+    "config.json",
+    "generation_config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
+NOT_FILES = ("original/*", "metal/*")
+
+_RECEIVED = "Downloading bytes"
+_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HINT = f"--model {TINY} runs the small model that ships with this package"
+
+Progress = Callable[[int, int], None]
+
+
+def locate(model: str, progress: Progress | None = None) -> Path:
+    """The local folder of a model, downloaded first if it must be.
+
+    progress: called with (bytes done, bytes in all) while something is written; a download
+    shows huggingface_hub's own bars on stderr if it is None.
+    Raises ModelNotFoundError in one line that says what to do.
+    """
+    if model == TINY:
+        from gptoss_mlx import tiny
+
+        return tiny.materialise(progress=progress)
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise ModelNotFoundError(f"{model}: is a file; give the folder it is in, or {_HINT}")
+    if not _ID.fullmatch(model) or ".." in model or "--" in model:
+        raise ModelNotFoundError(
+            f"{shown(model)}: is neither a folder nor a Hugging Face id like {DEFAULT_MODEL};"
+            f" {_HINT}"
+        )
+    return _download(model, progress)
+
+
+def _download(model: str, progress: Progress | None) -> Path:
+    # Imported here: it takes a while, and a local folder needs none of it.
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    options: dict[str, Any] = {}
+    if progress is not None:
+        options["tqdm_class"] = _bar_class(progress)
+    try:
+        folder = huggingface_hub.snapshot_download(
+            model, allow_patterns=list(FILES), ignore_patterns=list(NOT_FILES), **options
+        )
+    except errors.GatedRepoError as error:
+        raise ModelNotFoundError(
+            f"{model}: access must be asked for at huggingface.co, then log in with"
+            f" `hf auth login`; {_HINT}"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise ModelNotFoundError(
+            f"{model}: is neither a folder nor a model on Hugging Face; {_HINT}"
+        ) from error
+    except errors.LocalEntryNotFoundError as error:
+        raise ModelNotFoundError(_not_cached(model)) from error
+    except Exception as error:
+        # What else a failed transfer raises depends on the library's HTTP client and version.
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ModelNotFoundError(f"{model}: download failed: {reason}; {_HINT}") from error
+    return Path(folder)
+
+
+def _not_cached(model: str) -> str:
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        why = "HF_HUB_OFFLINE is set; unset it to download"
+    else:
+        why = "huggingface.co cannot be reached; connect to download"
+    return (
+        f"{model}: is neither a folder nor (completely) in the Hugging Face cache, and {why},"
+        f" or {_HINT}"
+    )
+
+
+def _bar_class(progress: Progress) -> Any:
+    """A tqdm that shows nothing and whose bar of bytes written reports to `progress`."""
+    from huggingface_hub.utils.tqdm import tqdm
+
+    lock = threading.Lock()
+
+    class Bar(tqdm):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            # Beside the bytes written there is a bar of bytes received, which are fewer.
+            self._counts = options.get("unit") == "B" and options.get("desc") != _RECEIVED
+            self._done = 0
+            super().__init__(*args, **{**options, "disable": True})  # type: ignore[no-untyped-call]
+
+        def update(self, n: float | None = 1) -> None:
+            if self._counts:
+                with lock:
+                    self._done += int(n or 0)
+                    progress(self._done, max(self._done, int(self.total or 0)))
+
+    return Bar
