@@ -41,7 +41,8 @@ class MappedEmbedding:
     def __call__(self, ids: Sequence[int] | mx.array) -> mx.array:
         rows = np.asarray(ids)
         arrays = {
-            part: _typed(mx.array(table[rows]), dtype) for part, (table, dtype) in self.parts.items()
+            part: _typed(mx.array(table[rows]), dtype)
+            for part, (table, dtype) in self.parts.items()
         }
         return _dequantized(arrays, self.spec, self.dtype)
 
@@ -57,13 +58,13 @@ class ResidentEmbedding:
             for part in ("weight", "scales", "biases")
             if (name := f"{MODULE}.{part}") in checkpoint.tensors
         }
-        self.dtypes = {
-            part: checkpoint.tensors[f"{MODULE}.{part}"].dtype for part in self.parts
-        }
+        self.dtypes = {part: checkpoint.tensors[f"{MODULE}.{part}"].dtype for part in self.parts}
 
     def __call__(self, ids: Sequence[int] | mx.array) -> mx.array:
-        rows = ids if isinstance(ids, mx.array) else mx.array(ids)
-        arrays = {part: _typed(table[rows], self.dtypes[part]) for part, table in self.parts.items()}
+        rows = ids if isinstance(ids, mx.array) else mx.array(list(ids))
+        arrays = {
+            part: _typed(table[rows], self.dtypes[part]) for part, table in self.parts.items()
+        }
         return _dequantized(arrays, self.spec, self.dtype)
 
 

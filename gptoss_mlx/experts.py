@@ -42,8 +42,13 @@ class ExpertBank:
         """x [tokens, hidden], experts and weights [tokens, k] -> [tokens, hidden]"""
         slots = self.slots(experts)
         h = moe_gate_up(
-            x, self.gate_up_blocks, self.gate_up_scales, self.gate_up_bias,
-            slots, experts, self.limit,
+            x,
+            self.gate_up_blocks,
+            self.gate_up_scales,
+            self.gate_up_bias,
+            slots,
+            experts,
+            self.limit,
         )
         return moe_down(
             h, self.down_blocks, self.down_scales, self.down_bias, slots, experts, weights

@@ -27,7 +27,7 @@ class Linear:
 
     def __call__(self, x: mx.array) -> mx.array:
         """x [tokens, inputs] -> [tokens, outputs]"""
-        if self.spec is None:
+        if self.spec is None or self.scales is None:
             y = x @ self.weight.T
         else:
             y = mx.quantized_matmul(

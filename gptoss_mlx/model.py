@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 import numpy as np
+from numpy.typing import NDArray
 
 from gptoss_mlx.cache import LayerCache, State
 from gptoss_mlx.checkpoint import Checkpoint, Progress
@@ -56,7 +57,12 @@ class Attention:
 
     def _rope(self, x: mx.array, offset: int) -> mx.array:
         return mx.fast.rope(
-            x, self.head_dim, traditional=False, base=None, scale=1.0, offset=offset,
+            x,
+            self.head_dim,
+            traditional=False,
+            base=None,
+            scale=1.0,
+            offset=offset,
             freqs=self.freqs,
         )
 
@@ -97,7 +103,7 @@ class Transformer:
     """The whole model on MLX's default device."""
 
     def __init__(self, config: ModelConfig, loader: Loader, embedding: Embedding) -> None:
-        self.config = config
+        self.config, self.chunk = config, CHUNK
         self.sliding = tuple(config.is_sliding(i) for i in range(config.num_hidden_layers))
         freqs = mx.array(periods(config).astype(np.float32))
         self.embedding = embedding
@@ -128,6 +134,18 @@ class Transformer:
         """Append a chunk and wait until it is in; nothing is predicted from it."""
         self.hidden(ids, state)
         mx.eval(state.arrays())
+
+    def evaluate(self, ids: Sequence[int], state: State) -> NDArray[np.float32]:
+        """Append a chunk -> the logits after each of its tokens, float32 [tokens, vocabulary]."""
+        return np.array(self.logits(self.hidden(ids, state)).astype(mx.float32))
+
+    def memory(self) -> dict[str, int]:
+        """Bytes MLX holds now, and held at most."""
+        return {
+            "active_bytes": mx.get_active_memory(),
+            "peak_bytes": mx.get_peak_memory(),
+            "cache_bytes": mx.get_cache_memory(),
+        }
 
     def decode(self, token: Sequence[int] | mx.array, state: State) -> mx.array:
         """Append one token, given as its id or as the [1] array it will be in -> [vocabulary]."""

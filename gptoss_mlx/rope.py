@@ -17,7 +17,7 @@ from gptoss_mlx.config import ModelConfig
 def periods(config: ModelConfig) -> NDArray[np.float64]:
     """[head_dim / 2] tokens per radian of each rotated pair: the inverse of its frequency."""
     dim, base = config.head_dim, config.rope_theta
-    extrapolated = base ** (np.arange(0, dim, 2, dtype=np.float64) / dim)
+    extrapolated: NDArray[np.float64] = base ** (np.arange(0, dim, 2, dtype=np.float64) / dim)
     yarn = config.rope_scaling
     if yarn is None:
         return extrapolated
@@ -34,8 +34,9 @@ def periods(config: ModelConfig) -> NDArray[np.float64]:
     if low == high:
         high += 0.001
     interpolated = np.clip((np.arange(dim // 2) - low) / (high - low), 0, 1)
-    frequencies = interpolated / (yarn.factor * extrapolated) + (1 - interpolated) / extrapolated
-    return 1 / frequencies
+    slow, fast = 1 / (yarn.factor * extrapolated), 1 / extrapolated
+    mixed: NDArray[np.float64] = 1 / (interpolated * slow + (1 - interpolated) * fast)
+    return mixed
 
 
 def magnitude(config: ModelConfig) -> float:

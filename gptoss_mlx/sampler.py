@@ -26,7 +26,7 @@ class Mask(Protocol):
     @property
     def allow(self) -> tuple[int, ...] | None: ...
     @property
-    def ban(self) -> tuple[int, ...]: ...
+    def ban(self) -> tuple[int, ...] | None: ...
 
 
 @dataclass(frozen=True)
@@ -39,16 +39,17 @@ class Choice:
 
     def read(self) -> tuple[int, float | None, tuple[tuple[int, float], ...]]:
         """Wait for it: (id, log-probability, the most probable ids with theirs)."""
-        logprob = None if self.logprob is None else float(self.logprob.item())
+        logprob = None if self.logprob is None else float(np.asarray(self.logprob)[0])
         top: tuple[tuple[int, float], ...] = ()
         if self.top is not None:
             ids, values = (np.asarray(a).tolist() for a in self.top)
             top = tuple(zip(ids, values, strict=True))
-        return int(self.token.item()), logprob, top
+        return int(np.asarray(self.token)[0]), logprob, top
 
     def queue(self) -> None:
         """Start computing it."""
-        mx.async_eval(self.token, *([] if self.logprob is None else [self.logprob]))
+        reported = [] if self.logprob is None else [self.logprob]
+        mx.async_eval(self.token, *reported, *(self.top or ()))  # type: ignore[no-untyped-call]
 
 
 class Sampler:
@@ -88,13 +89,12 @@ class Sampler:
         if mask is not self._mask:
             ids = mask.ban if mask.allow is None else mask.allow
             self._mask = mask
-            self._mask_ids = mx.array([i for i in ids if i < self.vocab], mx.uint32)
+            self._mask_ids = mx.array([i for i in ids or () if i < self.vocab], mx.uint32)
         if mask.allow is not None:
             return scores[self._mask_ids], self._mask_ids
         if self._mask_ids.size == 0:
             return scores, None
-        scores[self._mask_ids] = -mx.inf
-        return scores, None
+        return scores.at[self._mask_ids].add(-mx.inf), None
 
     def _draw(self, scores: mx.array, step: int) -> mx.array:
         options = self.options

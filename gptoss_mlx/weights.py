@@ -93,7 +93,10 @@ class Loader:
         if spec.mode != "affine":
             scales = self.raw(*_named(modules, "scales"), dtype=mx.uint8)
             return Linear(weight, b, scales, None, spec)
-        scales, biases = self.dense(*_named(modules, "scales")), self.dense(*_named(modules, "biases"))
+        scales, biases = (
+            self.dense(*_named(modules, "scales")),
+            self.dense(*_named(modules, "biases")),
+        )
         return Linear(weight, b, scales, biases, spec)
 
     def alike(self, *modules: str) -> bool:
@@ -121,7 +124,9 @@ class Loader:
             unit = tensor.nbytes // _count(tensor) if widening else flat.itemsize
             for piece in _pieces(tensor, unit):
                 count = piece.nbytes // unit
-                self._reads.append(self._pool.submit(self._read, read, piece, flat[at : at + count]))
+                self._reads.append(
+                    self._pool.submit(self._read, read, piece, flat[at : at + count])
+                )
                 at += count
 
     def _read(self, read: Read, piece: Tensor, out: Array) -> None:
@@ -171,10 +176,8 @@ def _pieces(tensor: Tensor, unit: int) -> Iterator[Tensor]:
     step = PIECE // unit * unit
     for start in range(0, tensor.nbytes, step):
         nbytes = min(step, tensor.nbytes - start)
-        yield replace(
-            tensor, shape=(nbytes // unit,), offset=tensor.offset + start, nbytes=nbytes
-        )
+        yield replace(tensor, shape=(nbytes // unit,), offset=tensor.offset + start, nbytes=nbytes)
 
 
 def _read_bytes(piece: Tensor, out: Array) -> None:
-    read_into(piece, memoryview(out.view(np.uint8)))
+    read_into(piece, out.view(np.uint8).data)

@@ -1,0 +1,105 @@
+"""One sequence on a model, and how much of it the next prompt can keep.
+
+A session knows which tokens its state holds. `resume` takes a new prompt and keeps the longest
+part it can: by going on, by cutting back while the rings still hold everything, or by restoring a
+snapshot. Snapshots are taken where a later prompt is likely to part from this one, and the oldest
+go when they exceed their budget. Nothing here imports a tensor library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+SNAPSHOT_BUDGET = 64 << 20  # bytes
+
+
+class Snapshot(Protocol):
+    @property
+    def offset(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+
+
+class State(Protocol):
+    """What a sequence remembers on a device; see gptoss_mlx/cache.py."""
+
+    offset: int
+
+    def snapshot(self) -> Any: ...
+    def restore(self, snapshot: Any) -> None: ...
+    def can_trim(self, offset: int) -> bool: ...
+    def trim(self, offset: int) -> None: ...
+    @property
+    def nbytes(self) -> int: ...
+
+
+class Model(Protocol):
+    """What the engine needs of a model on a device; see gptoss_mlx/model.py."""
+
+    chunk: int
+
+    def new_state(self) -> Any: ...
+    def prefill(self, ids: Sequence[int], state: Any) -> None: ...
+    def decode(self, token: Any, state: Any) -> Any: ...
+    def evaluate(self, ids: Sequence[int], state: Any) -> Any: ...
+    def memory(self) -> dict[str, int]: ...
+
+
+class Session:
+    """The tokens a state holds, and the snapshots taken of it on the way."""
+
+    def __init__(self, model: Model, budget: int = SNAPSHOT_BUDGET) -> None:
+        self.model, self.budget = model, budget
+        self.state: State = model.new_state()
+        self.tokens: list[int] = []
+        self.snapshots: list[Snapshot] = []
+
+    def resume(self, ids: Sequence[int]) -> int:
+        """Keep what the state has in common with `ids`, but leave the last to be read again.
+
+        Returns how many tokens are kept; the state then holds exactly those.
+        """
+        common = _common(self.tokens, ids[:-1])
+        kept = [s for s in self.snapshots if s.offset <= common]
+        if self.state.offset == len(self.tokens) == common or self.state.can_trim(common):
+            self.state.trim(common)
+        elif kept:
+            self.state.restore(kept[-1])
+        else:
+            self.state = self.model.new_state()
+        del self.tokens[self.state.offset :]
+        self.snapshots = [s for s in kept if s.offset <= self.state.offset]
+        return self.state.offset
+
+    def prefill(self, ids: Sequence[int]) -> Iterator[int]:
+        """Append tokens chunk by chunk; gives the number appended so far after each."""
+        for start in range(0, len(ids), self.model.chunk):
+            chunk = ids[start : start + self.model.chunk]
+            self.model.prefill(chunk, self.state)
+            self.tokens += chunk
+            yield start + len(chunk)
+
+    def decode(self, token: Any) -> Any:
+        """Append one token that may still be on its way; `note` it once it is known."""
+        return self.model.decode(token, self.state)
+
+    def note(self, id: int) -> None:
+        """The id of the token appended last."""
+        self.tokens.append(id)
+
+    def mark(self) -> None:
+        """Take a snapshot here."""
+        if self.snapshots and self.snapshots[-1].offset == self.state.offset:
+            return
+        self.snapshots.append(self.state.snapshot())
+        while sum(s.nbytes for s in self.snapshots) > self.budget:
+            del self.snapshots[0]
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    """The length of the longest common beginning."""
+    for i, (x, y) in enumerate(zip(a, b, strict=False)):
+        if x != y:
+            return i
+    return min(len(a), len(b))
