@@ -44,9 +44,9 @@ def locate(model: str, progress: Progress | None = None) -> Path:
     Raises ModelNotFoundError in one line that says what to do.
     """
     if model == TINY:
-        from gptoss_mlx import tiny
+        from gptoss_mlx.tiny import materialise
 
-        return tiny.materialise(progress=progress)
+        return materialise(progress=progress)
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder

@@ -66,10 +66,12 @@ class Tensor:
 def read_shard(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file by name, in file order. Raises CheckpointError."""
     header, data_start, data_bytes = _read_header(path)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(type(v) is str for v in metadata.values()):
+        raise CheckpointError(f"{path}: __metadata__ is {shown(metadata)}, not names with texts")
     tensors = [
         _tensor(path, name, entry, data_start, data_bytes)
         for name, entry in header.items()
-        if name != "__metadata__"
     ]
     tensors.sort(key=lambda tensor: (tensor.offset, tensor.nbytes))
     _check_cover(path, tensors, data_start, data_bytes)

@@ -35,7 +35,7 @@ def load(folder: Path) -> Any:
     state: dict[str, torch.Tensor] = {}
     for shard in sorted(folder.glob("*.safetensors")):
         with safe_open(shard, framework="pt") as file:
-            state |= {name: file.get_tensor(name) for name in file.keys()}
+            state |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     for name in [name for name in state if name.endswith("_blocks")]:
         stem = name.removesuffix("_blocks")
         blocks, scales = state.pop(name).numpy(), state.pop(f"{stem}_scales").numpy()

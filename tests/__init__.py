@@ -1,0 +1,1 @@
+"""Tests; each module here mirrors one of the package."""

@@ -1,0 +1,77 @@
+"""Fixtures shared by all tests: small random checkpoints, an own cache, and no network."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+# Before anything imports huggingface_hub, which reads it once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from benchmarks.make_checkpoint import Shape, write_checkpoint
+
+SMALL = Shape(
+    layers=2,
+    hidden=64,
+    intermediate=96,
+    experts=4,
+    active=2,
+    heads=4,
+    kv_heads=2,
+    head_dim=16,
+    vocab=8192,
+)
+"""Odd enough that no two sizes are equal; each embedding takes a megabyte."""
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Files the package makes go to a folder of this run, in subprocesses too."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GPTOSS_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_network() -> Iterator[None]:
+    """A connection to anywhere fails the test that asks for it."""
+
+    def refuse(self: socket.socket, address: object) -> None:
+        raise AssertionError(f"a test connects to {address!r}")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", refuse)
+        yield
+
+
+@pytest.fixture(scope="session")
+def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """(shape, seed=0, shard_bytes=...) -> a random checkpoint's folder, made once; read-only."""
+    made: dict[object, Path] = {}
+
+    def make(shape: Shape, seed: int = 0, shard_bytes: int = 1 << 20) -> Path:
+        key = (shape, seed, shard_bytes)
+        if key not in made:
+            folder = tmp_path_factory.mktemp("checkpoint") / "random"
+            made[key] = write_checkpoint(folder, shape, seed=seed, shard_bytes=shard_bytes)
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(checkpoint_of: Callable[..., Path]) -> Path:
+    """The folder of a random checkpoint of shape SMALL in several shards; read-only."""
+    return checkpoint_of(SMALL)
+
+
+@pytest.fixture
+def breakable(small_checkpoint: Path, tmp_path: Path) -> Path:
+    """A copy of `small_checkpoint` for a test to break."""
+    return Path(shutil.copytree(small_checkpoint, tmp_path / "broken"))
