@@ -44,8 +44,6 @@ def read_messages(
     System and developer messages before the first other message are instructions, joined to
     `system` by an empty line; later ones stay where they are. Raises MessageError.
     """
-    if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence):
-        raise MessageError("messages: expected a list of messages")
     reader = _Reader()
     if system is not None:
         if not isinstance(system, str):

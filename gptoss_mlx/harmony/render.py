@@ -61,12 +61,7 @@ class Conversation:
         developer = _developer(library, instructions, tools, self.response_format)
         messages += [developer] if developer is not None else []
         messages += [_message(library, turn) for turn in turns]
-        conversation = library.Conversation.from_messages(messages)
-        config = library.RenderConversationConfig(auto_drop_analysis=False)
-        try:
-            ids: list[int] = encoding.library.render_conversation(conversation, config)
-        except library.HarmonyError as error:
-            raise MessageError(f"the conversation cannot be rendered: {error}") from error
+        ids = _render(encoding, library, messages)
         return [*ids, START, ASSISTANT] if self.open else ids
 
     def _system(self, library: Any, tools: Tools) -> Any:
@@ -99,14 +94,20 @@ def render(
 ) -> list[int]:
     """The token ids of a prompt, ending after `<|start|>assistant`. Raises MessageError."""
     conversation = Conversation(
-        messages=tuple(messages),
-        tools=tuple(tools),
+        messages=_listed("messages", messages),
+        tools=_listed("tools", tools),
         system=system,
         reasoning=reasoning,
         response_format=response_format,
         date=date,
     )
     return conversation.render(encoding)
+
+
+def _listed(name: str, value: Any) -> tuple[Any, ...]:
+    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Sequence):
+        raise MessageError(f"{name}: expected a list")
+    return tuple(value)
 
 
 def render_reply(encoding: Encoding, message: Mapping[str, Any]) -> list[int]:
@@ -117,13 +118,14 @@ def render_reply(encoding: Encoding, message: Mapping[str, Any]) -> list[int]:
     _, turns = read_messages([message], None)
     if message.get("role") != "assistant" or not turns:
         raise MessageError("a reply is one assistant message")
+    ids = render_turns(encoding, turns)[2:]
+    return ids if ids[-1] == CALL else [*ids[:-1], RETURN]
+
+
+def render_turns(encoding: Encoding, turns: Sequence[Turn]) -> list[int]:
+    """The token ids of complete messages as they stand: no system message, nothing dropped."""
     library = importlib.import_module("openai_harmony")
-    messages = [_message(library, turn) for turn in turns]
-    config = library.RenderConversationConfig(auto_drop_analysis=False)
-    ids: list[int] = encoding.library.render_conversation(
-        library.Conversation.from_messages(messages), config
-    )
-    return ids[2:] if ids[-1] == CALL else [*ids[2:-1], RETURN]
+    return _render(encoding, library, [_message(library, turn) for turn in turns])
 
 
 def drop_reasoning(turns: Sequence[Turn], open: bool) -> list[Turn]:
@@ -137,6 +139,16 @@ def drop_reasoning(turns: Sequence[Turn], open: bool) -> list[Turn]:
         finals.pop()
     last = finals[-1] if finals else -1
     return [turn for i, turn in enumerate(turns) if i > last or not turn.is_reasoning]
+
+
+def _render(encoding: Encoding, library: Any, messages: list[Any]) -> list[int]:
+    conversation = library.Conversation.from_messages(messages)
+    config = library.RenderConversationConfig(auto_drop_analysis=False)
+    try:
+        ids: list[int] = encoding.library.render_conversation(conversation, config)
+    except library.HarmonyError as error:
+        raise MessageError(f"the conversation cannot be rendered: {error}") from error
+    return ids
 
 
 def _message(library: Any, turn: Turn) -> Any:

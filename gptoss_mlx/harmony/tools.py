@@ -34,8 +34,6 @@ def read_tools(tools: Sequence[Mapping[str, Any]]) -> Tools:
 
     {"type": "browser"} and {"type": "python"} name the builtin tools. Raises MessageError.
     """
-    if isinstance(tools, (str, bytes, Mapping)) or not isinstance(tools, Sequence):
-        raise MessageError("tools: expected a list of tools")
     functions: dict[str, Function] = {}
     builtin: list[str] = []
     for index, tool in enumerate(tools):
