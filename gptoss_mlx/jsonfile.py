@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ def read_json(path: Path, limit: int = _JSON_LIMIT) -> dict[str, Any]:
     """A file that holds one JSON object of at most `limit` bytes. Raises CheckpointError."""
     try:
         with path.open("rb") as file:
-            data = file.read(limit + 1)
+            size = os.fstat(file.fileno()).st_size
+            data = file.read(min(size, limit))
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-    if len(data) > limit:
+    if size > limit:
         raise CheckpointError(f"{path}: is larger than {limit} bytes, the limit for such a file")
     return parse_json(data, str(path))
 
