@@ -14,7 +14,7 @@ Kind = Literal["content", "header"]
 
 @dataclass(frozen=True)
 class PrefillEvent:
-    """Progress of reading the prompt, in tokens: `done` of `total`, `reused` of them from before."""
+    """The prompt so far, in tokens: `done` of `total`, `reused` of them from before."""
 
     done: int
     total: int

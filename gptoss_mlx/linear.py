@@ -5,6 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 
 from gptoss_mlx.config import QuantizationSpec
+from gptoss_mlx.kernels.matmul import matmul
 
 
 class Linear:
@@ -28,7 +29,7 @@ class Linear:
     def __call__(self, x: mx.array) -> mx.array:
         """x [tokens, inputs] -> [tokens, outputs]"""
         if self.spec is None or self.scales is None:
-            y = x @ self.weight.T
+            y = matmul(x, self.weight)
         else:
             y = mx.quantized_matmul(
                 x,
