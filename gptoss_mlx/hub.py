@@ -48,9 +48,9 @@ def locate(model: str, progress: Progress | None = None) -> Path:
 
         return materialise(progress=progress)
     folder = Path(model).expanduser()
-    if folder.is_dir():
+    if model and folder.is_dir():
         return folder
-    if folder.exists():
+    if model and folder.exists():
         raise ModelNotFoundError(f"{model}: is a file; give the folder it is in, or {_HINT}")
     if not _ID.fullmatch(model) or ".." in model or "--" in model:
         raise ModelNotFoundError(
