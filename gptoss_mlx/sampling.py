@@ -6,10 +6,11 @@ those of the model's own distribution, before all of it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from types import MappingProxyType
+from typing import Any
 
 from gptoss_mlx.errors import SamplingError
 
@@ -46,24 +47,33 @@ class Sampling:
     def __post_init__(self) -> None:
         _within("temperature", self.temperature, 0, 100)
         _within("top_p", self.top_p, 0, 1, above=True)
-        _within("top_k", self.top_k, 0, 2**31 - 1)
+        _within("top_k", self.top_k, 0, 2**31 - 1, whole=True)
         _within("min_p", self.min_p, 0, 1)
         _within("repetition_penalty", self.repetition_penalty, 0, 100, above=True)
         _within("presence_penalty", self.presence_penalty, -2, 2)
         _within("frequency_penalty", self.frequency_penalty, -2, 2)
-        _within("top_logprobs", self.top_logprobs, 0, MAX_TOP_LOGPROBS)
+        _within("top_logprobs", self.top_logprobs, 0, MAX_TOP_LOGPROBS, whole=True)
         if self.seed is not None:
-            _within("seed", self.seed, 0, MAX_SEED)
+            _within("seed", self.seed, 0, MAX_SEED, whole=True)
+        if not isinstance(self.logit_bias, Mapping):
+            raise SamplingError(f"logit_bias is {self.logit_bias!r}, but must map ids to numbers")
         for token, bias in self.logit_bias.items():
-            _within(f"logit_bias of token {token}", bias, -100, 100)
+            _within(f"logit_bias of token {token!r}", bias, -100, 100)
+        # A copy, so that the options stay what was checked.
+        object.__setattr__(self, "logit_bias", MappingProxyType(dict(self.logit_bias)))
 
     def check_vocabulary(self, vocab_size: int) -> None:
         """Raises SamplingError if logit_bias names a token the model does not have."""
         for token in self.logit_bias:
-            _within("token of logit_bias", token, 0, vocab_size - 1)
+            _within("token of logit_bias", token, 0, vocab_size - 1, whole=True)
 
 
-def _within(name: str, value: float, low: float, high: float, *, above: bool = False) -> None:
-    if not math.isfinite(value) or not low <= value <= high or (above and value == low):
-        limit = f"above {low:g} and at most {high:g}" if above else f"from {low:g} to {high:g}"
+def _within(
+    name: str, value: Any, low: float, high: float, *, above: bool = False, whole: bool = False
+) -> None:
+    kind: Any = Integral if whole else Real
+    if isinstance(value, bool) or not isinstance(value, kind):
+        raise SamplingError(f"{name} is {value!r}, but must be a {'whole ' * whole}number")
+    if not low <= value <= high or (above and value == low):
+        limit = f"above {low} and at most {high}" if above else f"from {low} to {high}"
         raise SamplingError(f"{name} is {value}, but must be {limit}")
