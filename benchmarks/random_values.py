@@ -32,9 +32,9 @@ def draw(name: str, config: ModelConfig) -> Draw:
         r"layernorm\.weight|norm\.weight": (1.0, 0.1),
         r"embed_tokens\.weight": (0.0, 1.0),
         r"lm_head\.weight": (0.0, 2 * unit),
-        r"sinks": (1.0, 2.0),
-        r"[qk]_proj\.weight": (0.0, 1.5 * unit),
-        r"v_proj\.weight|router\.weight": (0.0, unit),
+        # About where the log of a window's summed scores lies.
+        r"sinks": (5.0, 3.0),
+        r"[qkv]_proj\.weight|router\.weight": (0.0, unit),
         r"o_proj\.weight": (0.0, 1 / math.sqrt(config.num_attention_heads * config.head_dim)),
         r"_proj\.bias|router\.bias|down_proj_bias": (0.0, 0.25),
     }
