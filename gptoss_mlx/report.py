@@ -1,0 +1,81 @@
+"""What a generation was, as one JSON object or as a short table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from gptoss_mlx.engine import collect
+from gptoss_mlx.events import Event, FinishEvent, Timings
+from gptoss_mlx.tokenizer import Tokenizer
+
+
+def as_object(
+    model: str, events: Sequence[Event], load_time: float, tokenizer: Tokenizer | None
+) -> str:
+    """A finished stream as JSON on one line; times are in seconds.
+
+    tokenizer: gives the tokens' texts; without it there are no log-probabilities.
+    """
+    result = collect(events)
+    value: dict[str, Any] = {
+        "model": model,
+        "text": result.text,
+        "reasoning": result.reasoning,
+        "preamble": result.preamble,
+        "tool_calls": [
+            {"id": call.id, "name": call.name, "arguments": call.arguments}
+            for call in result.tool_calls
+        ],
+        "finish_reason": result.finish_reason,
+        "usage": {
+            "prompt_tokens": result.prompt_tokens,
+            "completion_tokens": result.completion_tokens,
+            "total_tokens": result.prompt_tokens + result.completion_tokens,
+            "reused_tokens": result.timings.reused_tokens,
+        },
+        "timings": _timings(result.timings, load_time),
+        "seed": result.seed,
+    }
+    if tokenizer is not None:
+        value["logprobs"] = [
+            _entry(token.id, token.logprob, tokenizer)
+            | {"top": [_entry(id, logprob, tokenizer) for id, logprob in token.top_logprobs]}
+            for token in result.tokens
+            if token.id is not None
+        ]
+    return json.dumps(value, ensure_ascii=False)
+
+
+def table(finish: FinishEvent, load_time: float) -> str:
+    """A few aligned lines for a person."""
+    t, read, written = finish.timings, finish.prompt_tokens, finish.completion_tokens
+    rows = (
+        ("load", load_time, ""),
+        (
+            "prompt",
+            t.prefill,
+            f"{read:7d} tokens {t.prefill_rate:8.1f}/s  {t.reused_tokens} reused",
+        ),
+        ("answer", t.decode, f"{written:7d} tokens {t.decode_rate:8.1f}/s"),
+        ("first token", t.first_token, ""),
+    )
+    lines = [f"{name:12}{seconds:8.2f} s{rest}" for name, seconds, rest in rows]
+    return "\n".join([*lines, f"{'finish':12}{finish.reason}, seed {finish.seed}", ""])
+
+
+def _timings(timings: Timings, load_time: float) -> dict[str, float]:
+    return {
+        "load": load_time,
+        "prefill": timings.prefill,
+        "first_token": timings.first_token,
+        "decode": timings.decode,
+        "prefill_tokens_per_second": timings.prefill_rate,
+        "decode_tokens_per_second": timings.decode_rate,
+    }
+
+
+def _entry(id: int, logprob: float | None, tokenizer: Tokenizer) -> dict[str, Any]:
+    decoder = tokenizer.decoder()
+    return {"id": id, "text": decoder.push(id) + decoder.flush(), "logprob": logprob}

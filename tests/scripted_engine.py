@@ -1,0 +1,106 @@
+"""The generate command on an engine that follows a script instead of a model.
+
+`python -m tests.scripted_engine SCRIPT ARGUMENT...` is the command in a process of its own, where
+SCRIPT is a JSON list of steps:
+    ["analysis" | "commentary" | "final" | null, recipient | null, text]   a message
+    ["prefill", done, total]    progress with the prompt
+    ["load", done, total]       progress while loading
+    "wait"                 wait until the stream is cancelled
+    "deaf"                      say that it was cancelled, and go on for ever
+    "stuck"                     load for ever
+    ["finish", reason]          instead of stop
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from gptoss_mlx.events import Event, FinishEvent, PrefillEvent, Timings, TokenEvent
+
+TIMINGS = Timings(0.5, 2.0, 0.75, prefill_tokens=8, reused_tokens=2, decode_tokens=20)
+
+
+class ScriptedEngine:
+    """Plays its script at every stream, and remembers what it was asked."""
+
+    def __init__(self, script: Sequence[Any]) -> None:
+        self.script = script
+        self.loads: list[tuple[str, dict[str, Any]]] = []
+        self.asked: list[tuple[Any, dict[str, Any]]] = []
+
+    def load(self, model: str, *, progress: Callable[[int, int], None], **options: Any) -> Any:
+        self.loads.append((model, options))
+        for step in self.script:
+            if isinstance(step, list) and step[0] == "load":
+                progress(*step[1:])
+            if step == "stuck":
+                wait_for(lambda: False)
+        return self
+
+    def stream(self, prompt: Any, *, cancel: Callable[[], bool], **options: Any) -> Iterator[Event]:
+        self.asked.append((prompt, options))
+        reason: Any = "stop"
+        for step in self.script:
+            if isinstance(step, Exception):
+                raise step
+            if step == "wait":
+                if os.environ.get("SAY_READY"):
+                    print("ready", file=sys.stderr, flush=True)
+                wait_for(cancel)
+                reason = "cancelled"
+            elif step == "deaf":
+                wait_for(cancel)
+                yield from message(None, None, " deaf")
+                wait_for(lambda: False)
+            elif step[0] == "prefill":
+                yield PrefillEvent(step[1], step[2], 0)
+            elif step[0] == "finish":
+                reason = step[1]
+            elif step[0] != "load" and step != "stuck":
+                yield from message(*step)
+        yield FinishEvent(reason, 10, 20, 1234, TIMINGS)
+
+
+def message(channel: str | None, recipient: str | None, text: str) -> Iterator[TokenEvent]:
+    """The events of one message, in pieces of up to three characters."""
+    header = channel is not None
+    if header:
+        yield TokenEvent(200005, "")
+        yield TokenEvent(
+            200008, f"<|channel|>{channel}<|message|>", channel, recipient, None, "header"
+        )
+    for start in range(0, len(text), 3):
+        yield TokenEvent(start, text[start : start + 3], channel, recipient, logprob=-0.5)
+    if header:
+        yield TokenEvent(200007, "<|end|>", channel, recipient, None, "header")
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    while not condition():
+        select.select([], [], [], 0.01)
+
+
+def run() -> None:
+    import gptoss_mlx
+
+    engine = ScriptedEngine(json.loads(sys.argv.pop(1)))
+    gptoss_mlx.load = engine.load
+    if os.environ.get("OWN_TERMINAL"):
+        import fcntl
+        import termios
+
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    from gptoss_mlx import generate
+
+    generate.BAR_AFTER = 0
+    generate.main()
+
+
+if __name__ == "__main__":
+    run()
