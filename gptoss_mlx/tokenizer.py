@@ -156,19 +156,19 @@ def _check_once(path: Path) -> None:
     remembered = cache_folder() / "tokenizers" / hashlib.sha256(content).hexdigest()
     if remembered.is_file():
         return
-    check_tokenizer_json(path, content)
+    check_vocabulary(path, _read_json(path, content))
     # a cache that cannot be written only costs the comparison next time
     with contextlib.suppress(OSError):
         remembered.parent.mkdir(parents=True, exist_ok=True)
         remembered.touch()
 
 
-def check_tokenizer_json(path: Path, content: bytes) -> None:
-    """Raise VocabularyError unless this tokenizer.json has exactly o200k_harmony's tokens.
+def check_vocabulary(path: Path, data: Mapping[str, Any]) -> None:
+    """Raise VocabularyError unless a tokenizer.json's content has exactly o200k_harmony's tokens.
 
     Reserved special tokens may be missing, ordinary ones and those of Harmony may not.
+    `path` is only named in the error.
     """
-    data = _read_json(path, content)
     model, added = data.get("model"), data.get("added_tokens")
     vocab = model.get("vocab") if isinstance(model, Mapping) else None
     if not isinstance(vocab, dict) or not isinstance(added, list):
