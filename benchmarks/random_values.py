@@ -2,6 +2,7 @@
 
 Their magnitudes keep activations near one, so that every part of the model matters: weights of
 about 1/sqrt(columns), sinks and biases that are not zero, gates beyond the SwiGLU limit.
+The same generator gives the same values on every platform.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ Draw = Callable[[np.random.Generator, int], NDArray[Any]]
 # Root mean square of the sixteen E2M1 codes, and of 2^k for k in -1, 0, 1.
 _CODE_RMS = math.sqrt(68.5 / 8)
 _SCALE_RMS = math.sqrt(5.25 / 3)
+# Standard deviation of the sum of four bytes.
+_SUM_STD = math.sqrt(4 * (256**2 - 1) / 12)
 
 
 def draw(name: str, config: ModelConfig) -> Draw:
@@ -40,29 +43,43 @@ def draw(name: str, config: ModelConfig) -> Draw:
     }
     for pattern, (mean, std) in normals.items():
         if re.search(f"(?:{pattern})$", name):
-            return lambda rng, count: _bf16(mean + std * _normal(rng, count))
+            return lambda rng, count: _bf16(
+                np.float32(mean) + np.float32(std) * _normal(rng, count)
+            )
     if name.endswith("gate_up_proj_bias"):
         return _heavy_tailed
     if name.endswith("_blocks"):
-        return lambda rng, count: np.frombuffer(rng.bytes(count), np.uint8)
+        return _bytes
     if not name.endswith("_scales"):
         raise AssertionError(name)
     width = config.intermediate_size if "down_proj" in name else hidden
     middle = 127 + round(math.log2(1 / math.sqrt(width) / _CODE_RMS / _SCALE_RMS))
-    return lambda rng, count: rng.integers(middle - 1, middle + 2, count, np.uint8)
+    return lambda rng, count: _bytes(rng, count) % np.uint8(3) + np.uint8(middle - 1)
+
+
+def _bits(rng: np.random.Generator, count: int) -> NDArray[np.uint32]:
+    return rng.integers(0, 1 << 32, count, np.uint32)
+
+
+def _bytes(rng: np.random.Generator, count: int) -> NDArray[np.uint8]:
+    return _bits(rng, -(-count // 4)).view(np.uint8)[:count]
 
 
 def _normal(rng: np.random.Generator, count: int) -> NDArray[np.float32]:
-    return rng.standard_normal(count, np.float32)
+    """Nearly normal values: the sum of four bytes, because a logarithm differs by platform."""
+    bits = _bits(rng, count)
+    pairs = (bits & np.uint32(0x00FF00FF)) + (bits >> np.uint32(8) & np.uint32(0x00FF00FF))
+    sums = (pairs & np.uint32(0xFFFF)) + (pairs >> np.uint32(16))
+    return (sums.astype(np.float32) - np.float32(510)) * np.float32(1 / _SUM_STD)
 
 
 def _heavy_tailed(rng: np.random.Generator, count: int) -> NDArray[np.uint16]:
     """One value in sixteen is large, so that gates and ups pass the SwiGLU limit."""
     values = np.float32(0.5) * _normal(rng, count)
-    values[rng.random(count, np.float32) < 1 / 16] *= 16
+    values[_bits(rng, count) < 1 << 28] *= 16
     return _bf16(values)
 
 
 def _bf16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
-    bits = values.astype(np.float32, copy=False).view(np.uint32)
+    bits = values.view(np.uint32)
     return ((bits + np.uint32(0x8000)) >> np.uint32(16)).astype(np.uint16)
