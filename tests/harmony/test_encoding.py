@@ -6,6 +6,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -62,9 +63,7 @@ def test_loading_leaves_the_environment_as_it_was(monkeypatch: pytest.MonkeyPatc
     assert "TIKTOKEN_ENCODINGS_BASE" not in os.environ
 
 
-def test_a_missing_vocabulary_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: module.Path
-) -> None:
+def test_a_missing_vocabulary_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(module, "DATA", tmp_path)
     monkeypatch.setattr(module, "VOCABULARY", tmp_path / "o200k_base.tiktoken")
     with pytest.raises(VocabularyError, match=r"o200k_base\.tiktoken: cannot load"):

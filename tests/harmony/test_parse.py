@@ -89,8 +89,14 @@ CALLS: list[tuple[str, str | None]] = [
     (f"<|channel|>commentary to= {CALL}<|message|>{ARGS}<|call|>", None),
     (f"<|channel|>analysis<|channel|>commentary to={CALL}<|message|>{ARGS}<|call|>", None),
 ]
+
+
+def said_call(kind: str | None) -> Said:
+    return ("commentary", CALL, kind, ARGS)
+
+
 FIELD: list[tuple[str, list[Said]]] = [
-    *((text, [("commentary", CALL, kind, ARGS)]) for text, kind in CALLS),
+    *((text, [said_call(kind)]) for text, kind in CALLS),
     ("<|channel|>final<|message|>Hi<|return|>", [("final", None, None, "Hi")]),
     ("<|channel|>final<|message|>Hi", [("final", None, None, "Hi")]),
     ("<|channel|>final <|constrain|>json<|message|>{}", [("final", None, "json", "{}")]),
