@@ -1,0 +1,101 @@
+"""The wheel: built from the sources, complete, and working outside the checkout."""
+
+from __future__ import annotations
+
+import email
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import gptoss_mlx
+
+ROOT = Path(__file__).parent.parent
+SOURCES = ("pyproject.toml", "README.md", "LICENSE", "NOTICE", "gptoss_mlx")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from a copy, because a build leaves folders beside the sources."""
+    folder = tmp_path_factory.mktemp("wheel")
+    for name in SOURCES:
+        if (ROOT / name).is_dir():
+            ignore = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / name, folder / "source" / name, ignore=ignore)
+        else:
+            (folder / "source").mkdir(exist_ok=True)
+            shutil.copy(ROOT / name, folder / "source")
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index"]
+    command += ["--no-build-isolation", "--wheel-dir", str(folder), str(folder / "source")]
+    built = subprocess.run(command, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    return next(folder.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel's files as an installer lays them out."""
+    folder = tmp_path_factory.mktemp("site")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder)
+    return folder
+
+
+def run_outside(site: Path, tmp_path: Path, *arguments: str) -> str:
+    environment = os.environ | {"PYTHONPATH": str(site)}
+    command = [sys.executable, *arguments]
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return run.stdout.strip()
+
+
+def test_the_wheel_has_every_source_and_data_file(site: Path) -> None:
+    kept = {".py", ".typed", ".tiktoken", ".jinja", ".safetensors", ".json", ".metal", ".h"}
+    wanted = {
+        path.relative_to(ROOT)
+        for path in (ROOT / "gptoss_mlx").rglob("*")
+        if (path.is_file() and path.suffix in kept) or path.name == "py.typed"
+    }
+    assert Path("gptoss_mlx/data/o200k_base.tiktoken") in wanted
+    assert {path for path in wanted if not (site / path).is_file()} == set()
+    data = {path.name for path in (ROOT / "gptoss_mlx" / "data").iterdir()}
+    assert {path.name for path in (site / "gptoss_mlx" / "data").iterdir()} == data
+
+
+def test_the_wheel_has_nothing_else(site: Path) -> None:
+    name = f"gptoss_mlx-{gptoss_mlx.__version__}.dist-info"
+    assert sorted(path.name for path in site.iterdir()) == ["gptoss_mlx", name]
+    licences = sorted(path.name for path in (site / name / "licenses").iterdir())
+    assert licences == ["LICENSE", "NOTICE"]
+    assert (site / name / "entry_points.txt").read_text(encoding="utf-8").split("\n")[1] == (
+        "gptoss-mlx = gptoss_mlx.cli:main"
+    )
+
+
+def test_the_metadata_names_what_is_needed(site: Path) -> None:
+    path = site / f"gptoss_mlx-{gptoss_mlx.__version__}.dist-info" / "METADATA"
+    metadata = email.message_from_string(path.read_text(encoding="utf-8"))
+    assert metadata["Requires-Python"] == ">=3.11"
+    assert metadata["License-Expression"] == "Apache-2.0"
+    needed = metadata.get_all("Requires-Dist") or []
+    mlx = sorted(line for line in needed if line.startswith("mlx"))
+    assert [line.split(";")[1].strip() for line in mlx if "extra" not in line] == [
+        'sys_platform == "darwin"',
+        'sys_platform == "linux"',
+    ]
+    plain = [line for line in needed if "extra ==" not in line]
+    assert not [line for line in plain if line.startswith(("torch", "transformers", "mlx-lm"))]
+
+
+def test_the_wheel_works_outside_the_checkout(site: Path, tmp_path: Path) -> None:
+    where = run_outside(site, tmp_path, "-c", "import gptoss_mlx; print(gptoss_mlx.__file__)")
+    assert Path(where).parent == site / "gptoss_mlx"
+    version = run_outside(site, tmp_path, "-m", "gptoss_mlx", "--version")
+    assert version == f"gptoss-mlx, version {gptoss_mlx.__version__}"
+    run_outside(site, tmp_path, "-m", "gptoss_mlx", "generate", "--help")
+    code = "from gptoss_mlx.harmony import Encoding; print(len(Encoding().encode('hello')))"
+    assert run_outside(site, tmp_path, "-c", code) == "1"
