@@ -69,10 +69,7 @@ def read_shard(path: Path) -> dict[str, Tensor]:
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(type(v) is str for v in metadata.values()):
         raise CheckpointError(f"{path}: __metadata__ is {shown(metadata)}, not names with texts")
-    tensors = [
-        _tensor(path, name, entry, data_start, data_bytes)
-        for name, entry in header.items()
-    ]
+    tensors = [_tensor(path, name, entry, data_start, data_bytes) for name, entry in header.items()]
     tensors.sort(key=lambda tensor: (tensor.offset, tensor.nbytes))
     _check_cover(path, tensors, data_start, data_bytes)
     return {tensor.name: tensor for tensor in tensors}
