@@ -84,7 +84,7 @@ def test_what_a_model_wrote_renders_to_the_tokens_it_wrote(
 
 
 def test_instructions_are_joined_and_later_ones_stay_in_place(encoding: Encoding) -> None:
-    told = [
+    told: list[dict[str, Any]] = [
         {"role": "system", "content": "One."},
         {"role": "developer", "content": [{"type": "text", "text": "Two."}]},
         user("x"),
