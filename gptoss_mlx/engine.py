@@ -8,55 +8,31 @@ An engine serves one thread; its streams may be interleaved, each then has a ses
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gptoss_mlx.checkpoint import Checkpoint, Progress
+from gptoss_mlx.clock import Clock
 from gptoss_mlx.config import ModelConfig
-from gptoss_mlx.errors import ContextError, MessageError, SamplingError
-from gptoss_mlx.events import (
-    Event,
-    FinishEvent,
-    FinishReason,
-    PrefillEvent,
-    Result,
-    Timings,
-    TokenEvent,
-    ToolCall,
-)
-from gptoss_mlx.harmony import Headers, HeaderState, Parser, read_tools, render
+from gptoss_mlx.errors import ContextError
+from gptoss_mlx.events import Event, FinishEvent, FinishReason, PrefillEvent, TokenEvent
+from gptoss_mlx.harmony import Parser
 from gptoss_mlx.harmony.encoding import CALL
 from gptoss_mlx.hub import locate
 from gptoss_mlx.jsonfile import read_json
-from gptoss_mlx.sampling import MAX_SEED, Sampling
+from gptoss_mlx.request import Desk, Prompt, Request
+from gptoss_mlx.result import Result, collect
+from gptoss_mlx.sampling import Sampling
 from gptoss_mlx.session import Model, Session
 from gptoss_mlx.tokenizer import Tokenizer, load_tokenizer
 from gptoss_mlx.writer import PlainText, Writer
 
-Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 NewSampler = Callable[[Sampling, int, Sequence[int], int], Any]
-
-
-@dataclass(frozen=True)
-class Request:
-    """One stream, checked: what is read, how it goes on, and when it ends."""
-
-    ids: list[int]
-    max_tokens: int
-    sampling: Sampling
-    seed: int
-    stop: tuple[str, ...]
-    harmony: bool
-    grammar: HeaderState | None
-    cancel: Callable[[], bool]
 
 
 class Engine:
@@ -72,8 +48,8 @@ class Engine:
         defaults: Mapping[str, Any],
     ) -> None:
         self.model, self.tokenizer, self.config = model, tokenizer, config
-        self.context = context
-        self.defaults = dict(defaults)
+        self.context, self.defaults = context, dict(defaults)
+        self._desk = Desk(tokenizer, config, context, self.defaults)
         self._new_sampler = new_sampler
         self._session: Session | None = None
 
@@ -88,7 +64,7 @@ class Engine:
         reasoning: str = "medium",
         response_format: Mapping[str, Any] | None = None,
         constrain_headers: bool = True,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         cancel: Callable[[], bool] | None = None,
         **sampling: Any,
     ) -> Iterator[Event]:
@@ -101,20 +77,18 @@ class Engine:
         sampling: the fields of `Sampling`; those left out are the checkpoint's defaults.
         Raises MessageError, ContextError or SamplingError before anything is computed.
         """
-        harmony = self.tokenizer.harmony is not None and not raw
-        ids = self._prompt_ids(prompt, harmony, tools, system, reasoning, response_format)
-        options = self._options(sampling)
-        request = Request(
-            ids=ids,
-            max_tokens=self._limit(len(ids), max_tokens),
-            sampling=options,
-            seed=secrets.randbelow(MAX_SEED) if options.seed is None else options.seed,
-            stop=_stop_strings(stop),
-            harmony=harmony,
-            grammar=self._grammar(tools, response_format)
-            if harmony and constrain_headers
-            else None,
-            cancel=cancel or (lambda: False),
+        request = self._desk.take(
+            prompt,
+            max_tokens=max_tokens,
+            raw=raw,
+            tools=tools,
+            system=system,
+            reasoning=reasoning,
+            response_format=response_format,
+            constrain_headers=constrain_headers,
+            stop=stop,
+            cancel=cancel,
+            sampling=sampling,
         )
         return self._run(request)
 
@@ -124,7 +98,7 @@ class Engine:
 
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """The logits after every token of a sequence: float32 [tokens, vocabulary]."""
-        self._check_ids(ids)
+        self._desk.check_ids(ids)
         state, chunk = self.model.new_state(), self.model.chunk
         parts = [self.model.evaluate(ids[i : i + chunk], state) for i in range(0, len(ids), chunk)]
         return np.concatenate(parts)
@@ -142,10 +116,12 @@ class Engine:
     def _run(self, request: Request) -> Iterator[Event]:
         """One stream, on the last session or, if another stream has that, on a new one."""
         session, self._session = self._session or Session(self.model), None
-        clock = _Clock()
+        clock = Clock()
         try:
             yield from self._prefill(session, request, clock)
-            reason = yield from self._write(session, request, clock)
+            reason: FinishReason = "cancelled"
+            if session.state.offset == len(request.ids) - 1:
+                reason = yield from self._write(session, request, clock)
         except GeneratorExit:
             self._session = session
             raise
@@ -154,7 +130,7 @@ class Engine:
         yield FinishEvent(reason, len(request.ids), clock.tokens, request.seed, clock.timings())
 
     def _write(
-        self, session: Session, request: Request, clock: _Clock
+        self, session: Session, request: Request, clock: Clock
     ) -> Generator[TokenEvent, None, FinishReason]:
         """Generate text until something ends it; returns what that was."""
         reason: FinishReason = "length"
@@ -166,12 +142,12 @@ class Engine:
                 break
             yield from writer.push(id, logprob, top)
             if id in self.tokenizer.stop_ids or writer.stopped:
-                reason = "tool_calls" if id == CALL and request.harmony else "stop"
+                reason = "tool_calls" if id == CALL and request.encoding is not None else "stop"
                 break
         yield from writer.finish()
         return "tool_calls" if reason == "stop" and writer.called else reason
 
-    def _prefill(self, session: Session, request: Request, clock: _Clock) -> Iterator[PrefillEvent]:
+    def _prefill(self, session: Session, request: Request, clock: Clock) -> Iterator[PrefillEvent]:
         """Bring the session to the prompt's last token, which the first decode step reads.
 
         A snapshot is taken there: the next turn's prompt has the same beginning.
@@ -191,8 +167,6 @@ class Engine:
         self, session: Session, request: Request
     ) -> Iterator[tuple[int, float | None, tuple[tuple[int, float], ...]]]:
         """Tokens, each read after the step behind it was queued."""
-        if session.state.offset < len(request.ids) - 1:  # cancelled
-            return
         sampler = self._new_sampler(
             request.sampling, request.seed, request.ids, self.config.vocab_size
         )
@@ -218,172 +192,10 @@ class Engine:
                     choice = sampler.choose(logits, step, grammar.mask)
 
     def _writer(self, request: Request) -> Writer:
-        encoding = self.tokenizer.harmony
-        if request.harmony and encoding is not None:
-            return Writer(Parser(encoding), request.stop)
-        return Writer(PlainText(self.tokenizer.decoder(), self.tokenizer.stop_ids), request.stop)
-
-    def _prompt_ids(
-        self,
-        prompt: Prompt,
-        harmony: bool,
-        tools: Sequence[Mapping[str, Any]],
-        system: str | None,
-        reasoning: str,
-        response_format: Mapping[str, Any] | None,
-    ) -> list[int]:
-        encoding = self.tokenizer.harmony
-        if not isinstance(prompt, str) and all(isinstance(id, int) for id in prompt):
-            ids = [int(id) for id in prompt if isinstance(id, int)]
-        elif harmony and encoding is not None:
-            user = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-            ids = render(
-                encoding,
-                [m for m in user if isinstance(m, Mapping)],
-                tools=tools,
-                system=system,
-                reasoning=reasoning,
-                response_format=response_format,
-            )
-        elif not isinstance(prompt, str):
-            raise MessageError("raw mode continues a text: it takes no list of messages")
-        elif tools or system or response_format:
-            raise MessageError("raw mode knows no system message, tools or response format")
-        else:
-            ids = self.tokenizer.encode(prompt)
-        self._check_ids(ids)
-        return ids
-
-    def _check_ids(self, ids: Sequence[int]) -> None:
-        if len(ids) == 0:
-            raise MessageError("the prompt is empty: give it at least one token")
-        for id in (min(ids), max(ids)):
-            if not 0 <= id < self.config.vocab_size:
-                raise MessageError(
-                    f"token id {id} is outside the model's vocabulary of {self.config.vocab_size}"
-                )
-        if len(ids) > self.context:
-            raise ContextError(
-                f"the prompt has {len(ids)} tokens, but the context holds {self.context}"
-            )
-
-    def _limit(self, prompt_tokens: int, max_tokens: int | None) -> int:
-        room = self.context - prompt_tokens
-        if room < 1:
-            raise ContextError(
-                f"the prompt has {prompt_tokens} tokens and leaves no room for an answer"
-                f" in a context of {self.context}"
-            )
-        if max_tokens is not None and max_tokens < 1:
-            raise SamplingError(f"max_tokens is {max_tokens}, but must be at least 1")
-        return room if max_tokens is None else min(room, max_tokens)
-
-    def _options(self, sampling: Mapping[str, Any]) -> Sampling:
-        known = {field.name for field in fields(Sampling)}
-        for name in sampling:
-            if name not in known:
-                raise TypeError(f"{name!r} is no sampling option: {', '.join(sorted(known))}")
-        given = {name: value for name, value in sampling.items() if value is not None}
-        options = Sampling(**{**self.defaults, **given})
-        options.check_vocabulary(self.config.vocab_size)
-        return options
-
-    def _grammar(
-        self, tools: Sequence[Mapping[str, Any]], response_format: Mapping[str, Any] | None
-    ) -> HeaderState | None:
-        encoding = self.tokenizer.harmony
-        if encoding is None:
-            return None
-        named = read_tools(tools)
-        headers = Headers(
-            encoding,
-            tools=[function.name for function in named.functions],
-            builtin=named.builtin,
-            response_format=response_format,
-            vocab_size=self.config.vocab_size,
-        )
-        return headers.start()
-
-
-class _Clock:
-    """Seconds from the call on, and tokens."""
-
-    def __init__(self) -> None:
-        self.tokens = 0
-        self._start = self._prefilled = self._first = self._last = perf_counter()
-        self._prefill_tokens = self._reused = 0
-
-    def prefilled(self, tokens: int, reused: int) -> None:
-        self._prefilled = self._last = perf_counter()
-        self._prefill_tokens, self._reused = tokens, reused
-
-    def token(self) -> None:
-        self._last = perf_counter()
-        self.tokens += 1
-        if self.tokens == 1:
-            self._first = self._last
-
-    def timings(self) -> Timings:
-        return Timings(
-            prefill=self._prefilled - self._start,
-            decode=self._last - self._prefilled,
-            first_token=self._first - self._start,
-            prefill_tokens=self._prefill_tokens,
-            reused_tokens=self._reused,
-            decode_tokens=self.tokens,
-        )
-
-
-def collect(events: Iterable[Event]) -> Result:
-    """A stream's events as one `Result`."""
-    tokens: list[TokenEvent] = []
-    finish: FinishEvent | None = None
-    for event in events:
-        if isinstance(event, TokenEvent):
-            tokens.append(event)
-        elif isinstance(event, FinishEvent):
-            finish = event
-    if finish is None:
-        raise ValueError("the stream has not finished")
-    text: dict[str, list[str]] = {"text": [], "reasoning": [], "preamble": []}
-    calls: list[tuple[str, list[str]]] = []
-    fresh = True
-    for event in tokens:
-        if event.kind == "header":
-            fresh = True
-            continue
-        if event.recipient is not None:
-            if fresh:
-                calls.append((event.recipient.removeprefix("functions."), []))
-            calls[-1][1].append(event.text)
-        else:
-            text[_PART.get(event.channel, "text")].append(event.text)
-        fresh = fresh and not event.text
-    return Result(
-        text="".join(text["text"]),
-        reasoning="".join(text["reasoning"]),
-        preamble="".join(text["preamble"]),
-        tool_calls=tuple(
-            ToolCall(f"call_{secrets.token_hex(12)}", name, "".join(parts)) for name, parts in calls
-        ),
-        finish_reason=finish.reason,
-        prompt_tokens=finish.prompt_tokens,
-        completion_tokens=finish.completion_tokens,
-        seed=finish.seed,
-        timings=finish.timings,
-        token_ids=tuple(event.id for event in tokens if event.id is not None),
-        tokens=tuple(tokens),
-    )
-
-
-_PART: Mapping[str | None, str] = {"analysis": "reasoning", "commentary": "preamble"}
-
-
-def _stop_strings(stop: Sequence[str]) -> tuple[str, ...]:
-    strings = (stop,) if isinstance(stop, str) else tuple(stop)
-    if not all(strings):
-        raise SamplingError("a stop string is empty")
-    return strings
+        if request.encoding is not None:
+            return Writer(Parser(request.encoding), request.stop)
+        text = PlainText(self.tokenizer.decoder(), self.tokenizer.stop_ids)
+        return Writer(text, request.stop)
 
 
 def open_engine(
@@ -398,6 +210,10 @@ def open_engine(
 
     Raises ModelNotFoundError, CheckpointError, VocabularyError or ContextError.
     """
+    if dtype not in (None, "bfloat16", "float32"):
+        raise ValueError(f"dtype {dtype!r} is neither bfloat16 nor float32")
+    if embedding not in ("mapped", "resident"):
+        raise ValueError(f"embedding {embedding!r} is neither mapped nor resident")
     folder = locate(model, progress)
     checkpoint = Checkpoint.open(folder)
     config = checkpoint.config

@@ -5,7 +5,7 @@ A stream is any number of `PrefillEvent`s, then `TokenEvent`s, then one `FinishE
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
@@ -82,33 +82,3 @@ class FinishEvent:
 
 
 Event = PrefillEvent | TokenEvent | FinishEvent
-
-
-@dataclass(frozen=True)
-class ToolCall:
-    """A function the model wants called; arguments is the JSON text as the model wrote it."""
-
-    id: str
-    name: str
-    arguments: str
-
-
-@dataclass(frozen=True)
-class Result:
-    """A whole generation.
-
-    text: the answer (all content in raw mode); reasoning: the analysis; preamble: what the model
-    tells the user before it calls a tool.
-    """
-
-    text: str
-    reasoning: str
-    preamble: str
-    tool_calls: tuple[ToolCall, ...]
-    finish_reason: FinishReason
-    prompt_tokens: int
-    completion_tokens: int
-    seed: int
-    timings: Timings
-    token_ids: tuple[int, ...] = ()
-    tokens: tuple[TokenEvent, ...] = field(default=(), repr=False)

@@ -6,8 +6,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from gptoss_mlx.engine import collect
 from gptoss_mlx.events import Event, FinishEvent, Timings
+from gptoss_mlx.result import collect
 from gptoss_mlx.tokenizer import Tokenizer
 
 

@@ -1,0 +1,38 @@
+"""Seconds and tokens of one generation."""
+
+from __future__ import annotations
+
+from time import perf_counter
+
+from gptoss_mlx.events import Timings
+
+
+class Clock:
+    """Runs from its making on; told when the prompt is read and when a token is."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self._start = self._prefilled = self._first = self._last = perf_counter()
+        self._prefill_tokens = self._reused = 0
+
+    def prefilled(self, tokens: int, reused: int) -> None:
+        """The prompt is in: so many tokens were read, so many were there before."""
+        self._prefilled = self._first = self._last = perf_counter()
+        self._prefill_tokens, self._reused = tokens, reused
+
+    def token(self) -> None:
+        """One more token is generated."""
+        self._last = perf_counter()
+        self.tokens += 1
+        if self.tokens == 1:
+            self._first = self._last
+
+    def timings(self) -> Timings:
+        return Timings(
+            prefill=self._prefilled - self._start,
+            decode=self._last - self._prefilled,
+            first_token=self._first - self._start,
+            prefill_tokens=self._prefill_tokens,
+            reused_tokens=self._reused,
+            decode_tokens=self.tokens,
+        )

@@ -1,0 +1,154 @@
+"""One stream as it was asked for, checked against the model before anything is computed."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from gptoss_mlx.config import ModelConfig
+from gptoss_mlx.errors import ContextError, MessageError, SamplingError
+from gptoss_mlx.harmony import Encoding, Headers, HeaderState, read_tools, render
+from gptoss_mlx.sampling import MAX_SEED, Sampling
+from gptoss_mlx.tokenizer import Tokenizer
+
+Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is read, how it goes on, and when it ends. encoding: Harmony's; None in raw mode."""
+
+    ids: list[int]
+    max_tokens: int
+    sampling: Sampling
+    seed: int
+    stop: tuple[str, ...]
+    encoding: Encoding | None
+    grammar: HeaderState | None
+    cancel: Callable[[], bool]
+
+
+@dataclass(frozen=True)
+class Desk:
+    """Takes requests for one model. defaults: sampling options the checkpoint asks for."""
+
+    tokenizer: Tokenizer
+    config: ModelConfig
+    context: int
+    defaults: Mapping[str, Any]
+
+    def take(
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int | None,
+        raw: bool,
+        tools: Sequence[Mapping[str, Any]],
+        system: str | None,
+        reasoning: str,
+        response_format: Mapping[str, Any] | None,
+        constrain_headers: bool,
+        stop: str | Sequence[str],
+        cancel: Callable[[], bool] | None,
+        sampling: Mapping[str, Any],
+    ) -> Request:
+        """Raises MessageError, ContextError or SamplingError; see `Engine.stream`."""
+        encoding = None if raw else self.tokenizer.harmony
+        if encoding is None and (tools or system or response_format):
+            raise MessageError("raw mode knows no system message, tools or response format")
+        if not isinstance(prompt, str) and all(isinstance(id, int) for id in prompt):
+            ids = [id for id in prompt if isinstance(id, int)]
+        elif encoding is not None:
+            ids = render(
+                encoding,
+                _messages(prompt),
+                tools=tools,
+                system=system,
+                reasoning=reasoning,
+                response_format=response_format,
+            )
+        elif isinstance(prompt, str):
+            ids = self.tokenizer.encode(prompt)
+        else:
+            raise MessageError("raw mode continues a text: it takes no list of messages")
+        self.check_ids(ids)
+        options = self._options(sampling)
+        grammar = None
+        if encoding is not None and constrain_headers:
+            grammar = self._grammar(encoding, tools, response_format)
+        return Request(
+            ids=ids,
+            max_tokens=self._limit(len(ids), max_tokens),
+            sampling=options,
+            seed=secrets.randbelow(MAX_SEED) if options.seed is None else options.seed,
+            stop=_stop_strings(stop),
+            encoding=encoding,
+            grammar=grammar,
+            cancel=cancel or (lambda: False),
+        )
+
+    def check_ids(self, ids: Sequence[int]) -> None:
+        """Raises MessageError or ContextError if the model cannot read these tokens."""
+        if len(ids) == 0:
+            raise MessageError("the prompt is empty: give it at least one token")
+        for id in (min(ids), max(ids)):
+            if not 0 <= id < self.config.vocab_size:
+                raise MessageError(
+                    f"token id {id} is outside the model's vocabulary of {self.config.vocab_size}"
+                )
+        if len(ids) > self.context:
+            raise ContextError(
+                f"the prompt has {len(ids)} tokens, but the context holds {self.context}"
+            )
+
+    def _limit(self, prompt_tokens: int, max_tokens: int | None) -> int:
+        """How many tokens may be generated."""
+        room = self.context - prompt_tokens
+        if room < 1:
+            raise ContextError(
+                f"the prompt has {prompt_tokens} tokens and leaves no room for an answer"
+                f" in a context of {self.context}"
+            )
+        if max_tokens is not None and max_tokens < 1:
+            raise SamplingError(f"max_tokens is {max_tokens}, but must be at least 1")
+        return room if max_tokens is None else min(room, max_tokens)
+
+    def _options(self, sampling: Mapping[str, Any]) -> Sampling:
+        """Those given, else the checkpoint's, else the defaults; None is not given."""
+        known = {field.name for field in fields(Sampling)}
+        for name in sampling:
+            if name not in known:
+                raise TypeError(f"{name!r} is no sampling option: {', '.join(sorted(known))}")
+        given = {name: value for name, value in sampling.items() if value is not None}
+        options = Sampling(**{**self.defaults, **given})
+        options.check_vocabulary(self.config.vocab_size)
+        return options
+
+    def _grammar(
+        self,
+        encoding: Encoding,
+        tools: Sequence[Mapping[str, Any]],
+        response_format: Mapping[str, Any] | None,
+    ) -> HeaderState:
+        named = read_tools(tools)
+        headers = Headers(
+            encoding,
+            tools=[function.name for function in named.functions],
+            builtin=named.builtin,
+            response_format=response_format,
+            vocab_size=self.config.vocab_size,
+        )
+        return headers.start()
+
+
+def _messages(prompt: Prompt) -> list[Any]:
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+
+
+def _stop_strings(stop: str | Sequence[str]) -> tuple[str, ...]:
+    strings = (stop,) if isinstance(stop, str) else tuple(stop)
+    if not all(strings):
+        raise SamplingError("a stop string is empty")
+    return strings

@@ -1,0 +1,93 @@
+"""A whole generation: a stream's events, collected by what they are to the user."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from gptoss_mlx.events import Event, FinishEvent, FinishReason, Timings, TokenEvent
+
+_PARTS: Mapping[str | None, str] = {"analysis": "reasoning", "commentary": "preamble"}
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A function the model wants called; arguments is the JSON text as the model wrote it."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """A whole generation.
+
+    text: the answer (all content in raw mode); reasoning: the analysis; preamble: what the model
+    tells the user before it calls a tool. tokens: the events with their log-probabilities.
+    """
+
+    text: str
+    reasoning: str
+    preamble: str
+    tool_calls: tuple[ToolCall, ...]
+    finish_reason: FinishReason
+    prompt_tokens: int
+    completion_tokens: int
+    seed: int
+    timings: Timings
+    token_ids: tuple[int, ...] = ()
+    tokens: tuple[TokenEvent, ...] = field(default=(), repr=False)
+
+
+def collect(events: Iterable[Event]) -> Result:
+    """A stream's events as one `Result`. Raises ValueError if the stream has not finished."""
+    tokens: list[TokenEvent] = []
+    finish: FinishEvent | None = None
+    for event in events:
+        if isinstance(event, TokenEvent):
+            tokens.append(event)
+        elif isinstance(event, FinishEvent):
+            finish = event
+    if finish is None:
+        raise ValueError("the stream has not finished")
+    parts = {"text": "", "reasoning": "", "preamble": ""}
+    for event in tokens:
+        if event.kind == "content" and event.recipient is None:
+            parts[_PARTS.get(event.channel, "text")] += event.text
+    return Result(
+        **parts,
+        tool_calls=_tool_calls(tokens),
+        finish_reason=finish.reason,
+        prompt_tokens=finish.prompt_tokens,
+        completion_tokens=finish.completion_tokens,
+        seed=finish.seed,
+        timings=finish.timings,
+        token_ids=tuple(event.id for event in tokens if event.id is not None),
+        tokens=tuple(tokens),
+    )
+
+
+def _tool_calls(tokens: Iterable[TokenEvent]) -> tuple[ToolCall, ...]:
+    """The messages to a recipient: from the header that names it, or from the first content."""
+    calls: list[tuple[str, list[str]]] = []
+    inside = False
+    for event in tokens:
+        if event.kind == "header":
+            inside = False
+        if event.recipient is None or (event.kind == "header" and not _opens(event)):
+            continue
+        if not inside:
+            calls.append((event.recipient, []))
+            inside = True
+        if event.kind == "content":
+            calls[-1][1].append(event.text)
+    return tuple(
+        ToolCall(f"call_{secrets.token_hex(12)}", name.removeprefix("functions."), "".join(text))
+        for name, text in calls
+    )
+
+
+def _opens(header: TokenEvent) -> bool:
+    return header.text.endswith("<|message|>")
