@@ -29,8 +29,9 @@ def command(script: Sequence[Any], *arguments: str) -> list[str]:
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """A terminal with colours, whatever runs the tests."""
-    ours = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR", "COLUMNS")}
+    """A terminal with colours and a buffered interpreter, whatever runs the tests."""
+    foreign = ("NO_COLOR", "FORCE_COLOR", "PYTHONUNBUFFERED")
+    ours = {k: v for k, v in os.environ.items() if k not in foreign}
     return ours | {"TERM": "xterm", "COLUMNS": "80"} | changes
 
 
@@ -133,7 +134,8 @@ def test_bars_appear_on_a_terminal_and_go_without_a_trace() -> None:
     assert "5/6" in shown
     assert shown.endswith("It is 85.\n")
     assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 2  # hides, shows the cursor
-    assert shown.rindex("\x1b[2K") < shown.index("\x1b[2m")  # erases its line before the answer
+    erased = shown.rindex("\x1b[2K")
+    assert shown.rindex("Reading the prompt") < erased < shown.index("\x1b[2m")
 
 
 def test_a_bar_with_json_leaves_stdout_to_the_object(tmp_path: Path) -> None:
@@ -225,7 +227,9 @@ def test_a_full_disk_is_one_line() -> None:
 
 def test_a_closed_stdout_is_no_error() -> None:
     line = ["sh", "-c", '"$@" >&-', "sh", *command(ANSWER, "hi")]
-    result = subprocess.run(line, cwd=ROOT, capture_output=True, timeout=DEADLINE, text=True)
+    result = subprocess.run(
+        line, cwd=ROOT, env=environment(), capture_output=True, timeout=DEADLINE, text=True
+    )
     assert (result.returncode, result.stderr) == (0, "")
 
 
