@@ -219,7 +219,7 @@ def inline(schema: Schema) -> str | None:
     elif kind == "array":
         item = inline(schema["items"]) if "items" in schema else None
         text = "Array<any>" if "items" not in schema else item and f"{item}[]"
-    if text and schema.get("nullable") and "null" not in text:
+    if text and schema.get("nullable") and "null" not in text.split(" | "):
         text += " | null"
     return text
 
@@ -240,9 +240,10 @@ def _say_null(schema: Schema, heeded: bool) -> Schema:
     text = inline(bare)
     if text is None:
         return {"oneOf": [bare, _NULL], **notes}
-    if "null" in text:
+    if "null" in text.split(" | "):
         return {**bare, **notes}
-    return schema if heeded else {"type": [f"{text} | null"], **notes}
+    # the renderer takes the word null anywhere in the type, as in an enum, for null
+    return schema if heeded and "null" not in text else {"type": [f"{text} | null"], **notes}
 
 
 def _kind(schema: Schema) -> str | list[str] | None:

@@ -107,6 +107,7 @@ FIELD: list[tuple[str, list[Said]]] = [
     ("I must refuse<|end|>", [(None, None, None, "I must refuse")]),
     ("assistant is what I am", [(None, None, None, "assistant is what I am")]),
     ("<|channel|>analysis I must<|end|>", [("analysis", None, None, "I must")]),
+    ("<|channel|>final Hi <|constrain|>there all<|end|>", [("final", None, None, "Hi there all")]),
     ("<|start|>assistant Hi friend<|end|>", [(None, None, None, "Hi friend")]),
     (
         "Sure, here it is<|channel|>final<|message|>Yes<|return|>",

@@ -69,6 +69,8 @@ FIELDS: list[tuple[Any, str]] = [
     ({"type": "array", "items": {"anyOf": [STRING, NUMBER]}}, "x: (string | number)[],"),
     ({"type": "array", "items": {**STRING, "nullable": True}}, "x: (string | null)[],"),
     ({"type": ["array", "null"], "items": STRING}, "x: string[] | null,"),
+    ({"type": "string", "enum": ["null!"], "nullable": True}, 'x: "null!" | null,'),
+    ({"type": "array", "items": {"enum": ["a", None], "nullable": True}}, 'x: ("a" | null)[],'),
     ({**POINT, "nullable": True}, "x: | { x: number, } | null ,"),
     ({**POINT, "anyOf": [{"required": ["x"]}, {"required": []}]}, "x: { x: number, },"),
     (
