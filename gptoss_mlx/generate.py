@@ -91,7 +91,9 @@ def main(
 
 
 def _open(model: str, bar_shown: bool, settings: dict[str, Any]) -> Engine:
-    with Bar(f"Loading {Path(model).name}", "bytes", shown=bar_shown, after=BAR_AFTER) as bar:
+    with Bar(
+        f"Loading {Path(model).name or model}", "bytes", shown=bar_shown, after=BAR_AFTER
+    ) as bar:
         return gptoss_mlx.load(model, progress=bar.update, **settings)
 
 

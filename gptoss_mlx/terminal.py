@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import io
 import os
-import time
-from threading import Lock
+from threading import Lock, Timer
 from typing import TYPE_CHECKING, Literal, TextIO
 
 from gptoss_mlx.events import TokenEvent
@@ -128,12 +127,18 @@ class Bar:
     def __init__(
         self, label: str, unit: Literal["bytes", "tokens"], *, shown: bool, after: float
     ) -> None:
-        self._label, self._unit, self._shown = label, unit, shown
-        self._start = time.monotonic() + after
+        self._label, self._unit, self._open = label, unit, shown
+        self._done = 0
+        self._total: int | None = None
         self._bar: Progress | None = None
         self._lock = Lock()
+        # Work may be silent for long, so the bar does not wait for an update.
+        self._timer = Timer(after, self._show)
+        self._timer.daemon = True
 
     def __enter__(self) -> Bar:
+        if self._open:
+            self._timer.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -142,20 +147,24 @@ class Bar:
     def update(self, done: int, total: int) -> None:
         """`done` of `total`; either may start again, for a next stretch of work."""
         with self._lock:
-            if not self._shown or (self._bar is None and time.monotonic() < self._start):
-                return
-            if self._bar is None:
-                self._bar = _progress(self._unit)
-                self._bar.add_task(self._label)
-                self._bar.start()
-            self._bar.update(self._bar.task_ids[0], completed=done, total=total)
+            self._done, self._total = done, total
+            if self._bar is not None:
+                self._bar.update(self._bar.task_ids[0], completed=done, total=total)
 
     def close(self) -> None:
+        self._timer.cancel()
         with self._lock:
-            self._shown = False
+            self._open = False
             if self._bar is not None:
                 self._bar.stop()
                 self._bar = None
+
+    def _show(self) -> None:
+        with self._lock:
+            if self._open:
+                self._bar = _progress(self._unit)
+                self._bar.add_task(self._label, completed=self._done, total=self._total)
+                self._bar.start()
 
 
 def _progress(unit: str) -> Progress:

@@ -5,6 +5,7 @@ SCRIPT is a JSON list of steps:
     ["analysis" | "commentary" | "final" | null, recipient | null, text]   a message
     ["prefill", done, total]    progress with the prompt
     ["load", done, total]       progress while loading
+    "load key", "key"           wait for a key, while loading or in the stream
     "wait"                 wait until the stream is cancelled
     "deaf"                      say that it was cancelled, and go on for ever
     "stuck"                     load for ever
@@ -38,8 +39,10 @@ class ScriptedEngine:
         for step in self.script:
             if isinstance(step, list) and step[0] == "load":
                 progress(*step[1:])
-            if step == "stuck":
+            elif step == "stuck":
                 wait_for(lambda: False)
+            elif step == "load key":
+                sys.stdin.readline()
         return self
 
     def stream(self, prompt: Any, *, cancel: Callable[[], bool], **options: Any) -> Iterator[Event]:
@@ -57,11 +60,13 @@ class ScriptedEngine:
                 wait_for(cancel)
                 yield from message(None, None, " deaf")
                 wait_for(lambda: False)
+            elif step == "key":
+                sys.stdin.readline()
             elif step[0] == "prefill":
                 yield PrefillEvent(step[1], step[2], 0)
             elif step[0] == "finish":
                 reason = step[1]
-            elif step[0] != "load" and step != "stuck":
+            elif step[0] != "load" and step not in ("load key", "stuck"):
                 yield from message(*step)
         yield FinishEvent(reason, 10, 20, 1234, TIMINGS)
 
@@ -89,7 +94,7 @@ def run() -> None:
     import gptoss_mlx
 
     engine = ScriptedEngine(json.loads(sys.argv.pop(1)))
-    gptoss_mlx.load = engine.load
+    setattr(gptoss_mlx, "load", engine.load)  # noqa: B010 (its type is another)
     if os.environ.get("OWN_TERMINAL"):
         import fcntl
         import termios
@@ -98,7 +103,7 @@ def run() -> None:
 
     from gptoss_mlx import generate
 
-    generate.BAR_AFTER = 0
+    generate.BAR_AFTER = float(os.environ.get("BAR_AFTER", 1000))
     generate.main()
 
 

@@ -35,7 +35,9 @@ def environment(**changes: str) -> dict[str, str]:
     return ours | {"TERM": "xterm", "COLUMNS": "80"} | changes
 
 
-def piped(script: Sequence[Any], *arguments: str, **options: Any) -> subprocess.CompletedProcess:
+def piped(
+    script: Sequence[Any], *arguments: str, **options: Any
+) -> subprocess.CompletedProcess[Any]:
     return subprocess.run(
         command(script, *arguments),
         cwd=ROOT,
@@ -115,10 +117,11 @@ def test_reasoning_goes_to_the_terminal_and_the_answer_to_the_pipe(tmp_path: Pat
 
 
 def test_a_models_control_characters_reach_a_pipe_but_no_terminal() -> None:
-    script = [["final", None, "a\x1b]0;title\x07\r\x9bb\tc\n"]]
+    text = "a\x1b]0;title\x07\r\x9bb\tc\n"
+    script = [["final", None, text]]
     safe = "a\ufffd]0;title\ufffd\ufffd\ufffdb\tc\n"
     assert OnTerminal(script, "hi").finish() == (0, safe)
-    assert piped(script, "hi", text=False).stdout == script[0][2].encode()
+    assert piped(script, "hi", text=False).stdout == text.encode()
 
 
 def test_through_pipes_there_is_no_progress_and_no_style() -> None:
@@ -128,20 +131,41 @@ def test_through_pipes_there_is_no_progress_and_no_style() -> None:
 
 
 def test_bars_appear_on_a_terminal_and_go_without_a_trace() -> None:
-    code, shown = OnTerminal([["load", 3, 4], ["prefill", 5, 6], *ANSWER], "hi").finish()
+    script = [["load", 3, 4], "load key", ["prefill", 5, 6], "key", *ANSWER]
+    terminal = OnTerminal(script, "hi", BAR_AFTER="0")
+    terminal.read_until("3/4 bytes")
+    terminal.press("\n")
+    terminal.read_until("5/6")
+    terminal.press("\n")
+    code, shown = terminal.finish()
     assert code == 0
     assert "Loading gpt-oss-20b" in shown
-    assert "5/6" in shown
     assert shown.endswith("It is 85.\n")
     assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 2  # hides, shows the cursor
     erased = shown.rindex("\x1b[2K")
     assert shown.rindex("Reading the prompt") < erased < shown.index("\x1b[2m")
 
 
+def test_quick_work_shows_no_bar() -> None:
+    code, shown = OnTerminal([["load", 3, 4], ["prefill", 5, 6], *ANSWER], "hi").finish()
+    assert (code, "Loading" in shown, "\x1b[?25" in shown) == (0, False, False)
+
+
+def test_quiet_work_shows_no_bar() -> None:
+    script = [["load", 3, 4], "load key", ["final", None, "It is 85."]]
+    terminal = OnTerminal(script, "hi", "--quiet", BAR_AFTER="0")
+    terminal.press("\n")
+    code, shown = terminal.finish()
+    assert (code, shown.strip()) == (0, "It is 85.")
+
+
 def test_a_bar_with_json_leaves_stdout_to_the_object(tmp_path: Path) -> None:
     with (tmp_path / "out").open("w+") as out:
-        script = [["prefill", 5, 6], *ANSWER]
-        code, shown = OnTerminal(script, "hi", "--json", stdout=out).finish()
+        script = [["prefill", 5, 6], "key", *ANSWER]
+        terminal = OnTerminal(script, "hi", "--json", stdout=out, BAR_AFTER="0")
+        terminal.read_until("5/6")
+        terminal.press("\n")
+        code, shown = terminal.finish()
         out.seek(0)
         assert (code, json.loads(out.read())["text"]) == (0, "It is 85.")
         assert "Add" not in shown
@@ -175,7 +199,7 @@ def test_ctrl_c_with_json_still_gives_the_object() -> None:
 
 
 def test_ctrl_c_while_loading_gives_the_cursor_back() -> None:
-    terminal = OnTerminal([["load", 1, 2], "stuck"], "hi")
+    terminal = OnTerminal([["load", 1, 2], "stuck"], "hi", BAR_AFTER="0")
     terminal.read_until("Loading")
     terminal.press("\x03")
     code, shown = terminal.finish()
