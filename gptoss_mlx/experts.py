@@ -14,6 +14,8 @@ from gptoss_mlx.kernels.moe_down import moe_down
 from gptoss_mlx.kernels.moe_gate_up import moe_gate_up
 from gptoss_mlx.weights import Loader
 
+GROUPED = 64  # chosen experts (tokens * k) from which on they are grouped by slot
+
 
 class ExpertBank:
     """The experts of one layer.
@@ -41,6 +43,23 @@ class ExpertBank:
     def __call__(self, x: mx.array, experts: mx.array, weights: mx.array) -> mx.array:
         """x [tokens, hidden], experts and weights [tokens, k] -> [tokens, hidden]"""
         slots = self.slots(experts)
+        if slots.size < GROUPED:
+            return self._run(x, slots, experts, weights)
+        # Grouped by slot, every expert's weights are read once and meet all their tokens.
+        tokens, k = experts.shape
+        order = mx.argsort(slots.reshape(-1))
+        slots, experts, weights = (a.reshape(-1, 1)[order] for a in (slots, experts, weights))
+        y = self._run(x[order // k], slots, experts, weights, grouped=True)
+        return y[mx.argsort(order)].reshape(tokens, k, -1).sum(axis=1)
+
+    def _run(
+        self,
+        x: mx.array,
+        slots: mx.array,
+        experts: mx.array,
+        weights: mx.array,
+        grouped: bool = False,
+    ) -> mx.array:
         h = moe_gate_up(
             x,
             self.gate_up_blocks,
@@ -49,9 +68,17 @@ class ExpertBank:
             slots,
             experts,
             self.limit,
+            grouped,
         )
         return moe_down(
-            h, self.down_blocks, self.down_scales, self.down_bias, slots, experts, weights
+            h,
+            self.down_blocks,
+            self.down_scales,
+            self.down_bias,
+            slots,
+            experts,
+            weights,
+            grouped,
         )
 
     def slots(self, experts: mx.array) -> mx.array:

@@ -13,6 +13,7 @@ def moe_down(
     slots: mx.array,
     experts: mx.array,
     weights: mx.array,
+    grouped: bool = False,
 ) -> mx.array:
     """The experts' outputs, weighted and summed.
 
@@ -20,8 +21,11 @@ def moe_down(
     blocks  [slots, hidden, intermediate / 8] uint32, MXFP4
     scales  [slots, hidden, intermediate / 32] uint8
     bias    [experts, hidden]
-    slots, experts, weights  [tokens, k]
+    slots, experts, weights  [tokens, k]; grouped: slots ascend
     returns [tokens, hidden]
     """
-    y = gathered_matmul(x[:, :, None, :], blocks, scales, slots)[:, :, 0, :] + bias[experts]
+    y = (
+        gathered_matmul(x[:, :, None, :], blocks, scales, slots, grouped)[:, :, 0, :]
+        + bias[experts]
+    )
     return (y * weights[:, :, None]).sum(axis=1)

@@ -5,11 +5,13 @@ import mlx.core as mx
 GROUP = 32  # values to a scale
 
 
-def gathered_matmul(x: mx.array, blocks: mx.array, scales: mx.array, slots: mx.array) -> mx.array:
+def gathered_matmul(
+    x: mx.array, blocks: mx.array, scales: mx.array, slots: mx.array, grouped: bool
+) -> mx.array:
     """x times the transpose of the matrices in the named slots of a bank.
 
     x [tokens, k or 1, 1, inputs], blocks [slots, outputs, inputs / 8] uint32,
-    scales [slots, outputs, inputs / 32] uint8, slots [tokens, k]
+    scales [slots, outputs, inputs / 32] uint8, slots [tokens, k], ascending if grouped
     -> [tokens, k, 1, outputs]
     """
     return mx.gather_qmm(
@@ -21,4 +23,5 @@ def gathered_matmul(x: mx.array, blocks: mx.array, scales: mx.array, slots: mx.a
         group_size=GROUP,
         bits=4,
         mode="mxfp4",
+        sorted_indices=grouped,
     )
