@@ -18,6 +18,7 @@ from gptoss_mlx.sampling import Sampling
 
 _WEYL = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: neighbouring steps get unrelated keys
 _WORD = 2**64 - 1
+_COLDEST = 1e-30  # a temperature below it would be 0 in float32
 
 
 class Mask(Protocol):
@@ -100,7 +101,8 @@ class Sampler:
         options = self.options
         if options.temperature == 0 or options.top_k == 1:
             return mx.argmax(scores)
-        scores = scores / options.temperature
+        # From the largest on, so that a low temperature overflows to minus infinity only.
+        scores = (scores - scores.max()) / max(options.temperature, _COLDEST)
         kept = None
         if 0 < options.top_k < scores.size:
             kept = mx.argpartition(scores, kth=scores.size - options.top_k)[-options.top_k :]
