@@ -73,6 +73,10 @@ def test_rope_may_be_unscaled(tmp_path: Path) -> None:
     assert (config.rope_scaling, config.rope_theta) == (None, 10000.0)
 
 
+def test_layers_alternate_where_the_file_does_not_say(tmp_path: Path) -> None:
+    assert read(tmp_path, layer_types=REMOVED) == read(tmp_path)
+
+
 def test_an_eos_list_gives_its_first(tmp_path: Path) -> None:
     assert read(tmp_path, eos_token_id=[200002, 199999]).eos_token_id == 200002
 
