@@ -41,8 +41,9 @@ def _plain(text: str) -> list[Piece]:
 class Writer:
     """Turns ids into `TokenEvent`s.
 
-    `stopped` is set once a stop string has appeared in text meant for the user; what follows it is
-    dropped, and text that may be the beginning of one is held back until it is decided.
+    `stopped` is set once a stop string is complete in text meant for the user, which reasoning and
+    the arguments of a tool call are not. Text from there on is dropped, and text that may be the
+    beginning of one is held back until it is decided. Of several, the one complete first counts.
     """
 
     def __init__(self, source: Source, stop: Sequence[str] = ()) -> None:
@@ -81,7 +82,7 @@ class Writer:
         for piece in pieces:
             if self.stopped:
                 return
-            if not self.stop or piece.kind == "header" or piece.channel == "analysis":
+            if not (self.stop and _is_for_user(piece)):
                 if self._held and self._last is not None:
                     yield _with_text(self._last, self._held)
                     self._held = ""
@@ -94,15 +95,21 @@ class Writer:
 
     def _until_stop(self, text: str) -> str:
         """The part of `text` that may be shown; the rest is held, or dropped after a stop."""
-        found = min((at for s in self.stop if (at := text.find(s)) >= 0), default=-1)
-        if found >= 0:
+        found = min(
+            ((at + len(s), at) for s in self.stop if (at := text.find(s)) >= 0), default=None
+        )
+        if found is not None:
             self.stopped, self._held = True, ""
-            return text[:found]
+            return text[: found[1]]
         keep = max(
             (n for s in self.stop for n in range(1, len(s)) if text.endswith(s[:n])), default=0
         )
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
+
+
+def _is_for_user(piece: Piece) -> bool:
+    return piece.kind == "content" and piece.channel != "analysis" and piece.recipient is None
 
 
 def _with_text(piece: Piece, text: str) -> Piece:
