@@ -1,0 +1,103 @@
+"""A model in pure Python that only remembers: what a sequence's state really holds.
+
+Its state is that of gptoss_mlx.cache with tokens in place of keys: an arena that keeps everything
+and a ring that has overwritten what is older than its window. `held` fails where a token would
+see another than it should.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class RingSnapshot:
+    offset: int
+    ring: tuple[Any, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.ring)
+
+
+class RingState:
+    """One sequence; a snapshot of it takes `window` bytes."""
+
+    def __init__(self, window: int) -> None:
+        self.offset = 0
+        self.arena: list[Any] = []
+        self.ring: list[Any] = [None] * window
+        self.moves: list[tuple[str, int]] = []  # trims and restores
+
+    def append(self, token: Any) -> None:
+        self.arena[self.offset : self.offset + 1] = [token]
+        self.ring[self.offset % len(self.ring)] = token
+        self.offset += 1
+
+    def held(self) -> list[Any]:
+        """The tokens the sequence consists of; arena and ring must agree about them."""
+        assert len(self.arena) >= self.offset
+        for position in range(max(0, self.offset - len(self.ring)), self.offset):
+            assert self.ring[position % len(self.ring)] == self.arena[position], "a stale ring"
+        return self.arena[: self.offset]
+
+    def snapshot(self) -> RingSnapshot:
+        return RingSnapshot(self.offset, tuple(self.ring))
+
+    def restore(self, snapshot: RingSnapshot) -> None:
+        assert snapshot.offset <= self.offset
+        self.ring[:] = snapshot.ring
+        self.offset = snapshot.offset
+        self.moves.append(("restore", snapshot.offset))
+
+    def can_trim(self, offset: int) -> bool:
+        return offset == self.offset or 0 <= offset < self.offset <= len(self.ring)
+
+    def trim(self, offset: int) -> None:
+        assert self.can_trim(offset)
+        self.moves.append(("trim", offset))
+        self.offset = offset
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.arena)
+
+
+class RingModel:
+    """Gives what `predict` makes of the tokens so far; appends them to `log` as they come."""
+
+    def __init__(
+        self,
+        window: int = 8,
+        chunk: int = 4,
+        predict: Callable[[list[Any]], Any] = lambda tokens: None,
+    ) -> None:
+        self.window, self.chunk, self.predict = window, chunk, predict
+        self.states: list[RingState] = []
+        self.log: list[tuple[str, list[Any]]] = []
+
+    def new_state(self) -> RingState:
+        self.states.append(RingState(self.window))
+        return self.states[-1]
+
+    def prefill(self, ids: Sequence[int], state: RingState) -> None:
+        assert 0 < len(ids) <= self.chunk
+        self.log.append(("prefill", list(ids)))
+        for id in ids:
+            state.append(id)
+
+    def decode(self, token: Any, state: RingState) -> Any:
+        """token: [id], or whatever stands for one that is still on its way."""
+        one = list(token) if isinstance(token, Sequence) else [token]
+        assert len(one) == 1
+        self.log.append(("decode", one))
+        state.append(one[0])
+        return self.predict(state.held())
+
+    def evaluate(self, ids: Sequence[int], state: RingState) -> Any:
+        raise NotImplementedError
+
+    def memory(self) -> dict[str, int]:
+        return {"active_bytes": 1, "peak_bytes": 2, "cache_bytes": 3}
