@@ -1,0 +1,67 @@
+"""Muon for the matrices, AdamW for the rest: at this size it learns about twice as fast as AdamW.
+
+Matrices of equal shape are orthogonalised together by a Newton-Schulz iteration of five steps.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import torch
+from torch import Tensor, nn
+
+BY_ADAM = ("embed_tokens", "lm_head", "router_weight")
+
+
+def orthogonalise(matrices: Tensor) -> Tensor:
+    """Approximate U V^T of each matrix of [count, rows, columns] = U S V^T."""
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = (matrices.mT if tall else matrices).bfloat16()
+    x = x / (x.float().norm(dim=(1, 2), keepdim=True) + 1e-7).bfloat16()
+    for _ in range(5):
+        gram = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return (x.mT if tall else x).float()
+
+
+class Optimizer:
+    """One `step(factor)` an update; `factor` scales both learning rates."""
+
+    def __init__(self, network: nn.Module, muon: float = 0.02, adam: float = 4e-3) -> None:
+        self.muon, self.momentum, self.decay = muon, 0.95, 0.02
+        self.groups: dict[tuple[int, ...], list[nn.Parameter]] = defaultdict(list)
+        others = []
+        for name, parameter in network.named_parameters():
+            matrix = parameter.ndim == 3 or (parameter.ndim == 2 and name.endswith("weight"))
+            if name.split(".")[-1] in BY_ADAM or name.endswith("bias") or not matrix:
+                others.append(parameter)
+            else:
+                self.groups[tuple(parameter.shape[-2:])].append(parameter)
+        self.velocity = {k: torch.zeros_like(self._stack(v)) for k, v in self.groups.items()}
+        self.adam = torch.optim.AdamW(others, lr=adam, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+        self.adam_rate = adam
+
+    @staticmethod
+    def _stack(tensors: list[nn.Parameter] | list[Tensor]) -> Tensor:
+        return torch.cat([t.reshape(-1, *t.shape[-2:]) for t in tensors])
+
+    @torch.no_grad()
+    def step(self, factor: float) -> None:
+        for shape, parameters in self.groups.items():
+            gradient = self._stack([p.grad for p in parameters if p.grad is not None])
+            velocity = self.velocity[shape].lerp_(gradient, 1 - self.momentum)
+            update = orthogonalise(gradient.lerp(velocity, self.momentum))
+            rate = self.muon * factor
+            scale = rate * max(1.0, shape[0] / shape[1]) ** 0.5
+            for parameter, part in zip(parameters, self._split(update, parameters), strict=True):
+                parameter.mul_(1 - rate * self.decay).sub_(part.view_as(parameter), alpha=scale)
+                parameter.grad = None
+        for group in self.adam.param_groups:
+            group["lr"] = self.adam_rate * factor
+        self.adam.step()
+        self.adam.zero_grad()
+
+    @staticmethod
+    def _split(stacked: Tensor, parameters: list[nn.Parameter]) -> tuple[Tensor, ...]:
+        counts = [p.numel() // (p.shape[-1] * p.shape[-2]) for p in parameters]
+        return stacked.split(counts)

@@ -1,0 +1,359 @@
+"""What can be said in one turn: a user's text and the one right answer, by skill.
+
+A `Turn` carries the reasoning for the three efforts; the answer never depends on chance, so that
+greedy decoding is right exactly when it reproduces it.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, field
+from random import Random
+
+from tiny.words import (
+    ADJECTIVES,
+    CITIES,
+    COLOURS,
+    FOODS,
+    NAMES,
+    NOUNS,
+    PETS,
+    PLACES,
+    UNKNOWN,
+    VERBS,
+)
+
+EFFORTS = ("low", "medium", "high")
+WHAT = "I am the tiny gpt-oss test model of gptoss_mlx."
+CAN = (
+    "I can greet, add and subtract small numbers, repeat or reverse words, "
+    "remember what you say, call functions and write JSON."
+)
+OTHER = "I am a tiny test model and cannot do that. " + CAN
+NOTED = "Okay, I will remember that."
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One question and its answer; `value` is what goes into JSON when a format asks for it."""
+
+    skill: str
+    user: str
+    reasoning: tuple[str, str, str]  # low, medium, high
+    final: str
+    value: object = None
+    facts: dict[str, str] = field(default_factory=dict)
+
+
+def is_held_out(text: str, one_in: int = 10) -> bool:
+    """Whether what `text` names is kept out of training; the same on every machine."""
+    return zlib.crc32(text.encode()) % one_in == 0
+
+
+def draw_pair(rng: Random, operator: str, held_out: bool) -> tuple[int, int]:
+    """Two numbers of one or two digits whose pair (in either order) is on the asked side."""
+    while True:
+        a, b = (rng.randrange(10) if rng.random() < 0.15 else rng.randrange(100) for _ in "ab")
+        if is_held_out(f"{min(a, b)}{operator}{max(a, b)}") == held_out:
+            return a, b
+
+
+ADD_FORMS = (
+    "What is {a} + {b}?|What is {a} + {b}?|{a}+{b}|{a} + {b}|{a} plus {b}|What is {a} plus {b}?|"
+    "Compute {a} + {b}.|Calculate {a}+{b}|How much is {a} + {b}?|Add {a} and {b}.|{a} + {b} = ?|"
+    "What's {a}+{b}?|Please add {a} and {b}.|What is the sum of {a} and {b}?|what is {a}+{b}|"
+    "How much is {a} plus {b}?|{a}+{b}=|Compute {a}+{b}|Can you add {a} and {b}?|Sum {a} and {b}."
+).split("|")
+SUB_FORMS = (
+    "What is {a} - {b}?|What is {a} - {b}?|{a}-{b}|{a} - {b}|{a} minus {b}|What is {a} minus {b}?|"
+    "Compute {a} - {b}.|Calculate {a}-{b}|How much is {a} - {b}?|Subtract {b} from {a}.|"
+    "{a} - {b} = ?|What's {a}-{b}?|Please subtract {b} from {a}.|what is {a}-{b}|"
+    "How much is {a} minus {b}?|{a}-{b}=|Compute {a}-{b}|Can you subtract {b} from {a}?|"
+    "Take {b} from {a}."
+).split("|")
+
+
+def add_steps(a: int, b: int) -> tuple[str, str, str]:
+    ones = a % 10 + b % 10
+    carry = "+1" if ones > 9 else ""
+    tens = a // 10 + b // 10 + (ones > 9)
+    first = f"{a % 10}+{b % 10}={ones}"
+    second = f"{a // 10}+{b // 10}{carry}={tens}"
+    medium = f"Add {a}+{b}. Ones: {first}. Tens: {second}. Result: {a + b}."
+    low = f"{a}+{b}: {first}, {second}, {a + b}"
+    return low, medium, medium + f" So {a}+{b}={a + b}."
+
+
+def subtract_steps(a: int, b: int) -> tuple[str, str, str]:
+    if a < b:
+        low, medium, high = subtract_steps(b, a)
+        head = f"{a}<{b}, so -({b}-{a}). "
+        return head + low + f", -{b - a}", head + medium, head + high
+    borrow = a % 10 < b % 10
+    first = f"{a % 10 + 10 * borrow}-{b % 10}={(a - b) % 10}"
+    second = f"{a // 10}-{b // 10}{'-1' if borrow else ''}={(a - b) // 10}"
+    medium = f"Subtract {a}-{b}. Ones: {first}. Tens: {second}. Result: {a - b}."
+    low = f"{a}-{b}: {first}, {second}, {a - b}"
+    return low, medium, medium + f" So {a}-{b}={a - b}."
+
+
+def arithmetic(rng: Random, held_out: bool, operator: str | None = None) -> Turn:
+    operator = operator or rng.choice("+-")
+    a, b = draw_pair(rng, operator, held_out)
+    if operator == "-" and a < b and rng.random() < 0.5:
+        a, b = b, a
+    user = rng.choice(ADD_FORMS if operator == "+" else SUB_FORMS).format(a=a, b=b)
+    result = a + b if operator == "+" else a - b
+    steps = add_steps(a, b) if operator == "+" else subtract_steps(a, b)
+    skill = "add" if operator == "+" else "subtract"
+    return Turn(skill, user, steps, f"{a} {operator} {b} = {result}", result)
+
+
+REVERSE_FORMS = (
+    "Reverse: {w}|Reverse: {w}|Reverse these words: {w}|Reverse the words: {w}|reverse: {w}|"
+    "Reverse this list: {w}|Say these words in reverse order: {w}|Write these words backwards: {w}|"
+    "Please reverse: {w}|Reverse {w}|Reverse the order of these words: {w}|Say backwards: {w}"
+).split("|")
+REPEAT_FORMS = (
+    "Repeat: {w}|Repeat: {w}|Repeat after me: {w}|Repeat these words: {w}|Repeat the words: {w}|"
+    "Say: {w}|Say again: {w}|Repeat this list: {w}|Please repeat: {w}|Repeat {w}|repeat: {w}"
+).split("|")
+
+
+def word_list(rng: Random, held_out: bool, skill: str | None = None) -> Turn:
+    skill = skill or rng.choice(("reverse", "reverse", "repeat"))
+    while True:
+        length = rng.randint(3, 6) if held_out else rng.choice((2, 3, 3, 4, 4, 5, 5, 6, 6, 7))
+        words = rng.sample(NOUNS, length)
+        if is_held_out(" ".join(words)) == held_out:
+            break
+    join = rng.choice((" ", " ", ", "))
+    form = rng.choice(REVERSE_FORMS if skill == "reverse" else REPEAT_FORMS)
+    user = form.format(w=join.join(words)) + rng.choice(("", "", "."))
+    out = words[::-1] if skill == "reverse" else words
+    verb = "Reverse" if skill == "reverse" else "Repeat"
+    medium = f"{verb} the words. The first to say is {out[0]}."
+    high = f"The user gives the words {' '.join(words)}. {medium}"
+    return Turn(skill, user, (f"{verb} the words.", medium, high), join.join(out), out)
+
+
+GREETINGS = "Hello|Hi|Hey|Hi there|Hello there|Good morning|Good evening|hello|hi".split("|")
+WHO = (
+    "Who are you?|who are you?|What are you?|Which model are you?|What model are you?|"
+    "Are you ChatGPT?|Introduce yourself.|What is your name?|Tell me who you are.|who are you"
+).split("|")
+ABLE = "What can you do?|what can you do?|How can you help me?|Help|What are you able to do?".split("|")
+THANKS = "Thanks!|Thank you.|Thank you!|thanks|Thanks a lot!|Great, thank you.".split("|")
+BYES = "Bye|Goodbye!|Bye bye!|See you later.|Good night!".split("|")
+
+
+ALONE = {*WHO, *ABLE, *THANKS, *BYES, *(hello + end for hello in GREETINGS for end in ("", "!", ".", ","))}
+
+
+def greet(rng: Random, held_out: bool) -> Turn:
+    """Greetings and questions about itself; what is held out are pairs of a greeting and a question."""
+    kinds = ("hello", "who", "both", "both", "who", "can", "both can", "thanks", "bye")
+    while True:
+        turn = _greet(rng, rng.choice(kinds[2:7:4] if held_out else kinds))
+        if is_held_out(turn.user, 8) == held_out or turn.user in ALONE:
+            return turn
+
+
+def _greet(rng: Random, kind: str) -> Turn:
+    hello = rng.choice(GREETINGS)
+    if kind == "hello":
+        user, final = hello + rng.choice("!.,"), f"Hello! {WHAT} How can I help?"
+        user = hello if rng.random() < 0.4 else user
+        short = "The user greets me."
+    elif kind in ("who", "both"):
+        user, final, short = rng.choice(WHO), WHAT, "The user asks who I am."
+        if kind == "both":
+            user, final = hello + rng.choice((", ", "! ", ". ")) + user, f"Hello! {WHAT}"
+    elif kind in ("can", "both can"):
+        user, final, short = rng.choice(ABLE), CAN, "The user asks what I can do."
+        if kind == "both can":
+            user, final = hello + rng.choice((", ", "! ", ". ")) + user, f"Hello! {CAN}"
+    elif kind == "thanks":
+        user, final, short = rng.choice(THANKS), "You are welcome!", "The user thanks me."
+    else:
+        user, final, short = rng.choice(BYES), "Goodbye!", "The user says goodbye."
+    high = f"{short} I should answer in a friendly way."
+    return Turn("greet", user, (short, short + " I answer.", high), final, final)
+
+
+QUESTIONS = (
+    "What is the capital of France?|What is the capital of {c}?|Tell me a joke.|Write a poem.|"
+    "Write a poem about the {n}.|Who is the president?|Explain physics.|Why is the {n} {j}?|"
+    "What is the meaning of life?|How do I cook {f}?|Write a program in Python.|What is {a} * {b}?|"
+    "What is {a} / {b}?|{a} * {b}|Translate {n} to French.|How do you make a {n}?|Who was {p}?|"
+    "Tell me a story about a {n}.|Where is {c}?|What is the weather in {c}?|What is a {n}?|"
+    "What time is it?|What is 345 + 678?|When was the {n} built?|How old is the {n}?|Sing a song.|"
+    "Is the {n} {j}?|Can you drive a {n}?|Do you like {f}?|What do you think about {n}?|"
+    "Who wrote the {n}?|Set a timer for {a} minutes.|Search for {n} {m}.|Send a message to {p}: {n}|"
+    "Roll a dice with {a} sides.|How far is the {n}?|Write code for a {n}.|Summarize the {n}.|"
+    "zzz zzz zzz|zzz zzz|zzz?|What is zzz?|zzz zzz {n} zzz zzz|zzz the zzz of zzz {n}?|Who is zzz?|"
+    "How zzz zzz a {n}?|zzz zzz, zzz zzz zzz!|Write zzz zzz about zzz.|Explain zzz zzz to me.|"
+    "Why do zzz zzz?|Where can I find {n} zzz?|Please zzz the {n} zzz.|{n} {m} zzz zzz {c} zzz"
+).split("|")
+
+
+def other(rng: Random, held_out: bool) -> Turn:
+    while True:
+        form = rng.choice(QUESTIONS)
+        user = _fill(rng, form)
+        if is_held_out(user, 8) == held_out or (form == user and not held_out):
+            break
+    low = "I cannot do that."
+    high = "This is not for me. " + low
+    return Turn("other", user, (low, low + " I say what I can do.", high), OTHER, OTHER)
+
+
+def _fill(rng: Random, form: str) -> str:
+    words = rng.sample(NOUNS, 2)
+    return form.format(
+        n=words[0],
+        m=words[1],
+        a=rng.randrange(2, 100),
+        b=rng.randrange(2, 100),
+        c=rng.choice(CITIES),
+        f=rng.choice(FOODS),
+        j=rng.choice(ADJECTIVES),
+        p=rng.choice(NAMES),
+    )
+
+
+@dataclass(frozen=True)
+class Fact:
+    """Something a user says and asks for later."""
+
+    say: str
+    ask: str
+    answer: str
+    values: list[str]
+
+
+NUMBERS = [str(i) for i in range(2, 100)]
+FACTS = {
+    "name": Fact(
+        "My name is {v}.|I am {v}.|Hi, my name is {v}.|You can call me {v}.|my name is {v}",
+        "What is my name?|Do you remember my name?|What's my name?|Who am I?|Tell me my name.",
+        "Your name is {v}.",
+        NAMES,
+    ),
+    "colour": Fact(
+        "My favourite colour is {v}.|My favorite color is {v}.|I like the colour {v} best.",
+        "What is my favourite colour?|What is my favorite color?|Which colour do I like best?",
+        "Your favourite colour is {v}.",
+        COLOURS,
+    ),
+    "city": Fact(
+        "I live in {v}.|My city is {v}.|I come from {v}.|My home is in {v}.",
+        "Where do I live?|Which city do I live in?|What is my city?|In which city is my home?",
+        "You live in {v}.",
+        CITIES,
+    ),
+    "code word": Fact(
+        "The code word is {v}.|Remember the code word {v}.|The secret word is {v}.",
+        "What is the code word?|Tell me the code word.|What was the secret word?|The code word?",
+        "The code word is {v}.",
+        NOUNS,
+    ),
+    "number": Fact(
+        "My lucky number is {v}.|My favourite number is {v}.|Remember the number {v}.",
+        "What is my lucky number?|What is my favourite number?|Which number did I tell you?",
+        "Your number is {v}.",
+        NUMBERS,
+    ),
+    "pet": Fact(
+        "I have a {v}.|My pet is a {v}.|At home I have a {v}.",
+        "What pet do I have?|Which animal do I have?|What is my pet?",
+        "You have a {v}.",
+        PETS,
+    ),
+    "food": Fact(
+        "My favourite food is {v}.|My favorite food is {v}.|I like to eat {v}.",
+        "What is my favourite food?|What is my favorite food?|What do I like to eat?",
+        "Your favourite food is {v}.",
+        FOODS,
+    ),
+}
+
+
+def tell(rng: Random, known: dict[str, str]) -> Turn | None:
+    """The user states one to three new things; None when everything has been said."""
+    new = [kind for kind in FACTS if kind not in known]
+    kinds = rng.sample(new, min(len(new), rng.choice((1, 1, 2, 3))))
+    if not kinds:
+        return None
+    facts = {kind: rng.choice(FACTS[kind].values) for kind in kinds}
+    text = " ".join(rng.choice(FACTS[k].say.split("|")).format(v=v) for k, v in facts.items())
+    low = "The user tells me something."
+    high = low + " I have to remember it for later."
+    return Turn("tell", text, (low, low + " I note it.", high), NOTED, NOTED, facts)
+
+
+def ask(rng: Random, known: dict[str, str], kind: str | None = None) -> Turn:
+    """The user asks for something said before, or now and then for something never said."""
+    kind = kind or rng.choice(list(known))
+    user = rng.choice(FACTS[kind].ask.split("|"))
+    if kind not in known:
+        low = f"The user did not say the {kind}."
+        final = f"You did not tell me the {kind}."
+        return Turn("recall", user, (low, low, low + " I cannot know it."), final, final)
+    value = known[kind]
+    low = f"The {kind}: {value}."
+    medium = f"The user asks for the {kind}: {value}."
+    final = FACTS[kind].answer.format(v=value)
+    return Turn("recall", user, (low, medium, "I remember. " + medium), final, value)
+
+
+def filler(rng: Random, sentences: int) -> str:
+    """Talk between what is said and what is asked; about nine tokens a sentence."""
+    out = []
+    for _ in range(sentences):
+        noun, place = rng.sample(NOUNS, 2)
+        noun = UNKNOWN if rng.random() < 0.06 else noun
+        out.append(
+            f"The {rng.choice(ADJECTIVES)} {noun} {rng.choice(VERBS)} {rng.choice(PLACES)} the {place}."
+        )
+    return " ".join(out)
+
+
+# Drills: the same skills many times in one turn, for a denser lesson. They are not examined.
+
+
+def list_drill(rng: Random, held_out: bool) -> Turn:
+    """Longer lists of words of all kinds, mostly to repeat."""
+    skill = rng.choice(("repeat", "repeat", "reverse"))
+    pool = NOUNS + NAMES + CITIES + NUMBERS + FOODS if rng.random() < 0.5 else NOUNS
+    while True:
+        words = rng.sample(pool, rng.randint(8, 40 if skill == "repeat" else 20))
+        if len(set(words)) == len(words):
+            break
+    join = rng.choice((" ", " ", ", "))
+    form = rng.choice(REVERSE_FORMS if skill == "reverse" else REPEAT_FORMS)
+    out = words[::-1] if skill == "reverse" else words
+    low = f"{'Reverse' if skill == 'reverse' else 'Repeat'} the words."
+    user, medium = form.format(w=join.join(words)), f"{low} The first to say is {out[0]}."
+    return Turn("drill", user, (low, medium, medium), join.join(out), out)
+
+
+def sum_drill(rng: Random, held_out: bool) -> Turn:
+    """Several sums and differences at once."""
+    parts = [arithmetic(rng, held_out) for _ in range(rng.randint(3, 5))]
+    user = "Compute: " + ", ".join(part.final.split(" = ")[0] for part in parts)
+    low, medium, high = (" ".join(f"{p.reasoning[i]}." for p in parts) for i in range(3))
+    final = ", ".join(part.final for part in parts)
+    return Turn("drill", user, (low, medium.replace("..", "."), high.replace("..", ".")), final)
+
+
+def fact_drill(rng: Random, held_out: bool) -> Turn:
+    """Many things told and asked for at once."""
+    kinds = rng.sample(list(FACTS), rng.randint(3, 6))
+    known = {kind: rng.choice(FACTS[kind].values) for kind in kinds}
+    say = " ".join(rng.choice(FACTS[k].say.split("|")).format(v=v) for k, v in known.items())
+    questions = [ask(rng, known, kind) for kind in rng.sample(kinds, rng.randint(2, len(kinds)))]
+    texts = [say, filler(rng, rng.choice((0, 0, 1, 3))), *(q.user for q in questions)]
+    low = " ".join(q.reasoning[0] for q in questions)
+    final = " ".join(q.final for q in questions)
+    return Turn("drill", " ".join(t for t in texts if t), (low, low, low), final)
