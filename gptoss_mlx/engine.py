@@ -19,10 +19,9 @@ from numpy.typing import NDArray
 from gptoss_mlx.checkpoint import Checkpoint, Progress
 from gptoss_mlx.clock import Clock
 from gptoss_mlx.config import ModelConfig
-from gptoss_mlx.errors import ContextError
+from gptoss_mlx.errors import CheckpointError, ContextError, SamplingError
 from gptoss_mlx.events import Event, FinishEvent, FinishReason, PrefillEvent, TokenEvent
 from gptoss_mlx.harmony import Parser
-from gptoss_mlx.harmony.encoding import CALL
 from gptoss_mlx.hub import locate
 from gptoss_mlx.jsonfile import read_json
 from gptoss_mlx.request import Desk, Prompt, Request
@@ -64,7 +63,7 @@ class Engine:
         reasoning: str = "medium",
         response_format: Mapping[str, Any] | None = None,
         constrain_headers: bool = True,
-        stop: str | Sequence[str] = (),
+        stop: str | Sequence[str] | None = None,
         cancel: Callable[[], bool] | None = None,
         **sampling: Any,
     ) -> Iterator[Event]:
@@ -118,9 +117,8 @@ class Engine:
         session, self._session = self._session or Session(self.model), None
         clock = Clock()
         try:
-            yield from self._prefill(session, request, clock)
             reason: FinishReason = "cancelled"
-            if session.state.offset == len(request.ids) - 1:
+            if (yield from self._prefill(session, request, clock)):
                 reason = yield from self._write(session, request, clock)
         except GeneratorExit:
             self._session = session
@@ -136,32 +134,36 @@ class Engine:
         reason: FinishReason = "length"
         writer = self._writer(request)
         for id, logprob, top in self._decode(session, request):
-            clock.token()
             if request.cancel():
                 reason = "cancelled"
                 break
+            clock.token()
             yield from writer.push(id, logprob, top)
             if id in self.tokenizer.stop_ids or writer.stopped:
-                reason = "tool_calls" if id == CALL and request.encoding is not None else "stop"
+                reason = "stop"
                 break
         yield from writer.finish()
         return "tool_calls" if reason == "stop" and writer.called else reason
 
-    def _prefill(self, session: Session, request: Request, clock: Clock) -> Iterator[PrefillEvent]:
+    def _prefill(
+        self, session: Session, request: Request, clock: Clock
+    ) -> Generator[PrefillEvent, None, bool]:
         """Bring the session to the prompt's last token, which the first decode step reads.
 
         A snapshot is taken there: the next turn's prompt has the same beginning.
+        Returns False if the stream was cancelled on the way.
         """
         reused = session.resume(request.ids)
         total = len(request.ids)
         yield PrefillEvent(reused, total, reused)
         for done in session.prefill(request.ids[reused:-1]):
             yield PrefillEvent(reused + done, total, reused)
+            clock.prefilled(done, reused)
             if request.cancel():
-                break
-        else:
-            session.mark()
+                return False
+        session.mark()
         clock.prefilled(session.state.offset - reused, reused)
+        return True
 
     def _decode(
         self, session: Session, request: Request
@@ -239,4 +241,9 @@ def _generation_defaults(folder: Path) -> dict[str, Any]:
     if asked.get("do_sample") is False:
         return {"temperature": 0.0}
     names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-    return {name: asked[name] for name in names if asked.get(name) is not None}
+    defaults = {name: asked[name] for name in names if asked.get(name) is not None}
+    try:
+        Sampling(**defaults)
+    except SamplingError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return defaults

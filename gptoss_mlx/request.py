@@ -5,7 +5,10 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from numbers import Integral
+from typing import Any, cast
+
+import numpy as np
 
 from gptoss_mlx.config import ModelConfig
 from gptoss_mlx.errors import ContextError, MessageError, SamplingError
@@ -50,7 +53,7 @@ class Desk:
         reasoning: str,
         response_format: Mapping[str, Any] | None,
         constrain_headers: bool,
-        stop: str | Sequence[str],
+        stop: str | Sequence[str] | None,
         cancel: Callable[[], bool] | None,
         sampling: Mapping[str, Any],
     ) -> Request:
@@ -58,8 +61,10 @@ class Desk:
         encoding = None if raw else self.tokenizer.harmony
         if encoding is None and (tools or system or response_format):
             raise MessageError("raw mode knows no system message, tools or response format")
-        if not isinstance(prompt, str) and all(isinstance(id, int) for id in prompt):
-            ids = [id for id in prompt if isinstance(id, int)]
+        if isinstance(prompt, bytes) or not isinstance(prompt, (str, Sequence, np.ndarray)):
+            raise MessageError("the prompt must be a text, token ids or a list of messages")
+        if not isinstance(prompt, str) and all(isinstance(id, Integral) for id in prompt):
+            ids = [int(cast(int, id)) for id in prompt]
         elif encoding is not None:
             ids = render(
                 encoding,
@@ -111,8 +116,8 @@ class Desk:
                 f"the prompt has {prompt_tokens} tokens and leaves no room for an answer"
                 f" in a context of {self.context}"
             )
-        if max_tokens is not None and max_tokens < 1:
-            raise SamplingError(f"max_tokens is {max_tokens}, but must be at least 1")
+        if max_tokens is not None and (not isinstance(max_tokens, int) or max_tokens < 1):
+            raise SamplingError(f"max_tokens is {max_tokens!r}, but must be a whole number above 0")
         return room if max_tokens is None else min(room, max_tokens)
 
     def _options(self, sampling: Mapping[str, Any]) -> Sampling:
@@ -147,8 +152,9 @@ def _messages(prompt: Prompt) -> list[Any]:
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
 
 
-def _stop_strings(stop: str | Sequence[str]) -> tuple[str, ...]:
-    strings = (stop,) if isinstance(stop, str) else tuple(stop)
-    if not all(strings):
-        raise SamplingError("a stop string is empty")
+def _stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
+    strings = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    for string in strings:
+        if not isinstance(string, str) or not string:
+            raise SamplingError(f"a stop string is {string!r}, but must be a text and not empty")
     return strings

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from gptoss_mlx.events import Event, FinishEvent, FinishReason, Timings, TokenEvent
 
+_SPECIAL = re.compile(r"<\|\w+\|>")
+_ENDS = ("<|end|>", "<|return|>", "<|call|>", "<|endoftext|>")
 _PARTS: Mapping[str | None, str] = {"analysis": "reasoning", "commentary": "preamble"}
 
 
@@ -74,7 +77,7 @@ def _tool_calls(tokens: Iterable[TokenEvent]) -> tuple[ToolCall, ...]:
     calls: list[tuple[str, list[str]]] = []
     inside = False
     for event in tokens:
-        if event.kind == "header":
+        if event.kind == "header" and not _is_stray(event):
             inside = False
         if event.recipient is None or (event.kind == "header" and not _opens(event)):
             continue
@@ -87,6 +90,11 @@ def _tool_calls(tokens: Iterable[TokenEvent]) -> tuple[ToolCall, ...]:
         ToolCall(f"call_{secrets.token_hex(12)}", name.removeprefix("functions."), "".join(text))
         for name, text in calls
     )
+
+
+def _is_stray(header: TokenEvent) -> bool:
+    """Whether this is a special token inside a message, where the model should write none."""
+    return _SPECIAL.fullmatch(header.text) is not None and header.text not in _ENDS
 
 
 def _opens(header: TokenEvent) -> bool:
