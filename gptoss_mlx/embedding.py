@@ -80,10 +80,13 @@ def _dequantized(
 ) -> mx.array:
     if spec is None:
         return rows["weight"].astype(dtype)
+    scales, biases = rows["scales"], rows.get("biases")
+    if biases is not None:  # affine: MLX computes in the type of these, whatever it is to return
+        scales, biases = scales.astype(dtype), biases.astype(dtype)
     return mx.dequantize(
         rows["weight"],
-        rows["scales"],
-        rows.get("biases"),
+        scales,
+        biases,
         group_size=spec.group_size,
         bits=spec.bits,
         mode=spec.mode,
