@@ -44,12 +44,14 @@ def _under(weights: Mapping[str, Values], prefix: str) -> dict[str, Values]:
 
 
 def rms_norm(x: Values, weight: Values, eps: float) -> Values:
-    return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + eps) * weight
+    y: Values = x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + eps) * weight
+    return y
 
 
 def softmax(x: Values) -> Values:
     e = np.exp(x - x.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)
+    shares: Values = e / e.sum(axis=-1, keepdims=True)
+    return shares
 
 
 def rotation(config: Mapping[str, Any], length: int) -> tuple[Values, Values]:
@@ -105,14 +107,16 @@ def attention(
 
 def swiglu(gate: Values, up: Values, limit: float = 7.0) -> Values:
     gate, up = np.minimum(gate, limit), np.clip(up, -limit, limit)
-    return gate / (1 + np.exp(-1.702 * gate)) * (up + 1)
+    y: Values = gate / (1 + np.exp(-1.702 * gate)) * (up + 1)
+    return y
 
 
 def expert(x: Values, w: Mapping[str, Values], e: int) -> Values:
     """x [tokens, hidden] -> expert e's output"""
     h = x @ w["experts.gate_up_proj"][e].T + w["experts.gate_up_proj_bias"][e]
     h = swiglu(h[:, 0::2], h[:, 1::2])
-    return h @ w["experts.down_proj"][e].T + w["experts.down_proj_bias"][e]
+    y: Values = h @ w["experts.down_proj"][e].T + w["experts.down_proj_bias"][e]
+    return y
 
 
 def mixture(x: Values, w: Mapping[str, Values], config: Mapping[str, Any]) -> Values:

@@ -85,7 +85,8 @@ def _fields(packed: Bytes, bits: int) -> NDArray[np.int64]:
     """[..., n] bytes as one stream of `bits` wide numbers, lowest bit first."""
     stream = np.unpackbits(packed, axis=-1, bitorder="little")
     split = stream.reshape(*packed.shape[:-1], -1, bits).astype(np.int64)
-    return (split << np.arange(bits)).sum(axis=-1)
+    fields: NDArray[np.int64] = (split << np.arange(bits)).sum(axis=-1)
+    return fields
 
 
 def _dequantized(

@@ -145,7 +145,7 @@ def _tiny_prompt(folder: Path) -> list[int]:
     prompt = render(Encoding(), messages, date="2025-08-05")
     _, table = raw_tensors(folder)["model.embed_tokens.weight"]
     known = np.flatnonzero((table & 0x7FFF).any(axis=-1))
-    return prompt + np.random.default_rng(0).choice(known, 200).tolist()
+    return [*prompt, *map(int, np.random.default_rng(0).choice(known, 200))]
 
 
 @pytest.mark.oracle

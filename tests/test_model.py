@@ -1,0 +1,314 @@
+"""The forward pass: against float64 by hand, in any chunks, after any snapshot and trim.
+
+Converted folders are in test_model_quantized.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from benchmarks.make_checkpoint import Shape
+from gptoss_mlx.model import Transformer
+from tests.comparison import argmax_agreement, fresh, opened, relative_l2, worst_row
+from tests.numpy_gpt_oss import NumpyGptOss
+from tests.shapes import CASES, tokens
+
+Logits = NDArray[np.float32]
+
+LIMIT = 1e-5
+"""Relative L2. Measured: at most 2e-6, of which float32's rotation angles make most."""
+
+NARROW = Shape(3, 64, 64, 6, 2, 4, 2, 16, vocab=256, window=12)
+WIDE = Shape(2, 64, 32, 4, 2, 2, 1, 16, vocab=256)
+
+
+@pytest.fixture(scope="session")
+def model_of(checkpoint_of: Callable[..., Path]) -> Callable[[Shape], Transformer]:
+    return cache(lambda shape: opened(checkpoint_of(shape)))
+
+
+@pytest.fixture(scope="session")
+def one_pass(
+    model_of: Callable[[Shape], Transformer],
+) -> Callable[[Shape, int], tuple[list[int], Logits]]:
+    """(shape, tokens) -> ids and their logits in one pass."""
+
+    @cache
+    def run(shape: Shape, length: int) -> tuple[list[int], Logits]:
+        ids = tokens(shape.vocab, length)
+        return ids, fresh(model_of(shape), ids)
+
+    return run
+
+
+@pytest.mark.parametrize("name", ["one_token", "exactly_the_window", "small", "odd_window"])
+def test_forward_pass_by_hand_in_float64(name: str, checkpoint_of: Callable[..., Path]) -> None:
+    case = CASES[name]
+    folder = checkpoint_of(case.shape, seed=case.seed)
+    ours, exact = fresh(opened(folder), case.ids()), NumpyGptOss(folder).logits(case.ids())
+    assert ours.shape == (case.length, case.shape.vocab)
+    assert relative_l2(ours, exact) < LIMIT
+    assert argmax_agreement(ours, exact) == 1
+
+
+Weigh = Callable[[NumpyGptOss], None]
+
+
+def _no_sink(head: int) -> Weigh:
+    def change(oracle: NumpyGptOss) -> None:
+        oracle.weights["model.layers.1.self_attn.sinks"][head] = -np.inf
+
+    return change
+
+
+def _no_expert(layer: int, e: int) -> Weigh:
+    def change(oracle: NumpyGptOss) -> None:
+        experts = f"model.layers.{layer}.mlp.experts"
+        oracle.weights[f"{experts}.down_proj"][e] = 0
+        oracle.weights[f"{experts}.down_proj_bias"][e] = 0
+
+    return change
+
+
+def _config(**fields: Any) -> Weigh:
+    return lambda oracle: oracle.config.update(fields)
+
+
+def _rounded_yarn(oracle: NumpyGptOss) -> None:
+    oracle.config["rope_scaling"]["truncate"] = True
+
+
+CHANGES: dict[str, Weigh] = {
+    **{f"no sink in head {h}": _no_sink(h) for h in range(NARROW.heads)},
+    **{f"no expert {e} in layer {n}": _no_expert(n, e) for n in (0, 2) for e in range(6)},
+    "window longer by one": _config(sliding_window=13),
+    "window shorter by one": _config(sliding_window=11),
+    "full where it slides": _config(layer_types=["full_attention"] * 3),
+    "one expert fewer": _config(num_experts_per_tok=1),
+    "no yarn": _config(
+        rope_scaling={
+            "factor": 1.0,
+            "original_max_position_embeddings": 4096,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+        }
+    ),
+    "another epsilon": _config(rms_norm_eps=1e-2),
+    "rounded yarn": _rounded_yarn,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_every_part_of_the_model_shows_in_the_logits(
+    change: str, checkpoint_of: Callable[..., Path], one_pass: Any
+) -> None:
+    # What makes the comparisons above worth something: each change alone is seen.
+    ids, ours = one_pass(NARROW, 80)
+    oracle = NumpyGptOss(checkpoint_of(NARROW))
+    CHANGES[change](oracle)
+    assert relative_l2(ours, oracle.logits(ids)) > 10 * LIMIT
+
+
+def test_unchanged_model_agrees_where_each_change_shows(
+    checkpoint_of: Callable[..., Path], one_pass: Any
+) -> None:
+    ids, ours = one_pass(NARROW, 80)
+    assert relative_l2(ours, NumpyGptOss(checkpoint_of(NARROW)).logits(ids)) < LIMIT
+
+
+def test_changed_sinks_are_used(checkpoint_of: Callable[..., Path]) -> None:
+    folder, ids = checkpoint_of(NARROW), tokens(NARROW.vocab, 30)
+    model, oracle = opened(folder), NumpyGptOss(folder)
+    before = fresh(model, ids)
+    for layer, block in enumerate(model.blocks):
+        block.attention.sinks = block.attention.sinks + 1.5
+        oracle.weights[f"model.layers.{layer}.self_attn.sinks"] += 1.5
+    after = fresh(model, ids)
+    assert relative_l2(after, before) > 1e-2
+    assert relative_l2(after, oracle.logits(ids)) < LIMIT
+
+
+def test_a_sliding_layer_forgets_the_token_that_leaves_the_window(
+    checkpoint_of: Callable[..., Path],
+) -> None:
+    # One layer, which slides: token 5 is seen up to position 5 + 127 and not at 5 + 128.
+    shape = Shape(1, 64, 32, 4, 2, 2, 1, 16, vocab=256)
+    model, ids = opened(checkpoint_of(shape)), tokens(256, 140)
+    other = [*ids[:5], (ids[5] + 1) % 256, *ids[6:]]
+    differs = (fresh(model, ids) != fresh(model, other)).any(axis=-1)
+    assert np.flatnonzero(differs).tolist() == list(range(5, 5 + 128))
+
+
+SPLITS = st.lists(st.one_of(st.just(1), st.integers(1, 20), st.sampled_from([127, 128, 129])))
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(SPLITS)
+def test_any_split_into_chunks_gives_one_pass(
+    model_of: Callable[[Shape], Transformer], one_pass: Any, splits: list[int]
+) -> None:
+    for shape, length in ((NARROW, 70), (WIDE, 300)):
+        model = model_of(shape)
+        ids, reference = one_pass(shape, length)
+        state, parts = model.new_state(), []
+        for count in [*splits, length]:
+            chunk = ids[state.offset : state.offset + count]
+            if chunk:
+                parts.append(model.evaluate(chunk, state))
+        assert state.offset == length
+        assert worst_row(np.concatenate(parts), reference) < LIMIT
+
+
+@pytest.mark.parametrize("shape", [NARROW, WIDE], ids=["narrow", "wide"])
+def test_token_by_token_past_two_windows(
+    shape: Shape, model_of: Callable[[Shape], Transformer], one_pass: Any
+) -> None:
+    model = model_of(shape)
+    ids, reference = one_pass(shape, 300 if shape is WIDE else 70)
+    state = model.new_state()
+    # From arrays, as a decode loop hands on a token that is still being computed.
+    rows = [np.array(model.decode(mx.array([token]), state)) for token in ids]
+    assert worst_row(np.stack(rows), reference) < LIMIT
+
+
+def test_prefill_leaves_the_state_that_evaluate_leaves(
+    model_of: Callable[[Shape], Transformer], one_pass: Any
+) -> None:
+    model = model_of(WIDE)
+    ids, reference = one_pass(WIDE, 300)
+    state = model.new_state()
+    for start in range(0, 250, 90):
+        model.prefill(ids[start : min(start + 90, 250)], state)
+    assert state.offset == 250
+    assert worst_row(model.evaluate(ids[250:], state), reference[250:]) < LIMIT
+
+
+class _Walk:
+    """A state led about, with all it should now hold and the logits it gave on the way."""
+
+    def __init__(self, model: Transformer) -> None:
+        self.model, self.state = model, model.new_state()
+        self.ids: list[int] = []
+        self.rows: list[Logits] = []
+        self.snapshots = [self.state.snapshot()]
+        self.fresh_token = 0
+
+    def extend(self, count: int) -> None:
+        new = [(7 * (self.fresh_token + i) + 3) % 251 for i in range(count)]
+        self.fresh_token += count
+        self.rows += list(self.model.evaluate(new, self.state))
+        self.ids += new
+
+    def decode(self, count: int) -> None:
+        for _ in range(1 + count % 5):
+            self.extend(1)
+
+    def snapshot(self, _: int) -> None:
+        self.snapshots.append(self.state.snapshot())
+
+    def restore(self, which: int) -> None:
+        snapshot = self.snapshots[which % len(self.snapshots)]
+        self.state.restore(snapshot)
+        self._cut(snapshot.offset)
+
+    def trim(self, to: int) -> None:
+        held = len(self.ids)
+        offset = held - to % (held + 1)
+        if offset == held or held <= self.state.window:
+            self.state.trim(offset)
+            self._cut(offset)
+        else:
+            with pytest.raises(ValueError, match="cannot go back"):
+                self.state.trim(offset)
+
+    def _cut(self, offset: int) -> None:
+        del self.ids[offset:], self.rows[offset:]
+        self.snapshots = [s for s in self.snapshots if s.offset <= offset]
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["extend", "decode", "snapshot", "restore", "trim"]), st.integers(1, 20)
+    ),
+    max_size=12,
+)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(STEPS)
+def test_any_snapshots_restores_and_trims_give_one_pass(
+    model_of: Callable[[Shape], Transformer], steps: list[tuple[str, int]]
+) -> None:
+    walk = _Walk(model_of(NARROW))
+    for step, number in steps:
+        getattr(walk, step)(number)
+        assert walk.state.offset == len(walk.ids)
+    walk.extend(2)
+    walk.decode(0)
+    assert worst_row(np.stack(walk.rows), fresh(walk.model, walk.ids)) < LIMIT
+
+
+@pytest.mark.parametrize("at", [1, 60, 128, 200])
+def test_a_snapshot_replays_bit_for_bit_whatever_was_written_since(
+    at: int, model_of: Callable[[Shape], Transformer]
+) -> None:
+    model, ids = model_of(WIDE), tokens(WIDE.vocab, 300)
+    state = model.new_state()
+    model.prefill(ids[:at], state)
+    snapshot = state.snapshot()
+
+    def replay() -> list[Logits]:
+        rows = [np.array(model.decode([token], state)) for token in ids[at : at + 20]]
+        return [*rows, *model.evaluate(ids[at + 20 : at + 60], state)]
+
+    first = replay()
+    for other in ([1], tokens(WIDE.vocab, 150, seed=1), tokens(WIDE.vocab, 3, seed=2)):
+        state.restore(snapshot)
+        model.prefill(other, state)
+        if len(other) > 100:
+            np.array(model.decode([5], state))
+        state.restore(snapshot)
+        np.testing.assert_array_equal(np.stack(replay()), np.stack(first))
+
+
+def test_sequences_do_not_touch_each_other(
+    model_of: Callable[[Shape], Transformer], one_pass: Any
+) -> None:
+    model = model_of(NARROW)
+    ids, reference = one_pass(NARROW, 70)
+    one, other = model.new_state(), model.new_state()
+    rows = []
+    for start in range(0, 70, 7):
+        model.prefill(tokens(NARROW.vocab, 5, seed=start), other)
+        rows.append(model.evaluate(ids[start : start + 7], one))
+    assert worst_row(np.concatenate(rows), reference) < LIMIT
+
+
+def test_resident_embedding_gives_the_same_logits_bit_for_bit(
+    checkpoint_of: Callable[..., Path], one_pass: Any
+) -> None:
+    ids, mapped = one_pass(NARROW, 70)
+    resident = fresh(opened(checkpoint_of(NARROW), embedding="resident"), ids)
+    np.testing.assert_array_equal(resident, mapped)
+
+
+def test_bfloat16_is_close(checkpoint_of: Callable[..., Path], one_pass: Any) -> None:
+    # Each of a few dozen roundings to 8 bits of mantissa adds 2e-3, MLX's quantized products on a
+    # CPU up to 2e-2 more, and a router's near tie can go to another expert: loose on purpose.
+    ids, reference = one_pass(NARROW, 70)
+    model = opened(checkpoint_of(NARROW), dtype="bfloat16")
+    ours = fresh(model, ids)
+    assert model.blocks[0].attention.o.weight.dtype == mx.bfloat16
+    assert model.hidden([1], model.new_state()).dtype == mx.bfloat16
+    assert 1e-4 < relative_l2(ours, reference) < 0.15
+    assert argmax_agreement(ours, reference) > 0.8
