@@ -115,7 +115,7 @@ class Sampler:
     def _report(self, token: mx.array, raw: mx.array) -> Choice:
         if not self.options.logprobs:
             return Choice(token)
-        logprobs = raw - mx.logsumexp(raw)
+        logprobs = raw - _logsumexp(raw)
         count = min(self.options.top_logprobs, self.vocab)
         if count == 0:
             return Choice(token, logprobs[token])
@@ -139,6 +139,12 @@ def _nucleus(scores: mx.array, top_p: float, min_p: float) -> mx.array:
         last = mx.where(before < top_p, descending, mx.inf).min()
         floor = mx.maximum(floor, last)
     return mx.where(p >= floor, scores, -mx.inf)
+
+
+def _logsumexp(x: mx.array) -> mx.array:
+    """In two levels: on a CPU, one float32 sum over a whole vocabulary is off by 1e-4."""
+    rows = mx.pad(x, (0, -x.size % 256), constant_values=-mx.inf).reshape(-1, 256)
+    return mx.logsumexp(mx.logsumexp(rows, axis=-1))
 
 
 class _Penalties:
