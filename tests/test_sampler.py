@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -19,60 +18,12 @@ from gptoss_mlx.errors import SamplingError
 from gptoss_mlx.harmony import Mask
 from gptoss_mlx.sampler import Sampler
 from gptoss_mlx.sampling import Sampling
+from tests.sampling_oracle import oracle
 
 VOCAB = 12
 CLOSE = 1e-4  # a token this near a limit may fall on either side in float32
 LOGITS = np.array([2, -1, 0.5, 3, -4, 1.25, 2.5, 0, -2, 1, -0.5, 1.75], np.float32)
 NONE: Mask | None = None
-
-
-@dataclass(frozen=True)
-class Expected:
-    """id -> probability of every token that is kept; margin: how clear the closest decision is."""
-
-    kept: dict[int, float]
-    margin: float
-
-
-def oracle(
-    logits: NDArray[np.float32],
-    options: Sampling,
-    prompt: Sequence[int] = (),
-    generated: Sequence[int] = (),
-    mask: Mask | None = None,
-) -> Expected:
-    """What the module promises, in float64."""
-    x = logits.astype(np.float64)
-    for id in {*prompt, *generated}:
-        penalty = options.repetition_penalty
-        x[id] = x[id] / penalty if x[id] > 0 else x[id] * penalty
-    for id, times in Counter(generated).items():
-        x[id] -= options.presence_penalty + options.frequency_penalty * times
-    for id, bias in options.logit_bias.items():
-        x[id] += bias
-    kept = list(range(len(x)))
-    if mask is not None:
-        kept = [i for i in kept if (i in mask.allow if mask.allow else i not in (mask.ban or ()))]
-    kept.sort(key=lambda i: (-x[i], i))
-    most = 1 if options.temperature == 0 else options.top_k or len(kept)
-    margins = [x[a] - x[b] for a, b in pairwise(kept[most - 1 : most + 1])]
-    kept = kept[:most]
-    weights = np.exp((x[kept] - x[kept[0]]) / (options.temperature or 1))
-    p = weights / weights.sum()
-    before = np.cumsum(p) - p
-    inside = p >= options.min_p * p[0]
-    if options.top_p < 1:
-        reached = p >= p[before < options.top_p].min()  # equals of the last one stay
-        inside &= reached
-        margins += [
-            *np.abs(before[1:] - options.top_p),
-            *(p[:-1] - p[1:])[reached[:-1] > reached[1:]],
-        ]
-    if options.min_p > 0:
-        margins += np.abs(p - options.min_p * p[0])[1:].tolist()
-    share = p * inside / (p * inside).sum()
-    found = {id: float(q) for id, q in zip(kept, share, strict=True) if q > 0}
-    return Expected(found, min(margins, default=1))
 
 
 def prepared(
@@ -346,6 +297,17 @@ def test_logprobs_are_the_models_own_whatever_the_options(options: dict[str, Any
         assert logprob == pytest.approx(exact[id], abs=1e-5)
         assert [i for i, _ in top] == best.tolist()
         assert [value for _, value in top] == pytest.approx(exact[best].tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize("vocab", [1, 255, 256, 257, 201088])
+def test_logprobs_are_as_exact_over_a_large_vocabulary(vocab: int) -> None:
+    logits = np.random.default_rng(vocab).normal(0, 3, vocab).astype(np.float32)
+    exact = logits.astype(np.float64)
+    exact -= np.log(np.exp(exact).sum())
+    sampler = Sampler(Sampling(logprobs=True), 1, [], vocab)
+    for step in range(3):
+        id, logprob, _ = sampler.choose(mx.array(logits), step, NONE).read()
+        assert logprob == pytest.approx(exact[id], abs=5e-6)
 
 
 def test_logprobs_only_when_asked_and_no_more_than_there_are() -> None:
