@@ -204,6 +204,7 @@ class _Walk:
         self.fresh_token = 0
 
     def extend(self, count: int) -> None:
+        count = max(count, 1)
         new = [(7 * (self.fresh_token + i) + 3) % 251 for i in range(count)]
         self.fresh_token += count
         self.rows += list(self.model.evaluate(new, self.state))
@@ -217,7 +218,7 @@ class _Walk:
         self.snapshots.append(self.state.snapshot())
 
     def restore(self, which: int) -> None:
-        snapshot = self.snapshots[which % len(self.snapshots)]
+        snapshot = self.snapshots[-1 - which % len(self.snapshots)]
         self.state.restore(snapshot)
         self._cut(snapshot.offset)
 
@@ -238,9 +239,10 @@ class _Walk:
 
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(["extend", "decode", "snapshot", "restore", "trim"]), st.integers(1, 20)
+        st.sampled_from(["extend", "decode", "snapshot", "restore", "trim"]), st.integers(0, 20)
     ),
-    max_size=12,
+    min_size=6,
+    max_size=14,
 )
 
 
