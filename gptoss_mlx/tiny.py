@@ -96,7 +96,7 @@ def materialise(cache: Path | None = None, progress: Progress | None = None) -> 
     _sweep(cache)
     made = Path(tempfile.mkdtemp(prefix=".tiny-", suffix=".part", dir=cache))
     try:
-        _write(made, Store.open(), progress)
+        _write(made, Store.open(STORE), progress)
         made.chmod(0o755)
         try:
             made.rename(folder)

@@ -10,7 +10,7 @@ from collections import defaultdict
 import torch
 from torch import Tensor, nn
 
-BY_ADAM = ("embed_tokens", "lm_head", "router_weight")
+BY_ADAM = ("lm_head", "router_weight")
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:
@@ -27,19 +27,23 @@ def orthogonalise(matrices: Tensor) -> Tensor:
 class Optimizer:
     """One `step(factor)` an update; `factor` scales both learning rates."""
 
-    def __init__(self, network: nn.Module, muon: float = 0.02, adam: float = 4e-3) -> None:
+    def __init__(self, network: nn.Module, muon: float, adam: float, embedding: float) -> None:
         self.muon, self.momentum, self.decay = muon, 0.95, 0.02
         self.groups: dict[tuple[int, ...], list[nn.Parameter]] = defaultdict(list)
-        others = []
+        others: list[nn.Parameter] = []
+        tables: list[nn.Parameter] = []
         for name, parameter in network.named_parameters():
             matrix = parameter.ndim == 3 or (parameter.ndim == 2 and name.endswith("weight"))
-            if name.split(".")[-1] in BY_ADAM or name.endswith("bias") or not matrix:
+            if name == "embed_tokens":
+                tables.append(parameter)
+            elif name.split(".")[-1] in BY_ADAM or name.endswith("bias") or not matrix:
                 others.append(parameter)
             else:
                 self.groups[tuple(parameter.shape[-2:])].append(parameter)
         self.velocity = {k: torch.zeros_like(self._stack(v)) for k, v in self.groups.items()}
-        self.adam = torch.optim.AdamW(others, lr=adam, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
-        self.adam_rate = adam
+        groups = [{"params": others}, {"params": tables}]
+        self.adam = torch.optim.AdamW(groups, lr=adam, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+        self.adam_rates = (adam, embedding)
 
     @staticmethod
     def _stack(tensors: list[nn.Parameter] | list[Tensor]) -> Tensor:
@@ -56,8 +60,8 @@ class Optimizer:
             for parameter, part in zip(parameters, self._split(update, parameters), strict=True):
                 parameter.mul_(1 - rate * self.decay).sub_(part.view_as(parameter), alpha=scale)
                 parameter.grad = None
-        for group in self.adam.param_groups:
-            group["lr"] = self.adam_rate * factor
+        for group, base in zip(self.adam.param_groups, self.adam_rates, strict=True):
+            group["lr"] = base * factor
         self.adam.step()
         self.adam.zero_grad()
 

@@ -22,19 +22,11 @@ from torch import Tensor
 from gptoss_mlx.harmony import Encoding
 from tiny.conversations import encode, make
 from tiny.network import Network, Shape, mxfp4_scale
-from tiny.train import LENGTHS, Vocabulary, collate, rounded, shares_of
+from tiny.train import LENGTHS, Vocabulary, collate, load, rounded, shares_of
 
 TARGET = Path(__file__).resolve().parent.parent / "gptoss_mlx" / "data" / "tiny.safetensors"
 LIMIT = 5_000_000
 LEVELS = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
-
-
-def load(path: Path) -> tuple[Network, Vocabulary, int]:
-    """The network of a training run, its vocabulary and the steps it was trained."""
-    state = torch.load(path, weights_only=True)
-    network = Network(Shape(**state["shape"]))
-    network.load_state_dict(state["network"])
-    return network, Vocabulary(state["rows"]), state["step"]
 
 
 def bits(tensor: Tensor) -> NDArray[np.uint16]:
@@ -132,17 +124,17 @@ def config(shape: Shape) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def expert_use(network: Network, vocabulary: Vocabulary, count: int = 512) -> list[list[float]]:
+def expert_use(network: Network, vocabulary: Vocabulary, count: int = 128) -> list[list[float]]:
     """By layer, each expert's share of all choices on held-out conversations."""
     encoding, rng = Encoding(), Random("expert use")
     pairs = []
-    while len(pairs) < count:
+    while len(pairs) < count:  # of the mixture that is trained on
         prompt, reply = encode(encoding, make(rng, True))
         if len(prompt) + len(reply) <= LENGTHS[-1]:
             pairs.append((vocabulary.compact(prompt), vocabulary.compact(reply)))
     shares = []
     for i in range(0, count, 32):
-        batch = collate(pairs[i : i + 32], LENGTHS[-1])
+        batch = collate(pairs[i : i + 32], max(len(p) + len(r) for p, r in pairs[i : i + 32]))
         shares.append(shares_of(network(batch.ids)[1], batch.real))
     return np.round(np.mean(shares, axis=0), 4).tolist()
 

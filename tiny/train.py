@@ -24,6 +24,7 @@ from torch import Tensor
 
 from gptoss_mlx.harmony import Encoding
 from tiny import words
+from tiny.beginning import begin
 from tiny.conversations import MAKERS, encode, make
 from tiny.network import Network, Shape, balance_loss, mxfp4_round
 from tiny.optimizer import Optimizer
@@ -166,9 +167,10 @@ def examine(
     return shares
 
 
-def rate(step: int, steps: int) -> float:
-    """Warm-up, a plateau to two fifths of the run, then linearly to nothing."""
-    return min(1.0, (step + 1) / 60, (steps - step) / (0.6 * steps))
+def rate(step: int, steps: int, decay: float) -> float:
+    """Warm-up, a plateau, and over the last part (`decay`) of the run linearly to nothing."""
+    fall = (steps - step) / (decay * steps) if decay else 1.0
+    return min(1.0, (step + 1) / 60, fall)
 
 
 def shares_of(routes: list[tuple[Tensor, Tensor]], real: Tensor) -> list[list[float]]:
@@ -182,10 +184,14 @@ def train(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     encoding = Encoding()
-    vocabulary = collect(encoding, args.seed, args.vocabulary)
-    shape = Shape(len(vocabulary.rows))
-    network = Network(shape, spelled(encoding, vocabulary.rows, shape.hidden_size))
-    optimizer = Optimizer(network, args.muon, args.adam)
+    if args.start is None:
+        vocabulary = collect(encoding, args.seed, args.vocabulary)
+        shape = Shape(len(vocabulary.rows))
+        network = Network(shape, spelled(encoding, vocabulary.rows, shape.hidden_size))
+        begin(network)
+    else:
+        network, vocabulary, _ = load(args.start)
+    optimizer = Optimizer(network, args.muon, args.adam, args.embedding)
     torch._dynamo.config.recompile_limit = 64
     layers = [torch.compile(layer, dynamic=False) for layer in network.layers]
     source = batches(encoding, vocabulary, args.seed, args.tokens)
@@ -200,7 +206,7 @@ def train(args: argparse.Namespace) -> None:
                 logits = network.logits(hidden[asked])
             loss = F.cross_entropy(logits, batch.targets[asked])
             (loss + args.balance * balance_loss(routes, batch.real)).backward()
-            optimizer.step(rate(step, args.steps))
+            optimizer.step(rate(step, args.steps, args.decay))
             seen += int(batch.real.sum())
             losses.append(loss.item())
             record: dict[str, object] = {}
@@ -222,14 +228,25 @@ def save(path: Path, network: Network, vocabulary: Vocabulary, step: int) -> Non
     path.with_suffix(".new").replace(path)
 
 
+def load(path: Path) -> tuple[Network, Vocabulary, int]:
+    """The network of a training run, its vocabulary and the steps it was trained."""
+    state = torch.load(path, weights_only=True)
+    network = Network(Shape(**state["shape"]))
+    network.load_state_dict(state["network"])
+    return network, Vocabulary(state["rows"]), state["step"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/tiny"))
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--start", type=Path, help="the state.pt of a run to go on from")
+    parser.add_argument("--steps", type=int, default=3200)
     parser.add_argument("--tokens", type=int, default=6144, help="tokens a step")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--muon", type=float, default=0.02)
     parser.add_argument("--adam", type=float, default=4e-3)
+    parser.add_argument("--embedding", type=float, default=4e-3, help="Adam's rate for the table")
+    parser.add_argument("--decay", type=float, default=0.7, help="part of the run with falling rates")
     parser.add_argument("--balance", type=float, default=0.01)
     parser.add_argument("--quantize-from", type=int, default=1000, help="the first step with MXFP4")
     parser.add_argument("--vocabulary", type=int, default=20000, help="conversations to collect from")
