@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gptoss_mlx.harmony import Encoding
 from tiny.network import Network, Shape
 
 FAST_PAIRS = 8  # rotary pairs that turn fast enough to tell neighbours apart
@@ -63,3 +64,25 @@ def position(shape: Shape, distance: int) -> Tensor:
     out[:FAST_PAIRS] = SHARPNESS * angle.cos()
     out[half : half + FAST_PAIRS] = -SHARPNESS * angle.sin()
     return out
+
+
+def spelled(encoding: Encoding, rows: list[int], width: int) -> Tensor:
+    """Embeddings to begin with, [rows, width]: tokens that spell alike begin alike.
+
+    A token's vector is the sum of one for itself, one for its word without spaces and case, and
+    for a number one for each digit by its place.
+    """
+    features: dict[str, Tensor] = {}
+
+    def feature(name: str) -> Tensor:
+        return features.setdefault(name, torch.randn(width))
+
+    vectors = []
+    for row in rows:
+        text = encoding.decode_bytes([row]).decode(errors="replace")
+        word = text.strip().lower()
+        parts = [feature(f"row {row}"), feature(f"word {word}")]
+        if word.isascii() and word.isdigit():
+            parts += [feature(f"digit {i} {c}") for i, c in enumerate(reversed(word.rjust(3, "0")))]
+        vectors.append(torch.stack(parts).sum(0) / len(parts) ** 0.5)
+    return torch.stack(vectors)

@@ -6,6 +6,7 @@ lists and sets of functions, and of all other conversations those whose text has
 `encode` turns one into token ids through the package's own renderer.
 """
 
+# ruff: noqa: SIM905 (lists of phrases read better as text)
 from __future__ import annotations
 
 import json
@@ -15,7 +16,7 @@ from random import Random
 from typing import Any
 
 from gptoss_mlx.harmony import Conversation, Encoding, render_reply
-from tiny import turns
+from tiny import drills, turns
 from tiny.functions import ANSWERED, FUNCTIONS, Call, call_reasoning, offer
 from tiny.turns import EFFORTS, FACTS, Turn, is_held_out
 from tiny.words import CITIES, COLOURS, FOODS, NAMES, PETS, UNKNOWN
@@ -47,7 +48,9 @@ def _simple(rng: Random, held_out: bool) -> Turn:
     return turns.greet(rng, held_out) if draw < 0.9 else turns.other(rng, held_out)
 
 
-def _history(rng: Random, held_out: bool, count: int) -> tuple[list[dict[str, Any]], dict[str, str]]:
+def _history(
+    rng: Random, held_out: bool, count: int
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Finished turns, and what the user told in them."""
     messages: list[dict[str, Any]] = []
     known: dict[str, str] = {}
@@ -198,8 +201,18 @@ def function_answer(rng: Random, held_out: bool) -> Example:
 _KEYS: dict[str, tuple[tuple[str, ...], str, Callable[[Random], Any], str]] = {
     "name": (("name", "name", "person"), "string", lambda r: r.choice(NAMES), ""),
     "age": (("age",), "integer", lambda r: r.randint(2, 99), "{n} is {v} years old."),
-    "city": (("city", "city", "location"), "string", lambda r: r.choice(CITIES), "{n} lives in {v}."),
-    "colour": (("color", "colour"), "string", lambda r: r.choice(COLOURS), "{n} likes the colour {v}."),
+    "city": (
+        ("city", "city", "location"),
+        "string",
+        lambda r: r.choice(CITIES),
+        "{n} lives in {v}.",
+    ),
+    "colour": (
+        ("color", "colour"),
+        "string",
+        lambda r: r.choice(COLOURS),
+        "{n} likes the colour {v}.",
+    ),
     "pet": (("pet", "animal"), "string", lambda r: r.choice(PETS), "{n} has a {v}."),
     "food": (("food",), "string", lambda r: r.choice(FOODS), "{n} likes to eat {v}."),
 }
@@ -208,7 +221,7 @@ _KEYS: dict[str, tuple[tuple[str, ...], str, Callable[[Random], Any], str]] = {
 def _format(rng: Random, properties: dict[str, str]) -> dict[str, Any]:
     """A response format with a schema of these keys and types."""
     typed: dict[str, Any] = {key: {"type": kind} for key, kind in properties.items()}
-    for key, value in typed.items():
+    for value in typed.values():
         if value["type"] == "array":
             value["items"] = {"type": "string"}
     schema: dict[str, Any] = {"type": "object", "properties": typed}
@@ -233,7 +246,9 @@ def json_extract(rng: Random, held_out: bool) -> Example:
         names = " and ".join((", ".join(list(keys.values())[:-1]), list(keys.values())[-1])).strip()
         names = names.removeprefix("and ")
         noun = "keys" if len(keys) > 1 else "key"
-        lead = rng.choice(("Give JSON with the {k} {n}: ", "Return JSON with {k} {n}: ", "JSON, {k} {n}: "))
+        lead = rng.choice(
+            ("Give JSON with the {k} {n}: ", "Return JSON with {k} {n}: ", "JSON, {k} {n}: ")
+        )
         text = lead.format(k=noun, n=names) + text
     else:
         text = rng.choice(("", "", "Extract the data: ", "Extract: ", "Give me JSON: ")) + text
@@ -242,7 +257,11 @@ def json_extract(rng: Random, held_out: bool) -> Example:
         style = _format(rng, {keys[kind]: _KEYS[kind][1] for kind in asked})
     final = json.dumps({keys[kind]: values[kind] for kind in asked})
     low = f"JSON with {', '.join(keys.values())}."
-    reasoning = (low, f"I answer in JSON. {low}", f"The format asks for it: I answer in JSON. {low}")
+    reasoning = (
+        low,
+        f"I answer in JSON. {low}",
+        f"The format asks for it: I answer in JSON. {low}",
+    )
     prompt = replace(_base(rng, [_user(text)]), response_format=style)
     return Example("json", prompt, _reply(reasoning, prompt.reasoning, final))
 
@@ -301,9 +320,9 @@ MAKERS: dict[str, tuple[float, Callable[[Random, bool], Example]]] = {
     "other": (0.02, _single(turns.other)),
 }
 DRILLS: dict[str, tuple[float, Callable[[Random, bool], Example]]] = {
-    "list drill": (0.12, _single(turns.list_drill)),
-    "sum drill": (0.08, _single(turns.sum_drill)),
-    "fact drill": (0.05, _single(turns.fact_drill)),
+    "list drill": (0.12, _single(drills.list_drill)),
+    "sum drill": (0.08, _single(drills.sum_drill)),
+    "fact drill": (0.05, _single(drills.fact_drill)),
 }
 SPLIT_INSIDE = ("greet", "add", "subtract", "repeat", "reverse", "tell", "other", *DRILLS)
 

@@ -1,5 +1,6 @@
 """Functions that a conversation may offer: how they are asked for, called and answered from."""
 
+# ruff: noqa: SIM905 (lists of phrases read better as text)
 from __future__ import annotations
 
 import json
@@ -49,7 +50,9 @@ def _weather(rng: Random, held_out: bool, names: list[str]) -> Call:
         "in {c}?|What is the weather like in {c}?|How is the weather in {c} today?|weather in {c}|"
         "Is it cold in {c}?|Tell me the weather in {c}.|Get the weather for {c}.".split("|")
     ).format(c=city)
-    first, second = rng.choice((("temperature", "condition"), ("temp", "weather"), ("degrees", "sky")))
+    first, second = rng.choice(
+        (("temperature", "condition"), ("temp", "weather"), ("degrees", "sky"))
+    )
     pair = [(first, degrees), (second, sky)]
     if rng.random() < 0.3:
         pair.reverse()
@@ -179,7 +182,10 @@ FUNCTIONS = (
         _time,
     ),
     Function(
-        "roll_dice", ("Roll a dice.", "Roll a die with some sides."), ((("sides",), "integer"),), _dice
+        "roll_dice",
+        ("Roll a dice.", "Roll a die with some sides."),
+        ((("sides",), "integer"),),
+        _dice,
     ),
     Function(
         "send_message",
@@ -228,4 +234,3 @@ ANSWERED = (
     "The function answered. I tell the user.",
     "The function answered. I tell the user what it gave.",
 )
-

@@ -3,8 +3,9 @@
 The arithmetic is that of the released models: RMSNorm, YaRN (correction range not rounded), grouped
 queries, sliding and full layers in turn, one sink logit a head, top-4 of 8 experts, clamped SwiGLU.
 Every expert is computed densely, which is faster than gathering at this size.  Parameters carry the
-released names and shapes, gate and up rows interleaved, so that packing is a copy.  The network works
-on the compact vocabulary; one extra logit stands for all the rows that are zero in the full one.
+released names and shapes, gate and up rows interleaved, so that packing is a copy.  The network
+works on the compact vocabulary; one extra logit stands for all the rows that are zero in the
+full one.
 """
 
 from __future__ import annotations
@@ -129,7 +130,10 @@ class Block(nn.Module):
         key = shape.num_key_value_heads * shape.head_dim
         small = 1 / math.sqrt(2 * shape.num_hidden_layers)
         self.input_layernorm = nn.Parameter(torch.ones(hidden))
-        self.q_weight, self.q_bias = _matrix(query, hidden, gain=0.5), nn.Parameter(torch.zeros(query))
+        self.q_weight, self.q_bias = (
+            _matrix(query, hidden, gain=0.5),
+            nn.Parameter(torch.zeros(query)),
+        )
         self.k_weight, self.k_bias = _matrix(key, hidden, gain=0.5), nn.Parameter(torch.zeros(key))
         self.v_weight, self.v_bias = _matrix(key, hidden), nn.Parameter(torch.zeros(key))
         self.o_weight = _matrix(hidden, query, gain=small)
@@ -148,7 +152,9 @@ class Block(nn.Module):
         heads, groups, size = s.num_attention_heads, s.num_key_value_heads, s.head_dim
         weight = torch.cat((self.q_weight, self.k_weight, self.v_weight))
         bias = torch.cat((self.q_bias, self.k_bias, self.v_bias))
-        qkv = F.linear(x, weight, bias).view(batch, length, heads + 2 * groups, size).transpose(1, 2)
+        qkv = (
+            F.linear(x, weight, bias).view(batch, length, heads + 2 * groups, size).transpose(1, 2)
+        )
         q, k, v = qkv.split((heads, groups, groups), 1)
         k, v = (t.repeat_interleave(heads // groups, 1) for t in (rotate(k, cos, sin), v))
         scores = rotate(q, cos, sin).to(v.dtype) @ k.to(v.dtype).transpose(-1, -2)
@@ -211,7 +217,10 @@ class Network(nn.Module):
         self.rest = math.log(shape.full_vocabulary - shape.vocabulary)
 
     def forward(
-        self, ids: Tensor, quantize: bool = False, layers: Sequence[Callable[..., Any]] | None = None
+        self,
+        ids: Tensor,
+        quantize: bool = False,
+        layers: Sequence[Callable[..., Any]] | None = None,
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """ids [batch, length] -> hidden states after the last norm, and routing of each layer.
 

@@ -42,7 +42,9 @@ class Optimizer:
                 self.groups[tuple(parameter.shape[-2:])].append(parameter)
         self.velocity = {k: torch.zeros_like(self._stack(v)) for k, v in self.groups.items()}
         groups = [{"params": others}, {"params": tables}]
-        self.adam = torch.optim.AdamW(groups, lr=adam, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+        self.adam = torch.optim.AdamW(
+            groups, lr=adam, betas=(0.9, 0.98), weight_decay=0.0, fused=True
+        )
         self.adam_rates = (adam, embedding)
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Packs a trained network into the package's file: `python -m tiny.pack runs/tiny/state.pt`.
+"""Packs a trained network into the package's file: `python -m tiny.pack build/tiny/state.pt`.
 
 The file is a safetensors file of at most 5 MB: `rows` (uint32, the token ids that are kept), the
 released tensors under their released names, bfloat16 as its bits (uint16), the two tables only
@@ -20,9 +20,10 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from gptoss_mlx.harmony import Encoding
+from tiny.batches import LENGTHS, Vocabulary, collate
 from tiny.conversations import encode, make
 from tiny.network import Network, Shape, mxfp4_scale
-from tiny.train import LENGTHS, Vocabulary, collate, load, rounded, shares_of
+from tiny.train import load, rounded, shares_of
 
 TARGET = Path(__file__).resolve().parent.parent / "gptoss_mlx" / "data" / "tiny.safetensors"
 LIMIT = 5_000_000

@@ -57,7 +57,9 @@ def answer(engine: Any, encoding: Encoding, example: Example) -> tuple[str, list
     return result.text, [(call.name, call.arguments) for call in result.tool_calls]
 
 
-def examine(model: str, count: int, seed: int, kinds: tuple[str, ...], show: bool) -> dict[str, Any]:
+def examine(
+    model: str, count: int, seed: int, kinds: tuple[str, ...], show: bool
+) -> dict[str, Any]:
     """Right answers, as parts of one, by skill and by reasoning effort."""
     engine, encoding = gptoss_mlx.load(model), Encoding()
     right: dict[str, list[bool]] = defaultdict(list)

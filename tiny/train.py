@@ -1,9 +1,10 @@
-"""Trains the tiny model on conversations made on the way; `python -m tiny.train --out runs/tiny`.
+"""Trains the tiny model on conversations made on the way; `python -m tiny.train --out build/tiny`.
 
-One seed gives one run.  The loss is on what the assistant says, headers included.  After
-1000 steps the experts' weights are rounded to MXFP4 on the way forward.  `state.pt` in the output
-folder is the latest network; `log.jsonl` holds losses, the shares of the experts and, now and then,
-the part of held-out replies that greedy decoding would reproduce token for token.
+Two stages: high rates until everything has a place, then lower and falling ones, the experts'
+weights rounded to MXFP4 on the way forward.  The loss is on what the assistant says, headers
+included.  `state.pt` in the output folder is the latest network; `log.jsonl` holds losses, the
+experts' shares and, now and then, the part of held-out replies that greedy decoding would
+reproduce token for token.
 """
 
 from __future__ import annotations
@@ -12,118 +13,43 @@ import argparse
 import copy
 import json
 import time
-from collections import Counter
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
+from typing import IO
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from gptoss_mlx.harmony import Encoding
-from tiny import words
-from tiny.beginning import begin
+from tiny.batches import IGNORE, Batch, Vocabulary, batches, collate, collect
+from tiny.beginning import begin, spelled
 from tiny.conversations import MAKERS, encode, make
 from tiny.network import Network, Shape, balance_loss, mxfp4_round
 from tiny.optimizer import Optimizer
 
-LENGTHS = (96, 128, 160, 208, 288, 400, 512)
-IGNORE = -100
-
 
 @dataclass(frozen=True)
-class Vocabulary:
-    """The rows that are kept; `rows` ascend."""
+class Stage:
+    """A stretch of training with an optimizer of its own; rates are those of its plateau."""
 
-    rows: list[int]
-
-    def compact(self, ids: list[int]) -> list[int]:
-        index = self.index
-        return [index.get(i, -1) for i in ids]
-
-    @property
-    def index(self) -> dict[int, int]:
-        cached = self.__dict__.get("_index")
-        if cached is None:
-            cached = {row: i for i, row in enumerate(self.rows)}
-            object.__setattr__(self, "_index", cached)
-        return cached
+    steps: int
+    muon: float
+    adam: float
+    embedding: float
+    decay: float  # the part of the stage over which rates fall to nothing
+    mxfp4_from: float  # the part after which the experts are rounded
+    rest_from: float  # the part after which the logits of all other rows count
 
 
-def collect(encoding: Encoding, seed: int, count: int) -> Vocabulary:
-    """The tokens of `count` conversations and of every word and number, but no unknown word's."""
-    found: Counter[int] = Counter()
-    rng = Random(f"{seed} vocabulary")
-    for _ in range(count):
-        prompt, reply = encode(encoding, make(rng, False))
-        found.update(prompt + reply)
-    lists = (words.NOUNS, words.NAMES, words.CITIES, words.COLOURS, words.FOODS, words.PETS)
-    for word in [word for part in lists for word in part]:
-        found.update(encoding.encode(word) + encoding.encode(" " + word))
-    for number in range(200):
-        found.update(encoding.encode(str(number)))
-    unknown = encoding.encode(words.UNKNOWN) + encoding.encode(" " + words.UNKNOWN)
-    return Vocabulary(sorted(set(found) - set(unknown)))
-
-
-def spelled(encoding: Encoding, rows: list[int], width: int) -> Tensor:
-    """Embeddings to begin with, [rows, width]: tokens that spell alike begin alike.
-
-    A token's vector is the sum of one for itself, one for its word without spaces and case, and
-    for a number one for each digit by its place.
-    """
-    features: dict[str, Tensor] = {}
-
-    def feature(name: str) -> Tensor:
-        return features.setdefault(name, torch.randn(width))
-
-    vectors = []
-    for row in rows:
-        text = encoding.decode_bytes([row]).decode(errors="replace")
-        word = text.strip().lower()
-        parts = [feature(f"row {row}"), feature(f"word {word}")]
-        if word.isascii() and word.isdigit():
-            parts += [feature(f"digit {i} {c}") for i, c in enumerate(reversed(word.rjust(3, "0")))]
-        vectors.append(torch.stack(parts).sum(0) / len(parts) ** 0.5)
-    return torch.stack(vectors)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """ids and targets, int64 [batch, length]; a target is the next id or IGNORE."""
-
-    ids: Tensor
-    targets: Tensor
-    real: Tensor  # bool: no padding
-
-
-def collate(pairs: list[tuple[list[int], list[int]]], length: int) -> Batch:
-    ids = torch.full((len(pairs), length), -1)
-    targets = torch.full((len(pairs), length), IGNORE)
-    real = torch.zeros(len(pairs), length, dtype=torch.bool)
-    for row, (prompt, reply) in enumerate(pairs):
-        whole, start = prompt + reply, len(prompt) - 1
-        ids[row, : len(whole) - 1] = torch.tensor(whole[:-1])
-        targets[row, start : len(whole) - 1] = torch.tensor(reply)
-        real[row, : len(whole) - 1] = True
-    return Batch(ids, targets, real)
-
-
-def batches(encoding: Encoding, vocabulary: Vocabulary, seed: int, tokens: int) -> Iterator[Batch]:
-    """Endless batches of about `tokens` tokens, conversations of similar length together."""
-    rng = Random(f"{seed} train")
-    waiting: dict[int, list[tuple[list[int], list[int]]]] = {length: [] for length in LENGTHS}
-    while True:
-        prompt, reply = (vocabulary.compact(x) for x in encode(encoding, make(rng, False)))
-        length = next((n for n in LENGTHS if n >= len(prompt) + len(reply) - 1), None)
-        if length is None or -1 in reply:
-            continue
-        waiting[length].append((prompt, reply))
-        if len(waiting[length]) == tokens // length:
-            yield collate(waiting[length], length)
-            waiting[length] = []
+STAGES = (
+    Stage(1200, muon=0.02, adam=4e-3, embedding=4e-3, decay=0.0, mxfp4_from=0.83, rest_from=0.0),
+    Stage(2400, muon=0.006, adam=1e-3, embedding=2e-3, decay=0.7, mxfp4_from=0.0, rest_from=0.6),
+)
+BALANCE = 0.01
+TOKENS = 6144  # a step
+CONVERSATIONS = 20000  # that the vocabulary is collected from
 
 
 @torch.no_grad()
@@ -167,9 +93,9 @@ def examine(
     return shares
 
 
-def rate(step: int, steps: int, decay: float) -> float:
-    """Warm-up, a plateau, and over the last part (`decay`) of the run linearly to nothing."""
-    fall = (steps - step) / (decay * steps) if decay else 1.0
+def rate(step: int, stage: Stage) -> float:
+    """Warm-up, a plateau, and over the last part of the stage linearly to nothing."""
+    fall = (stage.steps - step) / (stage.decay * stage.steps) if stage.decay else 1.0
     return min(1.0, (step + 1) / 60, fall)
 
 
@@ -179,44 +105,45 @@ def shares_of(routes: list[tuple[Tensor, Tensor]], real: Tensor) -> list[list[fl
     return [[round(float(x), 3) for x in u / u.sum()] for u in use]
 
 
-def train(args: argparse.Namespace) -> None:
-    torch.manual_seed(args.seed)
-    torch.set_num_threads(args.threads)
-    args.out.mkdir(parents=True, exist_ok=True)
-    encoding = Encoding()
-    if args.start is None:
-        vocabulary = collect(encoding, args.seed, args.vocabulary)
-        shape = Shape(len(vocabulary.rows))
-        network = Network(shape, spelled(encoding, vocabulary.rows, shape.hidden_size))
-        begin(network)
-    else:
-        network, vocabulary, _ = load(args.start)
-    optimizer = Optimizer(network, args.muon, args.adam, args.embedding)
-    torch._dynamo.config.recompile_limit = 64
-    layers = [torch.compile(layer, dynamic=False) for layer in network.layers]
-    source = batches(encoding, vocabulary, args.seed, args.tokens)
-    print(f"{len(vocabulary.rows)} rows, {sum(p.numel() for p in network.parameters())} parameters")
-    start, seen, losses = time.time(), 0, []
-    with (args.out / "log.jsonl").open("a") as log:
-        for step in range(args.steps):
-            batch = next(source)
-            with torch.autocast("cpu", torch.bfloat16):
-                hidden, routes = network(batch.ids, step >= args.quantize_from, layers)
-                asked = batch.targets != IGNORE
-                logits = network.logits(hidden[asked])
-            loss = F.cross_entropy(logits, batch.targets[asked])
-            (loss + args.balance * balance_loss(routes, batch.real)).backward()
-            optimizer.step(rate(step, args.steps, args.decay))
+class Training:
+    """A network in training; what it learned so far is in `network`."""
+
+    def __init__(self, network: Network, vocabulary: Vocabulary, out: Path) -> None:
+        self.network, self.vocabulary, self.out = network, vocabulary, out
+        self.layers = [torch.compile(layer, dynamic=False) for layer in network.layers]
+        self.encoding = Encoding()
+
+    def step(
+        self, batch: Batch, mxfp4: bool, rest: bool
+    ) -> tuple[float, list[tuple[Tensor, Tensor]]]:
+        """Adds the gradients of one batch; gives its loss and the routing of each layer."""
+        with torch.autocast("cpu", torch.bfloat16):
+            hidden, routes = self.network(batch.ids, mxfp4, self.layers)
+            asked = batch.targets != IGNORE
+            logits = self.network.logits(hidden[asked])
+        loss = F.cross_entropy(logits if rest else logits[:, :-1], batch.targets[asked])
+        (loss + BALANCE * balance_loss(routes, batch.real)).backward()
+        return loss.item(), routes
+
+    def run(self, stage: Stage, seed: int, log: IO[str], every: int) -> None:
+        optimizer = Optimizer(self.network, stage.muon, stage.adam, stage.embedding)
+        source = batches(self.encoding, self.vocabulary, seed, TOKENS)
+        start, losses, seen = time.time(), [], 0
+        for step in range(stage.steps):
+            batch, part = next(source), step / stage.steps
+            loss, routes = self.step(batch, part >= stage.mxfp4_from, part >= stage.rest_from)
+            optimizer.step(rate(step, stage))
+            losses.append(loss)
             seen += int(batch.real.sum())
-            losses.append(loss.item())
             record: dict[str, object] = {}
             if (step + 1) % 50 == 0:
-                mean, losses = sum(losses) / len(losses), []
-                record = {"step": step, "loss": mean, "s": time.time() - start, "tokens": seen}
-                record["use"] = shares_of(routes, batch.real)
-            if (step + 1) % args.examine == 0 or step + 1 == args.steps:
-                record |= {"step": step, "skills": examine(rounded(network), encoding, vocabulary, 64)}
-                save(args.out / "state.pt", network, vocabulary, step + 1)
+                record = {"step": step, "loss": sum(losses) / len(losses), "tokens": seen}
+                record |= {"s": time.time() - start, "use": shares_of(routes, batch.real)}
+                losses = []
+            if (step + 1) % every == 0 or step + 1 == stage.steps:
+                final = rounded(self.network)
+                record |= {"skills": examine(final, self.encoding, self.vocabulary, 64)}
+                save(self.out / "state.pt", self.network, self.vocabulary, step + 1)
             if record:
                 log.write(json.dumps(record) + "\n")
                 log.flush()
@@ -236,23 +163,34 @@ def load(path: Path) -> tuple[Network, Vocabulary, int]:
     return network, Vocabulary(state["rows"]), state["step"]
 
 
+def new_network(seed: int) -> tuple[Network, Vocabulary]:
+    torch.manual_seed(seed)
+    encoding = Encoding()
+    vocabulary = collect(encoding, seed, CONVERSATIONS)
+    shape = Shape(len(vocabulary.rows))
+    network = Network(shape, spelled(encoding, vocabulary.rows, shape.hidden_size))
+    begin(network)
+    return network, vocabulary
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("runs/tiny"))
-    parser.add_argument("--start", type=Path, help="the state.pt of a run to go on from")
-    parser.add_argument("--steps", type=int, default=3200)
-    parser.add_argument("--tokens", type=int, default=6144, help="tokens a step")
+    parser.add_argument("--out", type=Path, default=Path("build/tiny"))
+    parser.add_argument("--start", type=Path, help="a state.pt to go on from with the second stage")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--muon", type=float, default=0.02)
-    parser.add_argument("--adam", type=float, default=4e-3)
-    parser.add_argument("--embedding", type=float, default=4e-3, help="Adam's rate for the table")
-    parser.add_argument("--decay", type=float, default=0.7, help="part of the run with falling rates")
-    parser.add_argument("--balance", type=float, default=0.01)
-    parser.add_argument("--quantize-from", type=int, default=1000, help="the first step with MXFP4")
-    parser.add_argument("--vocabulary", type=int, default=20000, help="conversations to collect from")
-    parser.add_argument("--examine", type=int, default=400, help="steps between examinations")
+    parser.add_argument("--examine", type=int, default=300, help="steps between examinations")
     parser.add_argument("--threads", type=int, default=2)
-    train(parser.parse_args())
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch._dynamo.config.recompile_limit = 64
+    args.out.mkdir(parents=True, exist_ok=True)
+    network, vocabulary = load(args.start)[:2] if args.start else new_network(args.seed)
+    training = Training(network, vocabulary, args.out)
+    with (args.out / "log.jsonl").open("a") as log:
+        for number, stage in enumerate(STAGES):
+            if number or not args.start:
+                training.run(stage, args.seed + number, log, args.examine)
+                save(args.out / f"stage{number + 1}.pt", network, vocabulary, stage.steps)
 
 
 if __name__ == "__main__":

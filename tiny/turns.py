@@ -4,6 +4,7 @@ A `Turn` carries the reasoning for the three efforts; the answer never depends o
 greedy decoding is right exactly when it reproduces it.
 """
 
+# ruff: noqa: SIM905 (lists of phrases read better as text)
 from __future__ import annotations
 
 import zlib
@@ -142,16 +143,24 @@ WHO = (
     "Who are you?|who are you?|What are you?|Which model are you?|What model are you?|"
     "Are you ChatGPT?|Introduce yourself.|What is your name?|Tell me who you are.|who are you"
 ).split("|")
-ABLE = "What can you do?|what can you do?|How can you help me?|Help|What are you able to do?".split("|")
+ABLE = "What can you do?|what can you do?|How can you help me?|Help|What are you able to do?".split(
+    "|"
+)
 THANKS = "Thanks!|Thank you.|Thank you!|thanks|Thanks a lot!|Great, thank you.".split("|")
 BYES = "Bye|Goodbye!|Bye bye!|See you later.|Good night!".split("|")
 
 
-ALONE = {*WHO, *ABLE, *THANKS, *BYES, *(hello + end for hello in GREETINGS for end in ("", "!", ".", ","))}
+ALONE = {
+    *WHO,
+    *ABLE,
+    *THANKS,
+    *BYES,
+    *(hello + end for hello in GREETINGS for end in ("", "!", ".", ",")),
+}
 
 
 def greet(rng: Random, held_out: bool) -> Turn:
-    """Greetings and questions about itself; what is held out are pairs of a greeting and a question."""
+    """Greetings and questions about itself; held out are pairs of a greeting and a question."""
     kinds = ("hello", "who", "both", "both", "who", "can", "both can", "thanks", "bye")
     while True:
         turn = _greet(rng, rng.choice(kinds[2:7:4] if held_out else kinds))
@@ -189,8 +198,9 @@ QUESTIONS = (
     "Tell me a story about a {n}.|Where is {c}?|What is the weather in {c}?|What is a {n}?|"
     "What time is it?|What is 345 + 678?|When was the {n} built?|How old is the {n}?|Sing a song.|"
     "Is the {n} {j}?|Can you drive a {n}?|Do you like {f}?|What do you think about {n}?|"
-    "Who wrote the {n}?|Set a timer for {a} minutes.|Search for {n} {m}.|Send a message to {p}: {n}|"
-    "Roll a dice with {a} sides.|How far is the {n}?|Write code for a {n}.|Summarize the {n}.|"
+    "Who wrote the {n}?|Set a timer for {a} minutes.|Search for {n} {m}.|"
+    "Send a message to {p}: {n}|Roll a dice with {a} sides.|How far is the {n}?|"
+    "Write code for a {n}.|Summarize the {n}.|"
     "zzz zzz zzz|zzz zzz|zzz?|What is zzz?|zzz zzz {n} zzz zzz|zzz the zzz of zzz {n}?|Who is zzz?|"
     "How zzz zzz a {n}?|zzz zzz, zzz zzz zzz!|Write zzz zzz about zzz.|Explain zzz zzz to me.|"
     "Why do zzz zzz?|Where can I find {n} zzz?|Please zzz the {n} zzz.|{n} {m} zzz zzz {c} zzz"
@@ -313,47 +323,6 @@ def filler(rng: Random, sentences: int) -> str:
     for _ in range(sentences):
         noun, place = rng.sample(NOUNS, 2)
         noun = UNKNOWN if rng.random() < 0.06 else noun
-        out.append(
-            f"The {rng.choice(ADJECTIVES)} {noun} {rng.choice(VERBS)} {rng.choice(PLACES)} the {place}."
-        )
+        kind, verb, where = (rng.choice(part) for part in (ADJECTIVES, VERBS, PLACES))
+        out.append(f"The {kind} {noun} {verb} {where} the {place}.")
     return " ".join(out)
-
-
-# Drills: the same skills many times in one turn, for a denser lesson. They are not examined.
-
-
-def list_drill(rng: Random, held_out: bool) -> Turn:
-    """Longer lists of words of all kinds, mostly to repeat."""
-    skill = rng.choice(("repeat", "repeat", "reverse"))
-    pool = NOUNS + NAMES + CITIES + NUMBERS + FOODS if rng.random() < 0.5 else NOUNS
-    while True:
-        words = rng.sample(pool, rng.randint(8, 40 if skill == "repeat" else 20))
-        if len(set(words)) == len(words):
-            break
-    join = rng.choice((" ", " ", ", "))
-    form = rng.choice(REVERSE_FORMS if skill == "reverse" else REPEAT_FORMS)
-    out = words[::-1] if skill == "reverse" else words
-    low = f"{'Reverse' if skill == 'reverse' else 'Repeat'} the words."
-    user, medium = form.format(w=join.join(words)), f"{low} The first to say is {out[0]}."
-    return Turn("drill", user, (low, medium, medium), join.join(out), out)
-
-
-def sum_drill(rng: Random, held_out: bool) -> Turn:
-    """Several sums and differences at once."""
-    parts = [arithmetic(rng, held_out) for _ in range(rng.randint(3, 5))]
-    user = "Compute: " + ", ".join(part.final.split(" = ")[0] for part in parts)
-    low, medium, high = (" ".join(f"{p.reasoning[i]}." for p in parts) for i in range(3))
-    final = ", ".join(part.final for part in parts)
-    return Turn("drill", user, (low, medium.replace("..", "."), high.replace("..", ".")), final)
-
-
-def fact_drill(rng: Random, held_out: bool) -> Turn:
-    """Many things told and asked for at once."""
-    kinds = rng.sample(list(FACTS), rng.randint(3, 6))
-    known = {kind: rng.choice(FACTS[kind].values) for kind in kinds}
-    say = " ".join(rng.choice(FACTS[k].say.split("|")).format(v=v) for k, v in known.items())
-    questions = [ask(rng, known, kind) for kind in rng.sample(kinds, rng.randint(2, len(kinds)))]
-    texts = [say, filler(rng, rng.choice((0, 0, 1, 3))), *(q.user for q in questions)]
-    low = " ".join(q.reasoning[0] for q in questions)
-    final = " ".join(q.final for q in questions)
-    return Turn("drill", " ".join(t for t in texts if t), (low, low, low), final)

@@ -1,8 +1,10 @@
-"""Words the conversations are made of; nouns and names are one token with and without a space before."""
+"""Words the conversations are made of; nouns and names are one token, a space before or not."""
 
+# ruff: noqa: SIM905 (lists of phrases read better as text)
 from __future__ import annotations
 
-NOUNS = """apple river stone house tree water fire light night day sun moon star sky cloud rain snow wind
+NOUNS = """
+apple river stone house tree water fire light night day sun moon star sky cloud rain snow wind
 sea lake hill road bridge garden flower grass leaf bird cat dog horse cow fish lion bear wolf
 mouse rabbit duck bread milk salt rice cake pie orange banana table chair door window wall floor
 roof room bed lamp clock book paper pen letter word page story song music voice sound color red
@@ -19,11 +21,13 @@ paint brush picture film video news report magic secret castle tower gate park p
 laugh tear peace war shield arrow flag
 """.split()
 
-NAMES = """Maria Anna John Peter Paul Emma Lucas David Sarah Laura Julia Thomas Robert James Mary Linda
+NAMES = """
+Maria Anna John Peter Paul Emma Lucas David Sarah Laura Julia Thomas Robert James Mary Linda
 Susan Karen Lisa Nancy Daniel Mark George Kevin Brian Edward Jason Ryan Jacob Eric Frank Scott
 Sam Alice Bob Carol Tom Jack Henry Oscar Max Leo Ben Adam Simon Martin Victor Oliver Helen Grace
 Ruby Kate Jane Amy Emily Anne Eva Sara Lucy Mike Steve Chris Alex Nick Andrew Michael William
-Charles Joseph Richard""".split()
+Charles Joseph Richard
+""".split()
 
 CITIES = """Paris London Berlin Rome Madrid Tokyo Vienna Dublin Oslo Boston Chicago Dallas Denver
 Seattle Toronto Moscow Delhi Mumbai Sydney Athens Milan Munich Hamburg Cairo Houston Miami Atlanta

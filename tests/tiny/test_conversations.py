@@ -1,4 +1,4 @@
-"""The tiny model's conversations: held out is held out, targets are what the renderer would write."""
+"""The tiny model's conversations: held out is held out, targets are what the renderer writes."""
 
 from __future__ import annotations
 

@@ -21,14 +21,19 @@ def nearest(block: np.ndarray) -> np.ndarray:
     distance = np.abs(np.abs(block)[:, None] / scale - LEVELS)
     best = distance.min(1)
     # of two levels equally near, the even code
-    chosen = [min(np.flatnonzero(d == b), key=lambda c: c % 2) for d, b in zip(distance, best)]
+    chosen = [
+        min(np.flatnonzero(d == b), key=lambda c: c % 2)
+        for d, b in zip(distance, best, strict=True)
+    ]
     return np.sign(block) * LEVELS[chosen] * scale
 
 
 def blocks() -> np.ndarray:
     rng = np.random.default_rng(3)
     random = rng.standard_normal((60, 32)) * 2.0 ** rng.integers(-30, 30, (60, 1))
-    ties = np.tile([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0, 6.0], 4) * np.where(np.arange(32) % 3, 1, -1)
+    ties = np.tile([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0, 6.0], 4) * np.where(
+        np.arange(32) % 3, 1, -1
+    )
     return np.vstack([random, ties, ties / 64, np.zeros(32), np.full(32, 3.0)]).astype(np.float32)
 
 
