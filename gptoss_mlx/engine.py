@@ -69,7 +69,8 @@ class Engine:
     ) -> Iterator[Event]:
         """Generate, as events.
 
-        prompt: a user's message, a list of chat messages, or token ids.
+        prompt: a user's message, a list of chat messages, or token ids, which are read as they
+        are: in Harmony they end after `<|start|>assistant`.
         max_tokens: tokens to generate; by default until the context is full.
         raw: continue the text as it is, without Harmony.
         cancel: asked before every token; True ends the stream.
@@ -156,12 +157,11 @@ class Engine:
         reused = session.resume(request.ids)
         total = len(request.ids)
         yield PrefillEvent(reused, total, reused)
-        for done in session.prefill(request.ids[reused:-1]):
+        for done in session.prefill(request.ids[reused:-1], (*request.marks, total - 1)):
             yield PrefillEvent(reused + done, total, reused)
             clock.prefilled(done, reused)
             if request.cancel():
                 return False
-        session.mark()
         clock.prefilled(session.state.offset - reused, reused)
         return True
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from numbers import Integral
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ import numpy as np
 from gptoss_mlx.config import ModelConfig
 from gptoss_mlx.errors import ContextError, MessageError, SamplingError
 from gptoss_mlx.harmony import Encoding, Headers, HeaderState, read_tools, render
+from gptoss_mlx.harmony.encoding import START, USER
 from gptoss_mlx.sampling import MAX_SEED, Sampling
 from gptoss_mlx.tokenizer import Tokenizer
 
@@ -21,9 +23,15 @@ Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Request:
-    """What is read, how it goes on, and when it ends. encoding: Harmony's; None in raw mode."""
+    """What is read, how it goes on, and when it ends.
+
+    marks: positions in ids where a later prompt may part from this one: the beginnings of the
+    first user message, behind instructions and tools, and of the last.
+    encoding: Harmony's; None in raw mode.
+    """
 
     ids: list[int]
+    marks: tuple[int, ...]
     max_tokens: int
     sampling: Sampling
     seed: int
@@ -85,6 +93,7 @@ class Desk:
             grammar = self._grammar(encoding, tools, response_format)
         return Request(
             ids=ids,
+            marks=_marks(ids) if encoding is not None else (),
             max_tokens=self._limit(len(ids), max_tokens),
             sampling=options,
             seed=secrets.randbelow(MAX_SEED) if options.seed is None else options.seed,
@@ -146,6 +155,11 @@ class Desk:
             vocab_size=self.config.vocab_size,
         )
         return headers.start()
+
+
+def _marks(ids: Sequence[int]) -> tuple[int, ...]:
+    starts = [i for i, pair in enumerate(pairwise(ids)) if pair == (START, USER)]
+    return tuple(sorted({starts[0], starts[-1]})) if starts else ()
 
 
 def _messages(prompt: Prompt) -> list[Any]:

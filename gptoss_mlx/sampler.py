@@ -113,7 +113,7 @@ class Sampler:
         return drawn if kept is None else kept[drawn]
 
     def _report(self, token: mx.array, raw: mx.array) -> Choice:
-        if not self.options.logprobs:
+        if not (self.options.logprobs or self.options.top_logprobs):
             return Choice(token)
         logprobs = raw - _logsumexp(raw)
         count = min(self.options.top_logprobs, self.vocab)

@@ -62,7 +62,7 @@ class Session:
         """
         common = _common(self.tokens, ids[:-1])
         kept = [s for s in self.snapshots if s.offset <= common]
-        if self.state.offset == len(self.tokens) == common or self.state.can_trim(common):
+        if self.state.can_trim(common):
             self.state.trim(common)
         elif kept:
             self.state.restore(kept[-1])
@@ -72,13 +72,22 @@ class Session:
         self.snapshots = [s for s in kept if s.offset <= self.state.offset]
         return self.state.offset
 
-    def prefill(self, ids: Sequence[int]) -> Iterator[int]:
-        """Append tokens chunk by chunk; gives the number appended so far after each."""
-        for start in range(0, len(ids), self.model.chunk):
-            chunk = ids[start : start + self.model.chunk]
-            self.model.prefill(chunk, self.state)
-            self.tokens += chunk
-            yield start + len(chunk)
+    def prefill(self, ids: Sequence[int], marks: Sequence[int] = ()) -> Iterator[int]:
+        """Append tokens chunk by chunk; gives the number appended so far after each.
+
+        marks: positions in the sequence at which a snapshot is taken when they are reached.
+        """
+        begun, done = self.state.offset, 0
+        ends = {mark - begun for mark in marks if begun <= mark <= begun + len(ids)}
+        for end in sorted(ends | {len(ids)}):
+            while done < end:
+                chunk = ids[done : min(end, done + self.model.chunk)]
+                self.model.prefill(chunk, self.state)
+                self.tokens += chunk
+                done += len(chunk)
+                yield done
+            if end in ends:
+                self.mark()
 
     def decode(self, token: Any) -> Any:
         """Append one token that may still be on its way; `note` it once it is known."""

@@ -8,6 +8,7 @@ import pytest
 
 from gptoss_mlx.events import Event
 from gptoss_mlx.harmony import render
+from gptoss_mlx.harmony.encoding import USER
 from gptoss_mlx.session import Session
 from tests.scripted_model import AGAIN, ANALYSIS, FINAL, TO_F, F, Scripted, encoding, finish_of
 
@@ -69,6 +70,23 @@ class TestReuse:
         timings = finish_of(run(scripted, third, tools=[F])).timings
         assert timings.reused_tokens == len(ids[0]) - 1
         assert timings.prefill_tokens == len(ids[2]) - len(ids[0])
+
+    def test_another_conversation_keeps_the_instructions(self) -> None:
+        scripted = Scripted(FINAL + "a<|return|>", FINAL + "b<|return|>")
+        system = "Answer briefly. " * 20
+        run(scripted, "how are you?", system=system)
+        timings = finish_of(run(scripted, "who are you?", system=system)).timings
+        ids = render(encoding(), chat("who are you?"), system=system)
+        assert timings.reused_tokens == ids.index(USER) - 1
+
+    def test_an_edited_question_keeps_what_is_before_it(self) -> None:
+        scripted = Scripted(FINAL + "a<|return|>", FINAL + "b<|return|>")
+        before = chat("hi", said("hello " * 20, ""))
+        run(scripted, [*before, *chat("one")])
+        timings = finish_of(run(scripted, [*before, *chat("two")])).timings
+        ids = render(encoding(), [*before, *chat("two")])
+        last = max(i for i, id in enumerate(ids) if id == USER)
+        assert timings.reused_tokens == last - 1
 
     def test_regenerating_reads_one_token(self) -> None:
         scripted = Scripted(FINAL + "a<|return|>", FINAL + "b<|return|>")

@@ -31,7 +31,8 @@ END = 200007
 MESSAGE = 200008
 CALL = 200012
 ENDOFTEXT = 199999
-ASSISTANT = 173781  # the role's name, an ordinary token
+ASSISTANT = 173781  # the roles' names, ordinary tokens
+USER = 1428
 STOP_IDS = frozenset({RETURN, CALL, ENDOFTEXT})
 
 _NAMED = {
