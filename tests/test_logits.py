@@ -148,12 +148,17 @@ def _tiny_prompt(folder: Path) -> list[int]:
     return [*prompt, *map(int, np.random.default_rng(0).choice(known, 200))]
 
 
+@pytest.fixture(scope="module")
+def tiny_logits(tiny: Path) -> tuple[list[int], Logits]:
+    ids = _tiny_prompt(tiny)
+    return ids, fresh(opened(tiny), ids)
+
+
 @pytest.mark.oracle
 @pytest.mark.slow
-def test_tiny_against_transformers(tiny: Path) -> None:
-    ids = _tiny_prompt(tiny)
+def test_tiny_against_transformers(tiny: Path, tiny_logits: tuple[list[int], Logits]) -> None:
+    ids, ours = tiny_logits
     reference = _transformers(tiny, ids)
-    ours = fresh(opened(tiny), ids)
     print(f"\ntiny: {_figures(ours, reference)}")
     assert relative_l2(ours, reference) <= LIMIT
     assert argmax_agreement(ours, reference) == 1
@@ -161,10 +166,11 @@ def test_tiny_against_transformers(tiny: Path) -> None:
 
 @pytest.mark.oracle
 @pytest.mark.slow
-def test_tiny_against_mlx_lm_with_exact_yarn(tiny: Path) -> None:
-    ids = _tiny_prompt(tiny)
+def test_tiny_against_mlx_lm_with_exact_yarn(
+    tiny: Path, tiny_logits: tuple[list[int], Logits]
+) -> None:
+    ids, ours = tiny_logits
     reference = _mlx_lm(tiny, ids, exact=True)
-    ours = fresh(opened(tiny), ids)
     print(f"\ntiny: {_figures(ours, reference)}")
     assert relative_l2(ours, reference) <= LIMIT
     assert argmax_agreement(ours, reference) == 1
@@ -172,10 +178,11 @@ def test_tiny_against_mlx_lm_with_exact_yarn(tiny: Path) -> None:
 
 @pytest.mark.oracle
 @pytest.mark.slow
-def test_tiny_differs_from_mlx_lm_as_it_is(tiny: Path) -> None:
-    ids = _tiny_prompt(tiny)
+def test_tiny_differs_from_mlx_lm_as_it_is(
+    tiny: Path, tiny_logits: tuple[list[int], Logits]
+) -> None:
+    ids, ours = tiny_logits
     reference = _mlx_lm(tiny, ids, exact=False)
-    ours = fresh(opened(tiny), ids)
     print(f"\ntiny, mlx-lm as it is: {_figures(reference, ours)}")
     assert relative_l2(reference, ours) > 10 * LIMIT
 

@@ -152,7 +152,7 @@ def test_a_sliding_layer_forgets_the_token_that_leaves_the_window(
 SPLITS = st.lists(st.one_of(st.just(1), st.integers(1, 20), st.sampled_from([127, 128, 129])))
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(SPLITS)
 def test_any_split_into_chunks_gives_one_pass(
     model_of: Callable[[Shape], Transformer], one_pass: Any, splits: list[int]
