@@ -39,6 +39,14 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(autouse=True, scope="session")
+def on_the_cpu() -> None:
+    """The oracles are float32 and float64: in process, tests run on the CPU on every machine."""
+    import mlx.core as mx
+
+    mx.set_default_device(mx.Device(mx.cpu))
+
+
+@pytest.fixture(autouse=True, scope="session")
 def no_network() -> Iterator[None]:
     """A connection to anywhere fails the test that asks for it."""
 

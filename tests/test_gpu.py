@@ -1,0 +1,53 @@
+"""What only a Mac's GPU can show: the model on Metal beside the same model on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from gptoss_mlx.checkpoint import Checkpoint
+from gptoss_mlx.model import open_model
+from tests.comparison import relative_l2
+
+pytestmark = pytest.mark.skipif(not mx.metal.is_available(), reason="needs a GPU with Metal")
+
+IDS = [(7 * i) % 8192 for i in range(300)]
+
+
+@pytest.fixture
+def gpu() -> Iterator[None]:
+    before = mx.default_device()
+    mx.set_default_device(mx.Device(mx.gpu))
+    yield
+    mx.set_default_device(before)
+
+
+@pytest.fixture
+def expected(small_checkpoint: Path) -> NDArray[np.float32]:
+    """The logits after each of IDS in float32 on the CPU, which the other tests prove right."""
+    model = open_model(Checkpoint.open(small_checkpoint), dtype="float32")
+    return model.evaluate(IDS, model.new_state())
+
+
+def test_float32_on_metal_is_the_cpus(
+    small_checkpoint: Path, expected: NDArray[np.float32], gpu: None
+) -> None:
+    model = open_model(Checkpoint.open(small_checkpoint), dtype="float32")
+    assert relative_l2(model.evaluate(IDS, model.new_state()), expected) < 1e-3
+
+
+def test_bfloat16_on_metal_stays_near(
+    small_checkpoint: Path, expected: NDArray[np.float32], gpu: None
+) -> None:
+    model = open_model(Checkpoint.open(small_checkpoint))
+    assert model.lm_head.weight.dtype == mx.bfloat16
+    state = model.new_state()
+    model.prefill(IDS[:200], state)
+    last = np.array(model.decode(IDS[200:201], state).astype(mx.float32))
+    assert np.isfinite(last).all()
+    assert relative_l2(last, expected[200]) < 0.2
