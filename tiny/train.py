@@ -44,7 +44,9 @@ class Stage:
 
 
 STAGES = (
-    Stage(1200, muon=0.02, adam=4e-3, embedding=4e-3, decay=0.0, mxfp4_from=0.83, rest_from=0.0),
+    Stage(
+        1200, muon=0.02, adam=4e-3, embedding=4e-3, decay=0.0, mxfp4_from=1000 / 1200, rest_from=0.0
+    ),
     Stage(2400, muon=0.006, adam=1e-3, embedding=2e-3, decay=0.7, mxfp4_from=0.0, rest_from=0.6),
 )
 BALANCE = 0.01
