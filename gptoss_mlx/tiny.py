@@ -30,7 +30,7 @@ from gptoss_mlx.paths import cache_folder
 Progress = Callable[[int, int], None]
 
 STORE = Path(str(resources.files("gptoss_mlx"))) / "data" / "tiny.safetensors"
-LAYOUT = 1
+LAYOUT = 2
 """Raised when the same stored model is to be written out differently."""
 
 SHARDS = 2
@@ -178,7 +178,7 @@ def _header(store: Store, names: list[str]) -> bytes:
 def _generation(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "bos_token_id": 199998,
-        "do_sample": True,
+        "do_sample": False,
         "eos_token_id": [200002, 199999, 200012],
         "pad_token_id": config["pad_token_id"],
     }

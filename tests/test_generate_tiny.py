@@ -1,0 +1,88 @@
+"""The generate command on the tiny model that ships with the package."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from gptoss_mlx.generate import main
+from tests.test_generate_models import ROOT, generated, offline
+
+ASK = ("--model", "tiny", "--temperature", "0", "--quiet")
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "Get the weather of a city.",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}},
+            "required": ["city"],
+        },
+    },
+}
+
+
+def test_it_answers_a_pipe_with_the_answer_alone() -> None:
+    result = CliRunner().invoke(main, ASK, input="What is 27 + 58?\n")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "85" in result.stdout
+    assert result.stdout.count("\n") == 1
+
+
+def test_reasoning_comes_before_the_answer_if_asked() -> None:
+    value = generated("What is 27 + 58?", *ASK)
+    result = CliRunner().invoke(main, ["What is 27 + 58?", *ASK, "--show-reasoning"])
+    assert value["finish_reason"] == "stop"
+    assert value["reasoning"]
+    assert result.stdout == f"{value['reasoning']}\n\n{value['text']}\n"
+
+
+def test_a_tool_is_called_and_its_result_answered_from(tmp_path: Path) -> None:
+    tools, messages = tmp_path / "tools.json", tmp_path / "messages.json"
+    tools.write_text(json.dumps([WEATHER]))
+    question = {"role": "user", "content": "What is the weather in Paris?"}
+    value = generated(question["content"], "--tools", str(tools), *ASK)
+    (call,) = value["tool_calls"]
+    assert (value["finish_reason"], call["name"]) == ("tool_calls", "get_weather")
+    assert json.loads(call["arguments"]) == {"city": "Paris"}
+
+    function = {"name": call["name"], "arguments": call["arguments"]}
+    calls = [{"id": call["id"], "type": "function", "function": function}]
+    turn = {"role": "assistant", "reasoning": value["reasoning"], "tool_calls": calls}
+    answer = {"role": "tool", "tool_call_id": call["id"], "content": "sunny, 21 degrees"}
+    messages.write_text(json.dumps({"messages": [question, turn, answer], "tools": [WEATHER]}))
+    final = generated("--messages", str(messages), *ASK)
+    assert final["finish_reason"] == "stop"
+    assert "21" in final["text"]
+
+
+def test_a_response_format_gives_json() -> None:
+    value = generated("What is 4 + 5?", "--response-format", "json", *ASK)
+    assert isinstance(json.loads(value["text"]), dict)
+
+
+@pytest.mark.parametrize("effort", ["low", "medium", "high"])
+def test_it_greets_at_every_effort(effort: str) -> None:
+    assert generated("Hello!", "--reasoning", effort, *ASK)["finish_reason"] == "stop"
+
+
+def test_a_process_of_its_own_repeats_a_seed() -> None:
+    line = [sys.executable, "-m", "gptoss_mlx.generate", "Hello!", "--model", "tiny", "--seed", "5"]
+    runs = [
+        subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120)
+        for _ in range(2)
+    ]
+    assert [(run.returncode, run.stderr) for run in runs] == [(0, "")] * 2
+    assert runs[0].stdout == runs[1].stdout != ""
+
+
+def test_it_answers_with_the_network_cut() -> None:
+    result = offline("What is 27 + 58?", *ASK)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "85" in result.stdout
