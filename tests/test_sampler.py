@@ -312,10 +312,10 @@ def test_logprobs_are_as_exact_over_a_large_vocabulary(vocab: int) -> None:
 
 def test_logprobs_only_when_asked_and_no_more_than_there_are() -> None:
     logits = mx.array(LOGITS)
-    assert Sampler(Sampling(top_logprobs=3), 1, [], VOCAB).choose(logits, 0, NONE).read()[1:] == (
-        None,
-        (),
-    )
+    assert Sampler(Sampling(), 1, [], VOCAB).choose(logits, 0, NONE).read()[1:] == (None, ())
+    alone = Sampler(Sampling(top_logprobs=3), 1, [], VOCAB).choose(logits, 0, NONE).read()
+    assert alone[1] is not None
+    assert len(alone[2]) == 3
     _, logprob, top = Sampler(Sampling(logprobs=True), 1, [], VOCAB).choose(logits, 0, NONE).read()
     assert logprob is not None
     assert top == ()
