@@ -82,7 +82,7 @@ def _report(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
         for name in names:
             runs[name].append(_spawn(name, folder, options))
     bandwidth = _bandwidth()
-    token = _bytes_a_token(folder, options["dtype"] or _default_dtype())
+    token = bytes_a_token(folder, options["dtype"] or _default_dtype())
     ours = runs["gptoss_mlx"]
     medians = {name: _medians(measured) for name, measured in runs.items()}
     report: dict[str, Any] = {
@@ -207,7 +207,7 @@ def _default_dtype() -> str:
     return "bfloat16" if mx.default_device() == mx.Device(mx.gpu) else "float32"
 
 
-def _bytes_a_token(folder: Path, dtype: str) -> int:
+def bytes_a_token(folder: Path, dtype: str) -> int:
     """Weights read for one decoded token: all but the experts not chosen and the embedding."""
     checkpoint = Checkpoint.open(folder)
     config = checkpoint.config
