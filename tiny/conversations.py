@@ -256,12 +256,9 @@ def json_extract(rng: Random, held_out: bool) -> Example:
     if not wanted or rng.random() < 0.3:
         style = _format(rng, {keys[kind]: _KEYS[kind][1] for kind in asked})
     final = json.dumps({keys[kind]: values[kind] for kind in asked})
-    low = f"JSON with {', '.join(keys.values())}."
-    reasoning = (
-        low,
-        f"I answer in JSON. {low}",
-        f"The format asks for it: I answer in JSON. {low}",
-    )
+    low = " ".join(f"The {keys[kind]}: {values[kind]}." for kind in asked)
+    medium = f"I answer in JSON. {low}"
+    reasoning = (low, medium, f"The format asks for it: {medium}")
     prompt = replace(_base(rng, [_user(text)]), response_format=style)
     return Example("json", prompt, _reply(reasoning, prompt.reasoning, final))
 

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from random import Random
 
-from tiny.turns import FACTS, NUMBERS, REPEAT_FORMS, REVERSE_FORMS, Turn, arithmetic, ask, filler
+from tiny.turns import (
+    FACTS,
+    NUMBERS,
+    REPEAT_FORMS,
+    REVERSE_FORMS,
+    Turn,
+    arithmetic,
+    ask,
+    filler,
+    list_steps,
+)
 from tiny.words import CITIES, FOODS, NAMES, NOUNS
 
 
@@ -13,15 +23,15 @@ def list_drill(rng: Random, held_out: bool) -> Turn:
     skill = rng.choice(("repeat", "repeat", "reverse"))
     pool = NOUNS + NAMES + CITIES + NUMBERS + FOODS if rng.random() < 0.5 else NOUNS
     while True:
-        words = rng.sample(pool, rng.randint(8, 40 if skill == "repeat" else 20))
+        words = rng.sample(pool, rng.randint(8, 40 if skill == "repeat" else 10))
         if len(set(words)) == len(words):
             break
     join = rng.choice((" ", " ", ", "))
     form = rng.choice(REVERSE_FORMS if skill == "reverse" else REPEAT_FORMS)
     out = words[::-1] if skill == "reverse" else words
-    low = f"{'Reverse' if skill == 'reverse' else 'Repeat'} the words."
-    user, medium = form.format(w=join.join(words)), f"{low} The first to say is {out[0]}."
-    return Turn("drill", user, (low, medium, medium), join.join(out), out)
+    user, steps = form.format(w=join.join(words)), list_steps(skill, words)
+    steps = steps if skill == "reverse" else (*steps[:2], steps[1])
+    return Turn("drill", user, steps, join.join(out), out)
 
 
 def sum_drill(rng: Random, held_out: bool) -> Turn:

@@ -225,7 +225,9 @@ def offer(rng: Random, function: Function) -> tuple[dict[str, Any], list[str]]:
 
 
 def call_reasoning(call: Call) -> tuple[str, str, str]:
-    low = f"Call {call.name}."
+    values = (v if isinstance(v, str) else json.dumps(v) for v in call.arguments.values())
+    given = zip(call.arguments, values, strict=True)
+    low = " ".join((f"Call {call.name}.", *(f"The {name}: {value}." for name, value in given)))
     return low, f"I need a function. {low}", f"The functions can do this. I need a function. {low}"
 
 

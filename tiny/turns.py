@@ -110,6 +110,7 @@ def arithmetic(rng: Random, held_out: bool, operator: str | None = None) -> Turn
     return Turn(skill, user, steps, f"{a} {operator} {b} = {result}", result)
 
 
+ORDER = "one two three four five six seven eight nine ten".split()
 REVERSE_FORMS = (
     "Reverse: {w}|Reverse: {w}|Reverse these words: {w}|Reverse the words: {w}|reverse: {w}|"
     "Reverse this list: {w}|Say these words in reverse order: {w}|Write these words backwards: {w}|"
@@ -132,10 +133,19 @@ def word_list(rng: Random, held_out: bool, skill: str | None = None) -> Turn:
     form = rng.choice(REVERSE_FORMS if skill == "reverse" else REPEAT_FORMS)
     user = form.format(w=join.join(words)) + rng.choice(("", "", "."))
     out = words[::-1] if skill == "reverse" else words
-    verb = "Reverse" if skill == "reverse" else "Repeat"
-    medium = f"{verb} the words. The first to say is {out[0]}."
-    high = f"The user gives the words {' '.join(words)}. {medium}"
-    return Turn(skill, user, (f"{verb} the words.", medium, high), join.join(out), out)
+    return Turn(skill, user, list_steps(skill, words), join.join(out), out)
+
+
+def list_steps(skill: str, words: list[str]) -> tuple[str, str, str]:
+    """To reverse, the words are numbered, then said by falling number: no step looks backwards."""
+    if skill == "repeat":
+        medium = f"Repeat the words. The first to say is {words[0]}."
+        high = f"The user gives the words {' '.join(words)}. {medium}"
+        return "Repeat the words.", medium, high
+    numbered = [f"{number} {word}" for number, word in zip(ORDER, words, strict=False)]
+    low = f"Words: {' '.join(numbered)}. Back: {' '.join(numbered[::-1])}."
+    medium = f"Reverse the words. {low}"
+    return low, medium, f"{medium} The first to say is {words[-1]}."
 
 
 GREETINGS = "Hello|Hi|Hey|Hi there|Hello there|Good morning|Good evening|hello|hi".split("|")

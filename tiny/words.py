@@ -1,4 +1,4 @@
-"""Words the conversations are made of; nouns and names are one token, a space before or not."""
+"""Words the conversations are made of; what is listed or copied is one token."""
 
 # ruff: noqa: SIM905 (lists of phrases read better as text)
 from __future__ import annotations
@@ -29,16 +29,15 @@ Ruby Kate Jane Amy Emily Anne Eva Sara Lucy Mike Steve Chris Alex Nick Andrew Mi
 Charles Joseph Richard
 """.split()
 
-CITIES = """Paris London Berlin Rome Madrid Tokyo Vienna Dublin Oslo Boston Chicago Dallas Denver
-Seattle Toronto Moscow Delhi Mumbai Sydney Athens Milan Munich Hamburg Cairo Houston Miami Atlanta
-Portland Phoenix Austin Detroit Cleveland Melbourne Amsterdam Barcelona Singapore Dubai Istanbul
-Venice Florence Oxford Cambridge Manchester Liverpool""".split()
+CITIES = """Paris London Berlin Rome Madrid Tokyo Boston Chicago Dallas Denver Seattle Toronto Delhi
+Mumbai Sydney Houston Miami Atlanta Phoenix Austin Detroit Amsterdam Barcelona Singapore Dubai
+Oxford Manchester Liverpool""".split()
 
 COLOURS = "red blue green yellow orange purple black white brown pink gray gold silver".split()
-FOODS = "pizza pasta rice soup bread cheese cake chocolate fish chicken salad apple banana".split()
+FOODS = "pizza rice bread cake fish apple banana pie milk orange".split()
 PETS = "cat dog horse rabbit fish bird mouse duck lion cow".split()
-ROOMS = "kitchen bedroom garden office hall garage bathroom".split()
-WEATHER = "sunny cloudy rain snow wind clear hot cold dry".split()
+ROOMS = "garden office hall garage room house school shop".split()
+WEATHER = "sunny cloudy rain snow wind clear hot cold dry warm".split()
 ADJECTIVES = "old new big small long short dark bright quiet young tall cold warm soft".split()
 VERBS = "stood stayed slept waited lived moved played worked rested".split()
 PLACES = "near behind under beside above inside outside".split()
