@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from gptoss_mlx.config import MXFP4_BLOCK, ModelConfig
 from gptoss_mlx.errors import CheckpointError
-from gptoss_mlx.jsonfile import read_json, shown
+from gptoss_mlx.jsonfile import parse_json, read_json, shown
 from gptoss_mlx.shard import Tensor, read_into, read_shard
 
 __all__ = ["Checkpoint", "Progress", "Tensor", "expected_tensors", "read_into"]
@@ -30,8 +30,11 @@ Progress = Callable[[int, int], None]
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+UNFINISHED = "unfinished-conversion.jsonl"
+"""The converter's journal; a folder that holds one is no checkpoint yet."""
 
 _NAN_SCALE = 255
+_LINE_LIMIT = 1 << 16
 _READERS = 4
 _NUMPY = {"BF16": "<u2", "F16": "<f2", "F32": "<f4", "U8": "u1", "U32": "<u4"}
 
@@ -54,6 +57,10 @@ class Checkpoint:
         """Validate and open a folder. Raises CheckpointError (ConfigError for config.json)."""
         if not folder.is_dir():
             raise CheckpointError(f"{folder}: is not a folder")
+        if (folder / UNFINISHED).exists():
+            raise CheckpointError(
+                f"{folder}: is an unfinished conversion; {_how_to_resume(folder)}"
+            )
         config = ModelConfig.from_file(folder / "config.json")
         source, tensors = _read_tensors(folder)
         _check_expected(source, tensors, expected_tensors(config, folder / "config.json"))
@@ -106,6 +113,16 @@ class Checkpoint:
                 spec = quantization.of(module)
                 if spec is not None and spec.mode in ("mxfp4", "mxfp8"):
                     yield "", tensor
+
+
+def _how_to_resume(folder: Path) -> str:
+    """What the first line of the converter's journal says to run."""
+    try:
+        with (folder / UNFINISHED).open("rb") as file:
+            command = parse_json(file.readline(_LINE_LIMIT), UNFINISHED).get("resume")
+    except (OSError, CheckpointError):
+        command = None
+    return f"`{command}` resumes it" if isinstance(command, str) else "convert it once more"
 
 
 def expected_tensors(config: ModelConfig, path: Path) -> Expected:

@@ -102,12 +102,17 @@ class ModelConfig:
     def from_file(cls, path: Path) -> ModelConfig:
         """Read and check a config.json. Raises ConfigError."""
         try:
-            fields = _Fields(path, read_json(path))
+            values = read_json(path)
         except ConfigError:
             raise
         except CheckpointError as error:
             raise ConfigError(str(error)) from error
-        return _model_config(fields)
+        return cls.from_values(values, path)
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any], path: Path) -> ModelConfig:
+        """Check the content of a config.json; `path` opens messages. Raises ConfigError."""
+        return _model_config(_Fields(path, values))
 
     def is_sliding(self, layer: int) -> bool:
         """Whether a layer attends to the sliding window only."""

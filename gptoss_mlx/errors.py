@@ -38,5 +38,9 @@ class ContextError(GptOssError):
     """A prompt that does not fit the context."""
 
 
+class ConversionError(GptOssError):
+    """A conversion that cannot begin, go on or be believed."""
+
+
 class MemoryBudgetError(GptOssError):
     """What is asked does not fit the memory there is."""

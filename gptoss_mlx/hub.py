@@ -36,8 +36,10 @@ _HINT = f"--model {TINY} runs the small model that ships with this package"
 Progress = Callable[[int, int], None]
 
 
-def locate(model: str, progress: Progress | None = None) -> Path:
+def locate(model: str, progress: Progress | None = None, also: tuple[str, ...] = ()) -> Path:
     """The local folder of a model, downloaded first if it must be.
+
+    also: patterns of files to download besides those that a checkpoint is opened from.
 
     progress: called with (bytes done, bytes in all) while something is written; a download
     shows huggingface_hub's own bars on stderr if it is None.
@@ -57,10 +59,10 @@ def locate(model: str, progress: Progress | None = None) -> Path:
             f"{shown(model)}: is neither a folder nor a Hugging Face id like {DEFAULT_MODEL};"
             f" {_HINT}"
         )
-    return _download(model, progress)
+    return _download(model, progress, (*FILES, *also))
 
 
-def _download(model: str, progress: Progress | None) -> Path:
+def _download(model: str, progress: Progress | None, patterns: tuple[str, ...]) -> Path:
     # Imported here: it takes a while, and a local folder needs none of it.
     import huggingface_hub
     from huggingface_hub import errors
@@ -70,7 +72,7 @@ def _download(model: str, progress: Progress | None) -> Path:
         options["tqdm_class"] = _bar_class(progress)
     try:
         folder = huggingface_hub.snapshot_download(
-            model, allow_patterns=list(FILES), ignore_patterns=list(NOT_FILES), **options
+            model, allow_patterns=list(patterns), ignore_patterns=list(NOT_FILES), **options
         )
     except errors.GatedRepoError as error:
         raise ModelNotFoundError(

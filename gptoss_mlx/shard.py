@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -58,9 +58,16 @@ class Tensor:
         """
         if not self.shape or not 0 <= i < self.shape[0]:
             raise IndexError(f"{self.name}: no slice {i} in shape {list(self.shape)}")
-        nbytes = self.nbytes // self.shape[0]
-        offset = self.offset + i * nbytes
-        return Tensor(self.name, self.dtype, self.shape[1:], self.path, offset, nbytes)
+        return replace(self.rows(i, i + 1), shape=self.shape[1:])
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Slices start to stop along the first axis, contiguous. Raises IndexError."""
+        if not self.shape or not 0 <= start <= stop <= self.shape[0]:
+            raise IndexError(f"{self.name}: no rows {start} to {stop} in {list(self.shape)}")
+        row = self.nbytes // self.shape[0] if self.shape[0] else 0
+        shape = (stop - start, *self.shape[1:])
+        offset, nbytes = self.offset + start * row, (stop - start) * row
+        return replace(self, shape=shape, offset=offset, nbytes=nbytes)
 
 
 def read_shard(path: Path) -> dict[str, Tensor]:

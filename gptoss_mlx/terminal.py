@@ -177,13 +177,15 @@ def _progress(unit: str) -> Progress:
         Progress,
         TextColumn,
         TimeRemainingColumn,
+        TransferSpeedColumn,
     )
 
-    amount = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
+    sizes = (DownloadColumn(), TransferSpeedColumn())
+    amount = sizes if unit == "bytes" else (MofNCompleteColumn(),)
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
-        amount,
+        *amount,
         TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,

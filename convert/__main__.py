@@ -1,0 +1,106 @@
+"""The command: `python -m convert SOURCE DEST`, installed as `gptoss-convert`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from gptoss_mlx import hub
+from gptoss_mlx.exits import exit_codes
+from gptoss_mlx.terminal import Bar
+
+from .conversion import Conversion
+from .destination import free_bytes, missing_bytes
+from .recipe import RECIPES
+from .table import table
+
+_COMMAND = "python -m convert" if __package__ == "convert" else "gptoss-convert"
+_BAR_AFTER = 1.0  # seconds
+
+
+@click.command(name=_COMMAND)
+@click.argument("source")
+@click.argument("dest", type=click.Path(path_type=Path))
+@click.option(
+    "--bits",
+    type=click.Choice(list(RECIPES)),
+    default="mixed",
+    show_default=True,
+    help="What becomes of everything besides the experts, which are never changed.",
+)
+@click.option(
+    "--to",
+    "target",
+    type=click.Choice(["mlx", "release"]),
+    default="mlx",
+    show_default=True,
+    help="MLX format, or back to the released layout (from sources that lost nothing).",
+)
+@click.option("--dry-run", is_flag=True, help="Show what would be written, and write nothing.")
+@click.option("--verify", is_flag=True, help="Compare the finished result with the source.")
+@click.option("--quiet", is_flag=True, help="Neither bars nor words.")
+@click.option("--debug", is_flag=True, help="Show where an error came from.")
+def main(
+    source: str,
+    dest: Path,
+    bits: str,
+    target: str,
+    dry_run: bool,
+    verify: bool,
+    quiet: bool,
+    debug: bool,
+) -> None:
+    """Convert SOURCE into the folder DEST.
+
+    SOURCE is a folder (the Hugging Face release, OpenAI's original/, an mlx-lm conversion, one of
+    ours), a GGUF file, or a Hugging Face id. What is interrupted goes on when it is run again.
+    """
+    with exit_codes(debug):
+        shown = not quiet and sys.stderr.isatty()
+        path = Path(source).expanduser()
+        if not path.exists():
+            with Bar("downloading", "bytes", shown=shown, after=_BAR_AFTER) as bar:
+                path = hub.locate(source, bar.update, also=("LICENSE*", "README.md", "USAGE*"))
+        conversion = Conversion.prepare(path, dest, target=target, recipe=bits)
+        if dry_run:
+            _show(conversion)
+            return
+        say = _silent if quiet else _say
+        if conversion.is_complete:
+            say(f"{dest}: is complete already")
+        else:
+            with Bar("converting", "bytes", shown=shown, after=_BAR_AFTER) as bar:
+                conversion.run(_again(source, dest, bits, target), bar.update)
+            say(f"{dest}: {conversion.plan.nbytes:,} bytes written")
+        if verify:
+            with Bar("verifying", "bytes", shown=shown, after=_BAR_AFTER) as bar:
+                count = conversion.verify(bar.update)
+            say(f"{dest}: {count} tensors equal their source")
+
+
+def _again(source: str, dest: Path, bits: str, target: str) -> str:
+    """The command that goes on."""
+    options = ["--to", "release"] if target == "release" else ["--bits", bits]
+    return f"{_COMMAND} {shlex.join([source, str(dest), *options])}"
+
+
+def _show(conversion: Conversion) -> None:
+    Console().print(table(conversion.source, conversion.plan))
+    needed = missing_bytes(conversion.plan, conversion.folder)
+    click.echo(f"still to write: {needed:,} bytes; free there: {free_bytes(conversion.folder):,}")
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def _silent(line: str) -> None:
+    pass
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""A tensor of the released layout, wherever it comes from: byte ranges of files, and a rule.
+
+Every source becomes a mapping from released names to pieces; nothing is read until `read`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptoss_mlx.shard import Tensor, read_into
+
+from . import rules
+
+Rule = Callable[..., NDArray[Any]]
+"""The same rows of every input -> those rows of the piece, in the released bytes."""
+
+ITEM_BYTES = {"BF16": 2, "U8": 1, "U32": 4}
+_NUMPY = {"BF16": "<u2", "F16": "<f2", "F32": "<f4", "U8": "u1", "U32": "<u4"}
+
+
+@dataclass(frozen=True)
+class Piece:
+    """dtype and shape as released; the inputs have the same number of rows (first axis)."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    inputs: tuple[Tensor, ...]
+    rule: Rule = rules.same
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * ITEM_BYTES[self.dtype]
+
+    def read(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """Bytes of the rows start to stop. Raises CheckpointError if a file ends early."""
+        values = self.rule(*(_array(tensor.rows(start, stop)) for tensor in self.inputs))
+        return np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+
+
+def _array(tensor: Tensor) -> NDArray[Any]:
+    values = np.empty(tensor.shape, _NUMPY[tensor.dtype])
+    read_into(tensor, values.reshape(-1).view(np.uint8).data)
+    return values

@@ -1,0 +1,252 @@
+"""What will be written: files, the place of every tensor in them, and what each is made from.
+
+Pure arithmetic on headers. The same content gives the same plan whatever the source was, so every
+source of a model converts to the same weight files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from gptoss_mlx import __version__
+from gptoss_mlx.checkpoint import INDEX, SINGLE, expected_tensors
+from gptoss_mlx.config import ModelConfig, QuantizationSpec
+from gptoss_mlx.jsonfile import parse_json
+
+from .piece import ITEM_BYTES, Piece
+from .recipe import Recipe, quantization
+from .source import Release, Source
+
+MLX_SHARD_BYTES = 5 << 30
+RELEASE_SHARD_BYTES = 4_800_000_000
+"""About where the released shards are cut; only for sources that record no cut of their own."""
+
+_CHUNK_BYTES = 16 << 20
+_LENGTH_BYTES = 8
+
+
+@dataclass(frozen=True)
+class Output:
+    """A tensor of the result: `nbytes` bytes at `offset` from the start of its file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: str
+    offset: int
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * ITEM_BYTES[self.dtype]
+
+
+@dataclass(frozen=True)
+class File:
+    """A safetensors file: its first bytes and its size."""
+
+    name: str
+    head: bytes
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Task:
+    """Outputs that are made together: one from its piece, or all parts of a quantized matrix."""
+
+    piece: Piece
+    spec: QuantizationSpec | None
+    outputs: tuple[Output, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(output.nbytes for output in self.outputs)
+
+    def spans(self) -> Iterator[tuple[int, int]]:
+        """Rows to make at a time, start and stop."""
+        rows = self.piece.shape[0]
+        step = max(1, _CHUNK_BYTES * rows // max(1, self.piece.nbytes))
+        for start in range(0, rows, step):
+            yield start, min(rows, start + step)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """files: safetensors. texts: small files and their contents. tasks: in the order of files."""
+
+    target: str
+    recipe: str
+    config: Mapping[str, Any]
+    files: tuple[File, ...]
+    tasks: tuple[Task, ...]
+    texts: Mapping[str, bytes]
+    carried: tuple[Path, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(file.nbytes for file in self.files)
+
+    def identity(self, source: Source) -> str:
+        """What has to stay the same for an interrupted conversion to go on."""
+        digest = sha256(f"{__version__} {self.target} {self.recipe}".encode())
+        for file in self.files:
+            digest.update(file.name.encode() + file.head)
+        for path in source.paths:
+            status = path.stat()
+            digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}".encode())
+        return digest.hexdigest()
+
+
+def to_mlx(source: Source, recipe: Recipe, shard_bytes: int = MLX_SHARD_BYTES) -> Plan:
+    """Experts as they are, every other matrix as the recipe says."""
+    section = quantization(recipe, source.model)
+    if section is None:
+        config, text = dict(source.config), source.verbatim
+    else:
+        config = {**source.config, "quantization": section, "quantization_config": section}
+        text = None
+    names = _cut(_sizes(config, source.paths[0]), shard_bytes)
+    count = len(names)
+    files = {
+        f"model-{i:05d}-of-{count:05d}.safetensors" if count > 1 else SINGLE: tensors
+        for i, tensors in enumerate(names, 1)
+    }
+    return _plan("mlx", recipe.name, source, config, text, *_laid_out(files, {"format": "mlx"}))
+
+
+def to_release(source: Source, shard_bytes: int = RELEASE_SHARD_BYTES) -> Plan:
+    """The released layout, in the released cut where the source knows it."""
+    if source.release is not None:
+        laid_out = _recorded(source.release)
+    else:
+        names = _cut(_sizes(source.config, source.paths[0]), shard_bytes)
+        last = len(names) - 1  # the released files count from 0 up to the last one's number
+        files = {f"model-{i:05d}-of-{last:05d}.safetensors": t for i, t in enumerate(names)}
+        laid_out = _laid_out(files, {"format": "pt"})
+    plan = _plan("release", "exact", source, source.config, source.verbatim, *laid_out)
+    if source.release is None:
+        return plan
+    texts = {name: text for name, text in plan.texts.items() if name != INDEX}
+    if source.release.index is not None:
+        texts[INDEX] = source.release.index.encode()
+    return replace(plan, texts=texts)
+
+
+def _plan(
+    target: str,
+    recipe: str,
+    source: Source,
+    config: Mapping[str, Any],
+    config_text: bytes | None,
+    files: tuple[File, ...],
+    outputs: tuple[Output, ...],
+) -> Plan:
+    model = ModelConfig.from_values(config, source.paths[0])
+    total = sum(output.nbytes for output in outputs)
+    index = {
+        "metadata": {"total_size": total},
+        "weight_map": {output.name: output.file for output in outputs},
+    }
+    texts = {
+        **source.written,
+        INDEX: _json(index),
+        "config.json": config_text if config_text is not None else _json(config),
+    }
+    tasks = tuple(_tasks(source, model, outputs))
+    return Plan(target, recipe, config, files, tasks, texts, source.carried)
+
+
+def _tasks(source: Source, model: ModelConfig, outputs: tuple[Output, ...]) -> Iterator[Task]:
+    by_name = {output.name: output for output in outputs}
+    done: set[str] = set()
+    for output in outputs:
+        module, _, part = output.name.rpartition(".")
+        matrix = f"{module}.scales" in by_name and part in ("weight", "scales", "biases")
+        if not matrix:
+            yield Task(source.pieces[output.name], None, (output,))
+        elif module not in done:
+            done.add(module)
+            names = (f"{module}.{part}" for part in ("weight", "scales", "biases"))
+            parts = tuple(by_name[name] for name in names if name in by_name)
+            assert model.quantization is not None
+            spec = model.quantization.of(module)
+            packed = source.packed.get(module)
+            if packed is None or packed.spec != spec:
+                yield Task(source.pieces[f"{module}.weight"], spec, parts)
+                continue
+            for tensor, part_output in zip(packed.parts, parts, strict=True):
+                yield Task(Piece(tensor.dtype, tensor.shape, (tensor,)), None, (part_output,))
+
+
+Sizes = dict[str, tuple[str, tuple[int, ...]]]
+
+
+def _sizes(config: Mapping[str, Any], path: Path) -> Sizes:
+    return expected_tensors(ModelConfig.from_values(config, path), path)
+
+
+def _cut(tensors: Sizes, limit: int) -> list[Sizes]:
+    """Files of at most `limit` bytes of tensors, in order."""
+    files: list[Sizes] = [{}]
+    used = 0
+    for name, (dtype, shape) in tensors.items():
+        nbytes = prod(shape) * ITEM_BYTES[dtype]
+        if files[-1] and used + nbytes > limit:
+            files.append({})
+            used = 0
+        files[-1][name] = dtype, shape
+        used += nbytes
+    return files
+
+
+def _laid_out(
+    files: Mapping[str, Sizes], metadata: Mapping[str, str]
+) -> tuple[tuple[File, ...], tuple[Output, ...]]:
+    """Headers for these tensors, and where each of them goes."""
+    made: list[File] = []
+    outputs: list[Output] = []
+    for file, tensors in files.items():
+        header: dict[str, Any] = {"__metadata__": metadata}
+        begin = 0
+        for name, (dtype, shape) in tensors.items():
+            end = begin + prod(shape) * ITEM_BYTES[dtype]
+            header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+            begin = end
+        text = json.dumps(header, separators=(",", ":"))
+        head, found = _head(file, text + " " * (-len(text) % _LENGTH_BYTES))
+        made.append(File(file, head, len(head) + begin))
+        outputs += found
+    return tuple(made), tuple(outputs)
+
+
+def _recorded(release: Release) -> tuple[tuple[File, ...], tuple[Output, ...]]:
+    """The files as their recorded headers say, byte for byte."""
+    made: list[File] = []
+    outputs: list[Output] = []
+    for file, text in release.headers.items():
+        head, found = _head(file, text)
+        made.append(File(file, head, max((o.offset + o.nbytes for o in found), default=len(head))))
+        outputs += found
+    return tuple(made), tuple(outputs)
+
+
+def _head(file: str, text: str) -> tuple[bytes, list[Output]]:
+    """A file's first bytes, and its tensors in the order of their bytes."""
+    data = text.encode()
+    head = len(data).to_bytes(_LENGTH_BYTES, "little") + data
+    header = parse_json(data, f"{file}: header")
+    header.pop("__metadata__", None)
+    outputs = [
+        Output(name, e["dtype"], tuple(e["shape"]), file, len(head) + e["data_offsets"][0])
+        for name, e in header.items()
+    ]
+    return head, sorted(outputs, key=lambda output: output.offset)
+
+
+def _json(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()

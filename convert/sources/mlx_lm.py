@@ -1,0 +1,117 @@
+"""A folder written by mlx-lm (as in mlx-community): experts split into gate and up, MLX's names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gptoss_mlx.checkpoint import INDEX, expected_tensors
+from gptoss_mlx.config import ModelConfig, QuantizationSpec
+from gptoss_mlx.errors import CheckpointError
+from gptoss_mlx.jsonfile import read_json
+from gptoss_mlx.shard import read_shard
+
+from .. import rules
+from ..piece import Piece
+from ..source import Inputs, Packed, Source, carried_files, released_config
+
+_MARK = "mlp.experts.gate_proj.weight"
+_MXFP4 = QuantizationSpec(4, 32, "mxfp4")
+
+
+def matches(path: Path) -> bool:
+    if not (path / "config.json").is_file() or "quantization" not in read_json(
+        path / "config.json"
+    ):
+        return False
+    if (path / INDEX).is_file():
+        names = read_json(path / INDEX).get("weight_map")
+        return isinstance(names, dict) and any(name.endswith(_MARK) for name in names)
+    files = sorted(path.glob("*.safetensors"))
+    return any(name.endswith(_MARK) for file in files for name in read_shard(file))
+
+
+def read(path: Path, exact: bool) -> Source:
+    """Raises CheckpointError."""
+    config_path = path / "config.json"
+    config = read_json(config_path)
+    quantization = ModelConfig.from_values(config, config_path).quantization
+    assert quantization is not None, "see matches"
+    model = ModelConfig.from_values(released_config(config), config_path)
+    files = sorted(path.glob("*.safetensors"))
+    inputs = Inputs(path, {k: t for file in files for k, t in read_shard(file).items()})
+    pieces: dict[str, Piece] = {}
+    packed: dict[str, Packed] = {}
+    for name, (dtype, shape) in expected_tensors(model, config_path).items():
+        module, _, part = name.rpartition(".")
+        if module.endswith(".experts"):
+            _check_mxfp4(config_path, config, module)
+            pieces[name] = _expert_piece(inputs, name, dtype, shape)
+        elif part == "weight" and f"{module}.scales" in inputs:  # what mlx-lm itself goes by
+            spec = quantization.of(module)
+            packed[module] = _packed(inputs, config_path, module, spec, shape)
+            pieces[name] = packed[module].unpacked()
+        else:
+            pieces[name] = Piece(dtype, shape, (inputs.take(name, dtype, shape),))
+    inputs.check_all_taken()
+    return Source(
+        kind="mlx-lm",
+        name=path.resolve().name,
+        paths=(config_path, *files),
+        config=released_config(config),
+        pieces=pieces,
+        packed=packed,
+        exact=not packed,
+        carried=carried_files(path),
+    )
+
+
+def _packed(
+    inputs: Inputs,
+    path: Path,
+    module: str,
+    spec: QuantizationSpec | None,
+    shape: tuple[int, ...],
+) -> Packed:
+    if spec is None:
+        raise CheckpointError(f"{path}: quantization of {module} is not told, but it has scales")
+    rows, width = shape
+    affine = spec.mode == "affine"
+    groups = rows, width // spec.group_size
+    parts = [inputs.take(f"{module}.weight", "U32", (rows, width * spec.bits // 32))]
+    parts += [inputs.take(f"{module}.scales", "BF16" if affine else "U8", groups)]
+    parts += [inputs.take(f"{module}.biases", "BF16", groups)] if affine else []
+    return Packed(spec, tuple(parts))
+
+
+def _check_mxfp4(path: Path, config: Mapping[str, Any], experts: str) -> None:
+    """The experts' own entries, or the default that holds for them."""
+    section = config["quantization"]
+    for part in ("gate_proj", "up_proj", "down_proj"):
+        spec = section.get(f"{experts}.{part}", section)
+        found = spec if isinstance(spec, Mapping) else section
+        mode, bits = found.get("mode", "affine"), found.get("bits")
+        if (mode, bits) != (_MXFP4.mode, _MXFP4.bits):
+            raise CheckpointError(
+                f"{path}: {experts}.{part} is quantized as {mode} in {bits} bits, not as the"
+                " released mxfp4, so the released experts cannot be had from it"
+            )
+
+
+def _expert_piece(inputs: Inputs, name: str, dtype: str, shape: tuple[int, ...]) -> Piece:
+    """gate_up_proj_blocks from gate_proj.weight and up_proj.weight, and so on."""
+    module, _, part = name.rpartition(".")
+    matrix, _, kind = part.rpartition("_")
+    foreign = {"blocks": "weight", "scales": "scales", "bias": "bias"}[kind]
+    halves = ("gate_proj", "up_proj") if matrix == "gate_up_proj" else (matrix,)
+    rows = shape[1] // len(halves)
+    tail = (shape[2] * 4,) if kind == "blocks" else shape[2:]
+    foreign_dtype = "U32" if kind == "blocks" else dtype
+    tensors = tuple(
+        inputs.take(f"{module}.{half}.{foreign}", foreign_dtype, (shape[0], rows, *tail))
+        for half in halves
+    )
+    # The bytes of uint32 words are those of the blocks; their shape is all that differs.
+    rule = rules.interleaved if len(halves) == 2 else rules.same
+    return Piece(dtype, shape, tensors, rule)
