@@ -190,6 +190,12 @@ def _sizes(config: Mapping[str, Any], path: Path) -> Sizes:
     return expected_tensors(ModelConfig.from_values(config, path), path)
 
 
+def expected_nbytes(config: Mapping[str, Any], path: Path) -> int:
+    """Bytes of all tensors that a config.json calls for; `path` opens messages."""
+    sizes = _sizes(config, path).values()
+    return sum(prod(shape) * ITEM_BYTES[dtype] for dtype, shape in sizes)
+
+
 def _cut(tensors: Sizes, limit: int) -> list[Sizes]:
     """Files of at most `limit` bytes of tensors, in order."""
     files: list[Sizes] = [{}]

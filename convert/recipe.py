@@ -10,7 +10,7 @@ from gptoss_mlx.config import ModelConfig, QuantizationSpec
 
 GROUP = 64
 ROUTER_BITS = 8
-"""A router picks experts by comparing its logits; fewer bits would change which ones."""
+"""A router picks experts by comparing its logits: fewer bits would change which ones it picks."""
 
 
 @dataclass(frozen=True)
@@ -18,9 +18,10 @@ class Recipe:
     """Bits by the kind of module; None keeps bfloat16."""
 
     name: str
-    attention: int | None
-    embedding: int | None
-    head: int | None
+    attention: int | None = None
+    embedding: int | None = None
+    head: int | None = None
+    router: int | None = None
 
     def of(self, module: str) -> QuantizationSpec | None:
         """The spec of a module such as "lm_head" or "model.layers.0.self_attn.q_proj"."""
@@ -33,13 +34,13 @@ class Recipe:
         if module == "model.embed_tokens":
             return self.embedding
         if module.endswith(".mlp.router"):
-            return None if self.attention is None else max(ROUTER_BITS, self.attention)
+            return None if self.router is None else max(ROUTER_BITS, self.router)
         return self.attention
 
 
 RECIPES: Mapping[str, Recipe] = {
-    "bf16": Recipe("bf16", None, None, None),
-    **{str(bits): Recipe(str(bits), bits, bits, bits) for bits in (8, 6, 5, 4)},
+    "bf16": Recipe("bf16"),
+    **{str(bits): Recipe(str(bits), bits, bits, bits, bits) for bits in (8, 6, 5, 4)},
     "mixed": Recipe("mixed", attention=8, embedding=4, head=6),
 }
 

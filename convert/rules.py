@@ -31,14 +31,13 @@ def same(x: Array) -> Array:
 
 def interleaved(gate: Array, up: Array) -> Array:
     """[E, I, ...] twice -> [E, 2I, ...] with gate in the even rows."""
-    both: Array = np.stack((gate, up), axis=2).reshape(gate.shape[0], -1, *gate.shape[2:])
-    return both
+    return np.stack((gate, up), axis=2).reshape(gate.shape[0], -1, *gate.shape[2:])
 
 
 def ggml_blocks(raw: Array) -> Array:
     """uint8 [E, rows, 17 B] -> blocks uint8 [E, rows, B, 16]."""
     packed = raw.reshape(*raw.shape[:2], -1, GGML_BLOCK)[..., 1:]
-    codes = np.concatenate((packed & 15, packed >> 4), axis=-1)
+    codes: Array = np.concatenate((packed & 15, packed >> 4), axis=-1)
     return codes[..., 0::2] | codes[..., 1::2] << 4
 
 

@@ -1,0 +1,200 @@
+"""What each recipe of the converter costs: how far its logits are from the unquantized ones.
+
+Every recipe is converted for real and run by the package's own engine in float32. Compared with the
+logits of the release: the mean Kullback-Leibler divergence a token (nats), the share of tokens
+whose likeliest successor stays the same, and the perplexity of what comes next. The passages are
+fixed: held-out conversations for the tiny model, scored where the assistant speaks, and random
+tokens for a random checkpoint of the released widths, which knows no language: its perplexity says
+nothing and is left out. `--explore` also quantizes one kind of module at a time, which is where the
+recipe `mixed` comes from.
+
+    python -m benchmarks.quality
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+import gptoss_mlx
+from benchmarks.make_checkpoint import SHAPES, Shape, config_json, write_checkpoint
+from convert import destination
+from convert.plan import expected_nbytes, to_mlx
+from convert.recipe import RECIPES, Recipe, quantization
+from convert.sources import open_source
+from gptoss_mlx.config import ModelConfig
+from gptoss_mlx.engine import Engine
+from gptoss_mlx.harmony import Encoding
+from gptoss_mlx.tiny import materialise
+from tiny.conversations import MAKERS, encode, make
+
+WIDE = Shape(layers=4, experts=8, heads=64, kv_heads=8, vocab=8192)
+"""The released widths with few layers, experts and words."""
+
+ALONE = tuple(
+    Recipe(f"{kind} {bits}", **{kind: bits})  # type: ignore[arg-type]
+    for kind in ("router", "attention", "embedding", "head")
+    for bits in ((8,) if kind == "router" else (8, 6, 5, 4))
+)
+
+
+@dataclass(frozen=True)
+class Passage:
+    """Tokens, and the first position whose prediction counts."""
+
+    ids: list[int]
+    scored_from: int
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Means over all scored tokens; perplexity None where it would mean nothing."""
+
+    divergence: float
+    agreement: float
+    perplexity: float | None
+
+
+@click.command()
+@click.option("--conversations", default=5, show_default=True, help="Of each skill, for tiny.")
+@click.option("--explore", is_flag=True, help="Also one kind of module at a time.")
+def main(conversations: int, explore: bool) -> None:
+    """Measure every recipe; one JSON line last."""
+    recipes = [*RECIPES.values(), *(ALONE if explore else ())]
+    with tempfile.TemporaryDirectory() as work:
+        wide = write_checkpoint(Path(work) / "wide", WIDE)
+        models = {
+            "tiny": (materialise(), list(held_out(conversations)), True),
+            "random, released widths": (wide, list(random_passages(WIDE.vocab)), False),
+        }
+        found = {
+            name: dict(measure(folder, passages, recipes, Path(work), speaks=speaks))
+            for name, (folder, passages, speaks) in models.items()
+        }
+    sizes = {
+        recipe.name: {name: nbytes(name, recipe) for name in ("20b", "120b")} for recipe in recipes
+    }
+    _show(found, sizes)
+    print(json.dumps(_report(found, sizes, conversations)))
+
+
+def held_out(count: int) -> Iterator[Passage]:
+    """Conversations the tiny model never saw, the same ones everywhere."""
+    encoding = Encoding()
+    for kind in MAKERS:
+        rng = Random(f"quality {kind}")
+        for _ in range(count):
+            prompt, reply = encode(encoding, make(rng, True, kind))
+            yield Passage(prompt + reply, len(prompt) - 1)
+
+
+def random_passages(vocab: int) -> Iterator[Passage]:
+    rng = np.random.default_rng(3)
+    for _ in range(4):
+        yield Passage([int(id) for id in rng.integers(0, vocab, 160)], 0)
+
+
+def measure(
+    folder: Path, passages: list[Passage], recipes: Iterable[Recipe], work: Path, *, speaks: bool
+) -> Iterator[tuple[str, Quality]]:
+    """Each recipe's quality on a released checkpoint, converted into `work` in turn."""
+    reference = gptoss_mlx.load(str(folder), dtype="float32")
+    wanted = [log_probabilities(reference, passage) for passage in passages]
+    del reference
+    yield "release", _quality(wanted, wanted, passages, speaks)
+    source = open_source(folder)
+    for recipe in track(list(recipes), description=folder.name, console=Console(stderr=True)):
+        with tempfile.TemporaryDirectory(dir=work) as made:
+            converted = Path(made) / "model"
+            destination.write(source, to_mlx(source, recipe), converted, resume="")
+            engine = gptoss_mlx.load(str(converted), dtype="float32")
+            yield (
+                recipe.name,
+                _quality(
+                    wanted, [log_probabilities(engine, p) for p in passages], passages, speaks
+                ),
+            )
+
+
+def log_probabilities(engine: Engine, passage: Passage) -> NDArray[np.float32]:
+    """Of every scored position: float32 [tokens, vocabulary], in nats."""
+    logits = engine.logits(passage.ids[:-1])[passage.scored_from :].astype(np.float64)
+    logits -= logits.max(axis=-1, keepdims=True)
+    logits -= np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    return logits.astype(np.float32)
+
+
+def _quality(
+    wanted: list[NDArray[np.float32]],
+    found: list[NDArray[np.float32]],
+    passages: list[Passage],
+    speaks: bool,
+) -> Quality:
+    divergence, agreement, likelihood = [], [], []
+    for p, q, passage in zip(wanted, found, passages, strict=True):
+        wide = p.astype(np.float64)
+        divergence += list((np.exp(wide) * (wide - q)).sum(axis=-1))
+        agreement += list(p.argmax(-1) == q.argmax(-1))
+        following = passage.ids[passage.scored_from + 1 :]
+        likelihood += list(q[np.arange(len(following)), following])
+    perplexity = math.exp(-float(np.mean(likelihood))) if speaks else None
+    return Quality(float(np.mean(divergence)), float(np.mean(agreement)), perplexity)
+
+
+def nbytes(shape: str, recipe: Recipe) -> int:
+    """Bytes of weights of a released size under a recipe."""
+    config = config_json(SHAPES[shape])
+    path = Path(f"{shape}/config.json")
+    section = quantization(recipe, ModelConfig.from_values(config, path))
+    return expected_nbytes(config if section is None else config | {"quantization": section}, path)
+
+
+def _show(found: dict[str, dict[str, Quality]], sizes: dict[str, dict[str, int]]) -> None:
+    released = sizes["bf16"]
+    for model, by_recipe in found.items():
+        table = Table(title=model)
+        for column in ("recipe", "KL, nats", "same top token", "perplexity", "20b GB", "120b GB"):
+            table.add_column(column, justify="left" if column == "recipe" else "right")
+        for name, quality in by_recipe.items():
+            size = sizes.get(name, released)
+            perplexity = "" if quality.perplexity is None else f"{quality.perplexity:.4f}"
+            table.add_row(
+                name,
+                f"{quality.divergence:.2e}",
+                f"{100 * quality.agreement:.2f} %",
+                perplexity,
+                f"{size['20b'] / 1e9:.2f}",
+                f"{size['120b'] / 1e9:.2f}",
+            )
+        Console(stderr=True).print(table)
+
+
+def _report(
+    found: dict[str, dict[str, Quality]], sizes: dict[str, dict[str, int]], conversations: int
+) -> dict[str, Any]:
+    return {
+        "benchmark": "quality",
+        "conversations": conversations,
+        "models": {
+            model: {name: vars(quality) for name, quality in by_recipe.items()}
+            for model, by_recipe in found.items()
+        },
+        "bytes": sizes,
+    }
+
+
+if __name__ == "__main__":
+    main()
