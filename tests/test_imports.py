@@ -62,6 +62,21 @@ WITHOUT_TENSORS = {
 """Rooms that import neither mlx nor torch, not even lazily."""
 
 
+CONVERT = PACKAGE.parent / "convert"
+CONVERT_ROWS = [
+    {"__main__"},
+    {"conversion", "table"},
+    {"verify"},
+    {"destination"},
+    {"journal", "manifest"},
+    {"plan"},
+    {"recipe", "sources"},
+    {"source"},
+    {"piece"},
+    {"rules"},
+]
+
+
 def room(path: Path) -> str:
     """The first name under the package: the module or the folder it is in."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
@@ -143,3 +158,30 @@ def test_importing_the_package_loads_no_tensor_library() -> None:
         [sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=PACKAGE.parent
     )
     assert run.stdout.strip() == "[]"
+
+
+def test_the_converter_points_down_and_the_package_never_at_it() -> None:
+    row = {name: i for i, names in enumerate(CONVERT_ROWS) for name in names}
+    paths = sorted(CONVERT.rglob("*.py"))
+    rooms = {path: path.relative_to(CONVERT).parts[0].removesuffix(".py") for path in paths}
+    assert set(rooms.values()) - {"__init__"} == set(row)
+    upward = [
+        f"{path.relative_to(CONVERT)} imports {used}"
+        for path in paths
+        for used in _relative_imports(path) & set(row)
+        if used != rooms[path] and row[used] <= row.get(rooms[path], len(row))
+    ]
+    assert upward == []
+    converter = ("convert", "gptoss_convert")
+    backward = [p for p in sources() for name in imports(p) if name.split(".")[0] in converter]
+    assert backward == []
+
+
+def _relative_imports(path: Path) -> set[str]:
+    """Rooms of the converter that a file imports, from its own folder or the one above."""
+    depth = len(path.relative_to(CONVERT).parts)
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level == depth:
+            found |= {node.module.split(".")[0]} if node.module else {a.name for a in node.names}
+    return found

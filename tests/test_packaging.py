@@ -15,7 +15,9 @@ import pytest
 import gptoss_mlx
 
 ROOT = Path(__file__).parent.parent
-SOURCES = ("pyproject.toml", "README.md", "LICENSE", "NOTICE", "gptoss_mlx")
+SOURCES = ("pyproject.toml", "README.md", "LICENSE", "NOTICE", "gptoss_mlx", "convert")
+PACKAGES = {"gptoss_mlx": "gptoss_mlx", "convert": "gptoss_convert"}
+"""Folder in the checkout -> package as installed."""
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +58,13 @@ def run_outside(site: Path, tmp_path: Path, *arguments: str) -> str:
 def test_the_wheel_has_every_source_and_data_file(site: Path) -> None:
     kept = {".py", ".typed", ".tiktoken", ".jinja", ".safetensors", ".json", ".metal", ".h"}
     wanted = {
-        path.relative_to(ROOT)
-        for path in (ROOT / "gptoss_mlx").rglob("*")
+        Path(package) / path.relative_to(ROOT / folder)
+        for folder, package in PACKAGES.items()
+        for path in (ROOT / folder).rglob("*")
         if (path.is_file() and path.suffix in kept) or path.name == "py.typed"
     }
     assert Path("gptoss_mlx/data/o200k_base.tiktoken") in wanted
+    assert Path("gptoss_convert/sources/gguf.py") in wanted
     assert {path for path in wanted if not (site / path).is_file()} == set()
     data = {path.name for path in (ROOT / "gptoss_mlx" / "data").iterdir()}
     assert {path.name for path in (site / "gptoss_mlx" / "data").iterdir()} == data
@@ -68,12 +72,14 @@ def test_the_wheel_has_every_source_and_data_file(site: Path) -> None:
 
 def test_the_wheel_has_nothing_else(site: Path) -> None:
     name = f"gptoss_mlx-{gptoss_mlx.__version__}.dist-info"
-    assert sorted(path.name for path in site.iterdir()) == ["gptoss_mlx", name]
+    assert sorted(path.name for path in site.iterdir()) == ["gptoss_convert", "gptoss_mlx", name]
     licences = sorted(path.name for path in (site / name / "licenses").iterdir())
     assert licences == ["LICENSE", "NOTICE"]
-    assert (site / name / "entry_points.txt").read_text(encoding="utf-8").split("\n")[1] == (
-        "gptoss-mlx = gptoss_mlx.cli:main"
-    )
+    entries = (site / name / "entry_points.txt").read_text(encoding="utf-8")
+    assert entries.splitlines()[1:] == [
+        "gptoss-convert = gptoss_convert.__main__:main",
+        "gptoss-mlx = gptoss_mlx.cli:main",
+    ]
 
 
 def test_the_metadata_names_what_is_needed(site: Path) -> None:
@@ -97,5 +103,7 @@ def test_the_wheel_works_outside_the_checkout(site: Path, tmp_path: Path) -> Non
     version = run_outside(site, tmp_path, "-m", "gptoss_mlx", "--version")
     assert version == f"gptoss-mlx, version {gptoss_mlx.__version__}"
     run_outside(site, tmp_path, "-m", "gptoss_mlx", "generate", "--help")
+    usage = run_outside(site, tmp_path, "-m", "gptoss_convert", "--help")
+    assert usage.startswith("Usage: ")
     code = "from gptoss_mlx.harmony import Encoding; print(len(Encoding().encode('hello')))"
     assert run_outside(site, tmp_path, "-c", code) == "1"
