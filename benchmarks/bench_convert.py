@@ -29,8 +29,6 @@ from convert.plan import Plan, to_mlx
 from convert.recipe import RECIPES
 from convert.sources import open_source
 
-PEERS = ("cp", "mlx-lm")
-
 
 @click.command()
 @click.option("--model", required=True, type=click.Path(path_type=Path, exists=True))

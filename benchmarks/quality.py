@@ -29,15 +29,15 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-import gptoss_mlx
 from benchmarks.make_checkpoint import SHAPES, Shape, config_json, write_checkpoint
 from convert import destination
 from convert.plan import expected_nbytes, to_mlx
 from convert.recipe import RECIPES, Recipe, quantization
 from convert.sources import open_source
+from gptoss_mlx.checkpoint import Checkpoint
 from gptoss_mlx.config import ModelConfig
-from gptoss_mlx.engine import Engine
 from gptoss_mlx.harmony import Encoding
+from gptoss_mlx.model import open_model
 from gptoss_mlx.tiny import materialise
 from tiny.conversations import MAKERS, encode, make
 
@@ -111,30 +111,25 @@ def measure(
     folder: Path, passages: list[Passage], recipes: Iterable[Recipe], work: Path, *, speaks: bool
 ) -> Iterator[tuple[str, Quality]]:
     """Each recipe's quality on a released checkpoint, converted into `work` in turn."""
-    reference = gptoss_mlx.load(str(folder), dtype="float32")
-    wanted = [log_probabilities(reference, passage) for passage in passages]
-    del reference
+    wanted = list(log_probabilities(folder, passages))
     yield "release", _quality(wanted, wanted, passages, speaks)
     source = open_source(folder)
     for recipe in track(list(recipes), description=folder.name, console=Console(stderr=True)):
         with tempfile.TemporaryDirectory(dir=work) as made:
             converted = Path(made) / "model"
             destination.write(source, to_mlx(source, recipe), converted, resume="")
-            engine = gptoss_mlx.load(str(converted), dtype="float32")
-            yield (
-                recipe.name,
-                _quality(
-                    wanted, [log_probabilities(engine, p) for p in passages], passages, speaks
-                ),
-            )
+            found = list(log_probabilities(converted, passages))
+        yield recipe.name, _quality(wanted, found, passages, speaks)
 
 
-def log_probabilities(engine: Engine, passage: Passage) -> NDArray[np.float32]:
-    """Of every scored position: float32 [tokens, vocabulary], in nats."""
-    logits = engine.logits(passage.ids[:-1])[passage.scored_from :].astype(np.float64)
-    logits -= logits.max(axis=-1, keepdims=True)
-    logits -= np.log(np.exp(logits).sum(axis=-1, keepdims=True))
-    return logits.astype(np.float32)
+def log_probabilities(folder: Path, passages: Iterable[Passage]) -> Iterator[NDArray[np.float32]]:
+    """Of the scored positions of each passage: float32 [tokens, vocabulary], in nats."""
+    with Checkpoint.open(folder) as checkpoint:
+        model = open_model(checkpoint, dtype="float32")
+        for passage in passages:
+            logits = model.evaluate(passage.ids[:-1], model.new_state())[passage.scored_from :]
+            logits -= logits.max(axis=-1, keepdims=True)
+            yield logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True, dtype=np.float64))
 
 
 def _quality(

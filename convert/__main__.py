@@ -61,11 +61,12 @@ def main(
     """
     with exit_codes(debug):
         shown = not quiet and sys.stderr.isatty()
-        path = Path(source).expanduser()
+        path, name = Path(source).expanduser(), None
         if not path.exists():
+            name = source
             with Bar("downloading", "bytes", shown=shown, after=_BAR_AFTER) as bar:
                 path = hub.locate(source, bar.update, also=("LICENSE*", "README.md", "USAGE*"))
-        conversion = Conversion.prepare(path, dest, target=target, recipe=bits)
+        conversion = Conversion.prepare(path, dest, target=target, recipe=bits, name=name)
         if dry_run:
             _show(conversion)
             return
@@ -73,8 +74,13 @@ def main(
         if conversion.is_complete:
             say(f"{dest}: is complete already")
         else:
-            with Bar("converting", "bytes", shown=shown, after=_BAR_AFTER) as bar:
-                conversion.run(_again(source, dest, bits, target), bar.update)
+            again = _again(source, dest, bits, target)
+            try:
+                with Bar("converting", "bytes", shown=shown, after=_BAR_AFTER) as bar:
+                    conversion.run(again, bar.update)
+            except KeyboardInterrupt:
+                say(f"{dest}: is unfinished; `{again}` goes on")
+                raise
             say(f"{dest}: {conversion.plan.nbytes:,} bytes written")
         if verify:
             with Bar("verifying", "bytes", shown=shown, after=_BAR_AFTER) as bar:

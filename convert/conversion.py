@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gptoss_mlx.checkpoint import UNFINISHED
@@ -26,12 +26,15 @@ class Conversion:
     folder: Path
 
     @classmethod
-    def prepare(cls, path: Path, folder: Path, *, target: str, recipe: str) -> Conversion:
-        """target: "mlx" or "release", for which the recipe says nothing.
+    def prepare(
+        cls, path: Path, folder: Path, *, target: str, recipe: str, name: str | None = None
+    ) -> Conversion:
+        """target: "mlx" or "release", for which the recipe says nothing. name: of the source.
 
         Raises CheckpointError for the source, ConversionError for the folder.
         """
         source = open_source(path, exact=target == "release")
+        source = source if name is None else replace(source, name=name)
         _check_apart(path, folder)
         made = (
             plan.to_release(source)
@@ -43,10 +46,10 @@ class Conversion:
     @property
     def is_complete(self) -> bool:
         """Whether the folder holds this very conversion, finished."""
-        if self.plan.target != "mlx" or not (self.folder / MANIFEST).is_file():
+        if self.is_begun or not all(destination.is_there(self.folder, f) for f in self.plan.files):
             return False
-        if (self.folder / UNFINISHED).exists():
-            return False
+        if self.plan.target == "release":
+            return not (self.folder / MANIFEST).exists()
         try:
             found = read_manifest(self.folder)
         except CheckpointError:

@@ -63,6 +63,15 @@ def write(
         _sync(folder)
 
 
+def is_there(folder: Path, file: File) -> bool:
+    """Whether the folder holds a file of this name, size and header."""
+    path = folder / file.name
+    if not path.is_file() or path.stat().st_size != file.nbytes:
+        return False
+    with path.open("rb") as opened:
+        return opened.read(len(file.head)) == file.head
+
+
 def missing_bytes(plan: Plan, folder: Path) -> int:
     """Bytes of disk that the plan still needs there."""
     present = 0

@@ -37,8 +37,9 @@ def interleaved(gate: Array, up: Array) -> Array:
 def ggml_blocks(raw: Array) -> Array:
     """uint8 [E, rows, 17 B] -> blocks uint8 [E, rows, B, 16]."""
     packed = raw.reshape(*raw.shape[:2], -1, GGML_BLOCK)[..., 1:]
-    codes: Array = np.concatenate((packed & 15, packed >> 4), axis=-1)
-    return codes[..., 0::2] | codes[..., 1::2] << 4
+    codes: NDArray[np.uint8] = np.concatenate((packed & 15, packed >> 4), axis=-1)
+    low, high = codes[..., 0::2], codes[..., 1::2]
+    return low | high << np.uint8(4)
 
 
 def ggml_scales(raw: Array) -> Array:
@@ -72,7 +73,7 @@ def dequantized(spec: QuantizationSpec) -> Callable[..., Array]:
     """MLX's packed weight, scales and biases -> bfloat16 rows."""
 
     def rule(weight: Array, scales: Array, biases: Array | None = None) -> Array:
-        import mlx.core as mx
+        mx = _mlx()
 
         def numbers(x: Array) -> mx.array:
             return mx.array(x).view(mx.bfloat16) if spec.mode == "affine" else mx.array(x)
@@ -96,13 +97,20 @@ def quantized(spec: QuantizationSpec, rows: Array, width: int) -> tuple[Array, .
 
     Always on the CPU, so that the same weights give the same bytes on every machine.
     """
-    import mlx.core as mx
-
+    mx = _mlx()
     values = mx.array(rows.view(np.uint16).reshape(-1, width)).view(mx.bfloat16)
     parts = mx.quantize(
         values, group_size=spec.group_size, bits=spec.bits, mode=spec.mode, stream=mx.cpu
     )
     return tuple(_bits(part) for part in parts)
+
+
+def _mlx() -> Any:
+    """MLX, told to keep no freed memory: every span would leave some."""
+    import mlx.core as mx
+
+    mx.set_cache_limit(0)
+    return mx
 
 
 def _bits(values: mx.array) -> Array:

@@ -1,0 +1,56 @@
+"""The benchmark of quality: distances that are zero where nothing was changed, and sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.make_checkpoint import Shape
+from benchmarks.quality import Passage, held_out, log_probabilities, measure, nbytes
+from convert.recipe import RECIPES, Recipe
+
+SHAPE = Shape(2, 128, 64, 4, 2, 4, 2, 32, vocab=256)
+
+
+@pytest.fixture
+def passage() -> Passage:
+    rng = np.random.default_rng(0)
+    return Passage([int(id) for id in rng.integers(0, SHAPE.vocab, 40)], 10)
+
+
+def test_nothing_changes_in_bf16_and_more_with_fewer_bits(
+    checkpoint_of: Callable[..., Path], passage: Passage, tmp_path: Path
+) -> None:
+    recipes = [RECIPES["bf16"], Recipe("head 8", head=8), Recipe("head 4", head=4)]
+    found = dict(measure(checkpoint_of(SHAPE), [passage], recipes, tmp_path, speaks=True))
+    release, bf16, eight, four = found.values()
+    assert bf16 == release
+    assert (bf16.divergence, bf16.agreement) == (0.0, 1.0)
+    assert 0 < eight.divergence < four.divergence / 20
+    assert release.perplexity is not None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_probabilities_of_scored_positions_sum_to_one(
+    checkpoint_of: Callable[..., Path], passage: Passage
+) -> None:
+    (found,) = log_probabilities(checkpoint_of(SHAPE), [passage])
+    assert found.shape == (len(passage.ids) - 1 - passage.scored_from, SHAPE.vocab)
+    np.testing.assert_allclose(np.exp(found.astype(np.float64)).sum(-1), 1, rtol=1e-5)
+
+
+def test_conversations_are_the_same_every_time() -> None:
+    assert list(held_out(1)) == list(held_out(1))
+    assert all(0 < p.scored_from < len(p.ids) for p in held_out(1))
+
+
+@pytest.mark.parametrize(
+    ("shape", "bits", "rest"),
+    [("20b", "bf16", 3.59), ("120b", "bf16", 4.34), ("20b", "8", 1.91), ("20b", "4", 1.01)],
+)
+def test_sizes_of_the_released_models(shape: str, bits: str, rest: float) -> None:
+    experts = {"20b": 10.15, "120b": 60.91}[shape]
+    assert nbytes(shape, RECIPES[bits]) / 1e9 == pytest.approx(experts + rest, abs=0.03)
