@@ -75,7 +75,7 @@ def dequantized(spec: QuantizationSpec) -> Callable[..., Array]:
     def rule(weight: Array, scales: Array, biases: Array | None = None) -> Array:
         mx = _mlx()
 
-        def numbers(x: Array) -> mx.array:
+        def numbers(x: Array) -> Any:
             return mx.array(x).view(mx.bfloat16) if spec.mode == "affine" else mx.array(x)
 
         values = mx.dequantize(
