@@ -55,7 +55,7 @@ class Conversion:
         except CheckpointError:
             return False
         source = {"kind": self.source.kind, "name": self.source.name}
-        return bool(found["source"] == source and found["recipe"] == self.plan.recipe)
+        return found.get("source") == source and found.get("recipe") == self.plan.recipe
 
     @property
     def is_begun(self) -> bool:
@@ -76,10 +76,11 @@ class Conversion:
 
 
 def _check_apart(path: Path, folder: Path) -> None:
-    """Neither may lie in the other."""
+    """Neither may lie in the other; beside a file that is the source there is room."""
     home = (path if path.is_dir() else path.parent).resolve()
     there = folder.resolve()
     if folder.exists() and not folder.is_dir():
         raise ConversionError(f"{folder}: is a file; the result is a folder")
-    if there == home or home in there.parents or there in home.parents:
+    inside = path.is_dir() and home in there.parents
+    if there == home or inside or there in home.parents:
         raise ConversionError(f"{folder}: is the source, or in it or around it; choose another")

@@ -156,10 +156,10 @@ def made(task: Task, start: int, stop: int) -> Iterator[memoryview]:
     """The bytes of these rows, one after another for every output of the task."""
     rows = task.piece.read(start, stop)
     if task.outputs[0].name.endswith("_scales") and rows.size and rows.max() == _NAN_SCALE:
+        names = " or ".join(tensor.name for tensor in task.piece.inputs)
         raise CheckpointError(
-            f"{task.piece.inputs[0].path}: tensor {task.piece.inputs[0].name} has the scale 255"
-            f" (NaN) in expert {start + int(rows.argmax()) * (stop - start) // rows.size};"
-            " the highest is 254"
+            f"{task.piece.inputs[0].path}: tensor {names} has the scale 255 (NaN) in expert"
+            f" {start + int(rows.argmax()) * (stop - start) // rows.size}; the highest is 254"
         )
     if task.spec is None:
         yield rows.data

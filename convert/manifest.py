@@ -21,6 +21,7 @@ FORMAT = 1
 def manifest(source: Source, plan: Plan, hashes: Mapping[str, str]) -> bytes:
     """No time and no path stands in it: the same conversion gives the same bytes.
 
+    exact: whether the tensors are the released ones; `--to release` refuses others.
     tensors: SHA-256 by name. release: headers of the released files and their index, from which
     `--to release` writes them again byte for byte; null where something was quantized.
     """
@@ -29,6 +30,7 @@ def manifest(source: Source, plan: Plan, hashes: Mapping[str, str]) -> bytes:
         "tool": f"gptoss_mlx {__version__}",
         "source": {"kind": source.kind, "name": source.name},
         "recipe": plan.recipe,
+        "exact": source.exact and "quantization" not in plan.config,
         "tensors": {output.name: hashes[output.name] for t in plan.tasks for output in t.outputs},
         "release": None
         if source.release is None or "quantization" in plan.config

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from gptoss_mlx.checkpoint import INDEX, UNFINISHED
 from gptoss_mlx.config import ModelConfig, QuantizationSpec
 from gptoss_mlx.errors import CheckpointError
 from gptoss_mlx.jsonfile import shown
-from gptoss_mlx.shard import Tensor
+from gptoss_mlx.shard import Tensor, read_shard
 
 from . import rules
 from .piece import Piece
@@ -108,6 +108,19 @@ class Inputs:
             raise CheckpointError(
                 f"{tensor.path}: holds tensor {shown(left[0])}, which the config does not call for"
             )
+
+
+def read_files(paths: Iterable[Path]) -> dict[str, Tensor]:
+    """The tensors of several safetensors files. Raises CheckpointError."""
+    tensors: dict[str, Tensor] = {}
+    for path in paths:
+        for name, tensor in read_shard(path).items():
+            if name in tensors:
+                raise CheckpointError(
+                    f"{path}: holds tensor {shown(name)}, which {tensors[name].path.name} holds too"
+                )
+            tensors[name] = tensor
+    return tensors
 
 
 def carried_files(folder: Path) -> tuple[Path, ...]:

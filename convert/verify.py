@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from gptoss_mlx.errors import ConversionError
 from gptoss_mlx.shard import Tensor, read_into
 
-from .destination import Progress, made
+from . import rules
+from .destination import Progress, is_there, made
 from .manifest import read_manifest
 from .piece import Piece
 from .plan import Output, Plan, Task
@@ -36,6 +37,9 @@ def verify(source: Source, plan: Plan, folder: Path, progress: Progress | None =
     recorded: Mapping[str, str] | None = None
     if plan.target == "mlx":
         recorded = read_manifest(folder)["tensors"]
+    for file in plan.files:
+        if not is_there(folder, file):
+            raise ConversionError(f"{folder / file.name}: has not the header and size it must have")
     total, done, lock = sum(task.nbytes for task in plan.tasks), 0, Lock()
 
     def check(task: Task) -> None:
@@ -59,7 +63,8 @@ def verify(source: Source, plan: Plan, folder: Path, progress: Progress | None =
 def mxfp4_values(blocks: NDArray[np.uint8], scales: NDArray[np.uint8]) -> NDArray[np.float32]:
     """blocks [..., B, 16] and scales [..., B] -> float32 [..., 32 B]."""
     values = _PAIRS[blocks].reshape(*blocks.shape[:-1], 32)
-    values = np.ldexp(values, scales.astype(np.int32)[..., None] - 127)
+    with np.errstate(over="ignore"):  # a scale near the highest may give infinity
+        values = np.ldexp(values, scales.astype(np.int32)[..., None] - 127)
     return values.reshape(*blocks.shape[:-2], -1)
 
 
@@ -124,8 +129,16 @@ def _mlx(blocks: Piece, scales: Piece, expert: int) -> NDArray[np.float32]:
 def _ggml(blocks: Piece, scales: Piece, expert: int) -> NDArray[np.float32]:
     import gguf
 
-    kind = gguf.GGMLQuantizationType.MXFP4
-    return _together([gguf.dequantize(_raw(half, expert), kind) for half in blocks.inputs])
+    halves = []
+    for half in blocks.inputs:
+        raw = _raw(half, expert)
+        with np.errstate(over="ignore"):
+            values = gguf.dequantize(raw, gguf.GGMLQuantizationType.MXFP4)
+        codes = raw.reshape(raw.shape[0], -1, rules.GGML_BLOCK)[..., 1:]
+        negative = np.concatenate((codes & 8, codes & 128), axis=-1).reshape(values.shape) != 0
+        # Its table has no -0, which the released code 8 is.
+        halves.append(np.where((values == 0) & negative, np.float32(-0.0), values))
+    return _together(halves)
 
 
 _DECODERS: Mapping[str, Callable[[Piece, Piece, int], NDArray[np.float32]]] = {

@@ -7,12 +7,12 @@ float32; from Q8_0 and others it is decoded by the `gguf` package and rounded to
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from gptoss_mlx.checkpoint import expected_tensors
@@ -24,12 +24,13 @@ from gptoss_mlx.shard import Tensor
 from .. import rules
 from ..piece import Piece
 from ..source import Inputs, Source
+from .gguf_header import read_header
 from .standard import released_config_of, tokenizer_files
 
 ARCHITECTURE = "gpt-oss"
 MXFP4 = "MXFP4"
 _PLAIN = {"F32": "F32", "F16": "F16", "BF16": "BF16"}
-_EXACT = ("F32", "BF16", MXFP4)
+_EXACT = ("F32", "BF16")
 _SPLIT = re.compile(r"(.*)-\d{5}-of-(\d{5})\.gguf")
 _NAMES = {
     "model.embed_tokens": "token_embd",
@@ -88,13 +89,17 @@ def read(path: Path, exact: bool) -> Source:
             pieces[name] = _expert_piece(file, inputs, name, dtype, shape, exact)
         else:
             pieces[name] = _piece(file, inputs, foreign_name(name), dtype, shape, exact)
+    inputs.check_all_taken()
     return Source(
         kind="gguf",
         name=file.paths[0].name,
         paths=file.paths,
         config=config,
         pieces=pieces,
-        exact=all(kind in _EXACT for kind in file.types.values()),
+        exact=all(
+            kind in _EXACT or (kind == MXFP4 and name.endswith("_exps.weight"))
+            for name, kind in file.types.items()
+        ),
         written=tokenizer_files(model),
     )
 
@@ -127,7 +132,7 @@ def _expert_piece(
     names = [f"blk.{layer}.{half}.{'bias' if kind == 'bias' else 'weight'}" for half in halves]
     if kind == "bias":
         tensors = tuple(_take(file, inputs, n, (shape[0], rows)) for n in names)
-        decode = _to_bf16(file.types.get(names[0], "F32"), names[0], exact)
+        decoders = [_to_bf16(file.types[n], n, exact) for n in names]
     else:
         for n in names:
             if n in file.types and file.types[n] != MXFP4:
@@ -137,15 +142,17 @@ def _expert_piece(
                 )
         width = shape[2] * MXFP4_BLOCK
         tensors = tuple(_take(file, inputs, n, (shape[0], rows, width)) for n in names)
-        decode = rules.ggml_blocks if kind == "blocks" else rules.ggml_scales
-    return Piece(dtype, shape, tensors, _joined(decode))
+        decoders = [rules.ggml_blocks if kind == "blocks" else rules.ggml_scales] * len(names)
+    return Piece(dtype, shape, tensors, _joined(decoders))
 
 
-def _joined(decode: Callable[[NDArray[Any]], NDArray[Any]]) -> Callable[..., NDArray[Any]]:
+def _joined(
+    decoders: Sequence[Callable[[NDArray[Any]], NDArray[Any]]],
+) -> Callable[..., NDArray[Any]]:
     """Decode each half; gate and up are interleaved."""
 
     def rule(*halves: NDArray[Any]) -> NDArray[Any]:
-        decoded = [decode(half) for half in halves]
+        decoded = [decode(half) for decode, half in zip(decoders, halves, strict=True)]
         return rules.interleaved(*decoded) if len(decoded) == 2 else decoded[0]
 
     return rule
@@ -207,43 +214,20 @@ def _read_parts(paths: Iterable[Path]) -> _File:
     types: dict[str, str] = {}
     metadata: dict[str, Any] = {}
     for path in paths:
-        found, fields = _read_header(path)
+        fields, found = read_header(path)
         metadata = metadata or fields
-        for tensor, kind in found:
-            if tensor.offset + tensor.nbytes > path.stat().st_size:
+        for info in found:
+            if info.name in tensors:
                 raise CheckpointError(
-                    f"{path}: tensor {shown(tensor.name)} ends at byte"
-                    f" {tensor.offset + tensor.nbytes}, but the file has {path.stat().st_size};"
-                    " it is truncated"
+                    f"{path}: holds tensor {shown(info.name)}, as another part does"
                 )
-            tensors[tensor.name], types[tensor.name] = tensor, kind
+            shape = info.shape
+            if info.kind not in _PLAIN:
+                shape = (*shape[:-1], info.nbytes // max(1, prod(shape[:-1])))
+            dtype = _PLAIN.get(info.kind, "U8")
+            tensors[info.name] = Tensor(info.name, dtype, shape, path, info.offset, info.nbytes)
+            types[info.name] = info.kind
     return _File(tuple(paths), tensors, types, metadata)
-
-
-def _read_header(path: Path) -> tuple[list[tuple[Tensor, str]], dict[str, Any]]:
-    """Every tensor with its GGML type, and the metadata that a config is made from."""
-    import gguf
-
-    try:
-        reader = gguf.GGUFReader(path)
-        wanted = [key for key in reader.fields if key.startswith(("general.", ARCHITECTURE))]
-        fields = {key: reader.fields[key].contents() for key in wanted}
-        found = []
-        for t in reader.tensors:
-            kind = t.tensor_type.name
-            shape = tuple(int(size) for size in reversed(t.shape.tolist()))
-            if kind not in _PLAIN:
-                shape = (*shape[:-1], int(t.n_bytes) // int(np.prod(shape[:-1])))
-            dtype = _PLAIN.get(kind, "U8")
-            found.append(
-                (Tensor(t.name, dtype, shape, path, int(t.data_offset), int(t.n_bytes)), kind)
-            )
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-    except Exception as error:  # the reader checks little, so a broken file fails anywhere in it
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{path}: is not a readable GGUF file: {reason}") from error
-    return found, fields
 
 
 def _config(file: _File) -> dict[str, Any]:
@@ -265,7 +249,7 @@ def _config(file: _File) -> dict[str, Any]:
     fields["vocab_size"] = file.tensors["token_embd.weight"].shape[0]
     scaling = f"{ARCHITECTURE}.rope.scaling."
     yarn = {
-        name.removeprefix("yarn_"): float(metadata.get(scaling + name, default))
+        name.removeprefix("yarn_"): metadata.get(scaling + name, default)
         for name, default in _OPTIONAL.items()
     }
-    return released_config_of(fields, yarn=yarn, swiglu_limit=7.0)
+    return released_config_of(path, fields, yarn=yarn, swiglu_limit=7.0)

@@ -14,7 +14,7 @@ from gptoss_mlx.shard import read_shard
 
 from .. import rules
 from ..piece import Piece
-from ..source import Inputs, Packed, Source, carried_files, released_config
+from ..source import Inputs, Packed, Source, carried_files, read_files, released_config
 
 _MARK = "mlp.experts.gate_proj.weight"
 _MXFP4 = QuantizationSpec(4, 32, "mxfp4")
@@ -40,7 +40,7 @@ def read(path: Path, exact: bool) -> Source:
     assert quantization is not None, "see matches"
     model = ModelConfig.from_values(released_config(config), config_path)
     files = sorted(path.glob("*.safetensors"))
-    inputs = Inputs(path, {k: t for file in files for k, t in read_shard(file).items()})
+    inputs = Inputs(path, read_files(files))
     pieces: dict[str, Piece] = {}
     packed: dict[str, Packed] = {}
     for name, (dtype, shape) in expected_tensors(model, config_path).items():

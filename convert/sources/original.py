@@ -9,12 +9,11 @@ from typing import Any
 from gptoss_mlx.checkpoint import expected_tensors
 from gptoss_mlx.config import ModelConfig
 from gptoss_mlx.errors import CheckpointError
-from gptoss_mlx.jsonfile import read_json, shown
-from gptoss_mlx.shard import read_shard
+from gptoss_mlx.jsonfile import read_json
 
 from ..piece import Piece
-from ..source import Inputs, Source
-from .standard import released_config_of, tokenizer_files
+from ..source import Inputs, Source, read_files
+from .standard import check_number, released_config_of, tokenizer_files
 
 _NAMES = {
     "model.embed_tokens.weight": "embedding.weight",
@@ -65,7 +64,7 @@ def read(path: Path, exact: bool) -> Source:
     config = _config(config_path)
     model = ModelConfig.from_values(config, config_path)
     files = sorted(path.glob("*.safetensors"))
-    inputs = Inputs(path, {k: t for file in files for k, t in read_shard(file).items()})
+    inputs = Inputs(path, read_files(files))
     pieces = {
         name: _qkv(inputs, model, name, dtype, shape)
         if name.split(".")[-2] in ("q_proj", "k_proj", "v_proj")
@@ -113,6 +112,7 @@ def _config(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: {missing[0]} is missing")
     fields = {name: own[other] for name, other in _FIELDS.items()}
     return released_config_of(
+        path,
         fields,
         yarn={
             "factor": _number(path, own, "rope_scaling_factor", 32.0),
@@ -125,6 +125,5 @@ def _config(path: Path) -> dict[str, Any]:
 
 def _number(path: Path, values: Mapping[str, Any], name: str, default: float) -> float:
     value = values.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise CheckpointError(f"{path}: {name} is {shown(value)}, not a number")
+    check_number(path, name, value)
     return float(value)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from gptoss_mlx.checkpoint import INDEX, Checkpoint
-from gptoss_mlx.jsonfile import read_json
+from gptoss_mlx.errors import CheckpointError
+from gptoss_mlx.jsonfile import parse_json, read_json
 
 from ..piece import Piece
 from ..source import MANIFEST, Packed, Release, Source, carried_files, released_config
@@ -34,28 +37,64 @@ def read(path: Path, exact: bool) -> Source:
     }
     pieces |= {f"{module}.weight": matrix.unpacked() for module, matrix in packed.items()}
     files = sorted({tensor.path for tensor in checkpoint.tensors.values()})
+    record = read_json(path / MANIFEST) if (path / MANIFEST).exists() else None
     return Source(
-        kind="converted" if (path / MANIFEST).exists() else "released",
+        kind="released" if record is None else "converted",
         name=path.resolve().name,
         paths=(path / "config.json", *files),
         config=released_config(read_json(path / "config.json")),
         verbatim=None if packed else (path / "config.json").read_bytes(),
         pieces=pieces,
         packed=packed,
-        exact=not packed,
+        exact=not packed and (record is None or record.get("exact") is True),
         carried=carried_files(path),
-        release=None if packed else _release(path, files),
+        release=None
+        if packed
+        else _release(path, files)
+        if record is None
+        else _recorded(path / MANIFEST, record.get("release"), pieces),
     )
 
 
-def _release(path: Path, files: list[Path]) -> Release | None:
-    """The cut of the released files: these, or those that the manifest of a conversion records."""
-    if (path / MANIFEST).exists():
-        recorded = read_json(path / MANIFEST).get("release")
-        return None if recorded is None else Release(recorded["headers"], recorded["index"])
+def _release(path: Path, files: list[Path]) -> Release:
+    """The cut of the released files: these."""
     index = path / INDEX
-    text = index.read_text(encoding="utf-8") if index.exists() else None
+    text = index.read_bytes().decode("utf-8") if index.exists() else None
     return Release({file.name: _header(file) for file in files}, text)
+
+
+def _recorded(manifest: Path, record: Any, pieces: Mapping[str, Piece]) -> Release | None:
+    """The cut that the manifest of a conversion records. Raises CheckpointError."""
+    if record is None:
+        return None
+    try:
+        release = Release(record["headers"], record["index"])
+        fits = _fits(release, pieces)
+    except (AttributeError, KeyError, TypeError, ValueError, CheckpointError):
+        fits = False
+    if not fits:
+        raise CheckpointError(f"{manifest}: its release does not hold the tensors of config.json")
+    return release
+
+
+def _fits(release: Release, pieces: Mapping[str, Piece]) -> bool:
+    """Whether files of plain names hold each tensor once and nothing else; may raise instead."""
+    names: list[str] = []
+    for file, text in release.headers.items():
+        if Path(file).name != file or file.startswith(".") or not file.endswith(".safetensors"):
+            return False
+        header = parse_json(text.encode(), file)
+        header.pop("__metadata__", None)
+        begin = 0
+        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            dtype, shape = pieces[name].dtype, list(pieces[name].shape)
+            end = begin + pieces[name].nbytes
+            if entry != {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}:
+                return False
+            names.append(name)
+            begin = end
+    whole = release.index is None or bool(release.index.encode())
+    return whole and sorted(names) == sorted(pieces)
 
 
 def _header(path: Path) -> str:

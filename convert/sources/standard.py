@@ -9,22 +9,29 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from gptoss_mlx.config import FULL, SLIDING, ModelConfig
+from gptoss_mlx.errors import CheckpointError
 from gptoss_mlx.harmony.export import write_tokenizer
+from gptoss_mlx.jsonfile import shown
 
 from ..source import RELEASED_QUANTIZATION
 
 RETURN, END_OF_TEXT, CALL, START_OF_TEXT = 200002, 199999, 200012, 199998
 _TOKENS = 201088
+_NUMBER_LIMIT = 1e15
 
 
 def released_config_of(
-    fields: Mapping[str, Any], yarn: Mapping[str, float], swiglu_limit: float
+    path: Path, fields: Mapping[str, Any], yarn: Mapping[str, float], swiglu_limit: float
 ) -> dict[str, Any]:
-    """fields: sizes under their names in config.json, with `initial_context_length`."""
+    """fields: sizes under their names in config.json, with `initial_context_length`.
+
+    `path` opens the message of the CheckpointError for what is no config.
+    """
+    for name, value in {**fields, **yarn}.items():
+        check_number(path, name, value)
     original = fields["initial_context_length"]
     vocabulary, active = fields["vocab_size"], fields["num_experts_per_tok"]
-    layers = range(fields["num_hidden_layers"])
-    return {
+    config = {
         "architectures": ["GptOssForCausalLM"],
         "attention_bias": True,
         "attention_dropout": 0.0,
@@ -32,7 +39,6 @@ def released_config_of(
         "experts_per_token": active,
         "hidden_act": "silu",
         "initializer_range": 0.02,
-        "layer_types": [FULL if layer % 2 else SLIDING for layer in layers],
         "max_position_embeddings": int(original * yarn["factor"]),
         "model_type": "gpt_oss",
         "output_router_logits": False,
@@ -51,6 +57,15 @@ def released_config_of(
         "use_cache": True,
         **fields,
     }
+    layers = ModelConfig.from_values(config, path).num_hidden_layers
+    return {**config, "layer_types": [FULL if i % 2 else SLIDING for i in range(layers)]}
+
+
+def check_number(path: Path, name: str, value: Any) -> None:
+    """Raises CheckpointError; whether it is a fitting one is for ModelConfig to say."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (number and 0 <= value <= _NUMBER_LIMIT):
+        raise CheckpointError(f"{path}: {name} is {shown(value)}, not a number")
 
 
 def tokenizer_files(model: ModelConfig) -> dict[str, bytes]:
