@@ -10,6 +10,7 @@ import click
 from rich.console import Console
 
 from gptoss_mlx import hub
+from gptoss_mlx.errors import ConversionError
 from gptoss_mlx.exits import exit_codes
 from gptoss_mlx.terminal import Bar
 
@@ -63,6 +64,8 @@ def main(
         shown = not quiet and sys.stderr.isatty()
         path, name = Path(source).expanduser(), None
         if not path.exists():
+            if source.startswith((".", "/", "~")) or path.suffix == ".gguf":
+                raise ConversionError(f"{source}: does not exist")
             name = source
             with Bar("downloading", "bytes", shown=shown, after=_BAR_AFTER) as bar:
                 path = hub.locate(source, bar.update, also=("LICENSE*", "README.md", "USAGE*"))

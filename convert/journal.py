@@ -16,7 +16,8 @@ from threading import Lock
 from types import TracebackType
 
 from gptoss_mlx.checkpoint import UNFINISHED
-from gptoss_mlx.errors import ConversionError
+from gptoss_mlx.errors import CheckpointError, ConversionError
+from gptoss_mlx.jsonfile import parse_json
 
 _FLUSH_BYTES = 512 << 20
 
@@ -42,7 +43,7 @@ class Journal:
         self._lock = Lock()
         try:
             self._begin_or_go_on(folder, identity, resume)
-        except ConversionError:
+        except BaseException:
             self._file.close()
             raise
 
@@ -89,14 +90,18 @@ class Journal:
             self._file.truncate(0)
             self._write([{"resume": resume, "identity": identity}])
             return
-        if json.loads(whole[0]).get("identity") != identity:
+        try:
+            first, *others = (parse_json(line, str(self._path)) for line in whole)
+        except CheckpointError as error:
+            raise ConversionError(f"{error}; delete {folder} and begin once more") from error
+        if first.get("identity") != identity:
             raise ConversionError(
                 f"{folder}: holds an unfinished conversion of another source or recipe"
-                f" (`{json.loads(whole[0]).get('resume')}`); delete it or choose another folder"
+                f" (`{first.get('resume')}`); delete it or choose another folder"
             )
         self._file.truncate(sum(len(line) + 1 for line in whole))
-        for line in whole[1:]:
-            self.done |= json.loads(line)
+        for entry in others:
+            self.done |= entry
 
     def _flush(self) -> None:
         for descriptor in self._pending_files:

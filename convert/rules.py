@@ -76,7 +76,8 @@ def dequantized(spec: QuantizationSpec) -> Callable[..., Array]:
         mx = _mlx()
 
         def numbers(x: Array) -> Any:
-            return mx.array(x).view(mx.bfloat16) if spec.mode == "affine" else mx.array(x)
+            is_float = spec.mode == "affine"
+            return mx.array(x).view(mx.bfloat16, stream=mx.cpu) if is_float else mx.array(x)
 
         values = mx.dequantize(
             mx.array(weight),
@@ -98,7 +99,8 @@ def quantized(spec: QuantizationSpec, rows: Array, width: int) -> tuple[Array, .
     Always on the CPU, so that the same weights give the same bytes on every machine.
     """
     mx = _mlx()
-    values = mx.array(rows.view(np.uint16).reshape(-1, width)).view(mx.bfloat16)
+    bits = mx.array(rows.view(np.uint16).reshape(-1, width))
+    values = bits.view(mx.bfloat16, stream=mx.cpu)
     parts = mx.quantize(
         values, group_size=spec.group_size, bits=spec.bits, mode=spec.mode, stream=mx.cpu
     )

@@ -13,6 +13,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from gptoss_mlx.checkpoint import expected_tensors
@@ -30,7 +31,6 @@ from .standard import released_config_of, tokenizer_files
 ARCHITECTURE = "gpt-oss"
 MXFP4 = "MXFP4"
 _PLAIN = {"F32": "F32", "F16": "F16", "BF16": "BF16"}
-_EXACT = ("F32", "BF16")
 _SPLIT = re.compile(r"(.*)-\d{5}-of-(\d{5})\.gguf")
 _NAMES = {
     "model.embed_tokens": "token_embd",
@@ -97,7 +97,9 @@ def read(path: Path, exact: bool) -> Source:
         config=config,
         pieces=pieces,
         exact=all(
-            kind in _EXACT or (kind == MXFP4 and name.endswith("_exps.weight"))
+            kind == "BF16"
+            or (kind == "F32" and exact)  # else they are rounded, and nobody looks what is lost
+            or (kind == MXFP4 and name.endswith("_exps.weight"))
             for name, kind in file.types.items()
         ),
         written=tokenizer_files(model),
@@ -119,7 +121,7 @@ def _piece(
     file: _File, inputs: Inputs, name: str, dtype: str, shape: tuple[int, ...], exact: bool
 ) -> Piece:
     tensor = _take(file, inputs, name, shape)
-    return Piece(dtype, shape, (tensor,), _to_bf16(file.types[name], name, exact))
+    return Piece(dtype, shape, (tensor,), _to_bf16(file.paths[0], file.types[name], name, exact))
 
 
 def _expert_piece(
@@ -132,7 +134,7 @@ def _expert_piece(
     names = [f"blk.{layer}.{half}.{'bias' if kind == 'bias' else 'weight'}" for half in halves]
     if kind == "bias":
         tensors = tuple(_take(file, inputs, n, (shape[0], rows)) for n in names)
-        decoders = [_to_bf16(file.types[n], n, exact) for n in names]
+        decoders = [_to_bf16(file.paths[0], file.types[n], n, exact) for n in names]
     else:
         for n in names:
             if n in file.types and file.types[n] != MXFP4:
@@ -158,20 +160,28 @@ def _joined(
     return rule
 
 
-def _to_bf16(kind: str, name: str, exact: bool) -> Callable[[NDArray[Any]], NDArray[Any]]:
+def _to_bf16(
+    path: Path, kind: str, name: str, exact: bool
+) -> Callable[[NDArray[Any]], NDArray[Any]]:
     if kind == "BF16":
         return rules.same
     if kind == "F32":
         return rules.narrowed(name) if exact else rules.rounded
-    return rules.rounded if kind == "F16" else _decoded(kind)
+    return rules.rounded if kind == "F16" else _decoded(path, kind, name)
 
 
-def _decoded(kind: str) -> Callable[[NDArray[Any]], NDArray[Any]]:
+def _decoded(path: Path, kind: str, name: str) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    import gguf
+
+    known = gguf.GGMLQuantizationType[kind]
+
     def rule(raw: NDArray[Any]) -> NDArray[Any]:
-        import gguf
+        return rules.rounded(gguf.dequantize(raw, known))
 
-        return rules.rounded(gguf.dequantize(raw, gguf.GGMLQuantizationType[kind]))
-
+    try:
+        rule(np.zeros((1, gguf.GGML_QUANT_SIZES[known][1]), np.uint8))
+    except NotImplementedError:
+        raise CheckpointError(f"{path}: tensor {name} is {kind}, which cannot be decoded") from None
     return rule
 
 

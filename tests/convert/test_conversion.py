@@ -1,0 +1,324 @@
+"""Conversions that cannot begin, or break off: a line, an untouched source, and nothing lost."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shlex
+import shutil
+from collections import namedtuple
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from convert.conversion import Conversion
+from gptoss_mlx.checkpoint import UNFINISHED, Checkpoint
+from gptoss_mlx.errors import CheckpointError, ConversionError
+from tests.convert.layouts import write_gguf, write_mlx_lm, write_original
+from tests.convert.results import contents, convert, refusal, run
+
+DISK = ("pwrite", "ftruncate", "fsync", "rename", "unlink")
+
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.fixture(scope="module")
+def whole(release: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What an undisturbed conversion to 8 bits leaves."""
+    return contents(convert(release, tmp_path_factory.mktemp("whole") / "made", "8"))
+
+
+@pytest.fixture(params=["released", "original", "mlx-lm", "gguf"])
+def own(request: pytest.FixtureRequest, release: Path, tmp_path: Path) -> Path:
+    """A folder of each kind, for a test to convert onto."""
+    folder: Path = tmp_path / "models" / "model"
+    if request.param == "released":
+        shutil.copytree(release, folder)
+    elif request.param == "original":
+        write_original(release, folder)
+    elif request.param == "mlx-lm":
+        write_mlx_lm(release, folder)
+    else:
+        write_gguf(release, folder / "model.gguf")
+    return folder
+
+
+class _Disk:
+    """Makes the n-th call that changes the disk fail, and every one after it."""
+
+    def __init__(
+        self,
+        patch: pytest.MonkeyPatch,
+        error: int,
+        n: int | None,
+        names: tuple[str, ...] = DISK,
+    ) -> None:
+        self.count = 0
+        for name in names:
+            patch.setattr(os, name, self._watched(getattr(os, name), error, n))
+
+    def _watched(self, call: Callable[..., Any], error: int, n: int | None) -> Callable[..., Any]:
+        def watched(*arguments: Any, **options: Any) -> Any:
+            self.count += 1
+            if n is not None and self.count >= n:
+                raise OSError(error, os.strerror(error))
+            return call(*arguments, **options)
+
+        return watched
+
+
+def test_the_result_is_never_the_source_nor_in_it_nor_around_it(own: Path) -> None:
+    before = contents(own.parent)
+    link = own.parent / "link"
+    link.symlink_to(own)
+    for folder in (own, own / "made", own / "a" / "b", own.parent, link, link / "made"):
+        for target in ("mlx", "release"):
+            line = refusal(own, folder, "--to", target)
+            assert line == f"{folder}: is the source, or in it or around it; choose another"
+    link.unlink()
+    assert contents(own.parent) == before
+
+
+def test_the_result_may_lie_beside_a_gguf_but_not_around_it(
+    release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = write_gguf(release, tmp_path / "models" / "model.gguf")
+    before = model.read_bytes()
+    for folder in (model.parent, tmp_path):
+        assert "is the source, or in it or around it" in refusal(model, folder)
+    assert "is a file; the result is a folder" in refusal(model, model)
+    monkeypatch.chdir(model.parent)
+    assert run("model.gguf", "made").exit_code == 0
+    Checkpoint.open(model.parent / "made").close()
+    assert model.read_bytes() == before
+
+
+def test_what_is_there_already_is_kept(release: Path, tmp_path: Path) -> None:
+    file, folder = tmp_path / "file", tmp_path / "folder"
+    file.write_text("mine", encoding="utf-8")
+    folder.mkdir()
+    (folder / "notes.txt").write_text("mine", encoding="utf-8")
+    before = contents(tmp_path)
+    assert refusal(release, file) == f"{file}: is a file; the result is a folder"
+    for target in ("mlx", "release"):
+        line = refusal(release, folder, "--to", target)
+        assert line.startswith(f"{folder}: exists and is not an unfinished conversion")
+    assert refusal(release, file / "made").endswith("cannot be written: Not a directory")
+    assert contents(tmp_path) == before
+
+
+def test_an_empty_folder_and_missing_parents_will_do(
+    release: Path, tmp_path: Path, whole: dict[str, bytes]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    for folder in (tmp_path / "empty", tmp_path / "a" / "b" / "c"):
+        assert contents(convert(release, folder, "8")) == whole
+
+
+@pytest.mark.parametrize("options", [("--bits", "8"), ("--bits", "bf16"), ("--to", "release")])
+def test_what_is_complete_is_left_alone(
+    options: tuple[str, str], release: Path, tmp_path: Path
+) -> None:
+    made = tmp_path / "made"
+    assert run(release, made, *options).exit_code == 0
+    before = {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in made.iterdir()}
+    again = run(release, made, *options)
+    assert (again.exit_code, again.stdout) == (0, "")
+    assert again.stderr == f"{made}: is complete already\n"
+    after = {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in made.iterdir()}
+    assert after == before
+
+
+def test_another_recipe_is_not_taken_for_complete(release: Path, tmp_path: Path) -> None:
+    made = convert(release, tmp_path / "made", "8")
+    before = contents(made)
+    assert "exists and is not an unfinished conversion" in refusal(release, made, "--bits", "4")
+    assert contents(made) == before
+
+
+@pytest.mark.parametrize("damage", ["a file missing", "a file cut short", "no manifest"])
+def test_what_lacks_something_is_not_taken_for_complete(
+    damage: str, release: Path, tmp_path: Path
+) -> None:
+    made = convert(release, tmp_path / "made", "8")
+    file = made / "model.safetensors"
+    if damage == "a file missing":
+        file.unlink()
+    elif damage == "a file cut short":
+        os.truncate(file, file.stat().st_size - 1)
+    else:
+        (made / "conversion.json").unlink()
+    assert "exists and is not an unfinished conversion" in refusal(release, made, "--bits", "8")
+
+
+def test_too_little_disk_is_noticed_before_anything_is_written(
+    release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = tmp_path / "made"
+    needed = Conversion.prepare(release, made, target="mlx", recipe="8").plan.nbytes + (64 << 20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**9, 10**9, needed - 1))
+    line = refusal(release, made, "--bits", "8")
+    assert line == f"{made}: takes {needed:,} more bytes, but its disk has {needed - 1:,} free"
+    assert not made.exists()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**9, 10**9, needed))
+    assert run(release, made, "--bits", "8").exit_code == 0
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_fills_up_at_any_moment_loses_nothing(
+    error: int, release: Path, tmp_path: Path, whole: dict[str, bytes]
+) -> None:
+    before = contents(release)
+    with pytest.MonkeyPatch.context() as patch:
+        disk = _Disk(patch, error, None)
+        convert(release, tmp_path / "counted", "8")
+    for n in Random(error).sample(range(1, disk.count), 8):
+        made = tmp_path / str(n)
+        with pytest.MonkeyPatch.context() as patch:
+            _Disk(patch, error, n)
+            line = refusal(release, made, "--bits", "8")
+        command = f"python -m convert {release} {made} --bits 8"
+        assert line.startswith(f"{made}: the disk is full; what is written stays, and `{command}`")
+        with pytest.raises(CheckpointError):
+            Checkpoint.open(made)
+        assert run(*shlex.split(command)[3:]).exit_code == 0
+        assert contents(made) == whole
+    assert contents(release) == before
+
+
+@pytest.mark.parametrize("error", [errno.EROFS, errno.EACCES, errno.EIO])
+def test_a_target_that_cannot_be_written_is_told_in_a_line(
+    error: int, release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _Disk(monkeypatch, error, 1)
+    line = refusal(release, tmp_path / "made")
+    assert line.startswith(str(tmp_path / "made"))
+    assert line.endswith(f": cannot be written: {os.strerror(error)}")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+def test_a_folder_without_permission_is_told_in_a_line(release: Path, tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    try:
+        line = refusal(release, tmp_path / "made")
+    finally:
+        tmp_path.chmod(0o700)
+    assert line == f"{tmp_path / 'made'}: cannot be written: Permission denied"
+
+
+def test_an_unfinished_folder_tells_the_command_that_finishes_it(
+    release: Path, tmp_path: Path
+) -> None:
+    """From a folder whose name a shell would take apart."""
+    source = Path(shutil.copytree(release, tmp_path / "the model's $HOME"))
+    made = tmp_path / "made of it"
+    with pytest.MonkeyPatch.context() as patch:
+        _Disk(patch, errno.ENOSPC, 12)
+        refusal(source, made, "--to", "release")
+    with pytest.raises(CheckpointError, match="is an unfinished conversion; `") as caught:
+        Checkpoint.open(made)
+    program, *arguments = shlex.split(str(caught.value).split("`")[1])[2:]
+    assert program == "convert"
+    assert run(*arguments).exit_code == 0
+    Checkpoint.open(made).close()
+    assert contents(made) == contents(source)
+
+
+def test_two_processes_do_not_convert_into_one_folder(
+    release: Path, tmp_path: Path, whole: dict[str, bytes]
+) -> None:
+    made = tmp_path / "made"
+    with pytest.MonkeyPatch.context() as patch:
+        _Disk(patch, errno.ENOSPC, 12)
+        refusal(release, made, "--bits", "8")
+    before = contents(made)
+    with (made / UNFINISHED).open("rb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        line = refusal(release, made, "--bits", "8")
+        assert line == f"{made}: another process is converting there"
+        assert contents(made) == before
+    assert run(release, made, "--bits", "8").exit_code == 0
+    assert contents(made) == whole
+
+
+@pytest.mark.parametrize("line", [b"\xff\n", b"[]\n", b'{"a": 1, "a": 2}\n'])
+@pytest.mark.parametrize("place", ["first", "last"])
+def test_a_damaged_journal_is_told_in_a_line(
+    line: bytes, place: str, release: Path, tmp_path: Path
+) -> None:
+    made = tmp_path / "made"
+    with pytest.MonkeyPatch.context() as patch:
+        _Disk(patch, errno.ENOSPC, 12)
+        refusal(release, made, "--bits", "8")
+    journal = made / UNFINISHED
+    whole = journal.read_bytes()
+    journal.write_bytes(line + whole if place == "first" else whole + line)
+    before = contents(made)
+    told = refusal(release, made, "--bits", "8")
+    assert told.startswith(f"{journal}: ")
+    assert told.endswith(f"; delete {made} and begin once more")
+    assert contents(made) == before
+
+
+@pytest.mark.parametrize("change", ["later", "longer", "gone"])
+def test_a_source_that_changes_meanwhile_is_not_believed(
+    change: str, release: Path, tmp_path: Path
+) -> None:
+    source, made = Path(shutil.copytree(release, tmp_path / "source")), tmp_path / "made"
+    shard = sorted(source.glob("*.safetensors"))[-1]
+
+    def meanwhile(done: int, total: int) -> None:
+        if done < total:
+            return
+        if change == "later":
+            os.utime(shard, ns=(0, shard.stat().st_mtime_ns + 1))
+        elif change == "longer":
+            with shard.open("ab") as file:
+                file.write(b"x")
+        else:
+            shard.unlink()
+
+    conversion = Conversion.prepare(source, made, target="mlx", recipe="8")
+    with pytest.raises((ConversionError, CheckpointError)) as caught:
+        conversion.run("the command", meanwhile)
+    if change != "gone":
+        assert str(caught.value) == (
+            f"source: changed while it was converted; delete {made} and begin once more"
+        )
+    assert not (made / "conversion.json").exists()
+    with pytest.raises(CheckpointError, match="is an unfinished conversion"):
+        Checkpoint.open(made)
+    if change == "later":
+        assert "holds an unfinished conversion of another source" in refusal(
+            source, made, "--bits", "8"
+        )
+        shutil.rmtree(made)
+        assert run(source, made, "--bits", "8").exit_code == 0
+
+
+def test_a_disk_that_takes_little_at_a_time(
+    release: Path, tmp_path: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda file, data, at: real(file, data[:1000], at))
+    assert contents(convert(release, tmp_path / "made", "8")) == whole
+
+
+def test_progress_goes_up_to_the_total_from_whatever_was_there(
+    release: Path, tmp_path: Path
+) -> None:
+    made = tmp_path / "made"
+    with pytest.MonkeyPatch.context() as patch:
+        _Disk(patch, errno.ENOSPC, 60, ("pwrite",))
+        refusal(release, made, "--bits", "8")
+    conversion = Conversion.prepare(release, made, target="mlx", recipe="8")
+    steps: list[tuple[int, int]] = []
+    conversion.run("the command", lambda done, total: steps.append((done, total)))
+    total = sum(task.nbytes for task in conversion.plan.tasks)
+    assert steps == sorted(steps)
+    assert steps[-1] == (total, total)
+    assert steps[0][0] > conversion.plan.tasks[0].nbytes
