@@ -199,10 +199,15 @@ def function_answer(rng: Random, held_out: bool) -> Example:
 
 
 _KEYS: dict[str, tuple[tuple[str, ...], str, Callable[[Random], Any], str]] = {
-    "name": (("name", "name", "person"), "string", lambda r: r.choice(NAMES), ""),
-    "age": (("age",), "integer", lambda r: r.randint(2, 99), "{n} is {v} years old."),
+    "name": (("name", "name", "person", "who"), "string", lambda r: r.choice(NAMES), ""),
+    "age": (
+        ("age", "age", "years"),
+        "integer",
+        lambda r: r.randint(2, 99),
+        "{n} is {v} years old.",
+    ),
     "city": (
-        ("city", "city", "location"),
+        ("city", "city", "location", "town", "home"),
         "string",
         lambda r: r.choice(CITIES),
         "{n} lives in {v}.",
@@ -213,8 +218,13 @@ _KEYS: dict[str, tuple[tuple[str, ...], str, Callable[[Random], Any], str]] = {
         lambda r: r.choice(COLOURS),
         "{n} likes the colour {v}.",
     ),
-    "pet": (("pet", "animal"), "string", lambda r: r.choice(PETS), "{n} has a {v}."),
-    "food": (("food",), "string", lambda r: r.choice(FOODS), "{n} likes to eat {v}."),
+    "pet": (("pet", "animal", "friend"), "string", lambda r: r.choice(PETS), "{n} has a {v}."),
+    "food": (
+        ("food", "food", "meal", "dish"),
+        "string",
+        lambda r: r.choice(FOODS),
+        "{n} likes to eat {v}.",
+    ),
 }
 
 
@@ -236,7 +246,10 @@ def _format(rng: Random, properties: dict[str, str]) -> dict[str, Any]:
 
 def json_extract(rng: Random, held_out: bool) -> Example:
     """Keys asked for by a schema or by name, values from the user's text."""
-    told = ["name", *rng.sample([k for k in _KEYS if k != "name"], rng.randint(1, 3))]
+    told = [
+        "name",
+        *rng.sample([k for k in _KEYS if k != "name"], rng.randint(1, 3 if held_out else 5)),
+    ]
     values = {kind: _KEYS[kind][2](rng) for kind in told}
     asked = rng.sample(told, rng.randint(1, len(told)))
     keys = {kind: rng.choice(_KEYS[kind][0]) for kind in asked}
@@ -256,7 +269,7 @@ def json_extract(rng: Random, held_out: bool) -> Example:
     if not wanted or rng.random() < 0.3:
         style = _format(rng, {keys[kind]: _KEYS[kind][1] for kind in asked})
     final = json.dumps({keys[kind]: values[kind] for kind in asked})
-    low = " ".join(f"The {keys[kind]}: {values[kind]}." for kind in asked)
+    low = " ".join(f"{keys[kind]} {values[kind]}" for kind in asked) + "."
     medium = f"I answer in JSON. {low}"
     reasoning = (low, medium, f"The format asks for it: {medium}")
     prompt = replace(_base(rng, [_user(text)]), response_format=style)
@@ -302,24 +315,24 @@ def several(rng: Random, held_out: bool) -> Example:
 
 MAKERS: dict[str, tuple[float, Callable[[Random, bool], Example]]] = {
     "greet": (0.04, _single(turns.greet)),
-    "add": (0.07, _single(lambda rng, held: turns.arithmetic(rng, held, "+"))),
-    "subtract": (0.07, _single(lambda rng, held: turns.arithmetic(rng, held, "-"))),
-    "repeat": (0.03, _single(lambda rng, held: turns.word_list(rng, held, "repeat"))),
-    "reverse": (0.06, _single(lambda rng, held: turns.word_list(rng, held, "reverse"))),
+    "add": (0.06, _single(lambda rng, held: turns.arithmetic(rng, held, "+"))),
+    "subtract": (0.09, _single(lambda rng, held: turns.arithmetic(rng, held, "-"))),
+    "repeat": (0.02, _single(lambda rng, held: turns.word_list(rng, held, "repeat"))),
+    "reverse": (0.09, _single(lambda rng, held: turns.word_list(rng, held, "reverse"))),
     "tell": (0.02, tell),
-    "recall": (0.08, lambda rng, held: recall(rng, held, False)),
+    "recall": (0.06, lambda rng, held: recall(rng, held, False)),
     "recall far": (0.04, lambda rng, held: recall(rng, held, True)),
-    "call": (0.09, function_call),
-    "answer": (0.05, function_answer),
-    "json extract": (0.06, json_extract),
-    "json answer": (0.05, json_answer),
-    "several": (0.07, several),
+    "call": (0.13, function_call),
+    "answer": (0.07, function_answer),
+    "json extract": (0.11, json_extract),
+    "json answer": (0.07, json_answer),
+    "several": (0.08, several),
     "other": (0.02, _single(turns.other)),
 }
 DRILLS: dict[str, tuple[float, Callable[[Random, bool], Example]]] = {
-    "list drill": (0.12, _single(drills.list_drill)),
-    "sum drill": (0.08, _single(drills.sum_drill)),
-    "fact drill": (0.05, _single(drills.fact_drill)),
+    "list drill": (0.07, _single(drills.list_drill)),
+    "sum drill": (0.05, _single(drills.sum_drill)),
+    "fact drill": (0.03, _single(drills.fact_drill)),
 }
 SPLIT_INSIDE = ("greet", "add", "subtract", "repeat", "reverse", "tell", "other", *DRILLS)
 

@@ -149,7 +149,7 @@ def _light(rng: Random, held_out: bool, names: list[str]) -> Call:
     return Call(user, "set_light", {names[0]: room, names[1]: on}, result, final, state)
 
 
-_CITY = ("location", "location", "city", "place")
+_CITY = ("location", "location", "city", "place", "town", "area")
 FUNCTIONS = (
     Function(
         "get_weather",
@@ -160,19 +160,22 @@ FUNCTIONS = (
     Function(
         "add",
         ("Add two numbers.", "Add two numbers", "The sum of two numbers."),
-        ((("a", "a", "x"), "number"), (("b", "b", "y"), "number")),
+        (
+            (("a", "a", "x", "first", "left"), "number"),
+            (("b", "b", "y", "second", "right"), "number"),
+        ),
         _add,
     ),
     Function(
         "set_timer",
         ("Set a timer.", "Start a timer for some minutes."),
-        ((("minutes", "minutes", "duration"), "integer"),),
+        ((("minutes", "minutes", "duration", "time", "length"), "integer"),),
         _timer,
     ),
     Function(
         "search",
         ("Search the web.", "Find something", "Search for text."),
-        ((("query", "query", "text"), "string"),),
+        ((("query", "query", "text", "words", "question"), "string"),),
         _search,
     ),
     Function(
@@ -184,19 +187,25 @@ FUNCTIONS = (
     Function(
         "roll_dice",
         ("Roll a dice.", "Roll a die with some sides."),
-        ((("sides",), "integer"),),
+        ((("sides", "sides", "faces", "size"), "integer"),),
         _dice,
     ),
     Function(
         "send_message",
         ("Send a message.", "Send a message to a person."),
-        ((("to", "to", "person"), "string"), (("text", "text", "message"), "string")),
+        (
+            (("to", "person", "name", "who"), "string"),
+            (("text", "message", "body", "content"), "string"),
+        ),
         _message,
     ),
     Function(
         "set_light",
         ("Turn a light on or off.", "Switch a light"),
-        ((("room", "room", "location"), "string"), (("on",), "boolean")),
+        (
+            (("room", "room", "location", "place", "area"), "string"),
+            (("on", "on", "state", "light"), "boolean"),
+        ),
         _light,
     ),
 )
@@ -227,7 +236,7 @@ def offer(rng: Random, function: Function) -> tuple[dict[str, Any], list[str]]:
 def call_reasoning(call: Call) -> tuple[str, str, str]:
     values = (v if isinstance(v, str) else json.dumps(v) for v in call.arguments.values())
     given = zip(call.arguments, values, strict=True)
-    low = " ".join((f"Call {call.name}.", *(f"The {name}: {value}." for name, value in given)))
+    low = f"Call {call.name}: " + " ".join(f"{name} {value}" for name, value in given) + "."
     return low, f"I need a function. {low}", f"The functions can do this. I need a function. {low}"
 
 

@@ -1,10 +1,10 @@
 """Trains the tiny model on conversations made on the way; `python -m tiny.train --out build/tiny`.
 
-Two stages: high rates until everything has a place, then lower and falling ones, the experts'
-weights rounded to MXFP4 on the way forward.  The loss is on what the assistant says, headers
-included.  `state.pt` in the output folder is the latest network; `log.jsonl` holds losses, the
-experts' shares and, now and then, the part of held-out replies that greedy decoding would
-reproduce token for token.
+One run with rates that fall from a quarter of it on.  Part-way the experts' weights begin to be
+rounded to MXFP4 on the way forward, and later the rest of the vocabulary begins to count.  The loss
+is on what the assistant says, headers included.  `state.pt` in the output folder is the latest
+network; `log.jsonl` holds losses, the experts' shares and, now and then, the part of held-out
+replies that greedy decoding would reproduce token for token.
 """
 
 from __future__ import annotations
@@ -31,25 +31,22 @@ from tiny.optimizer import Optimizer
 
 
 @dataclass(frozen=True)
-class Stage:
-    """A stretch of training with an optimizer of its own; rates are those of its plateau."""
+class Schedule:
+    """A training run; rates are those of its plateau."""
 
     steps: int
     muon: float
     adam: float
     embedding: float
-    decay: float  # the part of the stage over which rates fall to nothing
+    decay: float  # the last part, over which rates fall to nothing
     mxfp4_from: float  # the part after which the experts are rounded
     rest_from: float  # the part after which the logits of all other rows count
 
 
-STAGES = (
-    Stage(
-        1200, muon=0.02, adam=4e-3, embedding=4e-3, decay=0.0, mxfp4_from=1000 / 1200, rest_from=0.0
-    ),
-    Stage(2400, muon=0.006, adam=1e-3, embedding=2e-3, decay=0.7, mxfp4_from=0.0, rest_from=0.6),
+SCHEDULE = Schedule(
+    9600, muon=0.006, adam=1e-3, embedding=2e-3, decay=0.75, mxfp4_from=0.4, rest_from=0.6
 )
-BALANCE = 0.01
+BALANCE = 0.02
 TOKENS = 6144  # a step
 CONVERSATIONS = 20000  # that the vocabulary is collected from
 
@@ -95,9 +92,9 @@ def examine(
     return shares
 
 
-def rate(step: int, stage: Stage) -> float:
-    """Warm-up, a plateau, and over the last part of the stage linearly to nothing."""
-    fall = (stage.steps - step) / (stage.decay * stage.steps) if stage.decay else 1.0
+def rate(step: int, schedule: Schedule) -> float:
+    """Warm-up, a plateau, and over the last part linearly to nothing."""
+    fall = (schedule.steps - step) / (schedule.decay * schedule.steps)
     return min(1.0, (step + 1) / 60, fall)
 
 
@@ -127,14 +124,14 @@ class Training:
         (loss + BALANCE * balance_loss(routes, batch.real)).backward()
         return loss.item(), routes
 
-    def run(self, stage: Stage, seed: int, log: IO[str], every: int) -> None:
-        optimizer = Optimizer(self.network, stage.muon, stage.adam, stage.embedding)
+    def run(self, schedule: Schedule, seed: int, log: IO[str], every: int) -> None:
+        optimizer = Optimizer(self.network, schedule.muon, schedule.adam, schedule.embedding)
         source = batches(self.encoding, self.vocabulary, seed, TOKENS)
         start, losses, seen = time.time(), [], 0
-        for step in range(stage.steps):
-            batch, part = next(source), step / stage.steps
-            loss, routes = self.step(batch, part >= stage.mxfp4_from, part >= stage.rest_from)
-            optimizer.step(rate(step, stage))
+        for step in range(schedule.steps):
+            batch, part = next(source), step / schedule.steps
+            loss, routes = self.step(batch, part >= schedule.mxfp4_from, part >= schedule.rest_from)
+            optimizer.step(rate(step, schedule))
             losses.append(loss)
             seen += int(batch.real.sum())
             record: dict[str, object] = {}
@@ -142,7 +139,7 @@ class Training:
                 record = {"step": step, "loss": sum(losses) / len(losses), "tokens": seen}
                 record |= {"s": time.time() - start, "use": shares_of(routes, batch.real)}
                 losses = []
-            if (step + 1) % every == 0 or step + 1 == stage.steps:
+            if (step + 1) % every == 0 or step + 1 == schedule.steps:
                 final = rounded(self.network)
                 record |= {"skills": examine(final, self.encoding, self.vocabulary, 64)}
                 save(self.out / "state.pt", self.network, self.vocabulary, step + 1)
@@ -178,21 +175,17 @@ def new_network(seed: int) -> tuple[Network, Vocabulary]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("build/tiny"))
-    parser.add_argument("--start", type=Path, help="a state.pt to go on from with the second stage")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--examine", type=int, default=300, help="steps between examinations")
+    parser.add_argument("--examine", type=int, default=1200, help="steps between examinations")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch._dynamo.config.recompile_limit = 64
     args.out.mkdir(parents=True, exist_ok=True)
-    network, vocabulary = load(args.start)[:2] if args.start else new_network(args.seed)
+    network, vocabulary = new_network(args.seed)
     training = Training(network, vocabulary, args.out)
     with (args.out / "log.jsonl").open("a") as log:
-        for number, stage in enumerate(STAGES):
-            if number or not args.start:
-                training.run(stage, args.seed + number, log, args.examine)
-                save(args.out / f"stage{number + 1}.pt", network, vocabulary, stage.steps)
+        training.run(SCHEDULE, args.seed, log, args.examine)
 
 
 if __name__ == "__main__":

@@ -137,13 +137,18 @@ def word_list(rng: Random, held_out: bool, skill: str | None = None) -> Turn:
 
 
 def list_steps(skill: str, words: list[str]) -> tuple[str, str, str]:
-    """To reverse, the words are numbered, then said by falling number: no step looks backwards."""
+    """To reverse, the words are numbered, then said by falling number: no step looks backwards.
+
+    A colon only in the first list keeps apart what follows a word there and in the second.
+    """
     if skill == "repeat":
         medium = f"Repeat the words. The first to say is {words[0]}."
         high = f"The user gives the words {' '.join(words)}. {medium}"
         return "Repeat the words.", medium, high
-    numbered = [f"{number} {word}" for number, word in zip(ORDER, words, strict=False)]
-    low = f"Words: {' '.join(numbered)}. Back: {' '.join(numbered[::-1])}."
+    numbered = list(zip(ORDER, words, strict=False))
+    listed = " ".join(f"{number}: {word}" for number, word in numbered)
+    back = " ".join(f"{number} {word}" for number, word in numbered[::-1])
+    low = f"Words: {listed}. Back: {back}."
     medium = f"Reverse the words. {low}"
     return low, medium, f"{medium} The first to say is {words[-1]}."
 
