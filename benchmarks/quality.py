@@ -69,7 +69,7 @@ class Quality:
 
 
 @click.command()
-@click.option("--conversations", default=5, show_default=True, help="Of each skill, for tiny.")
+@click.option("--conversations", default=2, show_default=True, help="Of each skill, for tiny.")
 @click.option("--explore", is_flag=True, help="Also one kind of module at a time.")
 def main(conversations: int, explore: bool) -> None:
     """Measure every recipe; one JSON line last."""
@@ -118,8 +118,8 @@ def measure(
         with tempfile.TemporaryDirectory(dir=work) as made:
             converted = Path(made) / "model"
             destination.write(source, to_mlx(source, recipe), converted, resume="")
-            found = list(log_probabilities(converted, passages))
-        yield recipe.name, _quality(wanted, found, passages, speaks)
+            found = log_probabilities(converted, passages)
+            yield recipe.name, _quality(wanted, found, passages, speaks)
 
 
 def log_probabilities(folder: Path, passages: Iterable[Passage]) -> Iterator[NDArray[np.float32]]:
@@ -129,19 +129,19 @@ def log_probabilities(folder: Path, passages: Iterable[Passage]) -> Iterator[NDA
         for passage in passages:
             logits = model.evaluate(passage.ids[:-1], model.new_state())[passage.scored_from :]
             logits -= logits.max(axis=-1, keepdims=True)
-            yield logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True, dtype=np.float64))
+            total = np.exp(logits).sum(axis=-1, keepdims=True, dtype=np.float64)
+            yield logits - np.log(total).astype(np.float32)
 
 
 def _quality(
     wanted: list[NDArray[np.float32]],
-    found: list[NDArray[np.float32]],
+    found: Iterable[NDArray[np.float32]],
     passages: list[Passage],
     speaks: bool,
 ) -> Quality:
     divergence, agreement, likelihood = [], [], []
     for p, q, passage in zip(wanted, found, passages, strict=True):
-        wide = p.astype(np.float64)
-        divergence += list((np.exp(wide) * (wide - q)).sum(axis=-1))
+        divergence += list((np.exp(p) * (p - q)).sum(axis=-1, dtype=np.float64))
         agreement += list(p.argmax(-1) == q.argmax(-1))
         following = passage.ids[passage.scored_from + 1 :]
         likelihood += list(q[np.arange(len(following)), following])
