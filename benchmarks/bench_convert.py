@@ -82,7 +82,7 @@ def _measured(command: list[str], folder: Path) -> dict[str, float]:
     shutil.rmtree(folder, ignore_errors=True)
     os.sync()
     begun = time.perf_counter()
-    process = subprocess.Popen(command, stdout=sys.stderr)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     os.sync()
     seconds = time.perf_counter() - begun
