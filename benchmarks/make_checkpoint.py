@@ -41,7 +41,9 @@ from benchmarks.random_values import Draw, draw
 from gptoss_mlx.checkpoint import INDEX, expected_tensors
 from gptoss_mlx.checkpoint import Progress as ByteProgress
 from gptoss_mlx.config import FULL, SLIDING, ModelConfig
+from gptoss_mlx.disk import sync
 from gptoss_mlx.errors import GptOssError
+from gptoss_mlx.shard import header_bytes
 
 SHARD_BYTES = 4_800_000_000
 """About where the released shards are cut."""
@@ -112,9 +114,9 @@ def write_checkpoint(
             shutil.copy(source, made / source.name)
         config = ModelConfig.from_file(made / "config.json")
         _write_weights(made, config, seed, shard_bytes, progress)
-        _sync_folder(made)
+        sync(made)
         made.rename(folder)
-    _sync_folder(folder.parent)
+    sync(folder.parent)
     return folder
 
 
@@ -206,7 +208,7 @@ def _write_weights(
                 for chunk in _chunks(name, config, math.prod(tensors[name][1]), seed, number)
             )
             with (folder / file_name).open("wb") as file:
-                file.write(_header({name: (*tensors[name], sizes[name]) for name in names}))
+                file.write(header_bytes({name: tensors[name] for name in names}, {"format": "pt"}))
                 for values in _ahead(pool, chunks):
                     file.write(values.data)
                     done += values.nbytes
@@ -227,17 +229,6 @@ def _shards(sizes: dict[str, int], limit: int) -> Iterator[list[str]]:
         names.append(name)
         used += size
     yield names
-
-
-def _header(tensors: dict[str, tuple[str, tuple[int, ...], int]]) -> bytes:
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    begin = 0
-    for name, (dtype, shape, size) in tensors.items():
-        entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, begin + size]}
-        begin += size
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
 
 
 def _chunks(
@@ -269,14 +260,6 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
         file.write(json.dumps(value, indent=2) + "\n")
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

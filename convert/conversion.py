@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gptoss_mlx.checkpoint import UNFINISHED
+from gptoss_mlx.checkpoint import UNFINISHED, Progress
 from gptoss_mlx.errors import CheckpointError, ConversionError
 
 from . import destination, plan, verify
-from .destination import Progress
 from .manifest import read_manifest
 from .plan import Plan
 from .recipe import RECIPES

@@ -11,15 +11,17 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from hashlib import sha256
 from pathlib import Path
 from threading import Event, Lock
 
 import numpy as np
 
+from gptoss_mlx.checkpoint import NAN_SCALE, Progress
+from gptoss_mlx.disk import sync
 from gptoss_mlx.errors import CheckpointError, ConversionError
 
 from . import rules
@@ -28,12 +30,8 @@ from .manifest import manifest
 from .plan import File, Plan, Task
 from .source import MANIFEST, Source
 
-Progress = Callable[[int, int], None]
-"""Called with (bytes written, bytes in all), from any thread."""
-
 _WORKERS = 4
 _SPARE_DISK = 64 << 20
-_NAN_SCALE = 255
 
 
 def write(
@@ -41,11 +39,12 @@ def write(
 ) -> None:
     """Write, or finish, a conversion. resume: the command that an unfinished folder tells.
 
-    Raises ConversionError or CheckpointError; what is written by then stays for the next try.
+    progress: called from any thread. Raises ConversionError or CheckpointError; what is written by
+    then stays for the next try.
     """
     with _told(folder, resume):
         folder.mkdir(parents=True, exist_ok=True)
-        with Journal(folder, plan.identity(source), resume) as journal:
+        with closing(Journal(folder, plan.identity(source), resume)) as journal:
             _forget_lost(plan, folder, journal)
             descriptors = {file.name: _opened(folder, file) for file in plan.files}
             try:
@@ -58,9 +57,9 @@ def write(
                 if (partial := _partial(folder, file)).exists():
                     partial.rename(folder / file.name)
             _write_small_files(source, plan, folder, journal.done)
-            _sync(folder)
+            sync(folder)
             journal.remove()
-        _sync(folder)
+        sync(folder)
 
 
 def is_there(folder: Path, file: File) -> bool:
@@ -155,7 +154,7 @@ class _Weights:
 def made(task: Task, start: int, stop: int) -> Iterator[memoryview]:
     """The bytes of these rows, one after another for every output of the task."""
     rows = task.piece.read(start, stop)
-    if task.outputs[0].name.endswith("_scales") and rows.size and rows.max() == _NAN_SCALE:
+    if task.outputs[0].name.endswith("_scales") and rows.size and rows.max() == NAN_SCALE:
         names = " or ".join(tensor.name for tensor in task.piece.inputs)
         raise CheckpointError(
             f"{task.piece.inputs[0].path}: tensor {names} has the scale 255 (NaN) in expert"
@@ -225,16 +224,6 @@ def _write_file(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.rename(path)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError:  # not every file system can flush a folder
-        pass
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

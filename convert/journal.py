@@ -13,7 +13,6 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from threading import Lock
-from types import TracebackType
 
 from gptoss_mlx.checkpoint import UNFINISHED
 from gptoss_mlx.errors import CheckpointError, ConversionError
@@ -70,17 +69,6 @@ class Journal:
 
     def close(self) -> None:
         self._file.close()
-
-    def __enter__(self) -> Journal:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _begin_or_go_on(self, folder: Path, identity: str, resume: str) -> None:
         self._file.seek(0)

@@ -13,15 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptoss_mlx.shard import Tensor, read_into
+from gptoss_mlx.shard import ITEM_BYTES, NUMPY, Tensor, read_into
 
 from . import rules
 
 Rule = Callable[..., NDArray[Any]]
 """The same rows of every input -> those rows of the piece, in the released bytes."""
-
-ITEM_BYTES = {"BF16": 2, "U8": 1, "U32": 4}
-_NUMPY = {"BF16": "<u2", "F16": "<f2", "F32": "<f4", "U8": "u1", "U32": "<u4"}
 
 
 @dataclass(frozen=True)
@@ -44,6 +41,6 @@ class Piece:
 
 
 def _array(tensor: Tensor) -> NDArray[Any]:
-    values = np.empty(tensor.shape, _NUMPY[tensor.dtype])
+    values = np.empty(tensor.shape, NUMPY[tensor.dtype])
     read_into(tensor, values.reshape(-1).view(np.uint8).data)
     return values

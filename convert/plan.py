@@ -18,8 +18,9 @@ from gptoss_mlx import __version__
 from gptoss_mlx.checkpoint import INDEX, SINGLE, expected_tensors
 from gptoss_mlx.config import ModelConfig, QuantizationSpec
 from gptoss_mlx.jsonfile import parse_json
+from gptoss_mlx.shard import ITEM_BYTES, header_bytes
 
-from .piece import ITEM_BYTES, Piece
+from .piece import Piece
 from .recipe import Recipe, quantization
 from .source import Release, Source
 
@@ -218,45 +219,33 @@ def _words_first(tensors: Sizes) -> Sizes:
 def _laid_out(
     files: Mapping[str, Sizes], metadata: Mapping[str, str]
 ) -> tuple[tuple[File, ...], tuple[Output, ...]]:
-    """Headers for these tensors, and where each of them goes."""
-    made: list[File] = []
-    outputs: list[Output] = []
-    for file, tensors in files.items():
-        header: dict[str, Any] = {"__metadata__": metadata}
-        begin = 0
-        for name, (dtype, shape) in tensors.items():
-            end = begin + prod(shape) * ITEM_BYTES[dtype]
-            header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
-            begin = end
-        text = json.dumps(header, separators=(",", ":"))
-        head, found = _head(file, text + " " * (-len(text) % _LENGTH_BYTES))
-        made.append(File(file, head, len(head) + begin))
-        outputs += found
-    return tuple(made), tuple(outputs)
+    """Files of these tensors, and where each of them goes."""
+    return _described({file: header_bytes(t, metadata) for file, t in files.items()})
 
 
 def _recorded(release: Release) -> tuple[tuple[File, ...], tuple[Output, ...]]:
     """The files as their recorded headers say, byte for byte."""
-    made: list[File] = []
+    texts = {file: text.encode() for file, text in release.headers.items()}
+    return _described(
+        {file: len(text).to_bytes(_LENGTH_BYTES, "little") + text for file, text in texts.items()}
+    )
+
+
+def _described(heads: Mapping[str, bytes]) -> tuple[tuple[File, ...], tuple[Output, ...]]:
+    """What files that begin so hold, in the order of their bytes."""
+    files: list[File] = []
     outputs: list[Output] = []
-    for file, text in release.headers.items():
-        head, found = _head(file, text)
-        made.append(File(file, head, max((o.offset + o.nbytes for o in found), default=len(head))))
-        outputs += found
-    return tuple(made), tuple(outputs)
-
-
-def _head(file: str, text: str) -> tuple[bytes, list[Output]]:
-    """A file's first bytes, and its tensors in the order of their bytes."""
-    data = text.encode()
-    head = len(data).to_bytes(_LENGTH_BYTES, "little") + data
-    header = parse_json(data, f"{file}: header")
-    header.pop("__metadata__", None)
-    outputs = [
-        Output(name, e["dtype"], tuple(e["shape"]), file, len(head) + e["data_offsets"][0])
-        for name, e in header.items()
-    ]
-    return head, sorted(outputs, key=lambda output: output.offset)
+    for file, head in heads.items():
+        header = parse_json(head[_LENGTH_BYTES:], f"{file}: header")
+        header.pop("__metadata__", None)
+        found = [
+            Output(name, e["dtype"], tuple(e["shape"]), file, len(head) + e["data_offsets"][0])
+            for name, e in header.items()
+        ]
+        nbytes = len(head) + sum(output.nbytes for output in found)
+        files.append(File(file, head, nbytes))
+        outputs += sorted(found, key=lambda output: output.offset)
+    return tuple(files), tuple(outputs)
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

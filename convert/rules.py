@@ -54,14 +54,14 @@ def rounded(x: Array) -> Array:
     return np.where(np.isnan(x), bits >> 16 | 0x40, nearest).astype(np.uint16)
 
 
-def narrowed(name: str) -> Callable[[Array], Array]:
-    """float32 to bfloat16 where that loses nothing; raises CheckpointError where it would."""
+def narrowed(where: str) -> Callable[[Array], Array]:
+    """float32 to bfloat16 where that loses nothing, else CheckpointError; `where` opens it."""
 
     def rule(x: Array) -> Array:
         bits = x.view(np.uint32)
         if (bits & 0xFFFF).any():
             raise CheckpointError(
-                f"tensor {name} holds float32 values that bfloat16 cannot hold,"
+                f"{where} holds float32 values that bfloat16 cannot hold,"
                 " so the released layout cannot be written from it"
             )
         return (bits >> 16).astype(np.uint16)

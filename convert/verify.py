@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gptoss_mlx.checkpoint import Progress
 from gptoss_mlx.errors import ConversionError
 from gptoss_mlx.shard import Tensor, read_into
 
 from . import rules
-from .destination import Progress, is_there, made
+from .destination import is_there, made
 from .manifest import read_manifest
 from .piece import Piece
 from .plan import Output, Plan, Task

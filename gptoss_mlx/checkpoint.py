@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from gptoss_mlx.config import MXFP4_BLOCK, ModelConfig
 from gptoss_mlx.errors import CheckpointError
 from gptoss_mlx.jsonfile import parse_json, read_json, shown
-from gptoss_mlx.shard import Tensor, read_into, read_shard
+from gptoss_mlx.shard import NUMPY, Tensor, read_into, read_shard
 
 __all__ = ["Checkpoint", "Progress", "Tensor", "expected_tensors", "read_into"]
 
@@ -30,13 +30,12 @@ Progress = Callable[[int, int], None]
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+NAN_SCALE = 255
 UNFINISHED = "unfinished-conversion.jsonl"
 """The converter's journal; a folder that holds one is no checkpoint yet."""
 
-_NAN_SCALE = 255
 _LINE_LIMIT = 1 << 16
 _READERS = 4
-_NUMPY = {"BF16": "<u2", "F16": "<f2", "F32": "<f4", "U8": "u1", "U32": "<u4"}
 
 Expected = dict[str, tuple[str, tuple[int, ...]]]
 
@@ -83,7 +82,7 @@ class Checkpoint:
 
     def map(self, tensor: Tensor) -> NDArray[Any]:
         """A read-only view of a tensor (or a slice of one) in its mapped file; BF16 as uint16."""
-        dtype = np.dtype(_NUMPY[tensor.dtype])
+        dtype = np.dtype(NUMPY[tensor.dtype])
         return np.ndarray(tensor.shape, dtype, self._maps[tensor.path], tensor.offset)
 
     def close(self) -> None:
@@ -273,7 +272,7 @@ def _scale_problem(item: tuple[str, Tensor]) -> str | None:
     where, tensor = item
     scales = np.empty(tensor.nbytes, np.uint8)
     read_into(tensor, scales.data)
-    if tensor.nbytes == 0 or scales.max() != _NAN_SCALE:
+    if tensor.nbytes == 0 or scales.max() != NAN_SCALE:
         return None
     place = int(scales.argmax())
     return (

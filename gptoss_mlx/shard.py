@@ -6,8 +6,10 @@ dtype, a byte range of exactly its size inside the file, and shares no byte with
 
 from __future__ import annotations
 
+import json
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -20,7 +22,7 @@ HEADER_LIMIT = 16 << 20
 
 _LENGTH_BYTES = 8
 _MAX_RANK = 8
-_ITEM_BYTES = {
+ITEM_BYTES = {
     "BF16": 2,
     "F16": 2,
     "F32": 4,
@@ -38,6 +40,8 @@ _ITEM_BYTES = {
     "F8_E5M2": 1,
     "F8_E8M0": 1,
 }
+NUMPY = {"BF16": "<u2", "F16": "<f2", "F32": "<f4", "U8": "u1", "U32": "<u4"}
+"""numpy's types of the dtypes that are computed with; it has no bfloat16, whose bits it holds."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,21 @@ def read_shard(path: Path) -> dict[str, Tensor]:
     tensors.sort(key=lambda tensor: (tensor.offset, tensor.nbytes))
     _check_cover(path, tensors, data_start, data_bytes)
     return {tensor.name: tensor for tensor in tensors}
+
+
+def header_bytes(
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str]
+) -> bytes:
+    """What a file of these (dtype, shape), in this order, begins with; padded to eight bytes."""
+    header: dict[str, Any] = {"__metadata__": metadata}
+    begin = 0
+    for name, (dtype, shape) in tensors.items():
+        end = begin + math.prod(shape) * ITEM_BYTES[dtype]
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+        begin = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _LENGTH_BYTES)
+    return len(text).to_bytes(_LENGTH_BYTES, "little") + text
 
 
 def read_into(tensor: Tensor, out: memoryview) -> None:
@@ -137,7 +156,7 @@ def _tensor(path: Path, name: str, entry: object, data_start: int, data_bytes: i
     if not isinstance(entry, dict):
         raise CheckpointError(f"{where}: entry is {shown(entry)}, not an object")
     dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
-    if not isinstance(dtype, str) or dtype not in _ITEM_BYTES:
+    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
         raise CheckpointError(f"{where}: dtype {shown(dtype)} is unknown")
     if not _is_size_list(shape) or len(shape) > _MAX_RANK:
         raise CheckpointError(f"{where}: shape {shown(shape)} is no list of at most 8 sizes")
@@ -149,7 +168,7 @@ def _tensor(path: Path, name: str, entry: object, data_start: int, data_bytes: i
             f"{where}: ends at byte {end} of the data, but the file holds {data_bytes};"
             " it is truncated or its header is wrong"
         )
-    item = _ITEM_BYTES[dtype]
+    item = ITEM_BYTES[dtype]
     nbytes = math.prod(shape) * item
     if nbytes != end - begin:
         raise CheckpointError(

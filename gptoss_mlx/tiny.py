@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 import time
@@ -23,9 +22,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gptoss_mlx.disk import sync
 from gptoss_mlx.errors import CheckpointError
 from gptoss_mlx.harmony.export import write_tokenizer
 from gptoss_mlx.paths import cache_folder
+from gptoss_mlx.shard import header_bytes
 
 Progress = Callable[[int, int], None]
 
@@ -77,6 +78,9 @@ class Store:
         rows = self.config["vocab_size"] if name in TABLES else tensor.shape[0]
         return (rows, *tensor.shape[1:])
 
+    def dtype(self, name: str) -> str:
+        return "BF16" if self.tensors[name].dtype == np.uint16 else "U8"
+
     def nbytes(self, name: str) -> int:
         return int(np.prod(self.shape(name))) * self.tensors[name].itemsize
 
@@ -103,7 +107,7 @@ def materialise(cache: Path | None = None, progress: Progress | None = None) -> 
         except OSError:
             if not folder.is_dir():  # else another process was faster, with the same bytes
                 raise
-        _sync(cache)
+        sync(cache)
     finally:
         shutil.rmtree(made, ignore_errors=True)
     return folder
@@ -137,8 +141,9 @@ def _write(folder: Path, store: Store, progress: Progress | None) -> None:
     for number, names in enumerate(_shards(store), 1):
         path = folder / f"model-{number:05d}-of-{SHARDS:05d}.safetensors"
         places.update(dict.fromkeys(names, path.name))
+        shapes = {name: (store.dtype(name), store.shape(name)) for name in names}
         with path.open("wb") as file:
-            file.write(_header(store, names))
+            file.write(header_bytes(shapes, {"format": "pt"}))
             for name in names:
                 np.ascontiguousarray(store.full(name)).tofile(file)
                 done += store.nbytes(name)
@@ -147,8 +152,8 @@ def _write(folder: Path, store: Store, progress: Progress | None) -> None:
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
     _write_json(folder / _INDEX, index)
     for path in folder.iterdir():
-        _sync(path)
-    _sync(folder)
+        sync(path)
+    sync(folder)
 
 
 def _shards(store: Store) -> list[list[str]]:
@@ -158,21 +163,6 @@ def _shards(store: Store) -> list[list[str]]:
     first = [n for n in names if n.startswith("model.layers.") and int(n.split(".")[2]) < half]
     rest = [n for n in names if n not in first]
     return [[TABLES[0], *first], [*rest, TABLES[1]]]
-
-
-def _header(store: Store, names: list[str]) -> bytes:
-    """The length and the JSON that a safetensors file begins with, padded to eight bytes."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for name in names:
-        end = offset + store.nbytes(name)
-        dtype = "BF16" if store.tensors[name].dtype == np.uint16 else "U8"
-        shape = list(store.shape(name))
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
 
 
 def _generation(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -186,15 +176,3 @@ def _generation(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
-def _sync(path: Path) -> None:
-    """Flush a file or a folder's entries to the disk; not every system can flush a folder."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        if not path.is_dir():
-            raise
-    finally:
-        os.close(descriptor)

@@ -32,7 +32,7 @@ ROWS = [
     {"shard"},
     {"config"},
     {"jsonfile"},
-    {"errors", "paths"},
+    {"errors", "paths", "disk"},
 ]
 WITHOUT_TENSORS = {
     "__init__",
@@ -40,6 +40,7 @@ WITHOUT_TENSORS = {
     "checkpoint",
     "cli",
     "config",
+    "disk",
     "errors",
     "events",
     "exits",

@@ -125,9 +125,8 @@ def recall(rng: Random, held_out: bool, far: bool | None = None) -> Example:
     question = turns.ask(rng, known, kind)
     talk = turns.filler(rng, sentences)
     texts = [first.user, talk, question.user]
-    shape = rng.randrange(3)
     messages: list[dict[str, Any]] = []
-    if shape == 0:  # one message
+    if (shape := rng.randrange(3)) == 0:  # one message
         messages.append(_user(" ".join(t for t in texts if t)))
     elif shape == 1:  # told with talk, asked later
         messages.append(_user(" ".join(t for t in texts[:2] if t)))
@@ -161,7 +160,7 @@ def _offered(rng: Random, held_out: bool) -> tuple[list[dict[str, Any]], Call]:
     return [tool for tool, _ in offers], functions[chosen].make(rng, held_out, offers[chosen][1])
 
 
-def _call_message(rng: Random, call: Call, compact: bool = True) -> dict[str, Any]:
+def _call_message(rng: Random, call: Call) -> dict[str, Any]:
     function = {"name": call.name, "arguments": json.dumps(call.arguments, separators=(",", ":"))}
     identity = f"call_{rng.randrange(10**6)}"
     return {
@@ -246,10 +245,8 @@ def _format(rng: Random, properties: dict[str, str]) -> dict[str, Any]:
 
 def json_extract(rng: Random, held_out: bool) -> Example:
     """Keys asked for by a schema or by name, values from the user's text."""
-    told = [
-        "name",
-        *rng.sample([k for k in _KEYS if k != "name"], rng.randint(1, 3 if held_out else 5)),
-    ]
+    others = [kind for kind in _KEYS if kind != "name"]
+    told = ["name", *rng.sample(others, rng.randint(1, 3 if held_out else 5))]
     values = {kind: _KEYS[kind][2](rng) for kind in told}
     asked = rng.sample(told, rng.randint(1, len(told)))
     keys = {kind: rng.choice(_KEYS[kind][0]) for kind in asked}

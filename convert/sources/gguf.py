@@ -166,7 +166,7 @@ def _to_bf16(
     if kind == "BF16":
         return rules.same
     if kind == "F32":
-        return rules.narrowed(name) if exact else rules.rounded
+        return rules.narrowed(f"{path}: tensor {name}") if exact else rules.rounded
     return rules.rounded if kind == "F16" else _decoded(path, kind, name)
 
 

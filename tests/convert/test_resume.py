@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
@@ -85,26 +86,28 @@ def test_what_the_journal_names_is_not_made_again(
     assert sorted(resumed) == sorted(left)
 
 
-def test_a_torn_last_line_of_the_journal(
-    source: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(journal, "_FLUSH_BYTES", 1)
-    folder, _ = interrupted(source, tmp_path, monkeypatch, after=5)
+def torn_line(folder: Path) -> None:
     path = folder / UNFINISHED
     path.write_bytes(path.read_bytes() + b'{"model.norm.weight": "12')
-    monkeypatch.undo()
-    convert(source, folder)
-    assert contents(folder) == contents(whole)
 
 
-def test_a_partial_file_that_was_deleted(
-    source: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(journal, "_FLUSH_BYTES", 1)
-    folder, _ = interrupted(source, tmp_path, monkeypatch, after=10)
+def deleted_file(folder: Path) -> None:
     for path in folder.glob("*.partial"):
         path.unlink()
-    monkeypatch.undo()
+
+
+@pytest.mark.parametrize("damage", [torn_line, deleted_file])
+def test_what_is_damaged_in_between_is_made_again(
+    damage: Callable[[Path], None],
+    source: Path,
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "_FLUSH_BYTES", 1)
+        folder, _ = interrupted(source, tmp_path, patch, after=10)
+    damage(folder)
     convert(source, folder)
     assert contents(folder) == contents(whole)
 
