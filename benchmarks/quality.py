@@ -69,7 +69,7 @@ class Quality:
 
 
 @click.command()
-@click.option("--conversations", default=2, show_default=True, help="Of each skill, for tiny.")
+@click.option("--conversations", default=1, show_default=True, help="Of each skill, for tiny.")
 @click.option("--explore", is_flag=True, help="Also one kind of module at a time.")
 def main(conversations: int, explore: bool) -> None:
     """Measure every recipe; one JSON line last."""
@@ -127,7 +127,8 @@ def log_probabilities(folder: Path, passages: Iterable[Passage]) -> Iterator[NDA
     with Checkpoint.open(folder) as checkpoint:
         model = open_model(checkpoint, dtype="float32")
         for passage in passages:
-            logits = model.evaluate(passage.ids[:-1], model.new_state())[passage.scored_from :]
+            hidden = model.hidden(passage.ids[:-1], model.new_state())[passage.scored_from :]
+            logits = np.array(model.logits(hidden))
             logits -= logits.max(axis=-1, keepdims=True)
             total = np.exp(logits).sum(axis=-1, keepdims=True, dtype=np.float64)
             yield logits - np.log(total).astype(np.float32)

@@ -1,0 +1,63 @@
+"""Which expert lies in which slot of one layer's bank, and which leaves next.
+
+Bookkeeping only: no arrays, no files, no threads. The victim is the expert whose use, decayed with
+every step of the layer, is the smallest; of equals the one in the lowest slot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+DECAY = 0.98  # what a use counts for one step later
+_RESCALE = 1e100
+
+
+class SlotTable:
+    """`slots` slots for `experts` experts, all empty at first."""
+
+    def __init__(self, experts: int, slots: int, decay: float = DECAY) -> None:
+        if not 0 < slots <= experts:
+            raise ValueError(f"{slots} slots are not within 1 to {experts} experts")
+        self.expert_in: list[int | None] = [None] * slots
+        self.slot_of: dict[int, int] = {}
+        self._use = [0.0] * experts
+        # Older uses shrink by decay; growing what a new one counts is the same, and cheaper.
+        self._weight, self._growth = 1.0, 1 / decay
+
+    def __len__(self) -> int:
+        return len(self.expert_in)
+
+    def use(self, experts: Iterable[int]) -> None:
+        """One step of the layer visited these experts."""
+        self._weight *= self._growth
+        for expert in experts:
+            self._use[expert] += self._weight
+        if self._weight > _RESCALE:
+            self._use = [use / self._weight for use in self._use]
+            self._weight = 1.0
+
+    def claim(self, expert: int, keep: Collection[int]) -> int | None:
+        """Give `expert` a slot: an empty one, else that of the least used expert not in `keep`.
+
+        None if every slot holds an expert to keep. The expert must have no slot yet.
+        """
+        slot = self._victim(keep)
+        if slot is not None:
+            self.release(slot)
+            self.expert_in[slot], self.slot_of[expert] = expert, slot
+        return slot
+
+    def release(self, slot: int) -> None:
+        """Empty a slot."""
+        expert, self.expert_in[slot] = self.expert_in[slot], None
+        if expert is not None:
+            del self.slot_of[expert]
+
+    def _victim(self, keep: Collection[int]) -> int | None:
+        least, victim = float("inf"), None
+        for slot, expert in enumerate(self.expert_in):
+            if expert is None:
+                return slot
+            if expert not in keep and self._use[expert] < least:
+                least, victim = self._use[expert], slot
+        return victim
