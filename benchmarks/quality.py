@@ -41,7 +41,7 @@ from gptoss_mlx.model import open_model
 from gptoss_mlx.tiny import materialise
 from tiny.conversations import MAKERS, encode, make
 
-WIDE = Shape(layers=4, experts=8, heads=64, kv_heads=8, vocab=8192)
+WIDE = Shape(layers=2, experts=8, heads=64, kv_heads=8, vocab=8192)
 """The released widths with few layers, experts and words."""
 
 ALONE = tuple(
@@ -103,8 +103,8 @@ def held_out(count: int) -> Iterator[Passage]:
 
 def random_passages(vocab: int) -> Iterator[Passage]:
     rng = np.random.default_rng(3)
-    for _ in range(4):
-        yield Passage([int(id) for id in rng.integers(0, vocab, 160)], 0)
+    for _ in range(2):
+        yield Passage([int(id) for id in rng.integers(0, vocab, 96)], 0)
 
 
 def measure(
