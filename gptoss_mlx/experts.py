@@ -1,8 +1,8 @@
 """Where the experts are: one bank of slots per layer.
 
 A bank is four preallocated arrays; slot s of each holds one expert's matrices exactly as the file
-has them. Here every expert is resident: there are as many slots as experts, and expert e lies in
-slot e. Biases are small and kept by expert id.
+has them. With as many slots as experts, expert e lies in slot e for good; with fewer, see
+streaming.py for which lies where. Biases are small and kept by expert id.
 """
 
 from __future__ import annotations
@@ -18,41 +18,46 @@ GROUPED = 64  # chosen experts (tokens * k) from which on they are grouped by sl
 
 
 class ExpertBank:
-    """The experts of one layer.
+    """The experts of one layer, or the first `slots` of them.
 
     gate_up  blocks [slots, 2 * intermediate, hidden / 8] u32, scales [.., hidden / 32] u8
     down     blocks [slots, hidden, intermediate / 8] u32, scales [.., intermediate / 32] u8
     """
 
-    def __init__(self, config: ModelConfig, loader: Loader, layer: int) -> None:
-        prefix = f"model.layers.{layer}.mlp.experts"
-        experts, hidden = config.num_local_experts, config.hidden_size
+    def __init__(
+        self, config: ModelConfig, loader: Loader, layer: int, slots: int | None = None
+    ) -> None:
+        self._prefix = prefix = f"model.layers.{layer}.mlp.experts"
+        self.experts, hidden = config.num_local_experts, config.hidden_size
+        self.size = slots or self.experts
         intermediate = config.intermediate_size
         self.limit = config.swiglu_limit
-        self.gate_up_blocks = _blocks(
-            loader, f"{prefix}.gate_up_proj_blocks", (experts, 2 * intermediate, hidden // 8)
-        )
-        self.gate_up_scales = loader.raw(f"{prefix}.gate_up_proj_scales", dtype=mx.uint8)
+        gate_up, down = (2 * intermediate, hidden // 8), (hidden, intermediate // 8)
+        self.gate_up_blocks = self._blocks(loader, f"{prefix}.gate_up_proj_blocks", gate_up)
+        self.gate_up_scales = self._scales(loader, f"{prefix}.gate_up_proj_scales")
         self.gate_up_bias = loader.dense(f"{prefix}.gate_up_proj_bias")
-        self.down_blocks = _blocks(
-            loader, f"{prefix}.down_proj_blocks", (experts, hidden, intermediate // 8)
-        )
-        self.down_scales = loader.raw(f"{prefix}.down_proj_scales", dtype=mx.uint8)
+        self.down_blocks = self._blocks(loader, f"{prefix}.down_proj_blocks", down)
+        self.down_scales = self._scales(loader, f"{prefix}.down_proj_scales")
         self.down_bias = loader.dense(f"{prefix}.down_proj_bias")
 
-    def __call__(self, x: mx.array, experts: mx.array, weights: mx.array) -> mx.array:
-        """x [tokens, hidden], experts and weights [tokens, k] -> [tokens, hidden]"""
+    def __call__(
+        self, x: mx.array, experts: mx.array, weights: mx.array, guess: mx.array | None = None
+    ) -> mx.array:
+        """x [tokens, hidden], experts and weights [tokens, k] -> [tokens, hidden]
+
+        guess: of use only where experts are streamed.
+        """
         slots = self.slots(experts)
         if slots.size < GROUPED:
-            return self._run(x, slots, experts, weights)
+            return self.run(x, slots, experts, weights)
         # Grouped by slot, every expert's weights are read once and meet all their tokens.
         tokens, k = experts.shape
         order = mx.argsort(slots.reshape(-1))
         slots, experts, weights = (a.reshape(-1, 1)[order] for a in (slots, experts, weights))
-        y = self._run(x[order // k], slots, experts, weights, grouped=True)
+        y = self.run(x[order // k], slots, experts, weights, grouped=True)
         return y[mx.argsort(order)].reshape(tokens, k, -1).sum(axis=1)
 
-    def _run(
+    def run(
         self,
         x: mx.array,
         slots: mx.array,
@@ -60,6 +65,7 @@ class ExpertBank:
         weights: mx.array,
         grouped: bool = False,
     ) -> mx.array:
+        """x [tokens, hidden], the rest [tokens, k] -> [tokens, hidden]; grouped: slots ascend."""
         h = moe_gate_up(
             x,
             self.gate_up_blocks,
@@ -85,7 +91,19 @@ class ExpertBank:
         """The slots the experts lie in."""
         return experts
 
+    @property
+    def matrices(self) -> dict[str, mx.array]:
+        """What a slot holds, by the tensors' names: [slots, ..] each."""
+        return {
+            f"{self._prefix}.gate_up_proj_blocks": self.gate_up_blocks,
+            f"{self._prefix}.gate_up_proj_scales": self.gate_up_scales,
+            f"{self._prefix}.down_proj_blocks": self.down_blocks,
+            f"{self._prefix}.down_proj_scales": self.down_scales,
+        }
 
-def _blocks(loader: Loader, name: str, shape: tuple[int, ...]) -> mx.array:
-    # [experts, rows, groups, 16] bytes are, byte for byte, [experts, rows, inputs / 8] words.
-    return loader.raw(name, dtype=mx.uint32).reshape(shape)
+    def _blocks(self, loader: Loader, name: str, shape: tuple[int, int]) -> mx.array:
+        # [slots, rows, groups, 16] bytes are, byte for byte, [slots, rows, inputs / 8] words.
+        return loader.raw(name, dtype=mx.uint32, rows=self.size).reshape(self.size, *shape)
+
+    def _scales(self, loader: Loader, name: str) -> mx.array:
+        return loader.raw(name, dtype=mx.uint8, rows=self.size)

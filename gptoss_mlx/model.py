@@ -8,6 +8,7 @@ Formulas: OpenAI, gpt-oss/torch/model.py.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import mlx.core as mx
 import numpy as np
@@ -20,6 +21,7 @@ from gptoss_mlx.embedding import Embedding, MappedEmbedding, ResidentEmbedding
 from gptoss_mlx.experts import ExpertBank
 from gptoss_mlx.kernels.router_topk import router_topk
 from gptoss_mlx.rope import magnitude, periods
+from gptoss_mlx.streaming import StreamedExperts, Streaming
 from gptoss_mlx.weights import Loader
 
 CHUNK = 512  # tokens prefilled at a time
@@ -70,46 +72,89 @@ class Attention:
 class MoE:
     """A router and its experts."""
 
-    def __init__(self, config: ModelConfig, loader: Loader, layer: int) -> None:
+    def __init__(
+        self, config: ModelConfig, loader: Loader, layer: int, streaming: Streaming | None
+    ) -> None:
         self.k = config.num_experts_per_tok
         self.router = loader.linear(f"model.layers.{layer}.mlp.router")
-        self.experts = ExpertBank(config, loader, layer)
+        self.experts: ExpertBank | StreamedExperts
+        if streaming is None:
+            self.experts = ExpertBank(config, loader, layer)
+        else:
+            self.experts = StreamedExperts(
+                ExpertBank(config, loader, layer, streaming.slots), streaming
+            )
 
-    def __call__(self, x: mx.array) -> mx.array:
+    def __call__(self, x: mx.array, guess: mx.array | None = None) -> mx.array:
         experts, weights = router_topk(self.router(x), self.k)
-        return self.experts(x, experts, weights)
+        return self.experts(x, experts, weights, guess)
 
 
 class Block:
-    """x + attention(norm(x)), then x + experts(norm(x))."""
+    """x + attention(norm(x)), then x + experts(norm(x)).
 
-    def __init__(self, config: ModelConfig, loader: Loader, layer: int, freqs: mx.array) -> None:
+    following: the next block, where experts are streamed and its choice is guessed ahead.
+    """
+
+    following: Block | None = None
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        loader: Loader,
+        layer: int,
+        freqs: mx.array,
+        streaming: Streaming | None = None,
+    ) -> None:
         prefix = f"model.layers.{layer}"
         self.eps = config.rms_norm_eps
         self.attention_norm = loader.dense(f"{prefix}.input_layernorm.weight")
         self.attention = Attention(config, loader, layer, freqs)
         self.moe_norm = loader.dense(f"{prefix}.post_attention_layernorm.weight")
-        self.moe = MoE(config, loader, layer)
+        self.moe = MoE(config, loader, layer, streaming)
 
-    def __call__(
+    def attend(
         self, x: mx.array, cache: LayerCache, offset: int, mask: mx.array | str | None
     ) -> mx.array:
         h = mx.fast.rms_norm(x, self.attention_norm, self.eps)
-        x = x + self.attention(h, cache, offset, mask)
-        return x + self.moe(mx.fast.rms_norm(x, self.moe_norm, self.eps))
+        return x + self.attention(h, cache, offset, mask)
+
+    def feed_forward(self, x: mx.array) -> mx.array:
+        guess = None if self.following is None else self.following.guess(x)
+        return x + self.moe(mx.fast.rms_norm(x, self.moe_norm, self.eps), guess)
+
+    def foresee(self, following: Block) -> None:
+        """From now on guess what the next block will choose, where that is of use."""
+        ours, theirs = self.moe.experts, following.moe.experts
+        if isinstance(ours, StreamedExperts) and isinstance(theirs, StreamedExperts):
+            self.following, ours.following = following, theirs
+
+    def guess(self, x: mx.array) -> mx.array:
+        """The experts this block's router would choose from the residual stream a block earlier."""
+        h = mx.fast.rms_norm(x, self.moe_norm, self.eps)
+        return router_topk(self.moe.router(h), self.moe.k)[0]
 
 
 class Transformer:
-    """The whole model on MLX's default device."""
+    """The whole model on MLX's default device. streaming: None where every expert is resident."""
 
-    def __init__(self, config: ModelConfig, loader: Loader, embedding: Embedding) -> None:
-        self.config, self.chunk = config, CHUNK
+    def __init__(
+        self,
+        config: ModelConfig,
+        loader: Loader,
+        embedding: Embedding,
+        streaming: Streaming | None = None,
+    ) -> None:
+        self.config, self.chunk, self.streaming = config, CHUNK, streaming
         self.sliding = tuple(config.is_sliding(i) for i in range(config.num_hidden_layers))
         freqs = mx.array(periods(config).astype(np.float32))
         self.embedding = embedding
         self.blocks = [
-            Block(config, loader, layer, freqs) for layer in range(config.num_hidden_layers)
+            Block(config, loader, layer, freqs, streaming)
+            for layer in range(config.num_hidden_layers)
         ]
+        for block, following in pairwise(self.blocks):
+            block.foresee(following)
         self.norm = loader.dense("model.norm.weight")
         self.lm_head = loader.linear("lm_head", bias=False)
 
@@ -117,12 +162,19 @@ class Transformer:
         """An empty sequence."""
         return State(self.sliding, self.config.sliding_window)
 
-    def hidden(self, ids: Sequence[int] | mx.array, state: State) -> mx.array:
-        """Append tokens to the sequence. ids: [tokens] -> the last block's [tokens, hidden]."""
+    def hidden(
+        self, ids: Sequence[int] | mx.array, state: State, *, answered: bool = True
+    ) -> mx.array:
+        """Append tokens to the sequence. ids: [tokens] -> the last block's [tokens, hidden].
+
+        answered: False leaves out the last block's experts, which the sequence does not remember.
+        """
         x = self.embedding(ids)
         masks = _masks(x.shape[0], state)
         for block, cache, sliding in zip(self.blocks, state.layers, self.sliding, strict=True):
-            x = block(x, cache, state.offset, masks[sliding])
+            x = block.attend(x, cache, state.offset, masks[sliding])
+            if answered or block is not self.blocks[-1]:
+                x = block.feed_forward(x)
         state.offset += x.shape[0]
         return x
 
@@ -132,7 +184,7 @@ class Transformer:
 
     def prefill(self, ids: Sequence[int], state: State) -> None:
         """Append a chunk and wait until it is in; nothing is predicted from it."""
-        self.hidden(ids, state)
+        self.hidden(ids, state, answered=False)
         mx.eval(state.arrays())
 
     def evaluate(self, ids: Sequence[int], state: State) -> NDArray[np.float32]:
@@ -169,28 +221,37 @@ def open_model(
     *,
     dtype: str | None = None,
     embedding: str = "mapped",
+    slots: int | None = None,
     progress: Progress | None = None,
 ) -> Transformer:
     """Load a checkpoint onto MLX's default device.
 
     dtype: "bfloat16" or "float32"; by default bfloat16 on a GPU and float32 on a CPU, where MLX
     multiplies quantized bfloat16 slowly and coarsely.
+    slots: experts of a layer held at a time, all by default; the others are read when they are
+    chosen. At least one token's.
     Raises CheckpointError if a file cannot be read or holds an invalid scale.
     """
     mx.set_cache_limit(CACHE_LIMIT)
     on_gpu = mx.default_device() == mx.Device(mx.gpu)
     compute: mx.Dtype = getattr(mx, dtype or ("bfloat16" if on_gpu else "float32"))
     checkpoint.check_scales()
-    with Loader(checkpoint, compute, _bytes_to_read(checkpoint, embedding), progress) as loader:
+    config = checkpoint.config
+    slots = slots or config.num_local_experts
+    if not config.num_experts_per_tok <= slots <= config.num_local_experts:
+        raise ValueError(f"{slots} slots are not within one token's experts and all of them")
+    streaming = Streaming(checkpoint, slots) if slots < config.num_local_experts else None
+    total = _bytes_to_read(checkpoint, embedding, slots)
+    with Loader(checkpoint, compute, total, progress) as loader:
         table = ResidentEmbedding if embedding == "resident" else MappedEmbedding
-        model = Transformer(checkpoint.config, loader, table(checkpoint, loader))
+        model = Transformer(config, loader, table(checkpoint, loader), streaming)
         loader.finish()
     return model
 
 
-def _bytes_to_read(checkpoint: Checkpoint, embedding: str) -> int:
+def _bytes_to_read(checkpoint: Checkpoint, embedding: str, slots: int) -> int:
     return sum(
-        tensor.nbytes
+        (tensor.rows(0, slots) if name.endswith(("_blocks", "_scales")) else tensor).nbytes
         for name, tensor in checkpoint.tensors.items()
         if embedding == "resident" or not name.startswith("model.embed_tokens.")
     )

@@ -22,16 +22,17 @@ class SlotTable:
         self.slot_of: dict[int, int] = {}
         self._use = [0.0] * experts
         # Older uses shrink by decay; growing what a new one counts is the same, and cheaper.
-        self._weight, self._growth = 1.0, 1 / decay
+        self._weight, self._decay = 1.0, decay
 
     def __len__(self) -> int:
         return len(self.expert_in)
 
-    def use(self, experts: Iterable[int]) -> None:
-        """One step of the layer visited these experts."""
-        self._weight *= self._growth
+    def use(self, experts: Iterable[int], steps: int = 1) -> None:
+        """The layer visited these experts, once for each time they are named, in so many steps."""
+        self._weight /= self._decay**steps
+        spread = (1 - self._decay**steps) / (steps * (1 - self._decay)) if steps > 1 else 1.0
         for expert in experts:
-            self._use[expert] += self._weight
+            self._use[expert] += self._weight * spread
         if self._weight > _RESCALE:
             self._use = [use / self._weight for use in self._use]
             self._weight = 1.0

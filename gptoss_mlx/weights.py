@@ -76,12 +76,17 @@ class Loader:
             out = out.astype(self.dtype)
         return out
 
-    def raw(self, *names: str, dtype: mx.Dtype) -> mx.array:
-        """The named tensors' bytes as they are, stacked, their last axis seen as `dtype`."""
+    def raw(self, *names: str, dtype: mx.Dtype, rows: int | None = None) -> mx.array:
+        """The named tensors' bytes as they are, stacked, their last axis seen as `dtype`.
+
+        rows: only so many of the first axis.
+        """
         tensors = [self.checkpoint.tensors[name] for name in names]
-        *rows, last = _stacked(tensors)
+        if rows is not None:
+            tensors = [tensor.rows(0, rows) for tensor in tensors]
+        *outer, last = _stacked(tensors)
         width = last * tensors[0].nbytes // (_count(tensors[0]) * dtype.size)
-        return self._raw(tensors, (*rows, width), dtype)
+        return self._raw(tensors, (*outer, width), dtype)
 
     def linear(self, *modules: str, bias: bool = True) -> Linear:
         """One projection made of the named modules' outputs, in order; they must be alike."""

@@ -1,0 +1,98 @@
+"""Reads experts from a checkpoint's files while the model runs, on threads of its own.
+
+The files stay open, so moving or replacing them changes nothing; one that is written to or cut
+short while it is in use is noticed, and no byte of it is then taken for a weight.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+from gptoss_mlx.errors import CheckpointError
+from gptoss_mlx.shard import Tensor
+
+PIECE = 2 << 20  # bytes a thread reads at a time: several threads share an expert
+THREADS = 8
+
+
+@dataclass(frozen=True)
+class _OpenFile:
+    path: Path
+    descriptor: int
+    size: int
+    changed: int  # nanoseconds
+
+
+class Load:
+    """Reads under way into memory that nobody else touches until they have ended."""
+
+    def __init__(self, reads: list[Future[None]]) -> None:
+        self._reads = reads
+
+    def wait(self) -> None:
+        """Until all is read. Raises CheckpointError if something cannot be."""
+        wait(self._reads)
+        for read in self._reads:
+            read.result()
+
+    def succeeded(self) -> bool:
+        """Whether all has been read already."""
+        return all(r.done() and not r.cancelled() and r.exception() is None for r in self._reads)
+
+    def abandon(self) -> bool:
+        """Start no more reads and wait for those running; True if all had been read after all."""
+        for read in self._reads:
+            read.cancel()
+        wait(self._reads)
+        return self.succeeded()
+
+
+class ExpertReader:
+    """Reads byte ranges of the given files. Raises CheckpointError if one cannot be opened."""
+
+    def __init__(self, paths: Iterable[Path], threads: int = THREADS) -> None:
+        self._files = {path: _opened(path) for path in paths}
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="gptoss-experts")
+
+    def read(self, parts: Iterable[tuple[Tensor, memoryview]]) -> Load:
+        """Begin to read each tensor's bytes into the memory beside it, of the same size."""
+        reads = []
+        for tensor, out in parts:
+            if out.nbytes != tensor.nbytes:
+                raise ValueError(f"{tensor.name}: {tensor.nbytes} bytes do not fit {out.nbytes}")
+            file, view = self._files[tensor.path], out.cast("B")
+            for start in range(0, tensor.nbytes, PIECE):
+                piece = view[start : start + PIECE]
+                reads.append(self._pool.submit(_pread, file, tensor.offset + start, piece))
+        return Load(reads)
+
+
+def _opened(path: Path) -> _OpenFile:
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be opened: {error.strerror}") from error
+    status = os.fstat(descriptor)
+    file = _OpenFile(path, descriptor, status.st_size, status.st_mtime_ns)
+    weakref.finalize(file, os.close, descriptor)  # when no read holds it any more
+    return file
+
+
+def _pread(file: _OpenFile, offset: int, out: memoryview) -> None:
+    done = 0
+    try:
+        while done < out.nbytes:
+            count = os.preadv(file.descriptor, [out[done:]], offset + done)
+            if count == 0:
+                raise CheckpointError(f"{file.path}: was cut short while in use; load it again")
+            done += count
+        status = os.fstat(file.descriptor)
+    except OSError as error:
+        raise CheckpointError(f"{file.path}: cannot be read: {error.strerror}") from error
+    if (status.st_size, status.st_mtime_ns) != (file.size, file.changed):
+        raise CheckpointError(f"{file.path}: was changed while in use; load it again")

@@ -1,0 +1,246 @@
+"""Experts that do not all fit: the output of a resident bank, from fewer slots than experts.
+
+Each layer's choice is read back from the device. Experts that have a slot start at once; the others
+are read from the file into slots of experts this step does not need, and start when they are there.
+While they compute, the experts that the next layer will probably choose are read into its bank. A
+prompt's chunk, which may need more experts than there are slots, visits them in waves, those
+already present first, each wave computing while the next one is read.
+
+Why no slot is written while a computation may read it: what is computed on a bank is put in flight
+before the call returns, and `Streaming.land` waits for everything in flight when a layer's choice
+arrives, before any slot is claimed; within the call, a claim spares the experts of the wave in
+flight. Whether an array that shares a bank's memory was evaluated lazily or by another sequence
+does not matter.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
+
+from gptoss_mlx.checkpoint import Checkpoint
+from gptoss_mlx.experts import GROUPED, ExpertBank
+from gptoss_mlx.guesses import Guesses
+from gptoss_mlx.reader import ExpertReader, Load
+from gptoss_mlx.shard import Tensor
+from gptoss_mlx.slots import SlotTable
+
+
+@dataclass
+class Counts:
+    """What streaming did. An expert counts once for each step of a layer that chose it.
+
+    hits: experts that were in memory or on their way there; misses: those that had to be asked for.
+    guessed, guessed_right: experts foreseen for the next layer, and how many of them it chose.
+    prefetched, prefetch_used: experts read because of a guess, and how many were then chosen.
+    stall: seconds spent waiting for reads.
+    """
+
+    hits: int = 0
+    misses: int = 0
+    guessed: int = 0
+    guessed_right: int = 0
+    prefetched: int = 0
+    prefetch_used: int = 0
+    bytes_read: int = 0
+    stall: float = 0.0
+
+
+class Streaming:
+    """What the streaming layers of one model share: the reader, the counts, what is in flight."""
+
+    def __init__(self, checkpoint: Checkpoint, slots: int) -> None:
+        paths: set[Path] = {
+            tensor.path
+            for name, tensor in checkpoint.tensors.items()
+            if name.endswith(("_blocks", "_scales"))
+        }
+        self.slots = slots
+        self.tensors: Mapping[str, Tensor] = checkpoint.tensors
+        self.reader = ExpertReader(sorted(paths))
+        self.counts = Counts()
+        self._flying: list[mx.array] = []
+
+    def launch(self, output: mx.array) -> None:
+        """Start to compute what reads a bank."""
+        mx.async_eval(output)  # type: ignore[no-untyped-call]
+        self._flying.append(output)
+
+    def land(self, flying: int = 0) -> None:
+        """Wait for what was launched, but for the last `flying`; mostly it is computed by now."""
+        landing = self._flying[: len(self._flying) - flying]
+        mx.eval(landing)
+        del self._flying[: len(landing)]
+
+    def stats(self) -> dict[str, float]:
+        return asdict(self.counts)
+
+
+class StreamedExperts:
+    """One layer's experts on a bank of fewer slots. Called as `ExpertBank` is."""
+
+    def __init__(self, bank: ExpertBank, streaming: Streaming) -> None:
+        self.bank, self.streaming = bank, streaming
+        self.table = SlotTable(bank.experts, bank.size)
+        for expert in range(bank.size):  # as the loader fills them
+            self.table.claim(expert, keep=())
+        self.following: StreamedExperts | None = None
+        self._matrices = [
+            (streaming.tensors[name], np.asarray(array)) for name, array in bank.matrices.items()
+        ]
+        self._coming: dict[int, Load] = {}
+        self._guesses = Guesses(bank.experts)
+
+    def __call__(
+        self, x: mx.array, experts: mx.array, weights: mx.array, guess: mx.array | None = None
+    ) -> mx.array:
+        """x [tokens, hidden], experts and weights [tokens, k] -> [tokens, hidden]
+
+        guess: the next layer's probable experts. Raises CheckpointError if a read fails; the bank
+        is then empty, and the next call fills it again.
+        """
+        mx.eval([experts, weights, *([] if guess is None else [guess])])
+        self.streaming.land()
+        chosen = np.asarray(experts).reshape(-1)
+        outputs, order = [], []
+        with self._changing():
+            self.table.use(chosen.tolist(), steps=x.shape[0])
+            needed = np.unique(chosen).tolist()
+            self._arrive(needed)
+            for wave in self._waves(needed, guess):
+                pairs, slots = self._pairs(chosen, wave)
+                output = self._run(x, pairs, slots, experts, weights)
+                self.streaming.launch(output)
+                outputs.append(output)
+                order.append(pairs)
+        return _in_order(outputs, np.concatenate(order), experts.shape)
+
+    def expect(self, guess: Sequence[int]) -> None:
+        """Begin to read experts that will probably be chosen, where there are slots for them."""
+        with self._changing():
+            for expert in self._guesses.make(guess):
+                if self._request(expert, self._guesses.open):
+                    self.streaming.counts.prefetched += 1
+
+    def _waves(self, needed: list[int], guess: mx.array | None) -> Iterator[list[int]]:
+        """The experts needed, in turn: every list is in its slots when it is given.
+
+        The caller launches what it was given before it asks for more.
+        """
+        slots = len(self.table)
+        missing = [e for e in needed if e not in self.table.slot_of or e in self._coming]
+        ready = [e for e in needed if e not in missing]
+        if len(needed) <= slots:
+            for expert in missing:
+                self._request(expert, needed)
+            if guess is not None and self.following is not None:
+                self.following.expect(np.unique(np.asarray(guess)).tolist())
+            if ready:
+                yield ready
+            if missing:
+                self._await(missing)
+                yield missing
+            return
+        self._await(needed)  # of those foretold
+        before: list[int] = []
+        for wave in (*_batched(ready, slots // 2), *_batched(missing, slots // 2)):
+            for expert in wave:
+                self._request(expert, {*before, *wave})
+            self._await(wave)
+            yield wave
+            self.streaming.land(flying=1)
+            before = wave
+
+    def _arrive(self, needed: Sequence[int]) -> None:
+        """Account for the choice, and let go of reads under way that it does not need."""
+        counts, chosen = self.streaming.counts, set(needed)
+        hits = len(chosen & self.table.slot_of.keys())
+        counts.hits += hits
+        counts.misses += len(chosen) - hits
+        counts.guessed += len(self._guesses.open)
+        counts.guessed_right += len(self._guesses.settle(chosen))
+        counts.prefetch_used += len(self._coming.keys() & chosen)
+        for expert in [*self._coming]:
+            if expert not in chosen and not self._coming.pop(expert).abandon():
+                self.table.release(self.table.slot_of[expert])
+
+    def _request(self, expert: int, keep: Collection[int]) -> bool:
+        """Begin to read an expert that has no slot, into one of those not to keep."""
+        if expert in self.table.slot_of:
+            return False
+        slot = self.table.claim(expert, {*keep, *self._coming})
+        if slot is None:
+            return False
+        parts = [(tensor[expert], view[slot].data) for tensor, view in self._matrices]
+        self._coming[expert] = self.streaming.reader.read(parts)
+        self.streaming.counts.bytes_read += sum(tensor.nbytes for tensor, _ in parts)
+        return True
+
+    def _await(self, experts: Sequence[int]) -> None:
+        begun = time.perf_counter()
+        for expert in experts:
+            if expert in self._coming:
+                self._coming[expert].wait()
+                del self._coming[expert]
+        self.streaming.counts.stall += time.perf_counter() - begun
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """What is cut short leaves the bank empty rather than in doubt."""
+        try:
+            yield
+        except BaseException:
+            for load in self._coming.values():
+                load.abandon()
+            self._coming.clear()
+            for slot in range(len(self.table)):
+                self.table.release(slot)
+            raise
+
+    def _pairs(
+        self, chosen: NDArray[np.uint32], wave: list[int]
+    ) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+        """Which of the (token, choice) pairs visit these experts, and their slots, ascending."""
+        pairs = np.flatnonzero(np.isin(chosen, wave)).astype(np.uint32)
+        slots = np.array([self.table.slot_of[e] for e in chosen[pairs].tolist()], np.uint32)
+        order = np.argsort(slots, kind="stable")
+        return pairs[order], slots[order]
+
+    def _run(
+        self,
+        x: mx.array,
+        pairs: NDArray[np.uint32],
+        slots: NDArray[np.uint32],
+        experts: mx.array,
+        weights: mx.array,
+    ) -> mx.array:
+        """The weighted outputs of some pairs: [pairs, hidden]"""
+        at, k = mx.array(pairs), experts.shape[1]
+        return self.bank.run(
+            x[at // k],
+            mx.array(slots)[:, None],
+            experts.reshape(-1, 1)[at],
+            weights.reshape(-1, 1)[at],
+            grouped=len(pairs) >= GROUPED,
+        )
+
+
+def _in_order(
+    outputs: list[mx.array], order: NDArray[np.uint32], shape: tuple[int, ...]
+) -> mx.array:
+    """Outputs of pairs, in the order given -> summed over each token's experts as they stand."""
+    tokens, k = shape
+    y = outputs[0] if len(outputs) == 1 else mx.concatenate(outputs)
+    return y[mx.array(np.argsort(order))].reshape(tokens, k, -1).sum(axis=1)
+
+
+def _batched(items: Sequence[int], size: int) -> Iterator[list[int]]:
+    for start in range(0, len(items), size):
+        yield list(items[start : start + size])

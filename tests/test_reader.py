@@ -1,0 +1,106 @@
+"""The reader: exact bytes in any number of pieces, and files that change are not believed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gptoss_mlx import reader as reader_module
+from gptoss_mlx.errors import CheckpointError
+from gptoss_mlx.reader import ExpertReader
+from gptoss_mlx.shard import Tensor
+
+DATA = np.random.default_rng(0).integers(0, 256, 10_000, np.uint8)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "data"
+    path.write_bytes(DATA.tobytes())
+    return path
+
+
+def _tensor(path: Path, offset: int, nbytes: int) -> Tensor:
+    return Tensor("t", "U8", (nbytes,), path, offset, nbytes)
+
+
+@pytest.mark.parametrize("piece", [1 << 20, 1000, 7])
+def test_bytes_arrive_in_pieces(piece: int, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader_module, "PIECE", piece)
+    out = np.zeros((2, 1500), np.uint16)
+    parts = [(_tensor(path, 11 + 3000 * i, 3000), out[i].data) for i in range(2)]
+    load = ExpertReader([path]).read(parts)
+    load.wait()
+    assert load.succeeded()
+    np.testing.assert_array_equal(out.view(np.uint8).reshape(-1), DATA[11:6011])
+
+
+def test_memory_of_another_size_is_refused(path: Path) -> None:
+    with pytest.raises(ValueError, match="5 bytes do not fit 4"):
+        ExpertReader([path]).read([(_tensor(path, 0, 5), memoryview(bytearray(4)))])
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="gone: cannot be opened: No such file"):
+        ExpertReader([tmp_path / "gone"])
+
+
+@pytest.mark.parametrize("change", ["cut short", "grown", "written to"])
+def test_a_file_changed_in_place_is_not_believed(change: str, path: Path) -> None:
+    reader = ExpertReader([path])
+    if change == "cut short":
+        os.truncate(path, 50)
+    elif change == "grown":
+        os.truncate(path, 20_000)
+    else:
+        os.utime(path, ns=(1, 1))
+    load = reader.read([(_tensor(path, 0, 100), memoryview(bytearray(100)))])
+    with pytest.raises(CheckpointError, match=f"{path}: was c.* while in use; load it again"):
+        load.wait()
+    assert not load.succeeded()
+
+
+@pytest.mark.parametrize("change", ["deleted", "replaced"])
+def test_a_file_moved_away_is_still_read(change: str, path: Path) -> None:
+    reader = ExpertReader([path])
+    path.unlink()
+    if change == "replaced":
+        path.write_bytes(b"\0" * 10_000)
+    out = bytearray(100)
+    reader.read([(_tensor(path, 0, 100), memoryview(out))]).wait()
+    assert bytes(out) == DATA[:100].tobytes()
+
+
+def test_an_error_of_the_disk_is_one_line(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> int:
+        raise OSError(5, "Input/output error")
+
+    reader = ExpertReader([path])
+    monkeypatch.setattr(os, "preadv", broken)
+    load = reader.read([(_tensor(path, 0, 100), memoryview(bytearray(100)))])
+    with pytest.raises(CheckpointError, match="data: cannot be read: Input/output error"):
+        load.wait()
+
+
+def test_what_is_abandoned_has_stopped_writing(path: Path) -> None:
+    reader = ExpertReader([path], threads=1)
+    out = np.zeros(9000, np.uint8)
+    first = reader.read([(_tensor(path, 0, 9000), out.data)])
+    second = reader.read([(_tensor(path, 0, 9000), np.zeros(9000, np.uint8).data)])
+    done = second.abandon()
+    assert done == second.succeeded()
+    first.wait()
+    assert first.abandon()
+    np.testing.assert_array_equal(out, DATA[:9000])
+
+
+def test_files_are_closed_with_the_reader(path: Path) -> None:
+    before = set(os.listdir("/dev/fd"))
+    reader = ExpertReader([path])
+    reader.read([(_tensor(path, 0, 9), memoryview(bytearray(9)))]).wait()
+    assert len(os.listdir("/dev/fd")) == len(before) + 1
+    del reader
+    assert set(os.listdir("/dev/fd")) == before

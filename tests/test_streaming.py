@@ -1,0 +1,316 @@
+"""Streamed experts: bit for bit a resident bank's output, whatever is read when, or fails to be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from random import Random
+from typing import Any, cast
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from benchmarks.make_checkpoint import Shape
+from gptoss_mlx.checkpoint import Checkpoint
+from gptoss_mlx.errors import CheckpointError
+from gptoss_mlx.experts import GROUPED, ExpertBank
+from gptoss_mlx.reader import ExpertReader
+from gptoss_mlx.shard import Tensor, read_into
+from gptoss_mlx.streaming import StreamedExperts, Streaming
+from gptoss_mlx.weights import Loader
+from tests.comparison import opened
+from tests.kernels.banks import choices, normal
+
+SHAPE = Shape(2, 64, 32, 9, 4, 4, 2, 16, vocab=64)
+EXPERTS, K = SHAPE.experts, SHAPE.active
+Routing = NDArray[np.uint32]
+
+
+class ScriptedLoad:
+    """Ends when it is waited for, not before; until then its memory holds garbage."""
+
+    def __init__(self, parts: list[tuple[Tensor, memoryview]], rng: Random) -> None:
+        self.parts, self.rng, self.read = parts, rng, 0
+        for _, out in parts:
+            np.frombuffer(out.cast("B"), np.uint8)[:] = 0x77
+        self._some()
+
+    def wait(self) -> None:
+        self._some(len(self.parts))
+
+    def abandon(self) -> bool:
+        self._some()
+        return self.read == len(self.parts)
+
+    def _some(self, at_least: int = 0) -> None:
+        """Some more parts are there now."""
+        upto = max(at_least, self.rng.randint(self.read, len(self.parts)))
+        for tensor, out in self.parts[self.read : upto]:
+            read_into(tensor, out)
+        self.read = max(self.read, upto)
+
+
+@dataclass
+class ScriptedReader:
+    rng: Random
+
+    def read(self, parts: Iterator[tuple[Tensor, memoryview]]) -> ScriptedLoad:
+        return ScriptedLoad(list(parts), self.rng)
+
+
+class Late(Streaming):
+    """Computes what is launched at the last moment allowed, or at once, or in between."""
+
+    pace = "late"
+
+    def launch(self, output: mx.array) -> None:
+        if self.pace == "at once":
+            mx.eval(output)
+        if self.pace != "late":
+            return super().launch(output)
+        self._flying.append(output)
+        return None
+
+
+@pytest.fixture(scope="module")
+def checkpoint(checkpoint_of: Callable[..., Path]) -> Iterator[Checkpoint]:
+    with Checkpoint.open(checkpoint_of(SHAPE)) as checkpoint:
+        yield checkpoint
+
+
+@pytest.fixture(scope="module")
+def bank_of(checkpoint: Checkpoint) -> Callable[..., ExpertBank]:
+    def make(layer: int, slots: int | None = None) -> ExpertBank:
+        with Loader(checkpoint, mx.float32) as loader:
+            bank = ExpertBank(checkpoint.config, loader, layer, slots)
+            loader.finish()
+        return bank
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def resident(bank_of: Callable[..., ExpertBank]) -> Callable[[int], ExpertBank]:
+    return cache(bank_of)
+
+
+def _streamed(
+    checkpoint: Checkpoint, bank_of: Callable[..., ExpertBank], slots: int, **attributes: Any
+) -> list[StreamedExperts]:
+    shared = Late(checkpoint, slots)
+    vars(shared).update(attributes)
+    layers = [StreamedExperts(bank_of(layer, slots), shared) for layer in range(2)]
+    layers[0].following = layers[1]
+    return layers
+
+
+@st.composite
+def routings(draw: st.DrawFn) -> list[tuple[int, Routing]]:
+    """(seed of x, [tokens, K]) of successive steps; some visit few experts, some all."""
+    steps = []
+    for _ in range(draw(st.integers(1, 6))):
+        tokens, seed = draw(st.sampled_from([1, 1, 1, 2, 3, 20])), draw(st.integers(0, 999))
+        among = draw(st.integers(K, EXPERTS))
+        rng = np.random.default_rng(seed)
+        pool = rng.permutation(EXPERTS)[:among]
+        steps.append((seed, pool[choices(rng, tokens, K, among)].astype(np.uint32)))
+    return steps
+
+
+@settings(
+    max_examples=150,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    routings(),
+    st.integers(K, EXPERTS - 1),
+    st.sampled_from(["late", "at once", "in flight"]),
+    st.integers(0, 2**32),
+    st.booleans(),
+)
+def test_any_routing_in_any_order_of_reads_gives_the_resident_output(
+    checkpoint: Checkpoint,
+    bank_of: Callable[..., ExpertBank],
+    resident: Callable[[int], ExpertBank],
+    steps: list[tuple[int, Routing]],
+    slots: int,
+    pace: str,
+    seed: int,
+    interleaved: bool,
+) -> None:
+    layers = _streamed(checkpoint, bank_of, slots, reader=ScriptedReader(Random(seed)), pace=pace)
+    found, wanted = [], []
+    for step, (x_seed, routing) in enumerate(steps):
+        rng = np.random.default_rng(x_seed)
+        x, _ = normal(rng, len(routing), SHAPE.hidden)
+        weights, _ = normal(rng, len(routing), K)
+        chosen = mx.array(routing)
+        layer = step % 2 if interleaved else 0
+        guess = mx.array(rng.permutation(EXPERTS)[:K].astype(np.uint32)) if step % 3 else None
+        found.append(layers[layer](x, chosen, weights, guess if routing.size <= slots else None))
+        wanted.append(resident(layer)(x, chosen, weights))
+    for ours, theirs in zip(found, wanted, strict=True):  # evaluated only here, if "late"
+        np.testing.assert_array_equal(np.array(ours), np.array(theirs))
+
+
+def test_table_and_bank_agree_after_many_steps(
+    checkpoint: Checkpoint, bank_of: Callable[..., ExpertBank], resident: Callable[..., ExpertBank]
+) -> None:
+    layers = _streamed(checkpoint, bank_of, 5, reader=ScriptedReader(Random(1)))
+    rng = np.random.default_rng(1)
+    for _ in range(40):
+        x, _ = normal(rng, 1, SHAPE.hidden)
+        weights, _ = normal(rng, 1, K)
+        mx.eval(layers[0](x, mx.array(choices(rng, 1, K, EXPERTS)), weights))
+    layer, whole = layers[0], resident(0).matrices
+    for name, array in layer.bank.matrices.items():
+        for slot, expert in enumerate(layer.table.expert_in):
+            assert expert is not None
+            np.testing.assert_array_equal(np.array(array[slot]), np.array(whole[name][expert]))
+
+
+def test_counts_are_what_happened(
+    checkpoint: Checkpoint, bank_of: Callable[..., ExpertBank]
+) -> None:
+    first, second = _streamed(checkpoint, bank_of, 5)
+    counts, one = first.streaming.counts, mx.ones((1, K))
+    x = mx.ones((1, SHAPE.hidden))
+    expert_bytes = sum(first.streaming.tensors[name][0].nbytes for name in first.bank.matrices)
+    first(x, mx.array([[0, 1, 2, 8]]), one, mx.array([[1, 2, 3, 7]]))  # 0 to 4 were loaded
+    assert (counts.hits, counts.misses) == (3, 1)
+    assert counts.prefetched == 1  # 7
+    assert counts.bytes_read == 2 * expert_bytes
+    second(x, mx.array([[2, 3, 7, 6]]), one)
+    assert (counts.hits, counts.misses) == (6, 2)
+    assert (counts.guessed, counts.guessed_right, counts.prefetch_used) == (4, 3, 1)
+    assert counts.bytes_read == 3 * expert_bytes
+    assert counts.stall > 0
+
+
+def test_a_chunk_visits_each_expert_once(
+    checkpoint: Checkpoint, bank_of: Callable[..., ExpertBank]
+) -> None:
+    layer = _streamed(checkpoint, bank_of, 5)[0]
+    rng = np.random.default_rng(0)
+    x, _ = normal(rng, 60, SHAPE.hidden)
+    weights, _ = normal(rng, 60, K)
+    assert 60 * K > GROUPED
+    layer(x, mx.array(choices(rng, 60, K, EXPERTS)), weights)
+    counts = layer.streaming.counts
+    assert (counts.hits, counts.misses) == (5, EXPERTS - 5)
+    layer(x, mx.array(choices(rng, 60, K, EXPERTS)), weights)  # the other way round
+    assert (counts.hits, counts.misses) == (10, 2 * (EXPERTS - 5))
+
+
+class FailingReader(ExpertReader):
+    """Fails from the moment it is told to."""
+
+    failing = False
+
+    def read(self, parts: Any) -> Any:
+        parts = list(parts)
+        if self.failing:
+            parts = [(cast(Tensor, _Missing(tensor)), out) for tensor, out in parts]
+        return super().read(parts)
+
+
+class _Missing:
+    def __init__(self, tensor: Tensor) -> None:
+        self.name, self.path, self.nbytes = tensor.name, tensor.path, tensor.nbytes
+        self.offset = 1 << 50  # far behind the file's end
+
+
+@pytest.mark.parametrize("when", ["miss", "prefetch"])
+def test_a_failing_read_stops_the_call_and_nothing_else(
+    when: str,
+    checkpoint: Checkpoint,
+    bank_of: Callable[..., ExpertBank],
+    resident: Callable[[int], ExpertBank],
+) -> None:
+    first, second = _streamed(checkpoint, bank_of, 5)
+    paths = {tensor.path for tensor in checkpoint.tensors.values()}
+    reader = first.streaming.reader = FailingReader(paths)
+    x, weights = mx.ones((1, SHAPE.hidden)), mx.ones((1, K))
+    easy, hard = mx.array([[0, 1, 2, 3]]), mx.array([[5, 6, 7, 8]])
+    np.array(first(x, easy, weights))
+    reader.failing = True
+    if when == "miss":
+        with pytest.raises(CheckpointError, match="was cut short while in use"):
+            first(x, hard, weights)
+    else:
+        np.array(first(x, easy, weights, hard))  # what fails is not needed yet
+        with pytest.raises(CheckpointError, match="was cut short while in use"):
+            second(x, hard, weights)
+    reader.failing = False
+    for layer, streamed in enumerate((first, second)):
+        for routing in (hard, easy):
+            np.testing.assert_array_equal(
+                np.array(streamed(x, routing, weights)),
+                np.array(resident(layer)(x, routing, weights)),
+            )
+
+
+def test_an_interrupted_call_leaves_no_half_read_expert(
+    checkpoint: Checkpoint, bank_of: Callable[..., ExpertBank], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = _streamed(checkpoint, bank_of, 5, reader=ScriptedReader(Random(0)))[0]
+
+    def interrupted(self: ScriptedLoad) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ScriptedLoad, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        layer(mx.ones((1, SHAPE.hidden)), mx.array([[5, 6, 7, 8]]), mx.ones((1, K)))
+    assert layer.table.slot_of == {}
+
+
+@pytest.mark.parametrize("slots", [4, 6, 8])
+def test_the_model_gives_the_same_logits_with_fewer_slots(
+    slots: int, checkpoint_of: Callable[..., Path]
+) -> None:
+    """Through prefill in chunks, decoding, and two sequences in turn."""
+    folder = checkpoint_of(Shape(3, 64, 32, 9, 4, 4, 2, 16, vocab=512, window=16))
+    whole, few = opened(folder), opened(folder, slots=slots)
+    ids = np.random.default_rng(0).integers(0, 512, 90).tolist()
+    rows: dict[int, list[NDArray[np.float32]]] = {}
+    for place, model in enumerate((whole, few)):
+        a, b = model.new_state(), model.new_state()
+        model.prefill(ids[:40], a)
+        lazy = [model.decode(ids[40:41], a)]
+        model.prefill(ids[50:60], b)
+        lazy += [model.decode([id], state) for id in ids[60:70] for state in (a, b)]
+        rows[place] = [np.array(row) for row in lazy]
+        rows[place] += list(model.evaluate(ids[70:], a))
+    for ours, theirs in zip(rows[1], rows[0], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert few.streaming is not None
+    assert few.streaming.counts.misses > 0
+    assert (few.streaming.counts.guessed > 0) == (slots >= K)
+    assert whole.streaming is None
+
+
+def test_slots_below_a_tokens_experts_or_above_all_are_refused(
+    checkpoint_of: Callable[..., Path],
+) -> None:
+    for slots in (K - 1, EXPERTS + 1):
+        with pytest.raises(ValueError, match=f"{slots} slots"):
+            opened(checkpoint_of(SHAPE), slots=slots)
+
+
+def test_the_last_layers_experts_are_not_read_for_a_prefill(
+    checkpoint_of: Callable[..., Path],
+) -> None:
+    model = opened(checkpoint_of(SHAPE), slots=4)
+    last = model.blocks[-1].moe.experts
+    assert isinstance(last, StreamedExperts)
+    before = dict(last.table.slot_of)
+    model.prefill(list(range(50)), model.new_state())
+    assert last.table.slot_of == before
