@@ -7,10 +7,9 @@ prompt's chunk, which may need more experts than there are slots, visits them in
 already present first, each wave computing while the next one is read.
 
 Why no slot is written while a computation may read it: what is computed on a bank is put in flight
-before the call returns, and `Streaming.land` waits for everything in flight when a layer's choice
-arrives, before any slot is claimed; within the call, a claim spares the experts of the wave in
-flight. Whether an array that shares a bank's memory was evaluated lazily or by another sequence
-does not matter.
+before the call returns, and `Streaming.land` waits for everything in flight, of any layer and any
+sequence, before a call claims its first slot; within the call, a claim spares the experts of the
+wave in flight.
 """
 
 from __future__ import annotations
@@ -124,6 +123,7 @@ class StreamedExperts:
 
     def expect(self, guess: Sequence[int]) -> None:
         """Begin to read experts that will probably be chosen, where there are slots for them."""
+        self.streaming.land()
         with self._changing():
             for expert in self._guesses.make(guess):
                 if self._request(expert, self._guesses.open):
