@@ -43,10 +43,10 @@ RECIPES: Mapping[str, Recipe] = {
     **{str(bits): Recipe(str(bits), bits, bits, bits, bits) for bits in (8, 6, 5, 4)},
     "mixed": Recipe("mixed", attention=8, embedding=8, head=6),
 }
-"""`mixed` spends bits where `benchmarks.quality --explore` finds that they count. A coarse embedding
-does the most harm, for everything is computed from it, and saves no memory here, where its rows stay
-in the file; the head does the least for the bytes it takes in memory and in every token; the router
-takes next to none.
+"""`mixed` spends bits where `benchmarks.quality --explore` finds that they count. A coarse
+embedding does the most harm, for everything is computed from it, and it saves no memory here, where
+its rows stay in the file; the head does the least for the bytes it takes in memory and in every
+token; the router takes next to none.
 """
 
 

@@ -46,14 +46,14 @@ def load(
     *,
     dtype: str | None = None,
     context: int | None = None,
-    embedding: str = "mapped",
+    embedding: str = "file",
     progress: Callable[[int, int], None] | None = None,
 ) -> Engine:
     """Open a model: a folder, a Hugging Face id, or "tiny".
 
     dtype: "bfloat16" or "float32"; by default bfloat16 on a GPU and float32 on a CPU.
     context: the most tokens a sequence may have; by default what the model allows.
-    embedding: "mapped" reads the embedding's rows from the file, "resident" keeps it in memory.
+    embedding: "file" reads the embedding's rows from the file, "resident" keeps it in memory.
     progress: called with (bytes read, bytes in all) while the weights are read.
     Raises GptOssError (ModelNotFoundError, CheckpointError, ...) in one line.
     """

@@ -15,6 +15,8 @@ import numpy as np
 
 from gptoss_mlx.checkpoint import Checkpoint
 from gptoss_mlx.config import QuantizationSpec
+from gptoss_mlx.reader import FileReader
+from gptoss_mlx.shard import NUMPY
 from gptoss_mlx.weights import Loader
 
 MODULE = "model.embed_tokens"
@@ -25,24 +27,31 @@ class Embedding(Protocol):
         """[tokens] -> [tokens, hidden] in the compute dtype."""
 
 
-class MappedEmbedding:
-    """Rows read from the mapped file."""
+class FileEmbedding:
+    """Rows read from the file. Raises CheckpointError if they cannot be."""
 
-    def __init__(self, checkpoint: Checkpoint, loader: Loader) -> None:
-        self.dtype = loader.dtype
+    def __init__(self, checkpoint: Checkpoint, loader: Loader, reader: FileReader) -> None:
+        self.dtype, self.reader = loader.dtype, reader
         self.spec = loader.spec(MODULE)
-        parts = {p: f"{MODULE}.{p}" for p in ("weight", "scales", "biases")}
         self.parts = {
-            part: (checkpoint.map(checkpoint.tensors[name]), checkpoint.tensors[name].dtype)
-            for part, name in parts.items()
-            if name in checkpoint.tensors
+            part: checkpoint.tensors[name]
+            for part in ("weight", "scales", "biases")
+            if (name := f"{MODULE}.{part}") in checkpoint.tensors
         }
 
     def __call__(self, ids: Sequence[int] | mx.array) -> mx.array:
-        rows = np.asarray(ids)
+        rows = np.asarray(ids).tolist()
+        tables = {
+            part: np.empty((len(rows), *tensor.shape[1:]), NUMPY[tensor.dtype])
+            for part, tensor in self.parts.items()
+        }
+        self.reader.read(
+            (self.parts[part][row], table[i].data)
+            for part, table in tables.items()
+            for i, row in enumerate(rows)
+        ).wait()
         arrays = {
-            part: _typed(mx.array(table[rows]), dtype)
-            for part, (table, dtype) in self.parts.items()
+            part: _typed(mx.array(table), self.parts[part].dtype) for part, table in tables.items()
         }
         return _dequantized(arrays, self.spec, self.dtype)
 

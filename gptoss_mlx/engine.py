@@ -205,7 +205,7 @@ def open_engine(
     *,
     dtype: str | None = None,
     context: int | None = None,
-    embedding: str = "mapped",
+    embedding: str = "file",
     progress: Progress | None = None,
 ) -> Engine:
     """Open a model argument (a folder, an id, "tiny") on this machine's device.
@@ -214,8 +214,8 @@ def open_engine(
     """
     if dtype not in (None, "bfloat16", "float32"):
         raise ValueError(f"dtype {dtype!r} is neither bfloat16 nor float32")
-    if embedding not in ("mapped", "resident"):
-        raise ValueError(f"embedding {embedding!r} is neither mapped nor resident")
+    if embedding not in ("file", "resident"):
+        raise ValueError(f"embedding {embedding!r} is neither file nor resident")
     folder = locate(model, progress)
     checkpoint = Checkpoint.open(folder)
     config = checkpoint.config

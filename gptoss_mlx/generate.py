@@ -36,7 +36,7 @@ BAR_AFTER = 1.0  # seconds; what is quicker needs no bar
 )
 @click.option("--context", type=click.IntRange(min=1), help="Most tokens, prompt and answer.")
 @click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), help="Compute precision.")
-@click.option("--embedding", type=click.Choice(["mapped", "resident"]), help="Where its table is.")
+@click.option("--embedding", type=click.Choice(["file", "resident"]), help="Where its table is.")
 @click.option("--show-reasoning", is_flag=True, help="Write the reasoning to stdout as well.")
 @click.option(
     "--json", "as_json", is_flag=True, help="Write one JSON object to stdout, at the end."

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from gptoss_mlx.cache import LayerCache, State
 from gptoss_mlx.checkpoint import Checkpoint, Progress
 from gptoss_mlx.config import ModelConfig
-from gptoss_mlx.embedding import Embedding, MappedEmbedding, ResidentEmbedding
+from gptoss_mlx.embedding import Embedding, FileEmbedding, ResidentEmbedding
 from gptoss_mlx.experts import ExpertBank
 from gptoss_mlx.kernels.router_topk import router_topk
+from gptoss_mlx.reader import FileReader
 from gptoss_mlx.rope import magnitude, periods
 from gptoss_mlx.streaming import StreamedExperts, Streaming
 from gptoss_mlx.weights import Loader
@@ -220,7 +221,7 @@ def open_model(
     checkpoint: Checkpoint,
     *,
     dtype: str | None = None,
-    embedding: str = "mapped",
+    embedding: str = "file",
     slots: int | None = None,
     progress: Progress | None = None,
 ) -> Transformer:
@@ -240,11 +241,18 @@ def open_model(
     slots = slots or config.num_local_experts
     if not config.num_experts_per_tok <= slots <= config.num_local_experts:
         raise ValueError(f"{slots} slots are not within one token's experts and all of them")
-    streaming = Streaming(checkpoint, slots) if slots < config.num_local_experts else None
+    reader = FileReader({tensor.path for tensor in checkpoint.tensors.values()})
+    streaming = None
+    if slots < config.num_local_experts:
+        streaming = Streaming(checkpoint.tensors, reader, slots)
     total = _bytes_to_read(checkpoint, embedding, slots)
     with Loader(checkpoint, compute, total, progress) as loader:
-        table = ResidentEmbedding if embedding == "resident" else MappedEmbedding
-        model = Transformer(config, loader, table(checkpoint, loader), streaming)
+        table: Embedding
+        if embedding == "resident":
+            table = ResidentEmbedding(checkpoint, loader)
+        else:
+            table = FileEmbedding(checkpoint, loader, reader)
+        model = Transformer(config, loader, table, streaming)
         loader.finish()
     return model
 

@@ -1,4 +1,4 @@
-"""Reads experts from a checkpoint's files while the model runs, on threads of its own.
+"""Reads weights from a checkpoint's files while the model runs, on threads of its own.
 
 The files stay open, so moving or replacing them changes nothing; one that is written to or cut
 short while it is in use is noticed, and no byte of it is then taken for a weight.
@@ -16,7 +16,7 @@ from pathlib import Path
 from gptoss_mlx.errors import CheckpointError
 from gptoss_mlx.shard import Tensor
 
-PIECE = 2 << 20  # bytes a thread reads at a time: several threads share an expert
+PIECE = 2 << 20  # bytes a thread reads at a time: several threads share an expert's matrix
 THREADS = 8
 
 
@@ -52,15 +52,18 @@ class Load:
         return self.succeeded()
 
 
-class ExpertReader:
+class FileReader:
     """Reads byte ranges of the given files. Raises CheckpointError if one cannot be opened."""
 
     def __init__(self, paths: Iterable[Path], threads: int = THREADS) -> None:
         self._files = {path: _opened(path) for path in paths}
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="gptoss-experts")
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="gptoss-read")
 
     def read(self, parts: Iterable[tuple[Tensor, memoryview]]) -> Load:
-        """Begin to read each tensor's bytes into the memory beside it, of the same size."""
+        """Begin to read each tensor's bytes into the memory beside it, of the same size.
+
+        Raises ValueError if it has another.
+        """
         reads = []
         for tensor, out in parts:
             if out.nbytes != tensor.nbytes:

@@ -18,16 +18,14 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from gptoss_mlx.checkpoint import Checkpoint
 from gptoss_mlx.experts import GROUPED, ExpertBank
 from gptoss_mlx.guesses import Guesses
-from gptoss_mlx.reader import ExpertReader, Load
+from gptoss_mlx.reader import FileReader, Load
 from gptoss_mlx.shard import Tensor
 from gptoss_mlx.slots import SlotTable
 
@@ -55,15 +53,8 @@ class Counts:
 class Streaming:
     """What the streaming layers of one model share: the reader, the counts, what is in flight."""
 
-    def __init__(self, checkpoint: Checkpoint, slots: int) -> None:
-        paths: set[Path] = {
-            tensor.path
-            for name, tensor in checkpoint.tensors.items()
-            if name.endswith(("_blocks", "_scales"))
-        }
-        self.slots = slots
-        self.tensors: Mapping[str, Tensor] = checkpoint.tensors
-        self.reader = ExpertReader(sorted(paths))
+    def __init__(self, tensors: Mapping[str, Tensor], reader: FileReader, slots: int) -> None:
+        self.tensors, self.reader, self.slots = tensors, reader, slots
         self.counts = Counts()
         self._flying: list[mx.array] = []
 

@@ -1,4 +1,4 @@
-"""Mapped and resident embeddings, plain and quantized, against numbers read by hand."""
+"""Rows from the file and resident embeddings, plain and quantized, against numbers read by hand."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import pytest
 
 from benchmarks.make_checkpoint import Shape
 from gptoss_mlx.checkpoint import Checkpoint
-from gptoss_mlx.embedding import MappedEmbedding, ResidentEmbedding
+from gptoss_mlx.embedding import FileEmbedding, ResidentEmbedding
+from gptoss_mlx.reader import FileReader
 from gptoss_mlx.weights import Loader
 from tests.quantized import write_quantized
 from tests.released_tensors import read_tensors
@@ -37,15 +38,17 @@ def folder(
     return source if spec is None else write_quantized(source, tmp_path / "converted", spec)
 
 
-def _both(folder: Path, dtype: mx.Dtype) -> tuple[MappedEmbedding, ResidentEmbedding]:
+def _both(folder: Path, dtype: mx.Dtype) -> tuple[FileEmbedding, ResidentEmbedding]:
     checkpoint = Checkpoint.open(folder)
     with Loader(checkpoint, dtype) as loader:
-        mapped, resident = (
-            MappedEmbedding(checkpoint, loader),
+        read, resident = (
+            FileEmbedding(
+                checkpoint, loader, FileReader({t.path for t in checkpoint.tensors.values()})
+            ),
             ResidentEmbedding(checkpoint, loader),
         )
         loader.finish()
-    return mapped, resident
+    return read, resident
 
 
 def test_rows_are_the_files_to_the_last_bit_of_float32(folder: Path) -> None:
@@ -57,10 +60,10 @@ def test_rows_are_the_files_to_the_last_bit_of_float32(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=str)
-def test_mapped_and_resident_are_equal_bit_for_bit(folder: Path, dtype: mx.Dtype) -> None:
-    mapped, resident = _both(folder, dtype)
+def test_file_and_resident_are_equal_bit_for_bit(folder: Path, dtype: mx.Dtype) -> None:
+    read, resident = _both(folder, dtype)
     for ids in (IDS, IDS[:1], mx.array(IDS), mx.array(IDS[1:2], dtype=mx.uint32)):
-        a, b = mapped(ids), resident(ids)
+        a, b = read(ids), resident(ids)
         assert a.dtype == b.dtype == dtype
         assert a.shape == b.shape == (len(ids), 128)
         np.testing.assert_array_equal(np.array(a.view(mx.uint8)), np.array(b.view(mx.uint8)))

@@ -53,7 +53,7 @@ def test_converted_folders_against_dequantization_by_hand(
     folder = write_quantized(checkpoint_of(SHAPE), tmp_path / "made", QUANTIZATIONS[name])
     ids = tokens(SHAPE.vocab, 40)
     exact = NumpyGptOss(folder).logits(ids)
-    for embedding in ("mapped", "resident"):
+    for embedding in ("file", "resident"):
         ours = fresh(opened(folder, embedding=embedding), ids)
         assert relative_l2(ours, exact) < LIMIT
         assert argmax_agreement(ours, exact) == 1

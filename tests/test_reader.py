@@ -10,7 +10,7 @@ import pytest
 
 from gptoss_mlx import reader as reader_module
 from gptoss_mlx.errors import CheckpointError
-from gptoss_mlx.reader import ExpertReader
+from gptoss_mlx.reader import FileReader
 from gptoss_mlx.shard import Tensor
 
 DATA = np.random.default_rng(0).integers(0, 256, 10_000, np.uint8)
@@ -32,7 +32,7 @@ def test_bytes_arrive_in_pieces(piece: int, path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(reader_module, "PIECE", piece)
     out = np.zeros((2, 1500), np.uint16)
     parts = [(_tensor(path, 11 + 3000 * i, 3000), out[i].data) for i in range(2)]
-    load = ExpertReader([path]).read(parts)
+    load = FileReader([path]).read(parts)
     load.wait()
     assert load.succeeded()
     np.testing.assert_array_equal(out.view(np.uint8).reshape(-1), DATA[11:6011])
@@ -40,17 +40,17 @@ def test_bytes_arrive_in_pieces(piece: int, path: Path, monkeypatch: pytest.Monk
 
 def test_memory_of_another_size_is_refused(path: Path) -> None:
     with pytest.raises(ValueError, match="5 bytes do not fit 4"):
-        ExpertReader([path]).read([(_tensor(path, 0, 5), memoryview(bytearray(4)))])
+        FileReader([path]).read([(_tensor(path, 0, 5), memoryview(bytearray(4)))])
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="gone: cannot be opened: No such file"):
-        ExpertReader([tmp_path / "gone"])
+        FileReader([tmp_path / "gone"])
 
 
 @pytest.mark.parametrize("change", ["cut short", "grown", "written to"])
 def test_a_file_changed_in_place_is_not_believed(change: str, path: Path) -> None:
-    reader = ExpertReader([path])
+    reader = FileReader([path])
     if change == "cut short":
         os.truncate(path, 50)
     elif change == "grown":
@@ -65,7 +65,7 @@ def test_a_file_changed_in_place_is_not_believed(change: str, path: Path) -> Non
 
 @pytest.mark.parametrize("change", ["deleted", "replaced"])
 def test_a_file_moved_away_is_still_read(change: str, path: Path) -> None:
-    reader = ExpertReader([path])
+    reader = FileReader([path])
     path.unlink()
     if change == "replaced":
         path.write_bytes(b"\0" * 10_000)
@@ -78,7 +78,7 @@ def test_an_error_of_the_disk_is_one_line(path: Path, monkeypatch: pytest.Monkey
     def broken(*_: object) -> int:
         raise OSError(5, "Input/output error")
 
-    reader = ExpertReader([path])
+    reader = FileReader([path])
     monkeypatch.setattr(os, "preadv", broken)
     load = reader.read([(_tensor(path, 0, 100), memoryview(bytearray(100)))])
     with pytest.raises(CheckpointError, match="data: cannot be read: Input/output error"):
@@ -86,7 +86,7 @@ def test_an_error_of_the_disk_is_one_line(path: Path, monkeypatch: pytest.Monkey
 
 
 def test_what_is_abandoned_has_stopped_writing(path: Path) -> None:
-    reader = ExpertReader([path], threads=1)
+    reader = FileReader([path], threads=1)
     out = np.zeros(9000, np.uint8)
     first = reader.read([(_tensor(path, 0, 9000), out.data)])
     second = reader.read([(_tensor(path, 0, 9000), np.zeros(9000, np.uint8).data)])
@@ -99,7 +99,7 @@ def test_what_is_abandoned_has_stopped_writing(path: Path) -> None:
 
 def test_files_are_closed_with_the_reader(path: Path) -> None:
     before = set(os.listdir("/dev/fd"))
-    reader = ExpertReader([path])
+    reader = FileReader([path])
     reader.read([(_tensor(path, 0, 9), memoryview(bytearray(9)))]).wait()
     assert len(os.listdir("/dev/fd")) == len(before) + 1
     del reader

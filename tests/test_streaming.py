@@ -20,7 +20,7 @@ from benchmarks.make_checkpoint import Shape
 from gptoss_mlx.checkpoint import Checkpoint
 from gptoss_mlx.errors import CheckpointError
 from gptoss_mlx.experts import GROUPED, ExpertBank
-from gptoss_mlx.reader import ExpertReader
+from gptoss_mlx.reader import FileReader
 from gptoss_mlx.shard import Tensor, read_into
 from gptoss_mlx.streaming import StreamedExperts, Streaming
 from gptoss_mlx.weights import Loader
@@ -103,7 +103,8 @@ def resident(bank_of: Callable[..., ExpertBank]) -> Callable[[int], ExpertBank]:
 def _streamed(
     checkpoint: Checkpoint, bank_of: Callable[..., ExpertBank], slots: int, **attributes: Any
 ) -> list[StreamedExperts]:
-    shared = Late(checkpoint, slots)
+    paths = {tensor.path for tensor in checkpoint.tensors.values()}
+    shared = Late(checkpoint.tensors, FileReader(paths), slots)
     vars(shared).update(attributes)
     layers = [StreamedExperts(bank_of(layer, slots), shared) for layer in range(2)]
     layers[0].following = layers[1]
@@ -222,7 +223,7 @@ def test_a_chunk_visits_each_expert_once(
     assert (counts.hits, counts.misses) == (10, 2 * (EXPERTS - 5))
 
 
-class FailingReader(ExpertReader):
+class FailingReader(FileReader):
     """Fails from the moment it is told to."""
 
     failing = False

@@ -149,7 +149,7 @@ def test_quantized_modules_are_the_files_words(folder: Path, tmp_path: Path, pie
                 np.testing.assert_array_equal(_bits(array), np.concatenate(exact))
 
 
-@pytest.mark.parametrize("embedding", ["mapped", "resident"])
+@pytest.mark.parametrize("embedding", ["file", "resident"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_progress_grows_and_ends_at_the_total(
     folder: Path, embedding: str, dtype: str, monkeypatch: pytest.MonkeyPatch

@@ -49,7 +49,7 @@ def test_a_dry_run_writes_nothing_and_shows_the_sums(release: Path, tmp_path: Pa
     assert {part: rows[part][0] for part in parts} == {
         "experts": "mxfp4",
         "expert biases": "bf16",
-        "embedding": "4-bit",
+        "embedding": "8-bit",
         "attention": "8-bit, bf16",
         "router": "bf16",
         "head": "6-bit",
