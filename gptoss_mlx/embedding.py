@@ -1,8 +1,8 @@
 """The embedding table: 1.2 GB in the released models, of which a token needs one row.
 
-Mapped, a row is read from the file when it is asked for; the operating system keeps the pages in
-use. That needs the token's id on the host, once a token. Resident, the table lies in memory and
-the id may still be on its way: the choice where there is room.
+From the file, a row is read when it is asked for; the operating system keeps the pages in use. That
+needs the token's id on the host, once a token. Resident, the table lies in memory and the id may
+still be on its way: the choice where there is room.
 """
 
 from __future__ import annotations
@@ -45,11 +45,15 @@ class FileEmbedding:
             part: np.empty((len(rows), *tensor.shape[1:]), NUMPY[tensor.dtype])
             for part, tensor in self.parts.items()
         }
-        self.reader.read(
+        parts = [
             (self.parts[part][row], table[i].data)
             for part, table in tables.items()
             for i, row in enumerate(rows)
-        ).wait()
+        ]
+        if len(rows) == 1:  # quicker than handing it to a thread
+            self.reader.read_here(parts)
+        else:
+            self.reader.read(parts).wait()
         arrays = {
             part: _typed(mx.array(table), self.parts[part].dtype) for part, table in tables.items()
         }

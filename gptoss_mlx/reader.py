@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,15 +64,22 @@ class FileReader:
 
         Raises ValueError if it has another.
         """
-        reads = []
+        return Load([self._pool.submit(_pread, *piece) for piece in self._pieces(parts)])
+
+    def read_here(self, parts: Iterable[tuple[Tensor, memoryview]]) -> None:
+        """The same on the caller's thread, done on return. Raises CheckpointError."""
+        for piece in self._pieces(parts):
+            _pread(*piece)
+
+    def _pieces(
+        self, parts: Iterable[tuple[Tensor, memoryview]]
+    ) -> Iterator[tuple[_OpenFile, int, memoryview]]:
         for tensor, out in parts:
             if out.nbytes != tensor.nbytes:
                 raise ValueError(f"{tensor.name}: {tensor.nbytes} bytes do not fit {out.nbytes}")
             file, view = self._files[tensor.path], out.cast("B")
             for start in range(0, tensor.nbytes, PIECE):
-                piece = view[start : start + PIECE]
-                reads.append(self._pool.submit(_pread, file, tensor.offset + start, piece))
-        return Load(reads)
+                yield file, tensor.offset + start, view[start : start + PIECE]
 
 
 def _opened(path: Path) -> _OpenFile:

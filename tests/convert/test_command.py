@@ -62,8 +62,8 @@ def test_a_dry_run_writes_nothing_and_shows_the_sums(release: Path, tmp_path: Pa
     assert whole[2] == (made / "model.safetensors").stat().st_size
     index = read_json(made / "model.safetensors.index.json")
     assert data == index["metadata"]["total_size"]
-    embedding = 256 * (128 * 4 // 8 + 128 // 64 * 4)
-    assert rows["embedding"] == ("4-bit", 256 * 128 * 2, embedding)
+    embedding = 256 * (128 * 8 // 8 + 128 // 64 * 4)
+    assert rows["embedding"] == ("8-bit", 256 * 128 * 2, embedding)
     assert f"still to write: {whole[2]:,} bytes; free there: " in shown.stdout
     assert f"{release.name} (released) -> mlx, mixed" in shown.stdout
 
