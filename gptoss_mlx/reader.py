@@ -44,6 +44,10 @@ class Load:
         """Whether all has been read already."""
         return all(r.done() and not r.cancelled() and r.exception() is None for r in self._reads)
 
+    def failed(self) -> bool:
+        """Whether something could not be read, as far as is known already."""
+        return any(r.done() and (r.cancelled() or r.exception() is not None) for r in self._reads)
+
     def abandon(self) -> bool:
         """Start no more reads and wait for those running; True if all had been read after all."""
         for read in self._reads:

@@ -150,17 +150,19 @@ class StreamedExperts:
             before = wave
 
     def _arrive(self, needed: Sequence[int]) -> None:
-        """Account for the choice, and let go of reads under way that it does not need."""
+        """Account for the choice; let go of reads that it does not need, or that went wrong."""
         counts, chosen = self.streaming.counts, set(needed)
+        for expert, load in [*self._coming.items()]:
+            if expert not in chosen or load.failed():
+                del self._coming[expert]
+                if not load.abandon():
+                    self.table.release(self.table.slot_of[expert])
         hits = len(chosen & self.table.slot_of.keys())
         counts.hits += hits
         counts.misses += len(chosen) - hits
         counts.guessed += len(self._guesses.open)
         counts.guessed_right += len(self._guesses.settle(chosen))
-        counts.prefetch_used += len(self._coming.keys() & chosen)
-        for expert in [*self._coming]:
-            if expert not in chosen and not self._coming.pop(expert).abandon():
-                self.table.release(self.table.slot_of[expert])
+        counts.prefetch_used += len(self._coming)
 
     def _request(self, expert: int, keep: Collection[int]) -> bool:
         """Begin to read an expert that has no slot, into one of those not to keep."""

@@ -44,6 +44,9 @@ class ScriptedLoad:
     def wait(self) -> None:
         self._some(len(self.parts))
 
+    def failed(self) -> bool:
+        return self.rng.random() < 0.1  # a read gone wrong is begun anew
+
     def abandon(self) -> bool:
         self._some()
         return self.read == len(self.parts)
@@ -260,8 +263,6 @@ def test_a_failing_read_stops_the_call_and_nothing_else(
             first(x, hard, weights)
     else:
         np.array(first(x, easy, weights, hard))  # what fails is not needed yet
-        with pytest.raises(CheckpointError, match="was cut short while in use"):
-            second(x, hard, weights)
     reader.failing = False
     for layer, streamed in enumerate((first, second)):
         for routing in (hard, easy):
