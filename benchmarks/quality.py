@@ -3,10 +3,11 @@
 Every recipe is converted for real and run by the package's own engine in float32. Compared with the
 logits of the release: the mean Kullback-Leibler divergence a token (nats), the share of tokens
 whose likeliest successor stays the same, and the perplexity of what comes next. The passages are
-fixed: held-out conversations for the tiny model, scored where the assistant speaks, and random
-tokens for a random checkpoint of the released widths, which knows no language: its perplexity says
-nothing and is left out. `--explore` also quantizes one kind of module at a time, which is where the
-recipe `mixed` comes from.
+fixed. The tiny model reads held-out conversations, scored where the assistant speaks, and a plain
+text, of which it understands nothing: so its choices there are close ones. A random checkpoint of
+the released widths reads random tokens. Where a model knows nothing, perplexity is left out.
+`--explore` also quantizes one kind of module at a time, which is where the recipe `mixed` comes
+from.
 
     python -m benchmarks.quality
 """
@@ -44,6 +45,14 @@ from tiny.conversations import MAKERS, encode, make
 WIDE = Shape(layers=2, experts=8, heads=64, kv_heads=8, vocab=8192)
 """The released widths with few layers, experts and words."""
 
+TEXT = """A model of language is a long list of numbers. To make it small, one writes each number
+with fewer digits; to keep it wise, one asks which digits it can spare. Most of the numbers lie in
+the experts, and those were trained with four bits: they stay as they are. What is left are the
+matrices of attention, the table in which every word has its row, and the one that turns thoughts
+into words again. A row of the table is read for each word that is heard; the last matrix is read
+as a whole for each word that is said. So the first costs room on the disk, the second costs time.
+We measured what happens to the answers when either is made coarser, and chose by what we saw."""
+
 ALONE = tuple(
     Recipe(f"{kind} {bits}", **{kind: bits})  # type: ignore[arg-type]
     for kind in ("router", "attention", "embedding", "head")
@@ -78,6 +87,7 @@ def main(conversations: int, explore: bool) -> None:
         wide = write_checkpoint(Path(work) / "wide", WIDE)
         models = {
             "tiny": (materialise(), list(held_out(conversations)), True),
+            "tiny, plain text": (materialise(), [plain_text()], False),
             "random, released widths": (wide, list(random_passages(WIDE.vocab)), False),
         }
         found = {
@@ -99,6 +109,10 @@ def held_out(count: int) -> Iterator[Passage]:
         for _ in range(count):
             prompt, reply = encode(encoding, make(rng, True, kind))
             yield Passage(prompt + reply, len(prompt) - 1)
+
+
+def plain_text() -> Passage:
+    return Passage(Encoding().encode(TEXT), 0)
 
 
 def random_passages(vocab: int) -> Iterator[Passage]:

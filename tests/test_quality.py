@@ -9,8 +9,17 @@ import numpy as np
 import pytest
 
 from benchmarks.make_checkpoint import Shape
-from benchmarks.quality import Passage, held_out, log_probabilities, measure, nbytes
+from benchmarks.quality import (
+    TEXT,
+    Passage,
+    held_out,
+    log_probabilities,
+    measure,
+    nbytes,
+    plain_text,
+)
 from convert.recipe import RECIPES, Recipe
+from gptoss_mlx.harmony import Encoding
 
 SHAPE = Shape(2, 128, 64, 4, 2, 4, 2, 32, vocab=256)
 
@@ -41,6 +50,12 @@ def test_probabilities_of_scored_positions_sum_to_one(
     (found,) = log_probabilities(checkpoint_of(SHAPE), [passage])
     assert found.shape == (len(passage.ids) - 1 - passage.scored_from, SHAPE.vocab)
     np.testing.assert_allclose(np.exp(found.astype(np.float64)).sum(-1), 1, rtol=1e-5)
+
+
+def test_the_plain_text_is_read_whole() -> None:
+    passage = plain_text()
+    assert Encoding().decode(passage.ids) == TEXT
+    assert passage.scored_from == 0
 
 
 def test_conversations_are_the_same_every_time() -> None:
