@@ -103,11 +103,13 @@ class Engine:
         parts = [self.model.evaluate(ids[i : i + chunk], state) for i in range(0, len(ids), chunk)]
         return np.concatenate(parts)
 
-    def stats(self) -> dict[str, int]:
-        """Bytes in use, by purpose, as the model's device reports them."""
+    def stats(self) -> dict[str, float]:
+        """Bytes in use, by purpose, as the model's device reports them; and where experts are
+        streamed, what that took (`streaming.Counts`).
+        """
         session = self._session
         return {
-            **self.model.memory(),
+            **self.model.stats(),
             "kv_bytes": session.state.nbytes if session else 0,
             "snapshot_bytes": sum(s.nbytes for s in session.snapshots) if session else 0,
             "session_tokens": len(session.tokens) if session else 0,

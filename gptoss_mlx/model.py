@@ -26,6 +26,7 @@ from gptoss_mlx.streaming import StreamedExperts, Streaming
 from gptoss_mlx.weights import Loader
 
 CHUNK = 512  # tokens prefilled at a time
+SCORED = 64  # tokens whose logits are on the device at a time
 CACHE_LIMIT = 256 << 20  # bytes of freed buffers MLX may keep
 
 
@@ -190,14 +191,19 @@ class Transformer:
 
     def evaluate(self, ids: Sequence[int], state: State) -> NDArray[np.float32]:
         """Append a chunk -> the logits after each of its tokens, float32 [tokens, vocabulary]."""
-        return np.array(self.logits(self.hidden(ids, state)).astype(mx.float32))
+        x = self.hidden(ids, state)
+        out = np.empty((x.shape[0], self.config.vocab_size), np.float32)
+        for i in range(0, len(out), SCORED):
+            out[i : i + SCORED] = np.asarray(self.logits(x[i : i + SCORED]).astype(mx.float32))
+        return out
 
-    def memory(self) -> dict[str, int]:
-        """Bytes MLX holds now, and held at most."""
+    def stats(self) -> dict[str, float]:
+        """Bytes MLX holds now, and held at most; what streaming did (`streaming.Counts`)."""
         return {
             "active_bytes": mx.get_active_memory(),
             "peak_bytes": mx.get_peak_memory(),
             "cache_bytes": mx.get_cache_memory(),
+            **({} if self.streaming is None else self.streaming.stats()),
         }
 
     def decode(self, token: Sequence[int] | mx.array, state: State) -> mx.array:

@@ -70,7 +70,8 @@ class Streaming:
         del self._flying[: len(landing)]
 
     def stats(self) -> dict[str, float]:
-        return asdict(self.counts)
+        counts = asdict(self.counts)
+        return {"slots": self.slots, **counts}
 
 
 class StreamedExperts:

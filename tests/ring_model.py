@@ -99,5 +99,5 @@ class RingModel:
     def evaluate(self, ids: Sequence[int], state: RingState) -> Any:
         raise NotImplementedError
 
-    def memory(self) -> dict[str, int]:
+    def stats(self) -> dict[str, float]:
         return {"active_bytes": 1, "peak_bytes": 2, "cache_bytes": 3}

@@ -42,6 +42,9 @@ def test_the_same_answers_to_the_last_bit() -> None:
     for prompt in (QUESTION, "Reverse: " + "apple river stone cloud " * 40):
         assert _ask(few, prompt, max_tokens=12) == _ask(whole, prompt, max_tokens=12)
     assert few.generate(QUESTION, temperature=0).text == "27 + 58 = 85"
+    assert few.stats()["slots"] == 4
+    assert few.stats()["misses"] > 0
+    assert "misses" not in whole.stats()
 
 
 def test_two_streams_in_turn_share_the_banks() -> None:

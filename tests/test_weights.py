@@ -253,8 +253,8 @@ def test_memory_while_loading_is_the_arrays_and_a_piece_a_thread(
         tracemalloc.stop()
     # MLX rounds every array up to whole pages.
     slack = 16384 * len(checkpoint.tensors)
-    assert held <= model.memory()["active_bytes"] - before + slack
-    assert model.memory()["peak_bytes"] - before <= held + slack
+    assert held <= model.stats()["active_bytes"] - before + slack
+    assert model.stats()["peak_bytes"] - before <= held + slack
     # numpy's buffers, one a thread, and the queue of reads with their tensors.
     reads = held // piece + len(checkpoint.tensors)
     assert python_peak < weights.THREADS * piece + reads * 4096 + (1 << 20)
