@@ -8,6 +8,8 @@ text, of which it understands nothing: so its choices there are close ones. A ra
 the released widths reads random tokens. Where a model knows nothing, perplexity is left out.
 `--explore` also quantizes one kind of module at a time, which is where the recipe `mixed` comes
 from.
+The row "kv 8 bits" is the release with keys and values of full-attention layers in 8 bits; it is
+also measured on one longer passage, so that the cache holds something.
 
     python -m benchmarks.quality
 """
@@ -17,7 +19,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -53,11 +55,16 @@ into words again. A row of the table is read for each word that is heard; the la
 as a whole for each word that is said. So the first costs room on the disk, the second costs time.
 We measured what happens to the answers when either is made coarser, and chose by what we saw."""
 
+LONG = 512  # tokens of the longer passage
+
 ALONE = tuple(
     Recipe(f"{kind} {bits}", **{kind: bits})  # type: ignore[arg-type]
     for kind in ("router", "attention", "embedding", "head")
     for bits in ((8,) if kind == "router" else (8, 6, 5, 4))
 )
+
+KV = "kv 8 bits"
+"""Not a recipe: the release, run with kv_bits=8."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +87,15 @@ class Quality:
 @click.command()
 @click.option("--conversations", default=1, show_default=True, help="Of each skill, for tiny.")
 @click.option("--explore", is_flag=True, help="Also one kind of module at a time.")
-def main(conversations: int, explore: bool) -> None:
+@click.option(
+    "--only",
+    type=click.Choice([*RECIPES, *(recipe.name for recipe in ALONE), KV]),
+    multiple=True,
+    help="Only this row beside the release; may be given several times.",
+)
+def main(conversations: int, explore: bool, only: tuple[str, ...]) -> None:
     """Measure every recipe; one JSON line last."""
-    recipes = [*RECIPES.values(), *(ALONE if explore else ())]
+    recipes, kv = chosen(explore, only)
     with tempfile.TemporaryDirectory() as work:
         wide = write_checkpoint(Path(work) / "wide", WIDE)
         models = {
@@ -91,14 +104,25 @@ def main(conversations: int, explore: bool) -> None:
             "random, released widths": (wide, list(random_passages(WIDE.vocab)), False),
         }
         found = {
-            name: dict(measure(folder, passages, recipes, Path(work), speaks=speaks))
+            name: dict(measure(folder, passages, recipes, Path(work), speaks=speaks, kv=kv))
             for name, (folder, passages, speaks) in models.items()
         }
+        if kv:
+            passages = [long_passage(WIDE.vocab)]
+            rows = measure(wide, passages, [], Path(work), speaks=False, kv=True)
+            found[f"random, released widths, {LONG} tokens"] = dict(rows)
     sizes = {
         recipe.name: {name: nbytes(name, recipe) for name in ("20b", "120b")} for recipe in recipes
     }
     _show(found, sizes)
     print(json.dumps(_report(found, sizes, conversations)))
+
+
+def chosen(explore: bool, only: Collection[str]) -> tuple[list[Recipe], bool]:
+    """The recipes to measure, and whether the cache in 8 bits is."""
+    if only:
+        return [r for r in (*RECIPES.values(), *ALONE) if r.name in only], KV in only
+    return [*RECIPES.values(), *(ALONE if explore else ())], True
 
 
 def held_out(count: int) -> Iterator[Passage]:
@@ -121,10 +145,23 @@ def random_passages(vocab: int) -> Iterator[Passage]:
         yield Passage([int(id) for id in rng.integers(0, vocab, 96)], 0)
 
 
+def long_passage(vocab: int) -> Passage:
+    """Random tokens, of which the last half is scored."""
+    rng = np.random.default_rng(4)
+    return Passage([int(id) for id in rng.integers(0, vocab, LONG)], LONG // 2)
+
+
 def measure(
-    folder: Path, passages: list[Passage], recipes: Iterable[Recipe], work: Path, *, speaks: bool
+    folder: Path,
+    passages: list[Passage],
+    recipes: Iterable[Recipe],
+    work: Path,
+    *,
+    speaks: bool,
+    kv: bool = False,
 ) -> Iterator[tuple[str, Quality]]:
-    """Each recipe's quality on a released checkpoint, converted into `work` in turn."""
+    """Each recipe's quality on a released checkpoint, converted into `work` in turn; then, with
+    `kv`, that of its own weights with keys and values in 8 bits."""
     wanted = list(log_probabilities(folder, passages))
     yield "release", _quality(wanted, wanted, passages, speaks)
     source = open_source(folder)
@@ -134,12 +171,17 @@ def measure(
             destination.write(source, to_mlx(source, recipe), converted, resume="")
             found = log_probabilities(converted, passages)
             yield recipe.name, _quality(wanted, found, passages, speaks)
+    if kv:
+        found = log_probabilities(folder, passages, kv_bits=8)
+        yield KV, _quality(wanted, found, passages, speaks)
 
 
-def log_probabilities(folder: Path, passages: Iterable[Passage]) -> Iterator[NDArray[np.float32]]:
+def log_probabilities(
+    folder: Path, passages: Iterable[Passage], kv_bits: int | None = None
+) -> Iterator[NDArray[np.float32]]:
     """Of the scored positions of each passage: float32 [tokens, vocabulary], in nats."""
     with Checkpoint.open(folder) as checkpoint:
-        model = open_model(checkpoint, dtype="float32")
+        model = open_model(checkpoint, dtype="float32", kv_bits=kv_bits)
         for passage in passages:
             hidden = model.hidden(passage.ids[:-1], model.new_state())[passage.scored_from :]
             logits = np.array(model.logits(hidden))

@@ -47,6 +47,7 @@ def load(
     dtype: str | None = None,
     context: int | None = None,
     embedding: str = "file",
+    kv_bits: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Engine:
     """Open a model: a folder, a Hugging Face id, or "tiny".
@@ -54,9 +55,18 @@ def load(
     dtype: "bfloat16" or "float32"; by default bfloat16 on a GPU and float32 on a CPU.
     context: the most tokens a sequence may have; by default what the model allows.
     embedding: "file" reads the embedding's rows from the file, "resident" keeps it in memory.
+    kv_bits: 8 keeps the keys and values of full-attention layers in 8 bits, in 0.56 of the room
+    that bfloat16 takes; by default they are kept as computed.
     progress: called with (bytes read, bytes in all) while the weights are read.
     Raises GptOssError (ModelNotFoundError, CheckpointError, ...) in one line.
     """
     from gptoss_mlx.engine import open_engine
 
-    return open_engine(model, dtype=dtype, context=context, embedding=embedding, progress=progress)
+    return open_engine(
+        model,
+        dtype=dtype,
+        context=context,
+        embedding=embedding,
+        kv_bits=kv_bits,
+        progress=progress,
+    )

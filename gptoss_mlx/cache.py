@@ -1,11 +1,11 @@
 """What a sequence remembers: keys and values of every layer.
 
-A full-attention layer keeps every token in an arena that grows by `GROWTH` tokens at a time.
-A sliding layer keeps the last `window` tokens in a ring: the token at position p lies in slot
-p % window. `State` holds both for all layers of one sequence and nothing else, so that several
-sequences can live side by side.
+A full-attention layer keeps every token in an arena that grows by `GROWTH` tokens at a time, as
+computed or, in a `QuantizedArena`, in few bits. A sliding layer keeps the last `window` tokens in a
+ring, always as computed: the token at position p lies in slot p % window. `State` holds these for
+all layers of one sequence and nothing else, so that several sequences can live side by side.
 
-The arena can forget its newest tokens at any time; a ring cannot, since it has overwritten what
+An arena can forget its newest tokens at any time; a ring cannot, since it has overwritten what
 lay before them. `State.snapshot` therefore keeps the rings (they are small) and the position;
 `State.restore` puts the rings back and cuts the arenas: exact, and free but for the rings' bytes.
 """
@@ -14,21 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TypeAlias
 
 import mlx.core as mx
 
+from gptoss_mlx.kernels.attention_quantized import Quantized
+
 GROWTH = 256  # tokens an arena grows by
-
-
-class LayerCache(Protocol):
-    """The keys and values of one layer; k and v are [1, kv_heads, tokens, head_dim]."""
-
-    def extend(self, k: mx.array, v: mx.array, offset: int) -> tuple[mx.array, mx.array]:
-        """Keep the tokens at positions offset, offset + 1, ... and give all that they may see."""
-
-    def arrays(self) -> list[mx.array]:
-        """The buffers held, to be evaluated."""
 
 
 class Arena:
@@ -39,6 +31,10 @@ class Arena:
         self._values: mx.array | None = None
 
     def extend(self, k: mx.array, v: mx.array, offset: int) -> tuple[mx.array, mx.array]:
+        """Keep the tokens at positions offset, offset + 1, ... and give all that they may see.
+
+        k, v [1, kv_heads, tokens, head_dim]; so is what is given, with the tokens of before.
+        """
         end = offset + k.shape[2]
         self._keys = _grown(self._keys, k, offset, end)
         self._values = _grown(self._values, v, offset, end)
@@ -47,7 +43,51 @@ class Arena:
         return self._keys[..., :end, :], self._values[..., :end, :]
 
     def arrays(self) -> list[mx.array]:
+        """The buffers held, to be evaluated."""
         return [a for a in (self._keys, self._values) if a is not None]
+
+
+class QuantizedArena:
+    """An `Arena` in MLX's affine quantization: `bits` a value, in groups along head_dim.
+
+    A token is quantized once, as it comes and by itself: its codes depend on no other token. Each
+    group has a scale and a bias in float32; in bfloat16 they would add up to as much error as the
+    codes, and be widened again at every step. In 8 bits a head's 64 values take 72 bytes.
+    """
+
+    def __init__(self, bits: int) -> None:
+        self.bits = bits
+        self._keys: Quantized | None = None
+        self._values: Quantized | None = None
+
+    def extend(self, k: mx.array, v: mx.array, offset: int) -> tuple[Quantized, Quantized]:
+        """As `Arena.extend`. Raises ValueError where head_dim does not divide into groups."""
+        self._keys = self._kept(self._keys, k, offset)
+        self._values = self._kept(self._values, v, offset)
+        end = offset + k.shape[2]
+        return self._keys.part(0, end), self._values.part(0, end)
+
+    def arrays(self) -> list[mx.array]:
+        return [a for held in (self._keys, self._values) if held is not None for a in held]
+
+    def _kept(self, held: Quantized | None, x: mx.array, offset: int) -> Quantized:
+        """`held`, larger where it must be, with x [1, kv_heads, tokens, head_dim] at offset."""
+        group = kv_group(x.shape[3])
+        new = Quantized(*mx.quantize(x.astype(mx.float32), group_size=group, bits=self.bits))
+        end = offset + x.shape[2]
+        buffers: Sequence[mx.array | None] = held or (None, None, None)
+        grown = [_grown(b, n, offset, end) for b, n in zip(buffers, new, strict=True)]
+        for buffer, tokens in zip(grown, new, strict=True):
+            buffer[..., offset:end, :] = tokens
+        return Quantized(*grown)
+
+
+def kv_group(head_dim: int) -> int:
+    """How many values share a scale and a bias. Raises ValueError where none fits head_dim."""
+    for size in (64, 32):
+        if head_dim % size == 0:
+            return size
+    raise ValueError(f"head_dim is {head_dim}; only multiples of 32 can be quantized")
 
 
 def _grown(buffer: mx.array | None, like: mx.array, used: int, need: int) -> mx.array:
@@ -73,6 +113,7 @@ class Ring:
         self._values: mx.array | None = None
 
     def extend(self, k: mx.array, v: mx.array, offset: int) -> tuple[mx.array, mx.array]:
+        """As `Arena.extend`."""
         keys = self._keys if self._keys is not None else _empty(k, self.window)
         values = self._values if self._values is not None else _empty(v, self.window)
         if k.shape[2] == 1:
@@ -122,6 +163,9 @@ def _slide(ring: mx.array, new: mx.array, offset: int, window: int) -> tuple[mx.
     return seen, mx.concatenate([last[..., cut:, :], last[..., :cut, :]], axis=2)
 
 
+LayerCache: TypeAlias = Arena | QuantizedArena | Ring
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """A sequence's state at one position; valid while its first `offset` tokens stay the same."""
@@ -135,12 +179,18 @@ class Snapshot:
 
 
 class State:
-    """One sequence: `offset` tokens are in it, the next one has position `offset`."""
+    """One sequence: `offset` tokens are in it, the next one has position `offset`.
 
-    def __init__(self, sliding: Sequence[bool], window: int) -> None:
+    kv_bits: what the full-attention layers keep a value in; None keeps it as computed.
+    """
+
+    def __init__(self, sliding: Sequence[bool], window: int, kv_bits: int | None = None) -> None:
         self.offset = 0
         self.window = window
-        self.layers: list[Arena | Ring] = [Ring(window) if s else Arena() for s in sliding]
+        self.layers: list[LayerCache] = [
+            Ring(window) if s else Arena() if kv_bits is None else QuantizedArena(kv_bits)
+            for s in sliding
+        ]
 
     def snapshot(self) -> Snapshot:
         rings = (layer for layer in self.layers if isinstance(layer, Ring))

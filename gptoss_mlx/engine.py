@@ -208,6 +208,7 @@ def open_engine(
     dtype: str | None = None,
     context: int | None = None,
     embedding: str = "file",
+    kv_bits: int | None = None,
     progress: Progress | None = None,
 ) -> Engine:
     """Open a model argument (a folder, an id, "tiny") on this machine's device.
@@ -218,6 +219,8 @@ def open_engine(
         raise ValueError(f"dtype {dtype!r} is neither bfloat16 nor float32")
     if embedding not in ("file", "resident"):
         raise ValueError(f"embedding {embedding!r} is neither file nor resident")
+    if kv_bits not in (None, 8):
+        raise ValueError(f"kv_bits {kv_bits!r} is neither None nor 8")
     folder = locate(model, progress)
     checkpoint = Checkpoint.open(folder)
     config = checkpoint.config
@@ -230,7 +233,9 @@ def open_engine(
     from gptoss_mlx.sampler import Sampler
 
     tokenizer = load_tokenizer(folder, config)
-    network = open_model(checkpoint, dtype=dtype, embedding=embedding, progress=progress)
+    network = open_model(
+        checkpoint, dtype=dtype, embedding=embedding, kv_bits=kv_bits, progress=progress
+    )
     return Engine(network, Sampler, tokenizer, config, context or limit, defaults)
 
 

@@ -37,6 +37,7 @@ BAR_AFTER = 1.0  # seconds; what is quicker needs no bar
 @click.option("--context", type=click.IntRange(min=1), help="Most tokens, prompt and answer.")
 @click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), help="Compute precision.")
 @click.option("--embedding", type=click.Choice(["file", "resident"]), help="Where its table is.")
+@click.option("--kv-bits", type=click.Choice(["8"]), help="Bits of keys and values, to save room.")
 @click.option("--show-reasoning", is_flag=True, help="Write the reasoning to stdout as well.")
 @click.option(
     "--json", "as_json", is_flag=True, help="Write one JSON object to stdout, at the end."
@@ -49,6 +50,7 @@ def main(
     context: int | None,
     dtype: str | None,
     embedding: str | None,
+    kv_bits: str | None,
     show_reasoning: bool,
     as_json: bool,
     stats: bool,
@@ -70,7 +72,12 @@ def main(
         printer = Printer(None, None) if as_json else Printer(out, reasoning)
 
         start = time.perf_counter()
-        settings = {"context": context, "dtype": dtype, "embedding": embedding}
+        settings = {
+            "context": context,
+            "dtype": dtype,
+            "embedding": embedding,
+            "kv_bits": kv_bits and int(kv_bits),
+        }
         engine = _open(model, on_terminal, {k: v for k, v in settings.items() if v is not None})
         load_time = time.perf_counter() - start
         events, finish = _answer(engine, question, printer, on_terminal)

@@ -14,11 +14,13 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from gptoss_mlx.cache import LayerCache, State
+from gptoss_mlx.cache import LayerCache, QuantizedArena, State, kv_group
 from gptoss_mlx.checkpoint import Checkpoint, Progress
 from gptoss_mlx.config import ModelConfig
 from gptoss_mlx.embedding import Embedding, FileEmbedding, ResidentEmbedding
+from gptoss_mlx.errors import ConfigError
 from gptoss_mlx.experts import ExpertBank
+from gptoss_mlx.kernels.attention_quantized import attention_quantized
 from gptoss_mlx.kernels.router_topk import router_topk
 from gptoss_mlx.reader import FileReader
 from gptoss_mlx.rope import magnitude, periods
@@ -53,10 +55,15 @@ class Attention:
         qkv = mx.concatenate([part(x) for part in self.qkv], axis=-1)
         qkv = qkv.reshape(1, tokens, -1, self.head_dim).swapaxes(1, 2)  # [1, heads, tokens, d]
         q, k, v = mx.split(qkv, [self.heads, self.heads + self.kv_heads], axis=1)
-        k, v = cache.extend(self._rope(k, offset), v, offset)
-        y = mx.fast.scaled_dot_product_attention(
-            self._rope(q, offset), k, v, scale=self.scale, mask=mask, sinks=self.sinks
-        )
+        q, k = self._rope(q, offset), self._rope(k, offset)
+        if isinstance(cache, QuantizedArena):
+            keys, values = cache.extend(k, v, offset)
+            y = attention_quantized(q, keys, values, scale=self.scale, sinks=self.sinks)
+        else:
+            k, v = cache.extend(k, v, offset)
+            y = mx.fast.scaled_dot_product_attention(
+                q, k, v, scale=self.scale, mask=mask, sinks=self.sinks
+            )
         return self.o(y.swapaxes(1, 2).reshape(tokens, -1))
 
     def _rope(self, x: mx.array, offset: int) -> mx.array:
@@ -138,7 +145,11 @@ class Block:
 
 
 class Transformer:
-    """The whole model on MLX's default device. streaming: None where every expert is resident."""
+    """The whole model on MLX's default device.
+
+    streaming: None where every expert is resident.
+    kv_bits: what full-attention layers of a new state keep a value in; None keeps it as computed.
+    """
 
     def __init__(
         self,
@@ -146,8 +157,10 @@ class Transformer:
         loader: Loader,
         embedding: Embedding,
         streaming: Streaming | None = None,
+        kv_bits: int | None = None,
     ) -> None:
         self.config, self.chunk, self.streaming = config, CHUNK, streaming
+        self.kv_bits = kv_bits
         self.sliding = tuple(config.is_sliding(i) for i in range(config.num_hidden_layers))
         freqs = mx.array(periods(config).astype(np.float32))
         self.embedding = embedding
@@ -162,7 +175,7 @@ class Transformer:
 
     def new_state(self) -> State:
         """An empty sequence."""
-        return State(self.sliding, self.config.sliding_window)
+        return State(self.sliding, self.config.sliding_window, self.kv_bits)
 
     def hidden(
         self, ids: Sequence[int] | mx.array, state: State, *, answered: bool = True
@@ -229,6 +242,7 @@ def open_model(
     dtype: str | None = None,
     embedding: str = "file",
     slots: int | None = None,
+    kv_bits: int | None = None,
     progress: Progress | None = None,
 ) -> Transformer:
     """Load a checkpoint onto MLX's default device.
@@ -237,8 +251,12 @@ def open_model(
     multiplies quantized bfloat16 slowly and coarsely.
     slots: experts of a layer held at a time, all by default; the others are read when they are
     chosen. At least one token's.
-    Raises CheckpointError if a file cannot be read or holds an invalid scale.
+    kv_bits: 8 keeps keys and values of full-attention layers in 8 bits; None as computed.
+    Raises CheckpointError if a file cannot be read or holds an invalid scale, and ConfigError if
+    kv_bits is given and head_dim is not a multiple of 32.
     """
+    if kv_bits is not None:
+        _check_kv_group(checkpoint)
     mx.set_cache_limit(CACHE_LIMIT)
     on_gpu = mx.default_device() == mx.Device(mx.gpu)
     compute: mx.Dtype = getattr(mx, dtype or ("bfloat16" if on_gpu else "float32"))
@@ -258,9 +276,16 @@ def open_model(
             table = ResidentEmbedding(checkpoint, loader)
         else:
             table = FileEmbedding(checkpoint, loader, reader)
-        model = Transformer(config, loader, table, streaming)
+        model = Transformer(config, loader, table, streaming, kv_bits)
         loader.finish()
     return model
+
+
+def _check_kv_group(checkpoint: Checkpoint) -> None:
+    try:
+        kv_group(checkpoint.config.head_dim)
+    except ValueError as error:
+        raise ConfigError(f"{checkpoint.folder / 'config.json'}: {error}") from error
 
 
 def _bytes_to_read(checkpoint: Checkpoint, embedding: str, slots: int) -> int:

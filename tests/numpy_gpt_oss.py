@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,13 @@ from tests.released_tensors import Values, read_tensors
 
 
 class NumpyGptOss:
-    """weights: as read, and free to be changed by a test. config: config.json's fields."""
+    """weights: as read, and free to be changed by a test. config: config.json's fields.
 
-    def __init__(self, folder: Path) -> None:
+    hold: what becomes of the keys and values [tokens, kv_heads, head_dim] of full-attention layers.
+    """
+
+    def __init__(self, folder: Path, hold: Callable[[Values], Values] | None = None) -> None:
+        self.hold = hold or _as_is
         self.weights = read_tensors(folder)
         self.config: dict[str, Any] = json.loads((folder / "config.json").read_text())
 
@@ -31,12 +35,17 @@ class NumpyGptOss:
         cos, sin = rotation(c, len(ids))
         for layer, kind in enumerate(c["layer_types"]):
             part = _under(w, f"model.layers.{layer}.")
-            window = c["sliding_window"] if kind == "sliding_attention" else len(ids)
+            slides = kind == "sliding_attention"
+            window, hold = (c["sliding_window"], _as_is) if slides else (len(ids), self.hold)
             h = rms_norm(x, part["input_layernorm.weight"], c["rms_norm_eps"])
-            x = x + attention(h, _under(part, "self_attn."), c, cos, sin, window)
+            x = x + attention(h, _under(part, "self_attn."), c, cos, sin, window, hold)
             h = rms_norm(x, part["post_attention_layernorm.weight"], c["rms_norm_eps"])
             x = x + mixture(h, _under(part, "mlp."), c)
         return rms_norm(x, w["model.norm.weight"], c["rms_norm_eps"]) @ w["lm_head.weight"].T
+
+
+def _as_is(x: Values) -> Values:
+    return x
 
 
 def _under(weights: Mapping[str, Values], prefix: str) -> dict[str, Values]:
@@ -87,12 +96,13 @@ def attention(
     cos: Values,
     sin: Values,
     window: int,
+    hold: Callable[[Values], Values],
 ) -> Values:
     length, dim = len(x), config["head_dim"]
     q, k, v = (
         (x @ w[f"{n}_proj.weight"].T + w[f"{n}_proj.bias"]).reshape(length, -1, dim) for n in "qkv"
     )
-    q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+    q, k, v = rotate(q, cos, sin), hold(rotate(k, cos, sin)), hold(v)
     group = q.shape[1] // k.shape[1]
     ago = np.arange(length)[:, None] - np.arange(length)  # [query, key]
     out = np.empty_like(q)

@@ -10,10 +10,14 @@ import pytest
 
 from benchmarks.make_checkpoint import Shape
 from benchmarks.quality import (
+    ALONE,
+    KV,
     TEXT,
     Passage,
+    chosen,
     held_out,
     log_probabilities,
+    long_passage,
     measure,
     nbytes,
     plain_text,
@@ -42,6 +46,31 @@ def test_nothing_changes_in_bf16_and_more_with_fewer_bits(
     assert release.perplexity is not None
     assert release.perplexity > 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_cache_in_eight_bits_is_the_last_row(
+    checkpoint_of: Callable[..., Path], passage: Passage, tmp_path: Path
+) -> None:
+    found = dict(measure(checkpoint_of(SHAPE), [passage], [], tmp_path, speaks=True, kv=True))
+    assert list(found) == ["release", KV]
+    assert 0 < found[KV].divergence < 0.02
+    assert found[KV].perplexity != found["release"].perplexity
+
+
+def test_only_the_rows_asked_for_are_measured() -> None:
+    assert chosen(False, ()) == (list(RECIPES.values()), True)
+    assert chosen(True, ()) == ([*RECIPES.values(), *ALONE], True)
+    assert chosen(True, (KV,)) == ([], True)
+    assert chosen(False, ("mixed", "head 4")) == (
+        [RECIPES["mixed"], *(r for r in ALONE if r.name == "head 4")],
+        False,
+    )
+
+
+def test_the_long_passage_is_scored_where_much_is_held() -> None:
+    passage = long_passage(256)
+    assert passage == long_passage(256)
+    assert len(passage.ids) // 2 == passage.scored_from > 256
 
 
 def test_probabilities_of_scored_positions_sum_to_one(
