@@ -112,7 +112,8 @@ def main(conversations: int, explore: bool, only: tuple[str, ...]) -> None:
             rows = measure(wide, passages, [], Path(work), speaks=False, kv=True)
             found[f"random, released widths, {LONG} tokens"] = dict(rows)
     sizes = {
-        recipe.name: {name: nbytes(name, recipe) for name in ("20b", "120b")} for recipe in recipes
+        recipe.name: {name: nbytes(name, recipe) for name in ("20b", "120b")}
+        for recipe in dict.fromkeys([RECIPES["bf16"], *recipes])
     }
     _show(found, sizes)
     print(json.dumps(_report(found, sizes, conversations)))

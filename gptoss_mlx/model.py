@@ -139,9 +139,12 @@ class Block:
             self.following, ours.following = following, theirs
 
     def guess(self, x: mx.array) -> mx.array:
-        """The experts this block's router would choose from the residual stream a block earlier."""
+        """The experts this block's router would choose from the residual stream a block earlier.
+
+        [tokens, hidden] -> [tokens, k], the surest first.
+        """
         h = mx.fast.rms_norm(x, self.moe_norm, self.eps)
-        return router_topk(self.moe.router(h), self.moe.k)[0]
+        return mx.argsort(-self.moe.router(h), axis=-1)[:, : self.moe.k]
 
 
 class Transformer:

@@ -114,7 +114,7 @@ class StreamedExperts:
         return _in_order(outputs, np.concatenate(order), experts.shape)
 
     def expect(self, guess: Sequence[int]) -> None:
-        """Begin to read experts that will probably be chosen, where there are slots for them."""
+        """Begin to read experts that will probably be chosen, surest first, where slots allow."""
         self.streaming.land()
         with self._changing():
             for expert in self._guesses.make(guess):
@@ -133,7 +133,7 @@ class StreamedExperts:
             for expert in missing:
                 self._request(expert, needed)
             if guess is not None and self.following is not None:
-                self.following.expect(np.unique(np.asarray(guess)).tolist())
+                self.following.expect(np.asarray(guess).T.reshape(-1).tolist())
             if ready:
                 yield ready
             if missing:
