@@ -67,7 +67,7 @@ def test_only_the_rows_asked_for_are_measured() -> None:
 def test_the_long_passage_is_scored_where_much_is_held() -> None:
     passage = long_passage(256)
     assert passage == long_passage(256)
-    assert len(passage.ids) // 2 == passage.scored_from > 256
+    assert len(passage.ids) // 2 == passage.scored_from >= 2 * 128
 
 
 def test_probabilities_of_scored_positions_sum_to_one(
