@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from gptoss_mlx.checkpoint import Checkpoint
+from gptoss_mlx.kernels.attention_quantized import Quantized, attention_quantized
 from gptoss_mlx.model import open_model
 from tests.comparison import relative_l2
 
@@ -51,3 +52,20 @@ def test_bfloat16_on_metal_stays_near(
     last = np.array(model.decode(IDS[200:201], state).astype(mx.float32))
     assert np.isfinite(last).all()
     assert relative_l2(last, expected[200]) < 0.2
+
+
+@pytest.mark.parametrize(("held", "tokens"), [(1, 1), (300, 1), (2049, 1), (333, 37), (700, 512)])
+def test_attention_over_a_quantized_cache_on_metal_is_the_cpus(held: int, tokens: int) -> None:
+    rng = np.random.default_rng(held)
+    q = rng.standard_normal((1, 16, tokens, 64), np.float32)
+    kv = rng.standard_normal((2, 1, 2, held, 64), np.float32)
+    found = []
+    for device in (mx.Device(mx.cpu), mx.Device(mx.gpu)):
+        with mx.stream(device):
+            k, v = (Quantized(*mx.quantize(mx.array(a), group_size=64, bits=8)) for a in kv)
+            sinks = mx.arange(16, dtype=mx.float32) / 4
+            y = attention_quantized(
+                mx.array(q), k, v, scale=0.125, sinks=sinks, scores_bytes=1 << 20
+            )
+            found.append(np.array(y))
+    assert relative_l2(found[1], found[0]) < 1e-3
