@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.make_checkpoint import Shape
 from benchmarks.quality import Passage, held_out, log_probabilities, measure, nbytes
-from convert.recipe import RECIPES, Recipe
+from gptoss_mlx.recipe import RECIPES, Recipe
 
 SHAPE = Shape(2, 128, 64, 4, 2, 4, 2, 32, vocab=256)
 
