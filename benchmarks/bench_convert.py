@@ -26,8 +26,8 @@ from rich.console import Console
 from rich.table import Table
 
 from convert.plan import Plan, to_mlx
-from convert.recipe import RECIPES
 from convert.sources import open_source
+from gptoss_mlx.recipe import RECIPES
 
 
 @click.command()

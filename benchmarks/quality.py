@@ -35,12 +35,12 @@ from rich.table import Table
 from benchmarks.make_checkpoint import SHAPES, Shape, config_json, write_checkpoint
 from convert import destination
 from convert.plan import expected_nbytes, to_mlx
-from convert.recipe import RECIPES, Recipe, quantization
 from convert.sources import open_source
 from gptoss_mlx.checkpoint import Checkpoint
 from gptoss_mlx.config import ModelConfig
 from gptoss_mlx.harmony import Encoding
 from gptoss_mlx.model import open_model
+from gptoss_mlx.recipe import RECIPES, Recipe, quantization
 from gptoss_mlx.tiny import materialise
 from tiny.conversations import MAKERS, encode, make
 

@@ -12,11 +12,11 @@ from rich.console import Console
 from gptoss_mlx import hub
 from gptoss_mlx.errors import ConversionError
 from gptoss_mlx.exits import exit_codes
+from gptoss_mlx.recipe import RECIPES
 from gptoss_mlx.terminal import Bar
 
 from .conversion import Conversion
 from .destination import free_bytes, missing_bytes
-from .recipe import RECIPES
 from .table import table
 
 _COMMAND = "python -m convert" if __package__ == "convert" else "gptoss-convert"

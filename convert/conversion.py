@@ -7,11 +7,11 @@ from pathlib import Path
 
 from gptoss_mlx.checkpoint import UNFINISHED, Progress
 from gptoss_mlx.errors import CheckpointError, ConversionError
+from gptoss_mlx.recipe import RECIPES
 
 from . import destination, plan, verify
 from .manifest import read_manifest
 from .plan import Plan
-from .recipe import RECIPES
 from .source import MANIFEST, Source
 from .sources import open_source
 

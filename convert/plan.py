@@ -18,10 +18,10 @@ from gptoss_mlx import __version__
 from gptoss_mlx.checkpoint import INDEX, SINGLE, expected_tensors
 from gptoss_mlx.config import ModelConfig, QuantizationSpec
 from gptoss_mlx.jsonfile import parse_json
+from gptoss_mlx.recipe import Recipe, quantization
 from gptoss_mlx.shard import ITEM_BYTES, header_bytes
 
 from .piece import Piece
-from .recipe import Recipe, quantization
 from .source import Release, Source
 
 MLX_SHARD_BYTES = 5 << 30

@@ -191,6 +191,9 @@ class Transformer:
         masks = _masks(x.shape[0], state)
         for block, cache, sliding in zip(self.blocks, state.layers, self.sliding, strict=True):
             x = block.attend(x, cache, state.offset, masks[sliding])
+            if x.shape[0] > 1:
+                # A new ring nobody waits for would hold its chunk's qkv until the last layer.
+                mx.async_eval(*cache.arrays())  # type: ignore[no-untyped-call]
             if answered or block is not self.blocks[-1]:
                 x = block.feed_forward(x)
         state.offset += x.shape[0]

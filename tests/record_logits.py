@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.make_checkpoint import write_checkpoint
+from gptoss_mlx.released import CONFIGS
 from tests.shapes import CASES, GOLDEN, Case
 
-DATA = Path(__file__).parent / "data"
-FILE = DATA / "golden_logits.npz"
+FILE = Path(__file__).parent / "data" / "golden_logits.npz"
 ROWS = 192
 
 
@@ -73,7 +73,7 @@ def _record_yarn() -> dict[str, Any]:
     from transformers import GptOssConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-    fields = json.loads((DATA / "gpt-oss-20b-config.json").read_text(encoding="utf-8"))
+    fields = json.loads(CONFIGS["openai/gpt-oss-20b"].read_text(encoding="utf-8"))
     fields.pop("quantization_config", None)
     recorded: dict[str, Any] = {}
     for truncate in (False, True):

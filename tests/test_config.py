@@ -10,13 +10,13 @@ import pytest
 
 from gptoss_mlx.config import ModelConfig, QuantizationSpec, Yarn
 from gptoss_mlx.errors import ConfigError
+from gptoss_mlx.released import CONFIGS
 
-DATA = Path(__file__).parent / "data"
 REMOVED = object()
 
 
 def released() -> dict[str, Any]:
-    fields = json.loads((DATA / "gpt-oss-20b-config.json").read_text(encoding="utf-8"))
+    fields = json.loads(CONFIGS["openai/gpt-oss-20b"].read_text(encoding="utf-8"))
     assert isinstance(fields, dict)
     return fields
 
@@ -36,7 +36,7 @@ def yarn(**changes: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("name", "layers", "experts"), [("20b", 24, 32), ("120b", 36, 128)])
 def test_released_configs_are_read_exactly(name: str, layers: int, experts: int) -> None:
-    config = ModelConfig.from_file(DATA / f"gpt-oss-{name}-config.json")
+    config = ModelConfig.from_file(CONFIGS[f"openai/gpt-oss-{name}"])
     assert config == ModelConfig(
         num_hidden_layers=layers,
         hidden_size=2880,

@@ -26,10 +26,10 @@ from benchmarks.make_checkpoint import SHAPES, Shape, config_json, main, write_c
 from gptoss_mlx.checkpoint import Checkpoint, expected_tensors
 from gptoss_mlx.config import ModelConfig
 from gptoss_mlx.errors import GptOssError
+from gptoss_mlx.released import CONFIGS
 from tests import transformers_oracle
 from tests.conftest import SMALL
 
-DATA = Path(__file__).parent / "data"
 INDEX = "model.safetensors.index.json"
 
 # One layer of the released files, in their order: name, dtype, and shape for SMALL.
@@ -62,7 +62,7 @@ REST: list[tuple[str, str, list[int]]] = [
 
 
 def released_config(name: str) -> dict[str, Any]:
-    fields = json.loads((DATA / f"gpt-oss-{name}-config.json").read_text(encoding="utf-8"))
+    fields = json.loads(CONFIGS[f"openai/gpt-oss-{name}"].read_text(encoding="utf-8"))
     assert isinstance(fields, dict)
     return fields
 
@@ -79,7 +79,7 @@ def test_the_config_is_the_released_one_in_its_order(name: str) -> None:
 def test_the_full_sizes_and_shards_are_the_released_ones(
     name: str, total: int, shards: int
 ) -> None:
-    path = DATA / f"gpt-oss-{name}-config.json"
+    path = CONFIGS[f"openai/gpt-oss-{name}"]
     sizes = {
         tensor: math.prod(shape) * (2 if dtype == "BF16" else 1)
         for tensor, (dtype, shape) in expected_tensors(ModelConfig.from_file(path), path).items()

@@ -11,10 +11,11 @@ import pytest
 from numpy.typing import NDArray
 
 from gptoss_mlx.config import ModelConfig
+from gptoss_mlx.released import CONFIGS
 from gptoss_mlx.rope import magnitude, periods
-from tests.record_logits import DATA, FILE
+from tests.record_logits import FILE
 
-RELEASED = ModelConfig.from_file(DATA / "gpt-oss-20b-config.json")
+RELEASED = ModelConfig.from_file(CONFIGS["openai/gpt-oss-20b"])
 
 
 def _recorded(name: str) -> NDArray[np.float32]:

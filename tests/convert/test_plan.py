@@ -19,11 +19,11 @@ from safetensors import safe_open
 from benchmarks.make_checkpoint import SHAPES, Shape, config_json
 from convert.piece import Piece
 from convert.plan import MLX_SHARD_BYTES, Plan, Task, to_mlx, to_release
-from convert.recipe import RECIPES
 from convert.source import Source
 from convert.sources import open_source
 from gptoss_mlx.checkpoint import INDEX, expected_tensors
 from gptoss_mlx.config import ModelConfig, QuantizationSpec
+from gptoss_mlx.recipe import RECIPES
 from gptoss_mlx.shard import ITEM_BYTES, Tensor
 from tests.convert.results import SHAPE
 

@@ -16,12 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.make_checkpoint import Shape, write_checkpoint
-from convert.recipe import RECIPES
 from convert.sources import gguf as gguf_source
 from convert.sources import open_source, original, standard
 from convert.sources.standard import tokenizer_files
 from gptoss_mlx.checkpoint import Checkpoint
 from gptoss_mlx.config import ModelConfig
+from gptoss_mlx.recipe import RECIPES
 from tests.broken import edit_json
 from tests.convert.layouts import config_of, write_gguf, write_mlx_lm, write_original
 from tests.convert.results import (

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from benchmarks.make_checkpoint import Shape, config_json
-from convert.recipe import RECIPES, Recipe, matrices, quantization
 from gptoss_mlx.checkpoint import expected_tensors
 from gptoss_mlx.config import ModelConfig, QuantizationSpec
+from gptoss_mlx.recipe import RECIPES, Recipe, matrices, quantization
 from tests.convert.results import SHAPE
 
 PATH = Path("config.json")
