@@ -25,9 +25,9 @@ from pathlib import Path
 from benchmarks.make_checkpoint import SHAPES, config_json
 from benchmarks.replay import Outcome, outcomes
 from benchmarks.synthetic import EXPERTS, KINDS, synthesise
-from convert.recipe import RECIPES, quantization
 from gptoss_mlx.checkpoint import expected_tensors
 from gptoss_mlx.config import ModelConfig
+from gptoss_mlx.recipe import RECIPES, quantization
 from gptoss_mlx.shard import ITEM_BYTES
 
 GIB = 1 << 30
