@@ -21,6 +21,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.confine import run
+from gptoss_mlx.engine import Engine
+from gptoss_mlx.memory import Plan
 
 GIB = 2**30
 
@@ -112,8 +114,8 @@ def _ours(asked: Asked, limit: int | None) -> dict[str, Any]:
         for name in ("hits", "misses", "bytes_read", "stall")
     }
     return {
-        "plan": engine.plan.total,
-        "slots": engine.plan.slots,
+        "plan": _plan(engine).total,
+        "slots": _plan(engine).slots,
         "load": loaded - begun,
         "prefill_rate": (len(ids) - 1) / (read - loaded),
         "decode_rate": asked.decode / decoding,
@@ -148,6 +150,11 @@ def _mlx_lm(asked: Asked) -> dict[str, Any]:
         "prefill_rate": (len(ids) - 1) / (read - loaded),
         "decode_rate": asked.decode / (time.perf_counter() - read),
     }
+
+
+def _plan(engine: Engine) -> Plan:
+    assert engine.plan is not None
+    return engine.plan
 
 
 def _prompt(asked: Asked, vocab: int) -> list[int]:

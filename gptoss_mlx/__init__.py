@@ -46,15 +46,19 @@ def load(
     *,
     dtype: str | None = None,
     context: int | None = None,
-    embedding: str = "file",
+    memory: int | str | None = None,
+    embedding: str | None = None,
     kv_bits: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Engine:
     """Open a model: a folder, a Hugging Face id, or "tiny".
 
     dtype: "bfloat16" or "float32"; by default bfloat16 on a GPU and float32 on a CPU.
-    context: the most tokens a sequence may have; by default what the model allows.
-    embedding: "file" reads the embedding's rows from the file, "resident" keeps it in memory.
+    context: the most tokens a sequence may have; by default what the plan has room for.
+    memory: the most bytes to use, or a text such as "10GiB"; by default what the machine has for a
+    model. Experts that do not fit are read from the file when they are chosen.
+    embedding: "file" reads the embedding's rows from the file, "resident" keeps it in memory; by
+    default the plan decides.
     kv_bits: 8 keeps the keys and values of full-attention layers in 8 bits, in 0.56 of the room
     that bfloat16 takes; by default they are kept as computed.
     progress: called with (bytes read, bytes in all) while the weights are read.
@@ -66,6 +70,7 @@ def load(
         model,
         dtype=dtype,
         context=context,
+        memory=memory,
         embedding=embedding,
         kv_bits=kv_bits,
         progress=progress,

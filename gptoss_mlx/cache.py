@@ -18,9 +18,8 @@ from typing import TypeAlias
 
 import mlx.core as mx
 
+from gptoss_mlx.buffers import GROWTH
 from gptoss_mlx.kernels.attention_quantized import Quantized
-
-GROWTH = 256  # tokens an arena grows by
 
 
 class Arena:

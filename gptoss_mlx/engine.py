@@ -19,16 +19,18 @@ from numpy.typing import NDArray
 from gptoss_mlx.checkpoint import Checkpoint, Progress
 from gptoss_mlx.clock import Clock
 from gptoss_mlx.config import ModelConfig
-from gptoss_mlx.errors import CheckpointError, ContextError, SamplingError
+from gptoss_mlx.errors import CheckpointError, SamplingError
 from gptoss_mlx.events import Event, FinishEvent, FinishReason, PrefillEvent, TokenEvent
 from gptoss_mlx.harmony import Parser
 from gptoss_mlx.hub import locate
 from gptoss_mlx.jsonfile import read_json
+from gptoss_mlx.memory import Plan, make_plan, wired_bytes
 from gptoss_mlx.request import Desk, Prompt, Request
 from gptoss_mlx.result import Result, collect
 from gptoss_mlx.sampling import Sampling
 from gptoss_mlx.session import Model, Session
 from gptoss_mlx.tokenizer import Tokenizer, load_tokenizer
+from gptoss_mlx.units import parse_bytes
 from gptoss_mlx.writer import PlainText, Writer
 
 NewSampler = Callable[[Sampling, int, Sequence[int], int], Any]
@@ -45,8 +47,9 @@ class Engine:
         config: ModelConfig,
         context: int,
         defaults: Mapping[str, Any],
+        plan: Plan | None = None,
     ) -> None:
-        self.model, self.tokenizer, self.config = model, tokenizer, config
+        self.model, self.tokenizer, self.config, self.plan = model, tokenizer, config, plan
         self.context, self.defaults = context, dict(defaults)
         self._desk = Desk(tokenizer, config, context, self.defaults)
         self._new_sampler = new_sampler
@@ -207,36 +210,53 @@ def open_engine(
     *,
     dtype: str | None = None,
     context: int | None = None,
-    embedding: str = "file",
+    memory: int | str | None = None,
+    embedding: str | None = None,
     kv_bits: int | None = None,
     progress: Progress | None = None,
 ) -> Engine:
-    """Open a model argument (a folder, an id, "tiny") on this machine's device.
+    """Open a model argument (a folder, an id, "tiny") on this machine's device, by plan.
 
-    Raises ModelNotFoundError, CheckpointError, VocabularyError or ContextError.
+    Raises ModelNotFoundError, CheckpointError, VocabularyError, ContextError or, before weights are
+    read, MemoryBudgetError.
     """
     if dtype not in (None, "bfloat16", "float32"):
         raise ValueError(f"dtype {dtype!r} is neither bfloat16 nor float32")
-    if embedding not in ("file", "resident"):
+    if embedding not in (None, "file", "resident"):
         raise ValueError(f"embedding {embedding!r} is neither file nor resident")
     if kv_bits not in (None, 8):
         raise ValueError(f"kv_bits {kv_bits!r} is neither None nor 8")
     folder = locate(model, progress)
     checkpoint = Checkpoint.open(folder)
     config = checkpoint.config
-    limit = config.max_position_embeddings
-    if context is not None and not 1 < context <= limit:
-        raise ContextError(f"a context of {context} tokens is not within 2 to the model's {limit}")
     defaults = _generation_defaults(folder)
     # The tensor library is imported here, when a model is opened, and not before.
+    from gptoss_mlx.device import this_machine
     from gptoss_mlx.model import open_model
     from gptoss_mlx.sampler import Sampler
 
+    plan = make_plan(
+        config,
+        this_machine(),
+        budget=parse_bytes(memory) if isinstance(memory, str) else memory,
+        context=context,
+        dtype=dtype,
+        embedding=embedding,
+        kv_bits=kv_bits,
+    )
     tokenizer = load_tokenizer(folder, config)
     network = open_model(
-        checkpoint, dtype=dtype, embedding=embedding, kv_bits=kv_bits, progress=progress
+        checkpoint,
+        dtype=plan.dtype,
+        embedding=plan.embedding,
+        slots=plan.slots,
+        kv_bits=plan.kv_bits,
+        chunk=plan.chunk,
+        cache_limit=plan.cache_limit,
+        wired=wired_bytes(plan),
+        progress=progress,
     )
-    return Engine(network, Sampler, tokenizer, config, context or limit, defaults)
+    return Engine(network, Sampler, tokenizer, config, plan.context, defaults, plan)
 
 
 def _generation_defaults(folder: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +20,27 @@ from gptoss_mlx.exits import exit_codes, interruptible
 from gptoss_mlx.hub import DEFAULT_MODEL
 from gptoss_mlx.question import Question, question_options, read_question
 from gptoss_mlx.terminal import Bar, Pen, Printer
+from gptoss_mlx.units import parse_bytes, parse_tokens
 
 if TYPE_CHECKING:
     from gptoss_mlx.engine import Engine
 
 BAR_AFTER = 1.0  # seconds; what is quicker needs no bar
+
+
+class Size(click.ParamType[int]):
+    """A number with a unit, read by one of `units`' functions."""
+
+    name = "size"
+
+    def __init__(self, parse: Callable[[str], int]) -> None:
+        self.parse = parse
+
+    def convert(self, value: Any, parameter: Any, context: Any) -> int:
+        try:
+            return value if isinstance(value, int) else self.parse(value)
+        except ValueError as error:
+            self.fail(str(error), parameter, context)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -34,7 +51,8 @@ BAR_AFTER = 1.0  # seconds; what is quicker needs no bar
     show_default=True,
     help='A folder, a Hugging Face id, or "tiny".',
 )
-@click.option("--context", type=click.IntRange(min=1), help="Most tokens, prompt and answer.")
+@click.option("--memory", type=Size(parse_bytes), help="Most memory to use, such as 10GiB.")
+@click.option("--context", type=Size(parse_tokens), help="Most tokens, prompt and answer: 32k.")
 @click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), help="Compute precision.")
 @click.option("--embedding", type=click.Choice(["file", "resident"]), help="Where its table is.")
 @click.option("--kv-bits", type=click.Choice(["8"]), help="Bits of keys and values, to save room.")
@@ -47,6 +65,7 @@ BAR_AFTER = 1.0  # seconds; what is quicker needs no bar
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def main(
     model: str,
+    memory: int | None,
     context: int | None,
     dtype: str | None,
     embedding: str | None,
@@ -73,6 +92,7 @@ def main(
 
         start = time.perf_counter()
         settings = {
+            "memory": memory,
             "context": context,
             "dtype": dtype,
             "embedding": embedding,
@@ -92,7 +112,7 @@ def main(
         if stats:
             from gptoss_mlx.report import table
 
-            err.write(table(finish, load_time))
+            err.write(table(finish, load_time, engine.plan, engine.stats()))
         if finish.reason == "cancelled":
             raise KeyboardInterrupt
 

@@ -20,6 +20,7 @@ from gptoss_mlx.config import ModelConfig
 from gptoss_mlx.embedding import Embedding, FileEmbedding, ResidentEmbedding
 from gptoss_mlx.errors import ConfigError
 from gptoss_mlx.experts import ExpertBank
+from gptoss_mlx.heap import return_freed
 from gptoss_mlx.kernels.attention_quantized import attention_quantized
 from gptoss_mlx.kernels.router_topk import router_topk
 from gptoss_mlx.reader import FileReader
@@ -27,7 +28,7 @@ from gptoss_mlx.rope import magnitude, periods
 from gptoss_mlx.streaming import StreamedExperts, Streaming
 from gptoss_mlx.weights import Loader
 
-CHUNK = 512  # tokens prefilled at a time
+CHUNK = 512  # tokens prefilled at a time, unless a plan says otherwise
 SCORED = 64  # tokens whose logits are on the device at a time
 CACHE_LIMIT = 256 << 20  # bytes of freed buffers MLX may keep
 
@@ -161,8 +162,9 @@ class Transformer:
         embedding: Embedding,
         streaming: Streaming | None = None,
         kv_bits: int | None = None,
+        chunk: int = CHUNK,
     ) -> None:
-        self.config, self.chunk, self.streaming = config, CHUNK, streaming
+        self.config, self.chunk, self.streaming = config, chunk, streaming
         self.kv_bits = kv_bits
         self.sliding = tuple(config.is_sliding(i) for i in range(config.num_hidden_layers))
         freqs = mx.array(periods(config).astype(np.float32))
@@ -249,6 +251,9 @@ def open_model(
     embedding: str = "file",
     slots: int | None = None,
     kv_bits: int | None = None,
+    chunk: int = CHUNK,
+    cache_limit: int = CACHE_LIMIT,
+    wired: int = 0,
     progress: Progress | None = None,
 ) -> Transformer:
     """Load a checkpoint onto MLX's default device.
@@ -258,13 +263,18 @@ def open_model(
     slots: experts of a layer held at a time, all by default; the others are read when they are
     chosen. At least one token's.
     kv_bits: 8 keeps keys and values of full-attention layers in 8 bits; None as computed.
+    chunk: tokens prefilled at a time. cache_limit: bytes of freed buffers that MLX may keep.
+    wired: bytes that a GPU's memory is kept resident for; of no meaning on a CPU.
     Raises CheckpointError if a file cannot be read or holds an invalid scale, and ConfigError if
     kv_bits is given and head_dim is not a multiple of 32.
     """
     if kv_bits is not None:
         _check_kv_group(checkpoint)
-    mx.set_cache_limit(CACHE_LIMIT)
+    return_freed()
+    mx.set_cache_limit(cache_limit)
     on_gpu = mx.default_device() == mx.Device(mx.gpu)
+    if on_gpu:
+        mx.set_wired_limit(wired)
     compute: mx.Dtype = getattr(mx, dtype or ("bfloat16" if on_gpu else "float32"))
     checkpoint.check_scales()
     config = checkpoint.config
@@ -282,7 +292,7 @@ def open_model(
             table = ResidentEmbedding(checkpoint, loader)
         else:
             table = FileEmbedding(checkpoint, loader, reader)
-        model = Transformer(config, loader, table, streaming, kv_bits)
+        model = Transformer(config, loader, table, streaming, kv_bits, chunk)
         loader.finish()
     return model
 

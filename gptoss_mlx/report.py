@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gptoss_mlx.events import Event, FinishEvent, Timings
+from gptoss_mlx.memory import Plan, device_bytes
 from gptoss_mlx.result import collect
 from gptoss_mlx.tokenizer import Tokenizer
+from gptoss_mlx.units import show_bytes
 
 
 def as_object(
@@ -48,8 +50,10 @@ def as_object(
     return json.dumps(value, ensure_ascii=False)
 
 
-def table(finish: FinishEvent, load_time: float) -> str:
-    """A few aligned lines for a person."""
+def table(
+    finish: FinishEvent, load_time: float, plan: Plan | None, stats: Mapping[str, float]
+) -> str:
+    """A few aligned lines for a person. stats: those of the engine."""
     t, read, written = finish.timings, finish.prompt_tokens, finish.completion_tokens
     rows = (
         ("load", load_time, ""),
@@ -62,7 +66,35 @@ def table(finish: FinishEvent, load_time: float) -> str:
         ("first token", t.first_token, ""),
     )
     lines = [f"{name:12}{seconds:8.2f} s{rest}" for name, seconds, rest in rows]
+    lines += [*_memory(plan, stats), *_experts(plan, stats)]
     return "\n".join([*lines, f"{'finish':12}{finish.reason}, seed {finish.seed}", ""])
+
+
+def _memory(plan: Plan | None, stats: Mapping[str, float]) -> Iterator[str]:
+    if plan is not None:
+        peak, planned = (show_bytes(int(n)) for n in (stats["peak_bytes"], device_bytes(plan)))
+        yield (
+            f"{'memory':12}{peak} at most in MLX of {planned} planned,"
+            f" {show_bytes(plan.total)} with the process; context {plan.context}"
+        )
+
+
+def _experts(plan: Plan | None, stats: Mapping[str, float]) -> Iterator[str]:
+    """What streaming them took, in all streams so far."""
+    if plan is None or plan.resident:
+        return
+    hits, misses, guessed = (stats[name] for name in ("hits", "misses", "guessed"))
+    rate = 100 * hits / max(1, hits + misses)
+    foreseen = 100 * stats["guessed_right"] / max(1, guessed)
+    yield (
+        f"{'experts':12}{plan.slots} of {plan.experts} a layer in memory, hits {rate:.1f} %,"
+        f" foreseen {foreseen:.1f} %"
+    )
+    yield (
+        f"{'':12}{show_bytes(int(stats['bytes_read']))} read,"
+        f" {stats['stall']:.2f} s waited for, {int(stats['prefetch_used'])} of"
+        f" {int(stats['prefetched'])} early reads used"
+    )
 
 
 def _timings(timings: Timings, load_time: float) -> dict[str, float]:
