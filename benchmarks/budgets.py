@@ -2,7 +2,8 @@
 
 Every budget is a fresh process, confined to exactly that many bytes (page cache included, no swap).
 It loads by the plan, reads a short prompt, decodes, and gives the SHA-256 of every logit it
-computed: the same for all budgets and for the process that was not confined.
+computed: the same for all budgets and for the process that was not confined. A peer computes in
+the type it chooses.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -21,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.confine import run
+from benchmarks.curves import draw_budgets, need_matplotlib
 from gptoss_mlx.engine import Engine
 from gptoss_mlx.memory import Plan
 
@@ -59,6 +61,41 @@ class Outcome:
     read: float = 0.0
     stall: float = 0.0
     logits: str = ""
+
+
+def sweep_report(
+    console: Console,
+    asked: Asked,
+    budgets: Sequence[float],
+    peers: Sequence[str],
+    plot: Path | None,
+) -> dict[str, Any]:
+    """Run everything, show the table, draw the curves; the figures as JSON values."""
+    if plot is not None:
+        need_matplotlib()
+    outcomes = []
+    for outcome in sweep(asked, budgets, peers):
+        outcomes.append(outcome)
+        console.print(f"{outcome.runtime}, {_gib(outcome.budget)}: {outcome.ended}")
+    show(console, outcomes, asked.folder.name)
+    if plot is not None:
+        runs = sorted((o.budget, o) for o in outcomes if o.slots and o.budget is not None)
+        curves = {
+            "tok/s": [o.decode_rate for _, o in runs],
+            "hits, %": [100 * o.hit_rate for _, o in runs],
+            "MB read a token": [o.read / 1e6 for _, o in runs],
+        }
+        draw_budgets([budget / GIB for budget, _ in runs], curves, plot)
+    return {"model": asked.folder.name, "asked": _plain(asked), "runs": list(map(_plain, outcomes))}
+
+
+def _plain(value: Asked | Outcome) -> dict[str, Any]:
+    plain = asdict(value)
+    return {k: v for k, v in plain.items() if not isinstance(v, Path)}
+
+
+def _gib(budget: int | None) -> str:
+    return "no limit" if budget is None else f"{budget / GIB:.1f} GiB"
 
 
 def sweep(asked: Asked, budgets: Iterable[float], peers: Iterable[str]) -> Iterator[Outcome]:
@@ -135,8 +172,6 @@ def _mlx_lm(asked: Asked) -> dict[str, Any]:
 
     begun = time.perf_counter()
     model, _ = load(str(asked.folder))[:2]
-    if asked.dtype == "float32":
-        model.set_dtype(mx.float32)
     mx.eval(model.parameters())
     loaded = time.perf_counter()
     ids = _prompt(asked, model.args.vocab_size)
@@ -163,11 +198,11 @@ def _prompt(asked: Asked, vocab: int) -> list[int]:
     ]
 
 
-def show(outcomes: Iterable[Outcome], title: str) -> None:
+def show(console: Console, outcomes: Iterable[Outcome], title: str) -> None:
     table = Table(title=title)
     names = (
         "",
-        "budget GiB",
+        "budget",
         "slots",
         "plan GiB",
         "peak GiB",
@@ -182,7 +217,7 @@ def show(outcomes: Iterable[Outcome], title: str) -> None:
     for o in outcomes:
         table.add_row(
             o.runtime,
-            "no limit" if o.budget is None else f"{o.budget / GIB:.1f}",
+            _gib(o.budget),
             str(o.slots or ""),
             f"{o.plan / GIB:.2f}" if o.plan else "",
             f"{o.peak / GIB:.2f}",
@@ -192,7 +227,7 @@ def show(outcomes: Iterable[Outcome], title: str) -> None:
             o.logits[:8],
             o.ended,
         )
-    Console(stderr=True, width=140).print(table)
+    console.print(table)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Hit rate against slots as a picture; matplotlib is imported only to draw it."""
+"""Hit rate against slots, speed against memory: pictures. matplotlib is imported to draw them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.policies import LIMIT, PRODUCT
@@ -53,3 +53,20 @@ def draw(found: Mapping[str, Mapping[str, Mapping[float, float]]], path: Path) -
         pane.set_axis_off()
     figure.axes[0].legend(fontsize="small")
     figure.savefig(path, format="png", dpi=80)
+
+
+def draw_budgets(
+    budgets: Sequence[float], curves: Mapping[str, Sequence[float]], path: Path
+) -> None:
+    """One pane for each curve over the budgets (GiB). Writes a PNG to `path`."""
+    need_matplotlib()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 2.3 * len(curves)), layout="constrained")
+    panes = figure.subplots(len(curves), 1, sharex=True, squeeze=False).flat
+    for pane, (label, values) in zip(panes, curves.items(), strict=True):
+        pane.plot(budgets, values, marker="o", color="tab:red")
+        pane.set(ylabel=label, ylim=(0, None))
+        pane.grid(alpha=0.3)
+    pane.set(xlabel="memory budget, GiB")
+    figure.savefig(path, dpi=120)

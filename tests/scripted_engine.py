@@ -30,9 +30,12 @@ class ScriptedEngine:
     """Plays its script at every stream, and remembers what it was asked."""
 
     def __init__(self, script: Sequence[Any]) -> None:
-        self.script = script
+        self.script, self.plan = script, None
         self.loads: list[tuple[str, dict[str, Any]]] = []
         self.asked: list[tuple[Any, dict[str, Any]]] = []
+
+    def stats(self) -> dict[str, float]:
+        return {}
 
     def load(self, model: str, *, progress: Callable[[int, int], None], **options: Any) -> Any:
         self.loads.append((model, options))
