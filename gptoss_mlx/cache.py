@@ -18,7 +18,7 @@ from typing import Protocol
 
 import mlx.core as mx
 
-GROWTH = 256  # tokens an arena grows by
+from gptoss_mlx.buffers import GROWTH
 
 
 class LayerCache(Protocol):

@@ -18,6 +18,7 @@ from gptoss_mlx.checkpoint import Checkpoint, Progress
 from gptoss_mlx.config import ModelConfig
 from gptoss_mlx.embedding import Embedding, MappedEmbedding, ResidentEmbedding
 from gptoss_mlx.experts import ExpertBank
+from gptoss_mlx.heap import return_freed
 from gptoss_mlx.kernels.router_topk import router_topk
 from gptoss_mlx.rope import magnitude, periods
 from gptoss_mlx.weights import Loader
@@ -180,6 +181,7 @@ def open_model(
     multiplies quantized bfloat16 slowly and coarsely.
     Raises CheckpointError if a file cannot be read or holds an invalid scale.
     """
+    return_freed()
     mx.set_cache_limit(CACHE_LIMIT)
     on_gpu = mx.default_device() == mx.Device(mx.gpu)
     compute: mx.Dtype = getattr(mx, dtype or ("bfloat16" if on_gpu else "float32"))

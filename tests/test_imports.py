@@ -29,15 +29,19 @@ ROWS = [
     {"kernels"},
     {"hub", "tiny"},
     {"harmony"},
+    {"memory"},
+    {"buffers"},
     {"checkpoint", "recipe"},
     {"shard"},
     {"config"},
     {"jsonfile"},
-    {"errors", "paths", "disk", "released"},
+    {"machine"},
+    {"errors", "paths", "disk", "released", "heap", "units"},
 ]
 WITHOUT_TENSORS = {
     "__init__",
     "__main__",
+    "buffers",
     "checkpoint",
     "cli",
     "config",
@@ -46,8 +50,11 @@ WITHOUT_TENSORS = {
     "events",
     "exits",
     "harmony",
+    "heap",
     "hub",
     "jsonfile",
+    "machine",
+    "memory",
     "paths",
     "clock",
     "question",
@@ -63,6 +70,7 @@ WITHOUT_TENSORS = {
     "terminal",
     "tiny",
     "tokenizer",
+    "units",
 }
 """Rooms that import neither mlx nor torch, not even lazily."""
 
