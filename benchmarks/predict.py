@@ -86,7 +86,7 @@ MACHINES = (
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes of a released size under a recipe, the embedding's rows read from the mapped file.
+    """Bytes of a released size under a recipe, the embedding's rows read from the file.
 
     resident: everything but the experts' matrices. layer, head: read for one token, by one layer
     (with its k experts) and outside the layers. kv: keys and values of the context.

@@ -8,7 +8,11 @@ import click
 
 from gptoss_mlx import __version__
 
-_COMMANDS = {"generate": ("gptoss_mlx.generate", "Answer one prompt.")}
+_COMMANDS = {
+    "doctor": ("gptoss_mlx.doctor", "Show what this machine has for a model."),
+    "generate": ("gptoss_mlx.generate", "Answer one prompt."),
+    "plan": ("gptoss_mlx.plan", "Show what a model takes in memory, before a download."),
+}
 
 
 class _LazyGroup(click.Group):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,29 +17,14 @@ import gptoss_mlx
 from gptoss_mlx.events import Event, FinishEvent, PrefillEvent
 from gptoss_mlx.exits import exit_codes, interruptible
 from gptoss_mlx.hub import DEFAULT_MODEL
+from gptoss_mlx.options import BYTES, TOKENS
 from gptoss_mlx.question import Question, question_options, read_question
 from gptoss_mlx.terminal import Bar, Pen, Printer
-from gptoss_mlx.units import parse_bytes, parse_tokens
 
 if TYPE_CHECKING:
     from gptoss_mlx.engine import Engine
 
 BAR_AFTER = 1.0  # seconds; what is quicker needs no bar
-
-
-class Size(click.ParamType[int]):
-    """A number with a unit, read by one of `units`' functions."""
-
-    name = "size"
-
-    def __init__(self, parse: Callable[[str], int]) -> None:
-        self.parse = parse
-
-    def convert(self, value: Any, parameter: Any, context: Any) -> int:
-        try:
-            return value if isinstance(value, int) else self.parse(value)
-        except ValueError as error:
-            self.fail(str(error), parameter, context)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -51,8 +35,8 @@ class Size(click.ParamType[int]):
     show_default=True,
     help='A folder, a Hugging Face id, or "tiny".',
 )
-@click.option("--memory", type=Size(parse_bytes), help="Most memory to use, such as 10GiB.")
-@click.option("--context", type=Size(parse_tokens), help="Most tokens, prompt and answer: 32k.")
+@click.option("--memory", type=BYTES, help="Most memory to use, such as 10GiB.")
+@click.option("--context", type=TOKENS, help="Most tokens, prompt and answer: 32k.")
 @click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), help="Compute precision.")
 @click.option("--embedding", type=click.Choice(["file", "resident"]), help="Where its table is.")
 @click.option("--kv-bits", type=click.Choice(["8"]), help="Bits of keys and values, to save room.")

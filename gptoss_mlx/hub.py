@@ -62,6 +62,21 @@ def locate(model: str, progress: Progress | None = None, also: tuple[str, ...] =
     return _download(model, progress, (*FILES, *also))
 
 
+def local_folder(model: str) -> Path | None:
+    """The folder of a model that is on this machine, in the Hugging Face cache or not, else None.
+
+    Of a model in the cache only config.json is sure to be there.
+    """
+    if model == TINY or (model and Path(model).expanduser().is_dir()):
+        return locate(model)
+    if not _ID.fullmatch(model) or ".." in model or "--" in model:
+        return None
+    import huggingface_hub
+
+    found = huggingface_hub.try_to_load_from_cache(model, "config.json")
+    return Path(found).parent if isinstance(found, str) else None
+
+
 def _download(model: str, progress: Progress | None, patterns: tuple[str, ...]) -> Path:
     # Imported here: it takes a while, and a local folder needs none of it.
     import huggingface_hub

@@ -162,21 +162,16 @@ class _Planner:
         return None
 
     def _chunks(self, context: int) -> list[Choice]:
-        """Choices without slots, from the first chunk whose half would not buy a slot a layer.
+        """Choices without slots, from the chunk on below which no half buys a slot a layer.
 
-        What a smaller chunk costs is the same at any budget, so more memory never means fewer
-        slots.
+        Which one that is does not depend on the budget, so more memory never means fewer slots.
         """
         cache = CACHE_LIMITS[self.sizes.gpu][1]
         choices = [self._choice(context, chunk, cache, 0) for chunk in CHUNKS]
         totals = [self._total(choice) for choice in choices]
-        first = 0
-        while (
-            first + 1 < len(choices)
-            and totals[first] - totals[first + 1] >= self.sizes.held["experts"]
-        ):
-            first += 1
-        return choices[first:]
+        worth = self.sizes.held["experts"]
+        bought = [i for i in range(1, len(choices)) if totals[i - 1] - totals[i] >= worth]
+        return choices[max(bought, default=0) :]
 
     def _contexts(self, least: int, most: int) -> Iterator[int]:
         """What was asked; else the model's limit or `most`, and the powers of two to `least`."""

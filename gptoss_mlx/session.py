@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
-SNAPSHOT_BUDGET = 64 << 20  # bytes
+from gptoss_mlx.buffers import SNAPSHOT_BUDGET
 
 
 class Snapshot(Protocol):

@@ -46,11 +46,13 @@ def parse_tokens(text: str) -> int:
 
 
 def show_bytes(nbytes: int) -> str:
-    """Bytes to three digits or more in powers of two: "10.70 GiB", "824 MiB"."""
+    """Bytes in powers of two, to two digits or more: "10.70 GiB", "824 MiB", "3.0 MiB"."""
     if nbytes < 0:
         return f"-{show_bytes(-nbytes)}"
-    for unit, size, digits in (("GiB", 1 << 30, 2), ("MiB", 1 << 20, 0), ("KiB", 1 << 10, 0)):
+    for unit in ("GiB", "MiB", "KiB"):
+        size = _UNITS[unit.lower()]
         if nbytes >= size:
+            digits = 2 if unit == "GiB" else int(nbytes < 10 * size)
             return f"{nbytes / size:.{digits}f} {unit}"
     return f"{nbytes} B"
 

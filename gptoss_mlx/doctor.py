@@ -1,0 +1,163 @@
+"""The command `gptoss-mlx doctor`: what this machine has for a model, one row a fact.
+
+Each fact is found out on its own: what cannot be is a row that says why, and nothing else fails.
+Nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gptoss_mlx import __version__, device
+from gptoss_mlx.disk import read_speed
+from gptoss_mlx.exits import exit_codes
+from gptoss_mlx.hub import DEFAULT_MODEL, local_folder
+from gptoss_mlx.memory import Plan, make_plan
+from gptoss_mlx.options import BYTES, TOKENS
+from gptoss_mlx.plan import as_object, config_of, plan_table
+from gptoss_mlx.terminal import harmless
+from gptoss_mlx.units import show_bytes
+
+KERNELS = "reference (plain MLX operations)"
+
+
+@dataclass(frozen=True)
+class Fact:
+    """value: for programs, None if it is not known; shown: for people."""
+
+    name: str
+    title: str
+    value: Any
+    shown: str
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option(
+    "--model",
+    default=DEFAULT_MODEL,
+    show_default=True,
+    help='A folder, a Hugging Face id, or "tiny".',
+)
+@click.option("--memory", type=BYTES, help="Bytes to plan with, such as 10GiB.")
+@click.option("--context", type=TOKENS, help="Tokens to plan for, such as 32k.")
+@click.option("--json", "as_json", is_flag=True, help="Write one JSON object.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def main(model: str, memory: int | None, context: int | None, as_json: bool, debug: bool) -> None:
+    """Show the chip, its memory and limits, the disk, versions, and the plan for a model."""
+    with exit_codes(debug):
+        facts = list(examine(model))
+        plan, problem = _planned(model, memory, context)
+        if as_json:
+            value = {fact.name: fact.value for fact in facts}
+            value |= {"plan": plan and as_object(plan), "no_plan_because": problem}
+            click.echo(json.dumps(value))
+        else:
+            _print(facts, plan, problem, model)
+
+
+def examine(model: str) -> Iterator[Fact]:
+    """Every fact in turn; the disk's speed is that of the model's folder."""
+    info = _or_nothing(device.device_info)
+    machine = _or_nothing(device.this_machine)
+    folder = _or_nothing(lambda: local_folder(model))
+    yield _fact("chip", "chip", lambda: device.device_info()["device_name"])
+    yield _fact("cores", "cores", os.cpu_count)
+    yield _fact("computes_on", "computes on", lambda: _place(device.device_info()))
+    yield _fact("memory", "memory", lambda: machine and machine.memory, show_bytes)
+    yield _fact("limit", _limit_title(info), lambda: machine and machine.limit, show_bytes)
+    yield _fact("free", "free memory", device.free_bytes, show_bytes)
+    yield _fact("system", "system", _system)
+    yield _fact("python", "Python", platform.python_version)
+    yield _fact("mlx", "MLX", lambda: version("mlx"))
+    yield _fact("gptoss_mlx", "gptoss-mlx", lambda: __version__)
+    yield _fact("kernels", "kernels", lambda: KERNELS)
+    yield _fact("folder", "model's folder", lambda: _where(model, folder))
+    yield _fact("disk_read", "disk reads", lambda: folder and _speed(folder), _per_second)
+
+
+def _fact(name: str, title: str, find: Callable[[], Any], show: Callable[[Any], str] = str) -> Fact:
+    try:
+        value = find()
+    except Exception as error:  # whatever it is, the other facts are still worth having
+        why = " ".join(str(error).split()) or type(error).__name__
+        return Fact(name, title, None, f"not known: {why}")
+    return Fact(name, title, value or None, show(value) if value else "not known")
+
+
+def _or_nothing(find: Callable[[], Any]) -> Any:
+    """What is found, or None: the fact's own row says why."""
+    try:
+        return find()
+    except Exception:
+        return None
+
+
+def _planned(model: str, memory: int | None, context: int | None) -> tuple[Plan | None, str | None]:
+    """The plan, or why there is none."""
+    try:
+        machine = device.this_machine()
+        return make_plan(config_of(model), machine, budget=memory, context=context), None
+    except Exception as error:
+        return None, " ".join(str(error).split()) or type(error).__name__
+
+
+def _place(info: Mapping[str, Any]) -> str:
+    return "the GPU" if info["gpu"] else "the CPU"
+
+
+def _limit_title(info: Mapping[str, Any] | None) -> str:
+    return "limit of the GPU" if info and info["gpu"] else "limit for a model"
+
+
+def _system() -> str:
+    release = platform.mac_ver()[0]
+    name = f"macOS {release}" if release else f"{platform.system()} {platform.release()}"
+    return f"{name}, {platform.machine()}"
+
+
+def _where(model: str, folder: Path | None) -> str:
+    if folder is None:
+        raise ValueError(f"{model} is not on this machine")
+    return str(folder)
+
+
+def _speed(folder: Path) -> float:
+    """Bytes a second, of the largest file with weights."""
+    files = sorted(folder.glob("*.safetensors"), key=lambda path: path.stat().st_size)
+    if not files:
+        raise ValueError("there are no weights in the model's folder")
+    return read_speed(files[-1])
+
+
+def _per_second(speed: float) -> str:
+    return f"{speed / 1e9:.2f} GB/s"
+
+
+def _print(facts: list[Fact], plan: Plan | None, problem: str | None, model: str) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console(file=sys.stdout)
+    table = Table(show_header=False)
+    for fact in facts:
+        table.add_row(fact.title, escape(harmless(fact.shown)))
+    console.print(table)
+    if plan is not None:
+        console.print(plan_table(plan, f"{model} on this machine"))
+    else:
+        console.print(f"no plan for {escape(harmless(model))}: {escape(harmless(problem or ''))}")
+
+
+if __name__ == "__main__":
+    main()

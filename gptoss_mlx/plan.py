@@ -1,0 +1,202 @@
+"""The command `gptoss-mlx plan`: what a model would take, and what fits which machine.
+
+It needs a config.json only, and has those of the released models: nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gptoss_mlx.config import ModelConfig
+from gptoss_mlx.errors import ConfigError, MemoryBudgetError, ModelNotFoundError
+from gptoss_mlx.exits import exit_codes
+from gptoss_mlx.hub import DEFAULT_MODEL, local_folder
+from gptoss_mlx.jsonfile import read_json, shown
+from gptoss_mlx.machine import MACHINES, Machine
+from gptoss_mlx.memory import Plan, make_plan, wired_bytes
+from gptoss_mlx.options import BYTES, MACHINE, TOKENS
+from gptoss_mlx.recipe import RECIPES, quantization
+from gptoss_mlx.released import CONFIGS
+from gptoss_mlx.units import show_bytes, show_tokens
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+UNCONVERTED, CONVERTED = "bf16", "mixed"
+"""Recipes shown of every released model: as it is, and what the converter does by default."""
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option(
+    "--model",
+    default=DEFAULT_MODEL,
+    show_default=True,
+    help='A folder, a released model\'s id, or "tiny".',
+)
+@click.option("--memory", type=BYTES, help="Bytes it must stay within, such as 10GiB.")
+@click.option("--context", type=TOKENS, help="Most tokens, prompt and answer, such as 32k.")
+@click.option("--machine", type=MACHINE, help='Instead of this one, such as "16GB Mac".')
+@click.option("--bits", type=click.Choice(list(RECIPES)), help="As if converted with these.")
+@click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), help="Compute precision.")
+@click.option("--embedding", type=click.Choice(["file", "resident"]), help="Where its table is.")
+@click.option("--kv-bits", type=click.Choice(["8"]), help="Quantized keys and values.")
+@click.option("--json", "as_json", is_flag=True, help="Write one JSON object.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def main(
+    model: str,
+    memory: int | None,
+    context: int | None,
+    machine: Machine | None,
+    bits: str | None,
+    dtype: str | None,
+    embedding: str | None,
+    kv_bits: str | None,
+    as_json: bool,
+    debug: bool,
+) -> None:
+    """Show what a model takes in memory, and what fits which Mac, before anything is loaded."""
+    with exit_codes(debug):
+        if machine is None:
+            from gptoss_mlx.device import this_machine
+
+            machine = this_machine()
+        settings: dict[str, Any] = {"context": context, "dtype": dtype, "embedding": embedding}
+        settings["kv_bits"] = int(kv_bits) if kv_bits else None
+        plan = make_plan(config_of(model, bits), machine, budget=memory, **settings)
+        fits = list(what_fits(bits or CONVERTED, settings))
+        if as_json:
+            value = {
+                "model": model,
+                "bits": bits,
+                "machine": asdict(machine),
+                "plan": as_object(plan),
+                "fits": fits,
+            }
+            click.echo(json.dumps(value))
+            return
+        _print(plan_table(plan, f"{model} on {machine.name}"), _fits_table(fits))
+
+
+def config_of(model: str, bits: str | None = None) -> ModelConfig:
+    """The config of a local folder, or of a released model that need not be here.
+
+    bits: the recipe of a conversion to imagine.
+    Raises ModelNotFoundError, or ConfigError for a folder that is converted already.
+    """
+    folder = local_folder(model)
+    path = CONFIGS.get(model) if folder is None else folder / "config.json"
+    if path is None:
+        raise ModelNotFoundError(
+            f"{shown(model)}: is not on this machine; before a download only"
+            f" {' and '.join(CONFIGS)} can be planned"
+        )
+    if bits is None:
+        return ModelConfig.from_file(path)
+    if ModelConfig.from_file(path).quantization is not None:
+        raise ConfigError(f"{path}: is converted already; plan it without --bits")
+    return _converted(path, bits)
+
+
+def what_fits(bits: str, settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """For every known Mac and released model, unconverted and converted: the choices, or why not.
+
+    settings: what is asked of each plan.
+    """
+    configs = {
+        (model, recipe): _converted(path, recipe)
+        for model, path in CONFIGS.items()
+        for recipe in dict.fromkeys((UNCONVERTED, bits))
+    }
+    for machine in MACHINES.values():
+        for (model, recipe), config in configs.items():
+            row: dict[str, Any] = {"machine": machine.name, "model": model, "bits": recipe}
+            try:
+                plan = make_plan(config, machine, **settings)
+            except MemoryBudgetError as error:
+                yield {**row, "fits": False, "why": str(error)}
+                continue
+            yield {
+                **row,
+                "fits": True,
+                "slots": plan.slots,
+                "experts": plan.experts,
+                "context": plan.context,
+                "bytes": plan.total,
+            }
+
+
+def _converted(path: Path, recipe: str) -> ModelConfig:
+    """What a released config becomes under a recipe."""
+    values = read_json(path)
+    section = quantization(RECIPES[recipe], ModelConfig.from_values(values, path))
+    return ModelConfig.from_values({**values, "quantization": section}, path)
+
+
+def as_object(plan: Plan) -> dict[str, Any]:
+    """A plan's choices and buffers for JSON; sizes in bytes."""
+    value = asdict(plan)
+    value["buffers"] = {buffer.name: buffer.nbytes for buffer in plan.buffers}
+    return {**value, "total": plan.total, "left": plan.left, "wired": wired_bytes(plan)}
+
+
+def plan_table(plan: Plan, title: str) -> Table:
+    """The buffers, their sum, and what is left of the budget."""
+    from rich.table import Table
+
+    notes = {
+        "experts": f"{plan.slots} of {plan.experts} in each layer",
+        "embedding": "" if plan.embedding == "resident" else "read from the file",
+        "keys and values": f"{plan.context} tokens{', 8 bits' if plan.kv_bits else ''}",
+        "scratch": f"{plan.chunk} tokens of a prompt at a time",
+    }
+    table = Table(title=f"{title}, {plan.dtype}")
+    table.add_column("buffer")
+    table.add_column("bytes", justify="right")
+    table.add_column("")
+    for buffer in plan.buffers:
+        table.add_row(buffer.name, show_bytes(buffer.nbytes), notes.get(buffer.name, ""))
+    table.add_section()
+    table.add_row("in all", show_bytes(plan.total))
+    if plan.budget is not None and plan.left is not None:
+        table.add_row("left", show_bytes(plan.left), f"of {show_bytes(plan.budget)}")
+    return table
+
+
+def _fits_table(fits: list[dict[str, Any]]) -> Table:
+    from rich.table import Table
+
+    table = Table(title="experts in memory, and the context, by machine")
+    table.add_column("")
+    columns = list(dict.fromkeys((row["model"], row["bits"]) for row in fits))
+    for model, bits in columns:
+        table.add_column(f"{model.removeprefix('openai/gpt-oss-')}, {bits}", justify="right")
+    cells = {(row["machine"], row["model"], row["bits"]): _cell(row) for row in fits}
+    for name in dict.fromkeys(row["machine"] for row in fits):
+        table.add_row(name, *(cells[name, model, bits] for model, bits in columns))
+    return table
+
+
+def _cell(row: dict[str, Any]) -> str:
+    if not row["fits"]:
+        return "-"
+    share = "all" if row["slots"] == row["experts"] else f"{row['slots']} of {row['experts']}"
+    return f"{share}, {show_tokens(row['context'])}"
+
+
+def _print(*tables: Table) -> None:
+    from rich.console import Console
+
+    console = Console(file=sys.stdout)
+    for table in tables:
+        console.print(table)
+
+
+if __name__ == "__main__":
+    main()
