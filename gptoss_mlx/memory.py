@@ -21,6 +21,9 @@ __all__ = ["Buffer", "Machine", "Plan", "make_plan", "wired_bytes"]
 CHUNKS = (512, 256, 128, 64)
 """Tokens prefilled at a time, the preferred number first."""
 
+WORTHWHILE = 512 * MiB
+"""What halving the chunk must save."""
+
 CACHE_LIMITS = {True: (256 * MiB, 64 * MiB), False: (32 * MiB, 32 * MiB)}
 """Freed buffers MLX may keep, by whether a GPU computes; the second where memory is short.
 
@@ -138,12 +141,11 @@ class _Planner:
     embedding: str | None
 
     def resident(self) -> Choice | None:
-        """Every expert in a slot: the longest context, then the largest chunk, that allow it."""
+        """Every expert in a slot, with the longest context that allows it."""
         config = self.sizes.config
-        ample, short = CACHE_LIMITS[self.sizes.gpu]
-        tries = ((CHUNKS[0], ample), *((chunk, short) for chunk in CHUNKS))
         for context in self._contexts(DEFAULT_CONTEXT, config.max_position_embeddings):
-            for chunk, cache in tries:
+            chunk = self._chunks(context)[0]
+            for cache in CACHE_LIMITS[self.sizes.gpu]:
                 choice = self._choice(context, chunk, cache, config.num_local_experts)
                 if self._fits(choice):
                     roomy = replace(choice, embedding="resident")
@@ -154,24 +156,26 @@ class _Planner:
     def streaming(self) -> Choice | None:
         """As many slots as fit, if they are enough for one token."""
         assert self.budget is not None  # without one everything is resident
+        config = self.sizes.config
+        cache = CACHE_LIMITS[self.sizes.gpu][1]
         for context in self._contexts(_LEAST_CONTEXT, DEFAULT_CONTEXT):
-            for choice in self._chunks(context):
+            for chunk in self._chunks(context):
+                choice = self._choice(context, chunk, cache, 0)
                 slots = (self.budget - self._total(choice)) // self.sizes.held["experts"]
-                if slots >= self.sizes.config.num_experts_per_tok:
-                    return replace(choice, slots=slots)
+                if slots >= config.num_experts_per_tok:
+                    return replace(choice, slots=min(slots, config.num_local_experts))
         return None
 
-    def _chunks(self, context: int) -> list[Choice]:
-        """Choices without slots, from the chunk on below which no half buys a slot a layer.
+    def _chunks(self, context: int) -> tuple[int, ...]:
+        """The chunk for a context, and smaller ones for where nothing would fit with it.
 
-        Which one that is does not depend on the budget, so more memory never means fewer slots.
+        The largest whose half would not save WORTHWHILE. It does not depend on the budget: another
+        chunk adds in another order, and the output must be the same to the last bit at any budget.
         """
         cache = CACHE_LIMITS[self.sizes.gpu][1]
-        choices = [self._choice(context, chunk, cache, 0) for chunk in CHUNKS]
-        totals = [self._total(choice) for choice in choices]
-        worth = self.sizes.held["experts"]
-        bought = [i for i in range(1, len(choices)) if totals[i - 1] - totals[i] >= worth]
-        return choices[max(bought, default=0) :]
+        totals = [self._total(self._choice(context, chunk, cache, 0)) for chunk in CHUNKS]
+        saved = [i for i in range(1, len(CHUNKS)) if totals[i - 1] - totals[i] >= WORTHWHILE]
+        return CHUNKS[max(saved, default=0) :]
 
     def _contexts(self, least: int, most: int) -> Iterator[int]:
         """What was asked; else the model's limit or `most`, and the powers of two to `least`."""
