@@ -153,7 +153,7 @@ def _print(facts: list[Fact], plan: Plan | None, problem: str | None, model: str
         table.add_row(fact.title, escape(harmless(fact.shown)))
     console.print(table)
     if plan is not None:
-        console.print(plan_table(plan, f"{escape(harmless(model))} on this machine"))
+        console.print(plan_table(plan, f"{model} on this machine"))
         free = _or_nothing(device.free_bytes)
         if free is not None and free < plan.total:
             console.print(

@@ -109,6 +109,13 @@ def test_a_folder_is_planned_by_its_config(small_checkpoint: Path) -> None:
     assert found["buffers"]["embedding"] == 8192 * 64 * 2
 
 
+def test_a_folder_name_cannot_style_the_terminal(tmp_path: Path, small_checkpoint: Path) -> None:
+    folder = tmp_path / "[red]x"
+    folder.mkdir()
+    (folder / "config.json").write_bytes((small_checkpoint / "config.json").read_bytes())
+    assert "[red]x" in "".join(shown("--model", str(folder)).split())
+
+
 def test_a_folder_that_is_converted_is_not_converted_once_more(tmp_path: Path) -> None:
     values = config_json(SHAPES["mini"])
     values["quantization"] = {"group_size": 64, "bits": 8}
