@@ -238,7 +238,7 @@ def _turns(model: Any, length: int, chunk: int) -> Sequence[int]:
     while first < turns and first + 2 * chunk < length:
         first += chunk
     turns = min(turns, first)
-    return [*range(first + 2 - turns, first + 2), length]
+    return [*range(first + 2 - turns, min(first + 2, length)), length]
 
 
 def _show(rows: list[dict[str, Any]]) -> None:

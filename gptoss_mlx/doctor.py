@@ -68,13 +68,12 @@ def main(model: str, memory: int | None, context: int | None, as_json: bool, deb
 def examine(model: str) -> Iterator[Fact]:
     """Every fact in turn; the disk's speed is that of the model's folder."""
     info = _or_nothing(device.device_info)
-    machine = _or_nothing(device.this_machine)
     folder = _or_nothing(lambda: local_folder(model))
     yield _fact("chip", "chip", lambda: device.device_info()["device_name"])
     yield _fact("cores", "cores", os.cpu_count)
     yield _fact("computes_on", "computes on", lambda: _place(device.device_info()))
-    yield _fact("memory", "memory", lambda: machine and machine.memory, show_bytes)
-    yield _fact("limit", _limit_title(info), lambda: machine and machine.limit, show_bytes)
+    yield _fact("memory", "memory", lambda: device.this_machine().memory, show_bytes)
+    yield _fact("limit", _limit_title(info), lambda: device.this_machine().limit, show_bytes)
     yield _fact("free", "free memory", device.free_bytes, show_bytes)
     yield _fact("system", "system", _system)
     yield _fact("python", "Python", platform.python_version)
@@ -155,8 +154,16 @@ def _print(facts: list[Fact], plan: Plan | None, problem: str | None, model: str
     console.print(table)
     if plan is not None:
         console.print(plan_table(plan, f"{model} on this machine"))
+        free = _or_nothing(device.free_bytes)
+        if free is not None and free < plan.total:
+            console.print(
+                f"only {show_bytes(free)} are free now: other programs would be pushed out;"
+                " --memory plans with less",
+                soft_wrap=True,
+            )
     else:
-        console.print(f"no plan for {escape(harmless(model))}: {escape(harmless(problem or ''))}")
+        line = f"no plan for {model}: {problem}"
+        console.print(escape(harmless(line)), soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from gptoss_mlx.memory import Plan, make_plan, wired_bytes
 from gptoss_mlx.options import BYTES, MACHINE, TOKENS
 from gptoss_mlx.recipe import RECIPES, quantization
 from gptoss_mlx.released import CONFIGS
+from gptoss_mlx.terminal import harmless
 from gptoss_mlx.units import show_bytes, show_tokens
 
 if TYPE_CHECKING:
@@ -148,6 +149,7 @@ def as_object(plan: Plan) -> dict[str, Any]:
 
 def plan_table(plan: Plan, title: str) -> Table:
     """The buffers, their sum, and what is left of the budget."""
+    from rich.markup import escape
     from rich.table import Table
 
     notes = {
@@ -156,7 +158,7 @@ def plan_table(plan: Plan, title: str) -> Table:
         "keys and values": f"{plan.context} tokens{', 8 bits' if plan.kv_bits else ''}",
         "scratch": f"{plan.chunk} tokens of a prompt at a time",
     }
-    table = Table(title=f"{title}, {plan.dtype}")
+    table = Table(title=escape(harmless(f"{title}, {plan.dtype}")))
     table.add_column("buffer")
     table.add_column("bytes", justify="right")
     table.add_column("")

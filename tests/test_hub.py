@@ -14,7 +14,7 @@ from huggingface_hub import constants, errors
 from huggingface_hub.utils import filter_repo_objects
 
 from gptoss_mlx.errors import ModelNotFoundError
-from gptoss_mlx.hub import DEFAULT_MODEL, locate
+from gptoss_mlx.hub import DEFAULT_MODEL, local_folder, locate
 
 REPOSITORY = [
     ".gitattributes",
@@ -228,3 +228,20 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.touch()
     assert "is a file; give the folder it is in" in refused(str(path))
+
+
+def test_what_is_on_this_machine_is_found_without_asking_anyone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_download(monkeypatch, failing(AssertionError("downloads")))
+    assert local_folder(str(tmp_path)) == tmp_path
+    assert local_folder("tiny") == locate("tiny")
+    cached = tmp_path / "snapshots" / "0123" / "config.json"
+    monkeypatch.setattr(
+        huggingface_hub,
+        "try_to_load_from_cache",
+        lambda model, name: str(cached) if (model, name) == ("a/b", "config.json") else None,
+    )
+    assert local_folder("a/b") == cached.parent
+    for elsewhere in ("a/c", "", "no such folder", "../up", "a--b/c"):
+        assert local_folder(elsewhere) is None

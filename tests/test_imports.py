@@ -16,7 +16,7 @@ PACKAGE = Path(gptoss_mlx.__file__).parent
 # From the top down; a module imports its own row and rows below it, without circles.
 ROWS = [
     {"__main__", "cli"},
-    {"generate", "plan", "doctor", "report"},
+    {"generate", "report", "plan", "doctor"},
     {"question", "exits", "terminal", "options"},
     {"__init__"},
     {"engine", "session", "writer", "request", "result", "clock"},
@@ -27,9 +27,9 @@ ROWS = [
     {"weights", "rope"},
     {"linear"},
     {"kernels"},
-    {"hub", "tiny", "device"},
+    {"hub", "tiny"},
     {"harmony"},
-    {"memory"},
+    {"memory", "device"},
     {"buffers"},
     {"checkpoint", "reader", "recipe"},
     {"shard", "slots", "guesses"},
@@ -46,6 +46,7 @@ WITHOUT_TENSORS = {
     "cli",
     "config",
     "disk",
+    "doctor",
     "errors",
     "events",
     "exits",

@@ -6,6 +6,7 @@ Converted folders are in test_model_quantized.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -314,3 +315,21 @@ def test_bfloat16_is_close(checkpoint_of: Callable[..., Path], one_pass: Any) ->
     assert model.hidden([1], model.new_state()).dtype == mx.bfloat16
     assert 1e-4 < relative_l2(ours, reference) < 0.15
     assert argmax_agreement(ours, reference) > 0.8
+
+
+def test_a_chunk_is_held_by_one_layer_at_a_time(checkpoint_of: Callable[..., Path]) -> None:
+    """More sliding layers add their rings to a prefill's peak, and not the chunk's qkv each."""
+    few = Shape(2, 64, 32, 4, 1, 8, 8, 64, 320)
+    qkv = 512 * 3 * 8 * 64 * 4  # bytes
+    peaks = [prefill_peak(opened(checkpoint_of(replace(few, layers=n)))) for n in (2, 8)]
+    assert peaks[1] - peaks[0] < qkv
+
+
+def prefill_peak(model: Transformer) -> int:
+    """Bytes MLX holds at most while a second chunk of 512 is read, besides the state after it."""
+    state, ids = model.new_state(), tokens(320, 1024)
+    model.prefill(ids[:512], state)
+    before = mx.get_active_memory() - state.nbytes
+    mx.reset_peak_memory()
+    model.prefill(ids[512:], state)
+    return int(mx.get_peak_memory()) - before - state.nbytes

@@ -1,0 +1,140 @@
+"""`gptoss-mlx doctor`: every fact by itself, whatever is missing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from gptoss_mlx import device, doctor
+from gptoss_mlx.machine import Machine
+from gptoss_mlx.units import show_bytes
+
+FACTS = [
+    "chip",
+    "cores",
+    "computes_on",
+    "memory",
+    "limit",
+    "free",
+    "system",
+    "python",
+    "mlx",
+    "gptoss_mlx",
+    "kernels",
+    "folder",
+    "disk_read",
+]
+
+
+def shown(*arguments: str) -> str:
+    result = CliRunner().invoke(doctor.main, list(arguments), env={"COLUMNS": "160"})
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def read(*arguments: str) -> Any:
+    return json.loads(shown("--json", *arguments))
+
+
+def fail(*arguments: object) -> Any:
+    raise RuntimeError("nobody\nis there")
+
+
+def test_every_fact_is_there_with_the_plan(small_checkpoint: Path) -> None:
+    found = read("--model", str(small_checkpoint))
+    assert list(found) == [*FACTS, "plan", "no_plan_because"]
+    assert found["cores"] > 0
+    assert found["memory"] >= found["limit"] > 0
+    assert found["kernels"].startswith("reference")
+    assert found["folder"] == str(small_checkpoint)
+    assert found["plan"]["total"] <= found["plan"]["budget"]
+    assert found["no_plan_because"] is None
+
+
+def test_the_table_shows_the_same(small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine("this machine", 16 << 30, 12_713_115_648, False)
+    monkeypatch.setattr(device, "this_machine", lambda: machine)
+    monkeypatch.setattr(doctor, "read_speed", lambda path: 3.21e9)
+    text = shown("--model", str(small_checkpoint))
+    for words in ("16.00 GiB", show_bytes(12_713_115_648), "3.21 GB/s", "keys and values"):
+        assert words in text
+
+
+def test_a_plan_larger_than_what_is_free_is_pointed_out(
+    small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = Machine("this machine", 16 << 30, 10 << 30, True)
+    monkeypatch.setattr(device, "this_machine", lambda: machine)
+    monkeypatch.setattr(device, "free_bytes", lambda: 100 << 20)
+    note = "100 MiB are free now: other programs would be pushed out"
+    assert note in shown("--model", str(small_checkpoint))
+    monkeypatch.setattr(device, "free_bytes", lambda: 10 << 30)
+    assert "pushed out" not in shown("--model", str(small_checkpoint))
+
+
+def test_the_largest_file_of_the_model_is_read(
+    small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths: list[Path] = []
+    monkeypatch.setattr(doctor, "read_speed", lambda path: paths.append(path) or 1e9)
+    assert read("--model", str(small_checkpoint))["disk_read"] == 1e9
+    sizes = [path.stat().st_size for path in small_checkpoint.glob("*.safetensors")]
+    assert paths[0].stat().st_size == max(sizes)
+
+
+def test_memory_and_context_are_planned_with(small_checkpoint: Path) -> None:
+    plan = read("--model", str(small_checkpoint), "--memory", "1GiB", "--context", "2k")["plan"]
+    assert (plan["budget"], plan["context"]) == (1 << 30, 2048)
+
+
+def test_a_model_that_is_not_here_is_planned_but_not_read() -> None:
+    found = read("--model", "openai/gpt-oss-20b", "--memory", "8GiB")
+    assert (found["folder"], found["disk_read"]) == (None, None)
+    assert found["plan"] is not None or "experts" in found["no_plan_because"]
+    text = shown("--model", "somebody/something")
+    assert "not known: somebody/something is not on this machine" in text
+    assert "no plan for somebody/something" in text
+
+
+def test_a_plan_that_is_refused_is_a_line(small_checkpoint: Path) -> None:
+    found = read("--model", str(small_checkpoint), "--memory", "50MiB")
+    assert found["plan"] is None
+    assert "50 MiB" in found["no_plan_because"]
+
+
+@pytest.mark.parametrize("name", ["device_info", "this_machine", "free_bytes"])
+def test_what_the_device_does_not_tell_is_said(
+    name: str, small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, name, fail)
+    text = shown("--model", str(small_checkpoint))
+    assert "not known: nobody is there" in text
+    assert "kernels" in text
+
+
+def test_nothing_at_all_may_be_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("device_info", "this_machine", "free_bytes"):
+        monkeypatch.setattr(device, name, fail)
+    for name in ("local_folder", "config_of", "version", "read_speed"):
+        monkeypatch.setattr(doctor, name, fail)
+    found = read("--model", str(tmp_path))
+    unknown = [name for name in FACTS if found[name] is None]
+    assert set(FACTS) - set(unknown) == {"cores", "system", "python", "gptoss_mlx", "kernels"}
+    assert found["no_plan_because"] == "nobody is there"
+
+
+def test_a_folder_without_weights_or_with_small_files(
+    tmp_path: Path, small_checkpoint: Path
+) -> None:
+    assert "there are no weights" in shown("--model", str(tmp_path))
+    assert "too small to tell" in shown("--model", str(small_checkpoint))
+
+
+def test_names_cannot_style_the_terminal() -> None:
+    text = shown("--model", "[red]\x1b[31mx")
+    assert "[red]" in text
+    assert "\x1b" not in text

@@ -1,0 +1,162 @@
+"""`gptoss-mlx plan`: tables and JSON from a config alone, and refusals in one line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from benchmarks.make_checkpoint import SHAPES, config_json
+from gptoss_mlx.config import ModelConfig
+from gptoss_mlx.machine import MACHINES, mac
+from gptoss_mlx.memory import make_plan
+from gptoss_mlx.plan import main
+from gptoss_mlx.recipe import RECIPES, quantization
+from gptoss_mlx.released import CONFIGS
+
+GiB = 2**30
+
+
+def shown(*arguments: str) -> str:
+    result = CliRunner().invoke(main, list(arguments), env={"COLUMNS": "120"})
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def read(*arguments: str) -> Any:
+    return json.loads(shown("--json", *arguments))
+
+
+def refused(*arguments: str, code: int = 1) -> str:
+    result = CliRunner().invoke(main, list(arguments))
+    assert result.exit_code == code, result.output
+    assert result.stdout == ""
+    line = result.stderr.strip()
+    assert code == 2 or "\n" not in line
+    return line
+
+
+def test_the_table_adds_up_and_says_what_is_left() -> None:
+    plan = make_plan(ModelConfig.from_file(CONFIGS["openai/gpt-oss-20b"]), mac(16))
+    text = shown("--machine", "16 gb mac")
+    assert "openai/gpt-oss-20b on 16GB Mac, bfloat16" in text
+    for buffer in plan.buffers:
+        assert buffer.name in text
+    assert f"{plan.total / GiB:.2f} GiB" in text
+    assert "of 10.67 GiB" in text
+    assert f"{plan.slots} of 32 in each layer" in text
+
+
+def test_what_fits_is_shown_for_every_mac_and_both_models() -> None:
+    rows = [line for line in shown("--machine", "64GB Mac").splitlines() if line[:2] == "│ "]
+    rows = [row for row in rows if row.split("│")[1].strip() in MACHINES]
+    assert [row.split("│")[1].strip() for row in rows] == list(MACHINES)
+    assert rows[-1].count("all, 128k") == 4
+
+
+def test_json_is_the_plan_itself() -> None:
+    found = read("--machine", "16GB Mac", "--bits", "8", "--context", "16k", "--memory", "10GiB")
+    values = config_json(SHAPES["20b"])
+    section = quantization(RECIPES["8"], ModelConfig.from_values(values, Path("x")))
+    config = ModelConfig.from_values({**values, "quantization": section}, Path("x"))
+    plan = make_plan(config, mac(16), budget=10 * GiB, context=16384)
+    assert found["machine"]["memory"] == 16 * GiB
+    assert found["plan"]["buffers"] == {b.name: b.nbytes for b in plan.buffers}
+    assert found["plan"]["total"] == plan.total <= 10 * GiB
+    assert found["plan"]["left"] == plan.left
+    assert (found["plan"]["slots"], found["plan"]["context"]) == (plan.slots, 16384)
+
+
+def test_json_says_what_fits_and_what_does_not() -> None:
+    found = read("--machine", "8GB Mac", "--model", "openai/gpt-oss-20b")["fits"]
+    assert len(found) == 9 * 2 * 2
+    assert {row["bits"] for row in found} == {"bf16", "mixed"}
+    assert all(row["bytes"] <= (MACHINES[row["machine"]].limit or 0) for row in found)
+    long = read("--machine", "96GB Mac", "--context", "128k")["fits"]
+    small = [row for row in long if row["machine"] == "8GB Mac" and row["model"][-4:] == "120b"]
+    assert [row["fits"] for row in small] == [False, False]
+    assert "131072 tokens" in small[0]["why"]
+
+
+def test_bits_are_of_an_imagined_conversion() -> None:
+    weights = {
+        bits: read("--machine", "24GB Mac", "--bits", bits)["plan"]["buffers"]["weights"]
+        for bits in RECIPES
+    }
+    assert weights["bf16"] > weights["8"] > weights["6"] > weights["5"] > weights["4"]
+    asked = {row["bits"] for row in read("--machine", "24GB Mac", "--bits", "4")["fits"]}
+    assert asked == {"bf16", "4"}
+
+
+def test_options_reach_the_plan() -> None:
+    found = read(
+        *("--machine", "32GB Mac", "--embedding", "file", "--dtype", "float32"),
+        *("--kv-bits", "8", "--context", "2k"),
+    )["plan"]
+    assert found["embedding"] == "file"
+    assert found["dtype"] == "float32"
+    assert (found["kv_bits"], found["context"]) == (8, 2048)
+
+
+def test_a_folder_is_planned_by_its_config(small_checkpoint: Path) -> None:
+    found = read("--model", str(small_checkpoint), "--machine", "16GB Mac")["plan"]
+    assert (found["slots"], found["experts"]) == (4, 4)
+    assert found["buffers"]["embedding"] == 8192 * 64 * 2
+
+
+def test_a_folder_name_cannot_style_the_terminal(tmp_path: Path, small_checkpoint: Path) -> None:
+    folder = tmp_path / "[red]x"
+    folder.mkdir()
+    (folder / "config.json").write_bytes((small_checkpoint / "config.json").read_bytes())
+    assert "[red]x" in "".join(shown("--model", str(folder)).split())
+
+
+def test_a_folder_that_is_converted_is_not_converted_once_more(tmp_path: Path) -> None:
+    values = config_json(SHAPES["mini"])
+    values["quantization"] = {"group_size": 64, "bits": 8}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert "plan it without --bits" in refused("--model", str(tmp_path), "--bits", "8")
+    assert read("--model", str(tmp_path), "--machine", "16GB Mac")["plan"]["experts"] == 8
+
+
+def test_what_cannot_fit_is_refused_with_the_sum() -> None:
+    line = refused("--memory", "4GiB", "--machine", "16GB Mac", "--context", "32k")
+    assert line.startswith("error: a context of 32768 tokens with 4 of 32 experts a layer takes ")
+    assert "tokens would fit" in line
+
+
+def test_a_model_that_is_neither_here_nor_known() -> None:
+    assert "openai/gpt-oss-20b" in refused("--model", "somebody/something")
+    assert "is not on this machine" in refused("--model", "no such folder")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--memory", "10"), ("--context", "many"), ("--machine", "16GB PC"), ("--bits", "7")],
+)
+def test_what_cannot_be_read_is_a_usage_error(arguments: tuple[str, str]) -> None:
+    line = refused(*arguments, code=2)
+    assert f"Invalid value for '{arguments[0]}'" in line
+    assert arguments[1] in line
+
+
+def test_without_a_machine_this_one_is_asked() -> None:
+    found = read("--model", "tiny", "--context", "1k")
+    assert found["machine"]["name"] == "this machine"
+    assert found["plan"]["budget"] <= found["machine"]["limit"]
+
+
+def test_planning_for_a_named_machine_loads_no_tensor_library() -> None:
+    code = (
+        "import sys\n"
+        "from gptoss_mlx.plan import main\n"
+        "main(['--machine', '16GB Mac', '--json'], standalone_mode=False)\n"
+        "print(sorted({'mlx', 'torch'} & {name.split('.')[0] for name in sys.modules}))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert run.stdout.splitlines()[-1] == "[]"
