@@ -69,3 +69,15 @@ def test_attention_over_a_quantized_cache_on_metal_is_the_cpus(held: int, tokens
             )
             found.append(np.array(y))
     assert relative_l2(found[1], found[0]) < 1e-3
+
+
+def test_streamed_experts_on_metal_are_the_resident_ones(small_checkpoint: Path, gpu: None) -> None:
+    """Banks are written from the CPU while the GPU computes: the same tokens, the same logits."""
+    logits = []
+    for slots in (None, 3):
+        model = open_model(Checkpoint.open(small_checkpoint), dtype="float32", slots=slots)
+        state = model.new_state()
+        model.prefill(IDS[:100], state)
+        rows = [np.array(model.decode([id], state)) for id in IDS[100:140]]
+        logits.append(np.stack(rows))
+    assert relative_l2(logits[1], logits[0]) < 1e-5
