@@ -45,22 +45,33 @@ def _group(limit: int) -> Iterator[Path]:
     group = (ROOT / "memory" if first else ROOT) / f"gptoss-{os.getpid()}"
     try:
         group.mkdir()
-        if first:
-            (group / "memory.limit_in_bytes").write_text(str(limit))
-            swap = group / "memory.memsw.limit_in_bytes"
-        else:
-            (group / "memory.max").write_text(str(limit))
-            swap = group / "memory.swap.max"
-        if swap.exists():
-            swap.write_text(str(limit) if first else "0")
     except OSError as error:
-        raise click.ClickException(
-            f"{group}: no memory limit can be set: {error.strerror}; it takes root under Linux"
-        ) from error
+        raise _refused(group, error) from error
     try:
+        try:
+            _limit(group, limit, first)
+        except OSError as error:
+            raise _refused(group, error) from error
         yield group
     finally:
         group.rmdir()
+
+
+def _limit(group: Path, limit: int, first: bool) -> None:
+    if first:
+        (group / "memory.limit_in_bytes").write_text(str(limit))
+        swap = group / "memory.memsw.limit_in_bytes"
+    else:
+        (group / "memory.max").write_text(str(limit))
+        swap = group / "memory.swap.max"
+    if swap.exists():
+        swap.write_text(str(limit) if first else "0")
+
+
+def _refused(group: Path, error: OSError) -> click.ClickException:
+    return click.ClickException(
+        f"{group}: no memory limit can be set: {error.strerror}; it takes root under Linux"
+    )
 
 
 def _watched(command: Sequence[str], group: Path | None) -> Outcome:
@@ -78,13 +89,18 @@ def _watched(command: Sequence[str], group: Path | None) -> Outcome:
         text=True,
         preexec_fn=enter,
     )
-    while True:
-        peak = max(peak, anonymous(process.pid))
-        try:
-            out, err = process.communicate(timeout=_TICK)
-            break
-        except subprocess.TimeoutExpired:
-            continue
+    out = err = None
+    try:
+        while out is None:
+            peak = max(peak, anonymous(process.pid))
+            try:
+                out, err = process.communicate(timeout=_TICK)
+            except subprocess.TimeoutExpired:
+                continue
+    finally:
+        if out is None:
+            process.kill()
+            process.wait()
     return Outcome(process.returncode, out, err, time.perf_counter() - begun, peak)
 
 

@@ -34,11 +34,19 @@ LOGITS = 18
 """Arrays of float32 [vocabulary] alive while a token is chosen: 17.6 at MLX's peak, with
 penalties, top-p and log-probabilities, two steps under way."""
 
+SCORES_BYTES = 32 * MiB
+"""Scores that attention over quantized keys computes at a time."""
+
 HEADROOM = 16 * MiB
 """Some times what benchmarks/bench_plan.py has found at most above the sum of the rest, 3 MiB."""
 
 _KV_GROUP = 64  # values to a scale and bias of quantized keys and values
 _WIDTHS = {"bfloat16": 2, "float32": 4}
+
+
+def least_slots(config: ModelConfig) -> int:
+    """A token's experts; two, where that is one, so that one computes while another is read."""
+    return min(max(2, config.num_experts_per_tok), config.num_local_experts)
 
 
 @dataclass(frozen=True)
@@ -143,6 +151,7 @@ class Sizes:
         twice, and x; the experts' phase holds 4 arrays of `intermediate` and 2 of `hidden` for
         every chosen expert. Each fits 20 shapes and chunks within 2 % of the phase. On a GPU
         attention is fused; MLX allocates 8 queries, keys and values, and 8 and 6 for experts.
+        Over quantized keys the scores come in blocks; see kernels/attention_quantized.py.
         """
         config, chunk, width = self.config, min(choice.chunk, choice.context), self.width
         heads = config.num_attention_heads
@@ -152,11 +161,13 @@ class Sizes:
         hidden, intermediate = config.hidden_size, config.intermediate_size
         arena = self.arena(choice.context) if self.full_layers else 0
         writing = arena + LOGITS * config.vocab_size * 4
+        blocks = 3 * SCORES_BYTES if self.kv_bits and self.full_layers else 0
         if self.gpu:
-            reading = 8 * qkv + 2 * x + experts * (8 * intermediate + 6 * hidden)
+            reading = 8 * qkv + 2 * x + experts * (8 * intermediate + 6 * hidden) + blocks
             return max(reading + 2 * arena, writing)
         seen = choice.context
-        if not self.full_layers:
+        if self.kv_bits or not self.full_layers:
             seen = min(seen, chunk + config.sliding_window - 1)
-        attention = 2 * heads * chunk * seen * width + 2 * qkv + 2 * x
+        scores = max(2 * heads * chunk * seen * width, blocks)
+        attention = scores + 2 * qkv + 2 * x
         return max(attention, experts * (4 * intermediate + 2 * hidden) + x, writing)

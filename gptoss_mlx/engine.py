@@ -22,9 +22,10 @@ from gptoss_mlx.config import ModelConfig
 from gptoss_mlx.errors import CheckpointError, SamplingError
 from gptoss_mlx.events import Event, FinishEvent, FinishReason, PrefillEvent, TokenEvent
 from gptoss_mlx.harmony import Parser
-from gptoss_mlx.hub import locate
+from gptoss_mlx.hub import local_folder, locate
 from gptoss_mlx.jsonfile import read_json
 from gptoss_mlx.memory import Plan, make_plan, wired_bytes
+from gptoss_mlx.released import CONFIGS
 from gptoss_mlx.request import Desk, Prompt, Request
 from gptoss_mlx.result import Result, collect
 from gptoss_mlx.sampling import Sampling
@@ -226,24 +227,26 @@ def open_engine(
         raise ValueError(f"embedding {embedding!r} is neither file nor resident")
     if kv_bits not in (None, 8):
         raise ValueError(f"kv_bits {kv_bits!r} is neither None nor 8")
+    # The tensor library is imported here, when a model is opened, and not before.
+    from gptoss_mlx.device import this_machine
+
+    asked: dict[str, Any] = {
+        "budget": parse_bytes(memory) if isinstance(memory, str) else memory and int(memory),
+        "context": context,
+        "dtype": dtype,
+        "embedding": embedding,
+        "kv_bits": kv_bits,
+    }
+    if model in CONFIGS and local_folder(model) is None:  # refuse before downloading
+        make_plan(ModelConfig.from_file(CONFIGS[model]), this_machine(), **asked)
     folder = locate(model, progress)
     checkpoint = Checkpoint.open(folder)
     config = checkpoint.config
     defaults = _generation_defaults(folder)
-    # The tensor library is imported here, when a model is opened, and not before.
-    from gptoss_mlx.device import this_machine
     from gptoss_mlx.model import open_model
     from gptoss_mlx.sampler import Sampler
 
-    plan = make_plan(
-        config,
-        this_machine(),
-        budget=parse_bytes(memory) if isinstance(memory, str) else memory,
-        context=context,
-        dtype=dtype,
-        embedding=embedding,
-        kv_bits=kv_bits,
-    )
+    plan = make_plan(config, this_machine(), **asked)
     tokenizer = load_tokenizer(folder, config)
     network = open_model(
         checkpoint,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from gptoss_mlx.buffers import GROWTH, Buffer, Choice, MiB, Sizes
+from gptoss_mlx.buffers import GROWTH, Buffer, Choice, MiB, Sizes, least_slots
 from gptoss_mlx.config import ModelConfig
 from gptoss_mlx.errors import ContextError, MemoryBudgetError
 from gptoss_mlx.machine import Machine
@@ -45,7 +45,8 @@ class Plan:
     slots: experts in memory, of `experts`, in each layer. chunk: tokens prefilled at a time.
     cache_limit: bytes of freed buffers MLX may keep. embedding: "file" or "resident".
     dtype: "bfloat16" or "float32". kv_bits: 8, or None for keys and values as computed.
-    `Engine.logits`, which keeps them for every token, takes more than is planned here.
+    `Engine.logits`, which keeps them for every token, takes more than is planned here, and so do
+    streams that run at the same time, of which each has keys and values of its own.
     """
 
     budget: int | None
@@ -162,7 +163,7 @@ class _Planner:
             for chunk in self._chunks(context):
                 choice = self._choice(context, chunk, cache, 0)
                 slots = (self.budget - self._total(choice)) // self.sizes.held["experts"]
-                if slots >= config.num_experts_per_tok:
+                if slots >= least_slots(config):
                     return replace(choice, slots=min(slots, config.num_local_experts))
         return None
 
@@ -223,7 +224,7 @@ class _Planner:
         parts.append(f"the rest {show_bytes(sum(buffer.nbytes for buffer in buffers[4:]))}")
         needed = self._total(self._least(context))
         line = (
-            f"a context of {context} tokens with {config.num_experts_per_tok} of"
+            f"a context of {context} tokens with {least_slots(config)} of"
             f" {config.num_local_experts} experts a layer takes {show_bytes(needed)}"
             f" ({', '.join(parts)}), but there are {show_bytes(self.budget or 0)}"
         )
@@ -238,4 +239,4 @@ class _Planner:
     def _least(self, context: int) -> Choice:
         """The choice of this context that takes the least."""
         cache = CACHE_LIMITS[self.sizes.gpu][1]
-        return self._choice(context, CHUNKS[-1], cache, self.sizes.config.num_experts_per_tok)
+        return self._choice(context, CHUNKS[-1], cache, least_slots(self.sizes.config))

@@ -14,6 +14,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
+from gptoss_mlx.buffers import least_slots
 from gptoss_mlx.cache import LayerCache, QuantizedArena, State, kv_group
 from gptoss_mlx.checkpoint import Checkpoint, Progress
 from gptoss_mlx.config import ModelConfig
@@ -130,7 +131,9 @@ class Block:
         return x + self.attention(h, cache, offset, mask)
 
     def feed_forward(self, x: mx.array) -> mx.array:
-        guess = None if self.following is None else self.following.guess(x)
+        experts, guess = self.moe.experts, None
+        if self.following is not None and x.shape[0] * self.moe.k <= experts.size:
+            guess = self.following.guess(x)
         return x + self.moe(mx.fast.rms_norm(x, self.moe_norm, self.eps), guess)
 
     def foresee(self, following: Block) -> None:
@@ -271,15 +274,16 @@ def open_model(
     if kv_bits is not None:
         _check_kv_group(checkpoint)
     return_freed()
+    mx.reset_peak_memory()
     mx.set_cache_limit(cache_limit)
     on_gpu = mx.default_device() == mx.Device(mx.gpu)
     if on_gpu:
-        mx.set_wired_limit(wired)
+        mx.set_wired_limit(min(wired, int(mx.device_info()["max_recommended_working_set_size"])))
     compute: mx.Dtype = getattr(mx, dtype or ("bfloat16" if on_gpu else "float32"))
     checkpoint.check_scales()
     config = checkpoint.config
     slots = slots or config.num_local_experts
-    if not config.num_experts_per_tok <= slots <= config.num_local_experts:
+    if not least_slots(config) <= slots <= config.num_local_experts:
         raise ValueError(f"{slots} slots are not within one token's experts and all of them")
     reader = FileReader({tensor.path for tensor in checkpoint.tensors.values()})
     streaming = None

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gptoss_mlx.config import ModelConfig
-from gptoss_mlx.errors import ConfigError, MemoryBudgetError, ModelNotFoundError
+from gptoss_mlx.errors import ConfigError, ContextError, MemoryBudgetError, ModelNotFoundError
 from gptoss_mlx.exits import exit_codes
 from gptoss_mlx.hub import DEFAULT_MODEL, local_folder
 from gptoss_mlx.jsonfile import read_json, shown
@@ -120,7 +120,7 @@ def what_fits(bits: str, settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
             row: dict[str, Any] = {"machine": machine.name, "model": model, "bits": recipe}
             try:
                 plan = make_plan(config, machine, **settings)
-            except MemoryBudgetError as error:
+            except (MemoryBudgetError, ContextError) as error:
                 yield {**row, "fits": False, "why": str(error)}
                 continue
             yield {

@@ -61,7 +61,8 @@ class FileReader:
 
     def __init__(self, paths: Iterable[Path], threads: int = THREADS) -> None:
         self._files = {path: _opened(path) for path in paths}
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="gptoss-read")
+        self._threads = threads
+        self._pool = self._new_pool()
 
     def read(self, parts: Iterable[tuple[Tensor, memoryview]]) -> Load:
         """Begin to read each tensor's bytes into the memory beside it, of the same size.
@@ -69,6 +70,14 @@ class FileReader:
         Raises ValueError if it has another.
         """
         return Load([self._pool.submit(_pread, *piece) for piece in self._pieces(parts)])
+
+    def stop(self) -> None:
+        """Let go of all reads, and return when no thread writes any more. Reads can go on then."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool = self._new_pool()
+
+    def _new_pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self._threads, thread_name_prefix="gptoss-read")
 
     def read_here(self, parts: Iterable[tuple[Tensor, memoryview]]) -> None:
         """The same on the caller's thread, done on return. Raises CheckpointError."""

@@ -114,7 +114,8 @@ class Desk:
                 )
         if len(ids) > self.context:
             raise ContextError(
-                f"the prompt has {len(ids)} tokens, but the context holds {self.context}"
+                f"the prompt has {len(ids)} tokens, but the context holds {self.context};"
+                f" the model allows {self.config.max_position_embeddings} (--context)"
             )
 
     def _limit(self, prompt_tokens: int, max_tokens: int | None) -> int:
@@ -123,7 +124,8 @@ class Desk:
         if room < 1:
             raise ContextError(
                 f"the prompt has {prompt_tokens} tokens and leaves no room for an answer"
-                f" in a context of {self.context}"
+                f" in a context of {self.context}; the model allows"
+                f" {self.config.max_position_embeddings} (--context)"
             )
         if max_tokens is not None and (not isinstance(max_tokens, int) or max_tokens < 1):
             raise SamplingError(f"max_tokens is {max_tokens!r}, but must be a whole number above 0")

@@ -113,6 +113,11 @@ class StreamedExperts:
                 order.append(pairs)
         return _in_order(outputs, np.concatenate(order), experts.shape)
 
+    @property
+    def size(self) -> int:
+        """Slots."""
+        return len(self.table)
+
     def expect(self, guess: Sequence[int]) -> None:
         """Begin to read experts that will probably be chosen, surest first, where slots allow."""
         self.streaming.land()
@@ -127,6 +132,8 @@ class StreamedExperts:
         The caller launches what it was given before it asks for more.
         """
         slots = len(self.table)
+        if len(needed) > slots:
+            self._await(needed)  # those foretold are then among the ready
         missing = [e for e in needed if e not in self.table.slot_of or e in self._coming]
         ready = [e for e in needed if e not in missing]
         if len(needed) <= slots:
@@ -140,7 +147,6 @@ class StreamedExperts:
                 self._await(missing)
                 yield missing
             return
-        self._await(needed)  # of those foretold
         before: list[int] = []
         for wave in (*_batched(ready, slots // 2), *_batched(missing, slots // 2)):
             for expert in wave:
@@ -155,8 +161,9 @@ class StreamedExperts:
         counts, chosen = self.streaming.counts, set(needed)
         for expert, load in [*self._coming.items()]:
             if expert not in chosen or load.failed():
+                arrived = load.abandon()
                 del self._coming[expert]
-                if not load.abandon():
+                if not arrived:
                     self.table.release(self.table.slot_of[expert])
         hits = len(chosen & self.table.slot_of.keys())
         counts.hits += hits
@@ -191,8 +198,8 @@ class StreamedExperts:
         try:
             yield
         except BaseException:
-            for load in self._coming.values():
-                load.abandon()
+            # Also reads that an interrupt came too early to note down.
+            self.streaming.reader.stop()
             self._coming.clear()
             for slot in range(len(self.table)):
                 self.table.release(slot)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 
 _UNITS = {
     "b": 1,
@@ -31,7 +32,7 @@ def parse_bytes(text: str) -> int:
     match = _SIZE.fullmatch(text.strip().lower())
     if match is None or match[2] not in _UNITS:
         raise ValueError(f"{text!r} is no size such as 10GiB or 8000MB")
-    nbytes = round(float(match[1]) * _UNITS[match[2]])
+    nbytes = round(Decimal(match[1]) * _UNITS[match[2]])
     if nbytes == 0:
         raise ValueError(f"{text!r} is nothing")
     return nbytes

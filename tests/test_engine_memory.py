@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 import gptoss_mlx
+from gptoss_mlx import engine as engine_module
 from gptoss_mlx.config import ModelConfig
 from gptoss_mlx.engine import Engine
 from gptoss_mlx.errors import MemoryBudgetError
@@ -105,3 +106,15 @@ def test_json_output_stays_one_object(budget: int) -> None:
         main, ["--model", "tiny", "--memory", f"{budget}B", "--context", "1k", "--json", QUESTION]
     )
     assert json.loads(result.stdout)["text"]
+
+
+def test_a_released_model_is_refused_before_it_is_downloaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def download(*_: Any, **__: Any) -> None:
+        raise AssertionError("downloads before it has planned")
+
+    monkeypatch.setattr(engine_module, "locate", download)
+    monkeypatch.setattr(engine_module, "local_folder", lambda model: None)
+    with pytest.raises(MemoryBudgetError, match=r"but there are 2\.00 GiB"):
+        gptoss_mlx.load("openai/gpt-oss-20b", memory="2GiB")

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.make_checkpoint import SHAPES, Shape, config_json
-from gptoss_mlx.buffers import GROWTH, HEADROOM, RUNTIME
+from gptoss_mlx.buffers import GROWTH, HEADROOM, RUNTIME, SCORES_BYTES, least_slots
 from gptoss_mlx.config import ModelConfig
 from gptoss_mlx.errors import ContextError, MemoryBudgetError
 from gptoss_mlx.machine import MACHINES, Machine, mac
@@ -395,3 +395,23 @@ def test_all_macs_have_a_plan_for_the_converted_20b() -> None:
         plan = make_plan(RELEASED["20b", "mixed"], machine)
         assert plan.total <= (machine.limit or 0)
         assert json.dumps(sizes(plan))
+
+
+def test_scores_over_quantized_keys_come_in_blocks() -> None:
+    config = RELEASED["20b", "8"]
+    plain = make_plan(config, CPU, context=131072)
+    small = make_plan(config, CPU, context=131072, kv_bits=8)
+    assert small.of("scratch") * 2 < plain.of("scratch")
+    assert small.of("scratch") >= 3 * SCORES_BYTES
+
+
+def test_a_token_of_one_expert_still_needs_two_slots() -> None:
+    config = config_of(Shape(2, 64, 64, 8, 1, 4, 2, 32, vocab=512))
+    assert least_slots(config) == 2
+    assert least_slots(RELEASED["20b", "8"]) == 4
+    everything = make_plan(config, CPU, context=512).total
+    slot = make_plan(config, CPU, context=512).of("experts") // 8
+    plans = [make_plan(config, CPU, context=512, budget=everything - n * slot) for n in (1, 6)]
+    assert [plan.slots for plan in plans] == [7, 2]
+    with pytest.raises(MemoryBudgetError, match="with 2 of 8 experts a layer"):
+        make_plan(config, CPU, context=512, budget=everything - 8 * slot - (64 << 20))

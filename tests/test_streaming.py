@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from random import Random
+from threading import Event
 from typing import Any, cast
 
 import mlx.core as mx
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from benchmarks.make_checkpoint import Shape
+from gptoss_mlx import reader as reader_module
 from gptoss_mlx.checkpoint import Checkpoint
 from gptoss_mlx.errors import CheckpointError
 from gptoss_mlx.experts import GROUPED, ExpertBank
@@ -63,8 +65,14 @@ class ScriptedLoad:
 class ScriptedReader:
     rng: Random
 
+    reads: int = 0
+
     def read(self, parts: Iterator[tuple[Tensor, memoryview]]) -> ScriptedLoad:
+        self.reads += 1
         return ScriptedLoad(list(parts), self.rng)
+
+    def stop(self) -> None:
+        """Nothing of it runs by itself."""
 
 
 class Late(Streaming):
@@ -284,6 +292,61 @@ def test_an_interrupted_call_leaves_no_half_read_expert(
     with pytest.raises(KeyboardInterrupt):
         layer(mx.ones((1, SHAPE.hidden)), mx.array([[5, 6, 7, 8]]), mx.ones((1, K)))
     assert layer.table.slot_of == {}
+
+
+@pytest.mark.parametrize("where", ["abandon", "wait", "read"])
+def test_an_interrupt_while_reads_run_leaves_nobody_writing(
+    where: str,
+    checkpoint: Checkpoint,
+    bank_of: Callable[..., ExpertBank],
+    resident: Callable[[int], ExpertBank],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A slow thread of an interrupted call may not write into a slot that was given away."""
+    layer = _streamed(checkpoint, bank_of, 5)[0]
+    x, weights = mx.ones((1, SHAPE.hidden)), mx.ones((1, K))
+    interrupted, pread = Event(), reader_module._pread
+
+    def slow(*piece: Any) -> None:
+        interrupted.wait(20)
+        pread(*piece)
+
+    def interrupt(*_: Any) -> Any:
+        interrupted.set()
+        raise KeyboardInterrupt
+
+    def read_and_interrupt(reader: FileReader, parts: Any) -> Any:
+        read(reader, parts)
+        interrupt()
+
+    monkeypatch.setattr(reader_module, "_pread", slow)
+    read, easy, hard = FileReader.read, mx.array([[0, 1, 2, 3]]), mx.array([[5, 6, 7, 8]])
+    if where == "abandon":
+        layer.expect([7, 8])
+    with monkeypatch.context() as patch:
+        if where == "read":
+            patch.setattr(FileReader, "read", read_and_interrupt)
+        else:
+            patch.setattr(reader_module.Load, where, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            layer(x, easy if where == "abandon" else hard, weights)
+    for routing in (easy, hard):
+        np.testing.assert_array_equal(
+            np.array(layer(x, routing, weights)), np.array(resident(0)(x, routing, weights))
+        )
+
+
+def test_foretold_experts_are_read_once_though_a_chunk_needs_more_than_fit(
+    checkpoint: Checkpoint, bank_of: Callable[..., ExpertBank]
+) -> None:
+    reader = ScriptedReader(Random(0))
+    layer = _streamed(checkpoint, bank_of, 4, reader=reader)[0]
+    layer.expect([5, 6, 7, 8])
+    routing = np.stack([np.roll(np.arange(EXPERTS), i)[:K] for i in range(EXPERTS)])
+    x, weights = mx.ones((EXPERTS, SHAPE.hidden)), mx.ones((EXPERTS, K))
+    mx.eval(layer(x, mx.array(routing.astype(np.uint32)), weights))
+    assert reader.reads == EXPERTS
+    assert (layer.streaming.counts.hits, layer.streaming.counts.misses) == (4, 5)
 
 
 @pytest.mark.parametrize("slots", [4, 6, 8])

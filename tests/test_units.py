@@ -73,3 +73,7 @@ def test_what_is_shown_can_be_given_back(nbytes: int) -> None:
 @given(st.integers(1, 2**24))
 def test_tokens_shown_are_the_tokens(tokens: int) -> None:
     assert parse_tokens(show_tokens(tokens)) == tokens
+
+
+def test_a_size_without_end_is_a_size() -> None:
+    assert parse_bytes("9" * 400 + "GiB") > 1 << 1000

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-SCORES_BYTES = 32 << 20  # a block has as many keys as keep its float32 scores within this
+from gptoss_mlx.buffers import SCORES_BYTES
 
 
 class Quantized(NamedTuple):
