@@ -38,7 +38,8 @@ SCORES_BYTES = 32 * MiB
 """Scores that attention over quantized keys computes at a time."""
 
 HEADROOM = 16 * MiB
-"""Some times what benchmarks/bench_plan.py has found at most above the sum of the rest, 3 MiB."""
+"""A little more than benchmarks/bench_plan.py has found at most above the sum of the rest: 13 MiB,
+with chunks of 128 tokens, whose blocks the heap keeps."""
 
 _KV_GROUP = 64  # values to a scale and bias of quantized keys and values
 _WIDTHS = {"bfloat16": 2, "float32": 4}

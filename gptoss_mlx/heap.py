@@ -5,15 +5,16 @@ from __future__ import annotations
 import ctypes
 
 _M_MMAP_THRESHOLD = -3  # malloc.h
-_THRESHOLD = 128 << 10  # bytes; glibc's own first value
+_THRESHOLD = 1 << 20  # bytes: decoding stays below it and never waits for fresh pages
 
 
 def return_freed() -> None:
-    """Keep glibc from raising its mmap threshold.
+    """Fix glibc's mmap threshold: blocks of a megabyte and more are the system's again when freed.
 
-    It begins at 128 KiB, but freeing a larger block raises it, up to 32 MiB; from then on blocks
-    below lie in a heap that fragments and seldom shrinks: 120 MiB more than was in use after one
-    prefill, with 860 MiB in all. Set, it stays. Other C libraries are left as they are.
+    Left alone, freeing a block raises the threshold up to 32 MiB, and what is below lies in a heap
+    that fragments and seldom shrinks: 120 MiB more than was in use after one prefill, with 860 MiB
+    in all. At 128 KiB, where it begins, a decoded token takes 200 page faults; here none.
+    Other C libraries are left as they are.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -75,7 +75,8 @@ def test_version_1(tmp_path: Path) -> None:
         memory__usage_in_bytes=3 * GiB,
         memory__stat=f"cache 1\ntotal_cache {2 * GiB}\ntotal_shmem {GiB}",
     )
-    where = membership(tmp_path, "9:cpu,cpuacct:/box", "4:memory:/box", "0::/")
+    group(groups / "memory" / "others", memory__limit_in_bytes=GiB, memory__usage_in_bytes=0)
+    where = membership(tmp_path, "9:cpu,cpuacct:/others", "4:memory:/box", "0::/")
     assert device.group_bytes(groups, where) == 2 * GiB
     assert device.group_bytes(groups, membership(tmp_path, "4:memory:/", "0::/")) is None
 
