@@ -90,7 +90,7 @@ class Scripted:
             self.model,
             self._new_sampler,
             tokenizer_ or tokenizer(),
-            cast(Any, SimpleNamespace(vocab_size=VOCAB)),
+            cast(Any, SimpleNamespace(vocab_size=VOCAB, max_position_embeddings=131072)),
             context,
             defaults or {},
         )
