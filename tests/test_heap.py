@@ -1,4 +1,4 @@
-"""Memory freed between what is kept goes back to the system."""
+"""Large blocks freed go back to the system; smaller ones are there for the next token."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ pytestmark = pytest.mark.skipif(
     reason="only glibc's heap is set",
 )
 
-CODE = """
-import ctypes, sys
+HEAP = """
+import ctypes, resource, sys
 from gptoss_mlx.heap import return_freed
 
 libc = ctypes.CDLL(None)
@@ -32,6 +32,8 @@ def anonymous():
 
 if 'set' in sys.argv:
     return_freed()
+"""
+LARGE = """
 libc.free(taken(24 << 20))  # glibc now serves what is smaller from its heap
 before = anonymous()
 blocks = [taken(4 << 20) for _ in range(16)]
@@ -39,16 +41,30 @@ for block in blocks[:-1]:
     libc.free(block)
 print((anonymous() - before) >> 20)
 """
+SMALL = """
+libc.mallopt(-3, 1 << 20)
+libc.free(taken(800_000))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(100):
+    libc.free(taken(800_000))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
 
 
-def left(*arguments: str) -> int:
-    """MiB held after fifteen of sixteen blocks of 4 MiB were freed, the last one being kept."""
+def measured(code: str, *arguments: str) -> int:
     run = subprocess.run(
-        [sys.executable, "-c", CODE, *arguments], check=True, capture_output=True, text=True
+        [sys.executable, "-c", HEAP + code, *arguments], check=True, capture_output=True, text=True
     )
     return int(run.stdout)
 
 
-def test_what_is_freed_is_returned_at_once() -> None:
-    assert left("set") <= 6
-    assert left() >= 60  # without it, the test would show nothing
+def test_large_blocks_freed_are_returned_at_once() -> None:
+    """MiB held after fifteen of sixteen blocks of 4 MiB were freed, the last one being kept."""
+    assert measured(LARGE, "set") <= 6
+    assert measured(LARGE) >= 60  # without it, the test would show nothing
+
+
+def test_a_token_takes_its_logits_without_new_pages() -> None:
+    """Page faults of a hundred blocks as large as the logits, one after the other."""
+    assert measured(SMALL, "set") < 100
+    assert measured(SMALL) > 10_000
