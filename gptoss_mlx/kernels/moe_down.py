@@ -1,8 +1,33 @@
 """Second half of an expert: down, bias, routing weight and the sum over the chosen experts."""
 
+from __future__ import annotations
+
+from typing import Protocol
+
 import mlx.core as mx
 
+from gptoss_mlx.kernels.metal import Factory, MetalKernel
 from gptoss_mlx.kernels.mxfp4 import gathered_matmul
+
+DECODED = 8  # tokens up to which each meets its experts by itself
+ROWS = 96
+THREADS = 768
+
+
+class MoeDown(Protocol):
+    """`moe_down`, or what computes the same."""
+
+    def __call__(
+        self,
+        x: mx.array,
+        blocks: mx.array,
+        scales: mx.array,
+        bias: mx.array,
+        slots: mx.array,
+        experts: mx.array,
+        weights: mx.array,
+        grouped: bool = False,
+    ) -> mx.array: ...
 
 
 def moe_down(
@@ -29,3 +54,33 @@ def moe_down(
         + bias[experts]
     )
     return (y * weights[:, :, None]).sum(axis=1)
+
+
+def metal(factory: Factory | None = None) -> MoeDown:
+    """As `moe_down`, with metal/moe_decode_down.metal for up to DECODED tokens."""
+    names = ["x", "blocks", "scales", "bias", "slots", "experts", "weights"]
+    decode = MetalKernel("moe_decode_down", names, ["out"], factory)
+
+    def run(
+        x: mx.array,
+        blocks: mx.array,
+        scales: mx.array,
+        bias: mx.array,
+        slots: mx.array,
+        experts: mx.array,
+        weights: mx.array,
+        grouped: bool = False,
+    ) -> mx.array:
+        tokens, k, inner = x.shape
+        if tokens > DECODED:
+            return moe_down(x, blocks, scales, bias, slots, experts, weights, grouped)
+        rows = blocks.shape[1]
+        return decode(
+            *(x, blocks, scales, bias, slots, experts, weights),
+            template={"T": x.dtype, "K": inner, "N": rows, "ACTIVE": k, "ROWS": ROWS},
+            threadgroups=(-(-rows // ROWS), tokens, 1),
+            threads=THREADS,
+            outputs=[((tokens, rows), x.dtype)],
+        )[0]
+
+    return run

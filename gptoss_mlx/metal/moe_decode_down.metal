@@ -1,0 +1,49 @@
+// Second half of an expert for a few tokens: down, bias, routing weights, sum over the experts.
+//
+// A threadgroup computes ROWS elements of one token's result: the products of the token's experts
+// one after the other, in the order of the routing, each added to its row's sum by the same thread.
+
+#include "rows.metal"
+
+// kernel
+//
+// x [tokens, ACTIVE, K] T, blocks [slots, N, K / 8] u32, scales [slots, N, K / 32] u8,
+// bias [experts, N] T, slots and experts [tokens, ACTIVE] u32, weights [tokens, ACTIVE] T
+// -> out [tokens, N] T
+// grid: (ceil(N / ROWS), tokens) threadgroups of any number of simdgroups
+
+const int token = threadgroup_position_in_grid.y;
+const int row = threadgroup_position_in_grid.x * ROWS;
+const int count = min(ROWS, N - row);
+const Place place = {
+    int(thread_index_in_threadgroup),
+    int(threads_per_threadgroup.x),
+    int(simdgroup_index_in_threadgroup),
+    int(simdgroups_per_threadgroup),
+    int(thread_index_in_simdgroup)};
+threadgroup float4 space[tile_size(K)];
+threadgroup float sums[ROWS];
+
+for (int i = place.thread_index; i < count; i += place.threads) {
+    float sum = 0.0f;
+    for (int pair = token * ACTIVE; pair < (token + 1) * ACTIVE; pair++) {
+        sum += float(weights[pair]) * float(bias[int(experts[pair]) * N + row + i]);
+    }
+    sums[i] = sum;
+}
+for (int pair = token * ACTIVE; pair < (token + 1) * ACTIVE; pair++) {
+    add_product<T, K>(
+        x + pair * K,
+        (const device uint4*)blocks,
+        scales,
+        int(slots[pair]) * N + row,
+        count,
+        float(weights[pair]),
+        space,
+        sums,
+        place);
+}
+threadgroup_barrier(mem_flags::mem_threadgroup);
+for (int i = place.thread_index; i < count; i += place.threads) {
+    out[token * N + row + i] = T(sums[i]);
+}
