@@ -1,6 +1,6 @@
 """The Metal kernels of `metal/`: their source, and how MLX is asked to run them.
 
-A file of `metal/` is what MLX's `fast.metal_kernel` wants in two parts: functions, and after the line
+A file of `metal/` is what `mx.fast.metal_kernel` wants, in two parts: functions, and after the line
 `// kernel` the body of the kernel itself, in which inputs, outputs and template arguments go by
 their names. `#include "other.metal"` takes another file's functions in, once.
 """
@@ -72,7 +72,8 @@ class MetalKernel:
         factory: Factory | None = None,
     ) -> None:
         text = source(name)
-        self._run = (factory or mx.fast.metal_kernel)(
+        build: Factory = factory or mx.fast.metal_kernel
+        self._run = build(
             name=name,
             input_names=list(inputs),
             output_names=list(outputs),
