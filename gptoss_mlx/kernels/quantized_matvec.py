@@ -2,43 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import mlx.core as mx
 
-from gptoss_mlx.config import QuantizationSpec
-from gptoss_mlx.kernels.matmul import matmul
+from gptoss_mlx.kernels.matrix import PASS, SUMS, THREADS, Matrix, Norm, inputs, product, served
+from gptoss_mlx.kernels.matrix import template as described
 from gptoss_mlx.kernels.metal import Factory, MetalKernel
 
-DECODED = 8  # tokens up to which a weight is read once for all of them
-THREADS = 256
-PASS = 32  # rows that the simdgroups of a threadgroup take at once
 GROUPS = 64  # threadgroups wanted of a smaller matrix, for the cores of a larger chip
 SHARE = 50  # bytes of weights a threadgroup reads for one of the vector, in a larger matrix
-SUMS = 1024  # sums in a threadgroup's memory, 4 KB
-_FORMATS = {"affine": 1, "mxfp4": 2}  # as metal/weights.metal counts them; 0 is dense
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """W [outputs, inputs]: dense in the compute dtype; or, with a spec, as MLX quantizes it.
-
-    weight: packed uint32 with a spec; scales [outputs, inputs / group], and in affine mode biases
-    of the same shape and dtype.
-    """
-
-    weight: mx.array
-    scales: mx.array | None = None
-    biases: mx.array | None = None
-    spec: QuantizationSpec | None = None
-
-
-class Norm(NamedTuple):
-    """RMSNorm: its weight [inputs], and what is added to the mean square."""
-
-    weight: mx.array
-    eps: float
 
 
 class QuantizedMatvec(Protocol):
@@ -68,62 +41,13 @@ def quantized_matvec(
     """
     if norm is not None:
         x = mx.fast.rms_norm(x, norm.weight, norm.eps)
-    y = _product(x, matrix)
+    y = product(x, matrix)
     if bias is not None:
         y = y + bias
     return y if residual is None else residual + y
 
 
-def _product(x: mx.array, matrix: Matrix) -> mx.array:
-    if matrix.spec is None or matrix.scales is None:
-        return matmul(x, matrix.weight)
-    return mx.quantized_matmul(
-        x,
-        matrix.weight,
-        matrix.scales,
-        matrix.biases,
-        transpose=True,
-        group_size=matrix.spec.group_size,
-        bits=matrix.spec.bits,
-        mode=matrix.spec.mode,
-    )
-
-
-def served(x: mx.array, matrix: Matrix) -> bool:
-    """Whether metal/matvec.metal computes x W^T: formats, dtypes and shapes it is written for."""
-    tokens, inputs = x.shape
-    arrays = [a for a in (matrix.weight, matrix.scales, matrix.biases) if a is not None]
-    return (
-        1 <= tokens <= DECODED
-        and inputs % 32 == 0
-        and x.dtype in (mx.float32, mx.bfloat16)
-        and all(a.size >= 8 for a in arrays)  # or MLX would hand it over in another address space
-        and (matrix.spec.mode in _FORMATS if matrix.spec else matrix.weight.dtype == x.dtype)
-    )
-
-
-def template(x: mx.array, matrix: Matrix) -> dict[str, mx.Dtype | int | bool]:
-    """The template arguments that describe x and the matrix."""
-    spec, scales = matrix.spec, matrix.scales
-    return {
-        "T": x.dtype,
-        "S": x.dtype if scales is None else scales.dtype,
-        "FORMAT": 0 if spec is None else _FORMATS[spec.mode],
-        "BITS": 8 * x.itemsize if spec is None else spec.bits,
-        "GROUP": 32 if spec is None else spec.group_size,
-        "K": x.shape[1],
-        "N": matrix.weight.shape[0],
-        "TOKENS": x.shape[0],
-    }
-
-
-def inputs(x: mx.array, matrix: Matrix) -> tuple[mx.array, mx.array, mx.array]:
-    """weight, scales, biases as a kernel takes them: what is absent is something it never reads."""
-    scales = x if matrix.scales is None else matrix.scales
-    return matrix.weight, scales, scales if matrix.biases is None else matrix.biases
-
-
-def rows(x: mx.array, matrix: Matrix, normed: bool) -> int:
+def _rows(x: mx.array, matrix: Matrix, normed: bool) -> int:
     """Rows of a threadgroup: many enough to pay for the vector, few enough for many cores."""
     tokens, count = x.shape[0], matrix.weight.shape[0]
     bits = 8 * x.itemsize if matrix.spec is None else matrix.spec.bits
@@ -148,11 +72,11 @@ def metal(factory: Factory | None = None) -> QuantizedMatvec:
             return quantized_matvec(x, matrix, bias, norm, residual)
         gain, eps = (x, 0.0) if norm is None else norm
         tokens, count = x.shape[0], matrix.weight.shape[0]
-        group = rows(x, matrix, norm is not None)
+        group = _rows(x, matrix, norm is not None)
         return kernel(
             *(x, gain, *inputs(x, matrix)),
             *(x if bias is None else bias, x if residual is None else residual, mx.array(eps)),
-            template=template(x, matrix)
+            template=described(x, matrix)
             | {
                 "ROWS": group,
                 "NORM": norm is not None,
