@@ -57,12 +57,13 @@ class Attention:
         qkv = mx.concatenate([part(x) for part in self.qkv], axis=-1)
         qkv = qkv.reshape(1, tokens, -1, self.head_dim).swapaxes(1, 2)  # [1, heads, tokens, d]
         q, k, v = mx.split(qkv, [self.heads, self.heads + self.kv_heads], axis=1)
-        q, k = self._rope(q, offset), self._rope(k, offset)
+        q, kv = self._rope(q, offset), mx.concatenate([self._rope(k, offset), v])
         if isinstance(cache, QuantizedArena):
-            keys, values = cache.extend(k, v, offset)
+            seen = cache.extend(kv, offset)
+            keys, values = seen.half(0), seen.half(1)
             y = attention_quantized(q, keys, values, scale=self.scale, sinks=self.sinks)
         else:
-            k, v = cache.extend(k, v, offset)
+            k, v = mx.split(cache.extend(kv, offset), 2)
             y = mx.fast.scaled_dot_product_attention(
                 q, k, v, scale=self.scale, mask=mask, sinks=self.sinks
             )
