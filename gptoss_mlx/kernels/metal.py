@@ -72,8 +72,8 @@ class MetalKernel:
         factory: Factory | None = None,
     ) -> None:
         text = source(name)
-        build: Factory = factory or mx.fast.metal_kernel
-        self._run = build(
+        build: Any = factory or mx.fast.metal_kernel
+        self._run: Callable[..., list[mx.array]] = build(
             name=name,
             input_names=list(inputs),
             output_names=list(outputs),

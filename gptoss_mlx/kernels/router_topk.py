@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
 
 import mlx.core as mx
 
@@ -11,30 +12,22 @@ from gptoss_mlx.kernels.metal import Factory, MetalKernel
 EXPERTS = 1024  # up to which a simdgroup holds a token's logits in registers
 SIMDGROUP = 32
 
-
-class RouterTopk(Protocol):
-    """`router_topk`, or what computes the same."""
-
-    def __call__(self, logits: mx.array, k: int) -> tuple[mx.array, mx.array]: ...
+RouterTopk: TypeAlias = Callable[[mx.array, int], tuple[mx.array, mx.array]]
 
 
 def router_topk(logits: mx.array, k: int) -> tuple[mx.array, mx.array]:
     """The k largest router logits of each token, and the softmax over just those k.
 
     logits [tokens, experts] -> ids [tokens, k] uint32, weights [tokens, k] of the logits' dtype.
-    The order of the k is not defined; the sum over experts does not depend on it.
+    The largest comes first, and of equal logits the lowest expert.
     """
-    experts = logits.shape[-1]
-    ids = mx.argpartition(logits, kth=experts - k, axis=-1)[:, experts - k :]
+    ids = mx.argsort(-logits, axis=-1)[:, :k]
     weights = mx.softmax(mx.take_along_axis(logits, ids, axis=-1), axis=-1, precise=True)
     return ids.astype(mx.uint32), weights
 
 
 def metal(factory: Factory | None = None) -> RouterTopk:
-    """As `router_topk`, with metal/router_topk.metal; the largest logit's expert comes first.
-
-    Of equal logits the lowest expert is chosen; NaN is chosen last.
-    """
+    """As `router_topk`, with metal/router_topk.metal for up to EXPERTS experts."""
     kernel = MetalKernel("router_topk", ["logits"], ["ids", "weights"], factory)
 
     def run(logits: mx.array, k: int) -> tuple[mx.array, mx.array]:
@@ -51,3 +44,10 @@ def metal(factory: Factory | None = None) -> RouterTopk:
         return ids, weights
 
     return run
+
+
+def examples(dtype: mx.Dtype) -> Iterator[tuple[Any, ...]]:
+    """Arguments of small calls that reach every part of the kernel."""
+    for experts, k in ((32, 4), (100, 5), (5, 1)):
+        yield 3 * mx.random.normal((3, experts), key=mx.random.key(experts)).astype(dtype), k
+    yield mx.zeros((2, 40), dtype), 3
