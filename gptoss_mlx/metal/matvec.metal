@@ -152,13 +152,12 @@ struct Product {
         for (int j = 0; j < 4; j++) {
             factor[j] = element_scale<FORMAT, BITS>(place_in_unit + j);
         }
-        held[token * STRIDE + i / 8 * 9 + i % 8] = v * factor;
+        held[token * STRIDE + i + i / 8] = v * factor;
     }
 
     // The lane's share of rows row, row + STEP, .. and a part of x; the first `present` exist.
     void add_four_rows(int row, int present, int part, thread float4* products) const {
-        const int start = row * UNITS, held_from = part_begin(part);
-        const int begin = part * WINDOW - start % LINE, end = min(begin + WINDOW, UNITS);
+        const int begin = part * WINDOW - row * UNITS % LINE, end = min(begin + WINDOW, UNITS);
         for (int unit = begin + place.lane; unit < end; unit += 32) {
             if (unit < 0) {
                 continue;
@@ -166,16 +165,15 @@ struct Product {
             Unit<FORMAT, BITS, GROUP> weights[4];
 #pragma unroll
             for (int r = 0; r < 4; r++) {
-                weights[r].read(matrix, start + (r < present ? r * STEP * UNITS : 0) + unit);
+                weights[r].read(matrix, (row + (r < present ? r * STEP : 0)) * UNITS, unit);
             }
-            const int at = unit - held_from;
+            const uint at = unit - part_begin(part), quad = at * QUADS + at * QUADS / 8;
 #pragma unroll
             for (int token = 0; token < TOKENS; token++) {
                 float4 v[QUADS];
 #pragma unroll
                 for (int q = 0; q < QUADS; q++) {
-                    const int i = at * QUADS + q;
-                    v[q] = held[token * STRIDE + i / 8 * 9 + i % 8];
+                    v[q] = held[token * STRIDE + quad + q];
                 }
                 const float sum = FORMAT == AFFINE ? unit_sums[token * PART + at] : 0.0f;
 #pragma unroll

@@ -38,8 +38,8 @@ float element_scale(int place) {
     return as_type<float>(uint(127 + 24 - shift) << 23);
 }
 
-// `read` takes unit `at` of a matrix, `add` gives acc + its product with x, of which `sum` is the
-// sum; x is multiplied by element_scale, `sum` is not.
+// `read` takes a unit of the row that begins with unit `row` of the matrix; `add` gives acc + its
+// product with x, of which `sum` is the sum. x is multiplied by element_scale, `sum` is not.
 template <int FORMAT, int BITS, int GROUP>
 struct Unit;
 
@@ -49,9 +49,9 @@ struct Unit<AFFINE, BITS, GROUP> {
     float scale, bias;
 
     template <typename S>
-    void read(Matrix<S> matrix, int at) {
+    void read(Matrix<S> matrix, uint row, uint unit) {
         constexpr int WORDS = unit_bytes(AFFINE, BITS) / 4;
-        const device uint* from = matrix.words + at * WORDS;
+        const device uint* from = matrix.words + (row + unit) * WORDS;
         if (WORDS == 4) {
             const uint4 four = *(const device uint4*)from;
 #pragma unroll
@@ -68,7 +68,8 @@ struct Unit<AFFINE, BITS, GROUP> {
                 words.at[i] = from[i];
             }
         }
-        const int group = at / (GROUP / unit_size(AFFINE, BITS));
+        constexpr uint UNITS = GROUP / unit_size(AFFINE, BITS);
+        const uint group = row / UNITS + unit / UNITS;
         scale = float(matrix.scales[group]);
         bias = float(matrix.biases[group]);
     }
@@ -98,9 +99,9 @@ struct Unit<MXFP4, BITS, GROUP> {
     float scale;
 
     template <typename S>
-    void read(Matrix<S> matrix, int at) {
-        words = ((const device uint2*)matrix.words)[at];
-        scale = mxfp4_scale(matrix.scales[at / (GROUP / 16)]);
+    void read(Matrix<S> matrix, uint row, uint unit) {
+        words = ((const device uint2*)matrix.words)[row + unit];
+        scale = mxfp4_scale(matrix.scales[row / 2 + unit / 2]);
     }
 
     float add(const thread float4* x, float, float acc) const {
@@ -114,8 +115,8 @@ struct Unit<DENSE, 16, GROUP> {
     uint4 words;
 
     template <typename S>
-    void read(Matrix<S> matrix, int at) {
-        words = ((const device uint4*)matrix.words)[at];
+    void read(Matrix<S> matrix, uint row, uint unit) {
+        words = ((const device uint4*)matrix.words)[row + unit];
     }
 
     // A bfloat is the upper half of a float.
@@ -134,8 +135,8 @@ struct Unit<DENSE, 32, GROUP> {
     float4 weights;
 
     template <typename S>
-    void read(Matrix<S> matrix, int at) {
-        weights = ((const device float4*)matrix.words)[at];
+    void read(Matrix<S> matrix, uint row, uint unit) {
+        weights = ((const device float4*)matrix.words)[row + unit];
     }
 
     float add(const thread float4* x, float, float acc) const {
