@@ -160,12 +160,12 @@ class Sizes:
         x = chunk * config.hidden_size * width
         experts = chunk * config.num_experts_per_tok * width
         hidden, intermediate = config.hidden_size, config.intermediate_size
-        arena = self.arena(choice.context) if self.full_layers else 0
+        arena = 2 * self.arena(choice.context) if self.full_layers else 0
         writing = arena + LOGITS * config.vocab_size * 4
         blocks = 3 * SCORES_BYTES if self.kv_bits and self.full_layers else 0
         if self.gpu:
             reading = 8 * qkv + 2 * x + experts * (8 * intermediate + 6 * hidden) + blocks
-            return max(reading + 2 * arena, writing)
+            return max(reading + arena, writing)
         seen = choice.context
         if self.kv_bits or not self.full_layers:
             seen = min(seen, chunk + config.sliding_window - 1)

@@ -26,24 +26,22 @@ class Arena:
     """Keys and values of a full-attention layer, contiguous by position."""
 
     def __init__(self) -> None:
-        self._keys: mx.array | None = None
-        self._values: mx.array | None = None
+        self._kv: mx.array | None = None
 
-    def extend(self, k: mx.array, v: mx.array, offset: int) -> tuple[mx.array, mx.array]:
+    def extend(self, kv: mx.array, offset: int) -> mx.array:
         """Keep the tokens at positions offset, offset + 1, ... and give all that they may see.
 
-        k, v [1, kv_heads, tokens, head_dim]; so is what is given, with the tokens of before.
+        kv [2, kv_heads, tokens, head_dim], keys and then values; so is what is given, with the
+        tokens of before.
         """
-        end = offset + k.shape[2]
-        self._keys = _grown(self._keys, k, offset, end)
-        self._values = _grown(self._values, v, offset, end)
-        self._keys[..., offset:end, :] = k
-        self._values[..., offset:end, :] = v
-        return self._keys[..., :end, :], self._values[..., :end, :]
+        end = offset + kv.shape[2]
+        self._kv = _grown(self._kv, kv, offset, end)
+        self._kv[..., offset:end, :] = kv
+        return self._kv[..., :end, :]
 
     def arrays(self) -> list[mx.array]:
         """The buffers held, to be evaluated."""
-        return [a for a in (self._keys, self._values) if a is not None]
+        return [] if self._kv is None else [self._kv]
 
 
 class QuantizedArena:
@@ -56,29 +54,22 @@ class QuantizedArena:
 
     def __init__(self, bits: int) -> None:
         self.bits = bits
-        self._keys: Quantized | None = None
-        self._values: Quantized | None = None
+        self._kv: Quantized | None = None
 
-    def extend(self, k: mx.array, v: mx.array, offset: int) -> tuple[Quantized, Quantized]:
+    def extend(self, kv: mx.array, offset: int) -> Quantized:
         """As `Arena.extend`. Raises ValueError where head_dim does not divide into groups."""
-        self._keys = self._kept(self._keys, k, offset)
-        self._values = self._kept(self._values, v, offset)
-        end = offset + k.shape[2]
-        return self._keys.part(0, end), self._values.part(0, end)
-
-    def arrays(self) -> list[mx.array]:
-        return [a for held in (self._keys, self._values) if held is not None for a in held]
-
-    def _kept(self, held: Quantized | None, x: mx.array, offset: int) -> Quantized:
-        """`held`, larger where it must be, with x [1, kv_heads, tokens, head_dim] at offset."""
-        group = kv_group(x.shape[3])
-        new = Quantized(*mx.quantize(x.astype(mx.float32), group_size=group, bits=self.bits))
-        end = offset + x.shape[2]
-        buffers: Sequence[mx.array | None] = held or (None, None, None)
+        group = kv_group(kv.shape[3])
+        new = Quantized(*mx.quantize(kv.astype(mx.float32), group_size=group, bits=self.bits))
+        end = offset + kv.shape[2]
+        buffers: Sequence[mx.array | None] = self._kv or (None, None, None)
         grown = [_grown(b, n, offset, end) for b, n in zip(buffers, new, strict=True)]
         for buffer, tokens in zip(grown, new, strict=True):
             buffer[..., offset:end, :] = tokens
-        return Quantized(*grown)
+        self._kv = Quantized(*grown)
+        return self._kv.part(0, end)
+
+    def arrays(self) -> list[mx.array]:
+        return [*(self._kv or ())]
 
 
 def kv_group(head_dim: int) -> int:
@@ -94,8 +85,8 @@ def _grown(buffer: mx.array | None, like: mx.array, used: int, need: int) -> mx.
     if buffer is not None and buffer.shape[2] >= need:
         return buffer
     capacity = -(-need // GROWTH) * GROWTH
-    batch, heads, _, width = like.shape
-    room = mx.zeros((batch, heads, capacity - used, width), dtype=like.dtype)
+    both, heads, _, width = like.shape
+    room = mx.zeros((both, heads, capacity - used, width), dtype=like.dtype)
     return room if buffer is None else mx.concatenate([buffer[..., :used, :], room], axis=2)
 
 
@@ -108,37 +99,33 @@ class Ring:
 
     def __init__(self, window: int) -> None:
         self.window = window
-        self._keys: mx.array | None = None
-        self._values: mx.array | None = None
+        self._kv: mx.array | None = None
 
-    def extend(self, k: mx.array, v: mx.array, offset: int) -> tuple[mx.array, mx.array]:
+    def extend(self, kv: mx.array, offset: int) -> mx.array:
         """As `Arena.extend`."""
-        keys = self._keys if self._keys is not None else _empty(k, self.window)
-        values = self._values if self._values is not None else _empty(v, self.window)
-        if k.shape[2] == 1:
+        ring = self._kv if self._kv is not None else _empty(kv, self.window)
+        if kv.shape[2] == 1:
             slot, filled = offset % self.window, min(offset + 1, self.window)
-            keys[..., slot : slot + 1, :] = k
-            values[..., slot : slot + 1, :] = v
-            self._keys, self._values = keys, values
-            return keys[..., :filled, :], values[..., :filled, :]
-        seen_k, self._keys = _slide(keys, k, offset, self.window)
-        seen_v, self._values = _slide(values, v, offset, self.window)
-        return seen_k, seen_v
+            ring[..., slot : slot + 1, :] = kv
+            self._kv = ring
+            return ring[..., :filled, :]
+        seen, self._kv = _slide(ring, kv, offset, self.window)
+        return seen
 
     def arrays(self) -> list[mx.array]:
-        return [a for a in (self._keys, self._values) if a is not None]
+        return [] if self._kv is None else [self._kv]
 
-    def hold(self) -> tuple[mx.array | None, mx.array | None]:
-        """Copies of the buffers that later tokens leave alone."""
-        return _copy(self._keys), _copy(self._values)
+    def hold(self) -> mx.array | None:
+        """A copy of the buffer that later tokens leave alone."""
+        return _copy(self._kv)
 
-    def put_back(self, held: tuple[mx.array | None, mx.array | None]) -> None:
-        self._keys, self._values = _copy(held[0]), _copy(held[1])
+    def put_back(self, held: mx.array | None) -> None:
+        self._kv = _copy(held)
 
 
 def _empty(like: mx.array, window: int) -> mx.array:
-    batch, heads, _, width = like.shape
-    return mx.zeros((batch, heads, window, width), dtype=like.dtype)
+    both, heads, _, width = like.shape
+    return mx.zeros((both, heads, window, width), dtype=like.dtype)
 
 
 def _copy(a: mx.array | None) -> mx.array | None:
@@ -170,11 +157,11 @@ class Snapshot:
     """A sequence's state at one position; valid while its first `offset` tokens stay the same."""
 
     offset: int
-    rings: tuple[tuple[mx.array | None, mx.array | None], ...]
+    rings: tuple[mx.array | None, ...]
 
     @property
     def nbytes(self) -> int:
-        return sum(a.nbytes for pair in self.rings for a in pair if a is not None)
+        return sum(ring.nbytes for ring in self.rings if ring is not None)
 
 
 class State:

@@ -28,8 +28,6 @@ from gptoss_mlx.plan import as_object, config_of, plan_table
 from gptoss_mlx.terminal import harmless
 from gptoss_mlx.units import show_bytes
 
-KERNELS = "reference (plain MLX operations)"
-
 
 @dataclass(frozen=True)
 class Fact:
@@ -79,7 +77,7 @@ def examine(model: str) -> Iterator[Fact]:
     yield _fact("python", "Python", platform.python_version)
     yield _fact("mlx", "MLX", lambda: version("mlx"))
     yield _fact("gptoss_mlx", "gptoss-mlx", lambda: __version__)
-    yield _fact("kernels", "kernels", lambda: KERNELS)
+    yield _fact("kernels", "kernels", _kernels, _grouped)
     yield _fact("folder", "model's folder", lambda: _where(model, folder))
     yield _fact("disk_read", "disk reads", lambda: folder and _speed(folder), _per_second)
 
@@ -128,6 +126,20 @@ def _where(model: str, folder: Path | None) -> str:
     if folder is None:
         raise ValueError(f"{model} is not on this machine")
     return str(folder)
+
+
+def _kernels() -> dict[str, str]:
+    from gptoss_mlx.kernels.choice import found_here
+
+    return found_here()
+
+
+def _grouped(kernels: Mapping[str, str]) -> str:
+    """metal: these, those; reference: the others; and the reasons, each with its kernels."""
+    names: dict[str, list[str]] = {}
+    for name, what in kernels.items():
+        names.setdefault(what, []).append(name)
+    return "; ".join(f"{what}: {', '.join(those)}" for what, those in names.items())
 
 
 def _speed(folder: Path) -> float:

@@ -49,7 +49,10 @@ class Engine:
         context: int,
         defaults: Mapping[str, Any],
         plan: Plan | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
+        self.notes = tuple(notes)
+        """What a person should know once of how the model was opened."""
         self.model, self.tokenizer, self.config, self.plan = model, tokenizer, config, plan
         self.context, self.defaults = context, dict(defaults)
         self._desk = Desk(tokenizer, config, context, self.defaults)
@@ -218,8 +221,8 @@ def open_engine(
 ) -> Engine:
     """Open a model argument (a folder, an id, "tiny") on this machine's device, by plan.
 
-    Raises ModelNotFoundError, CheckpointError, VocabularyError, ContextError or, before weights are
-    read, MemoryBudgetError.
+    Raises ModelNotFoundError, CheckpointError, VocabularyError, ContextError, KernelError or,
+    before weights are read, MemoryBudgetError.
     """
     if dtype not in (None, "bfloat16", "float32"):
         raise ValueError(f"dtype {dtype!r} is neither bfloat16 nor float32")
@@ -259,7 +262,11 @@ def open_engine(
         wired=wired_bytes(plan),
         progress=progress,
     )
-    return Engine(network, Sampler, tokenizer, config, plan.context, defaults, plan)
+    notes = [
+        f"the Metal kernel {name} is not used here: {why}"
+        for name, why in network.kernels.left_out.items()
+    ]
+    return Engine(network, Sampler, tokenizer, config, plan.context, defaults, plan, notes)
 
 
 def _generation_defaults(folder: Path) -> dict[str, Any]:

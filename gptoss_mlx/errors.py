@@ -44,3 +44,7 @@ class ConversionError(GptOssError):
 
 class MemoryBudgetError(GptOssError):
     """What is asked does not fit the memory there is."""
+
+
+class KernelError(GptOssError):
+    """A Metal kernel that was insisted on, but cannot be used."""

@@ -10,8 +10,7 @@ from __future__ import annotations
 import mlx.core as mx
 
 from gptoss_mlx.config import ModelConfig
-from gptoss_mlx.kernels.moe_down import moe_down
-from gptoss_mlx.kernels.moe_gate_up import moe_gate_up
+from gptoss_mlx.kernels.choice import Kernels
 from gptoss_mlx.weights import Loader
 
 GROUPED = 64  # chosen experts (tokens * k) from which on they are grouped by slot
@@ -25,8 +24,14 @@ class ExpertBank:
     """
 
     def __init__(
-        self, config: ModelConfig, loader: Loader, layer: int, slots: int | None = None
+        self,
+        config: ModelConfig,
+        loader: Loader,
+        layer: int,
+        kernels: Kernels,
+        slots: int | None = None,
     ) -> None:
+        self.kernels = kernels
         self._prefix = prefix = f"model.layers.{layer}.mlp.experts"
         self.experts, hidden = config.num_local_experts, config.hidden_size
         self.size = slots or self.experts
@@ -66,7 +71,7 @@ class ExpertBank:
         grouped: bool = False,
     ) -> mx.array:
         """x [tokens, hidden], the rest [tokens, k] -> [tokens, hidden]; grouped: slots ascend."""
-        h = moe_gate_up(
+        h = self.kernels.moe_gate_up(
             x,
             self.gate_up_blocks,
             self.gate_up_scales,
@@ -76,7 +81,7 @@ class ExpertBank:
             self.limit,
             grouped,
         )
-        return moe_down(
+        return self.kernels.moe_down(
             h,
             self.down_blocks,
             self.down_scales,

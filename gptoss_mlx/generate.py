@@ -19,7 +19,7 @@ from gptoss_mlx.exits import exit_codes, interruptible
 from gptoss_mlx.hub import DEFAULT_MODEL
 from gptoss_mlx.options import BYTES, TOKENS
 from gptoss_mlx.question import Question, question_options, read_question
-from gptoss_mlx.terminal import Bar, Pen, Printer
+from gptoss_mlx.terminal import Bar, Pen, Printer, harmless
 
 if TYPE_CHECKING:
     from gptoss_mlx.engine import Engine
@@ -84,6 +84,8 @@ def main(
         }
         engine = _open(model, on_terminal, {k: v for k, v in settings.items() if v is not None})
         load_time = time.perf_counter() - start
+        for note in () if quiet else engine.notes:
+            err.write(f"note: {harmless(note)}\n")
         events, finish = _answer(engine, question, printer, on_terminal)
 
         if as_json:

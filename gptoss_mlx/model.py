@@ -23,7 +23,7 @@ from gptoss_mlx.errors import ConfigError
 from gptoss_mlx.experts import ExpertBank
 from gptoss_mlx.heap import return_freed
 from gptoss_mlx.kernels.attention_quantized import attention_quantized
-from gptoss_mlx.kernels.router_topk import router_topk
+from gptoss_mlx.kernels.choice import Kernels, choose_kernels
 from gptoss_mlx.reader import FileReader
 from gptoss_mlx.rope import magnitude, periods
 from gptoss_mlx.streaming import StreamedExperts, Streaming
@@ -57,12 +57,13 @@ class Attention:
         qkv = mx.concatenate([part(x) for part in self.qkv], axis=-1)
         qkv = qkv.reshape(1, tokens, -1, self.head_dim).swapaxes(1, 2)  # [1, heads, tokens, d]
         q, k, v = mx.split(qkv, [self.heads, self.heads + self.kv_heads], axis=1)
-        q, k = self._rope(q, offset), self._rope(k, offset)
+        q, kv = self._rope(q, offset), mx.concatenate([self._rope(k, offset), v])
         if isinstance(cache, QuantizedArena):
-            keys, values = cache.extend(k, v, offset)
+            seen = cache.extend(kv, offset)
+            keys, values = seen.half(0), seen.half(1)
             y = attention_quantized(q, keys, values, scale=self.scale, sinks=self.sinks)
         else:
-            k, v = cache.extend(k, v, offset)
+            k, v = mx.split(cache.extend(kv, offset), 2)
             y = mx.fast.scaled_dot_product_attention(
                 q, k, v, scale=self.scale, mask=mask, sinks=self.sinks
             )
@@ -84,20 +85,26 @@ class MoE:
     """A router and its experts."""
 
     def __init__(
-        self, config: ModelConfig, loader: Loader, layer: int, streaming: Streaming | None
+        self,
+        config: ModelConfig,
+        loader: Loader,
+        layer: int,
+        kernels: Kernels,
+        streaming: Streaming | None,
     ) -> None:
+        self.kernels = kernels
         self.k = config.num_experts_per_tok
         self.router = loader.linear(f"model.layers.{layer}.mlp.router")
         self.experts: ExpertBank | StreamedExperts
         if streaming is None:
-            self.experts = ExpertBank(config, loader, layer)
+            self.experts = ExpertBank(config, loader, layer, kernels)
         else:
             self.experts = StreamedExperts(
-                ExpertBank(config, loader, layer, streaming.slots), streaming
+                ExpertBank(config, loader, layer, kernels, streaming.slots), streaming
             )
 
     def __call__(self, x: mx.array, guess: mx.array | None = None) -> mx.array:
-        experts, weights = router_topk(self.router(x), self.k)
+        experts, weights = self.kernels.router_topk(self.router(x), self.k)
         return self.experts(x, experts, weights, guess)
 
 
@@ -115,6 +122,7 @@ class Block:
         loader: Loader,
         layer: int,
         freqs: mx.array,
+        kernels: Kernels,
         streaming: Streaming | None = None,
     ) -> None:
         prefix = f"model.layers.{layer}"
@@ -122,7 +130,7 @@ class Block:
         self.attention_norm = loader.dense(f"{prefix}.input_layernorm.weight")
         self.attention = Attention(config, loader, layer, freqs)
         self.moe_norm = loader.dense(f"{prefix}.post_attention_layernorm.weight")
-        self.moe = MoE(config, loader, layer, streaming)
+        self.moe = MoE(config, loader, layer, kernels, streaming)
 
     def attend(
         self, x: mx.array, cache: LayerCache, offset: int, mask: mx.array | str | None
@@ -154,6 +162,7 @@ class Block:
 class Transformer:
     """The whole model on MLX's default device.
 
+    kernels: the implementation of each operation.
     streaming: None where every expert is resident.
     kv_bits: what full-attention layers of a new state keep a value in; None keeps it as computed.
     """
@@ -163,17 +172,18 @@ class Transformer:
         config: ModelConfig,
         loader: Loader,
         embedding: Embedding,
+        kernels: Kernels,
         streaming: Streaming | None = None,
         kv_bits: int | None = None,
         chunk: int = CHUNK,
     ) -> None:
         self.config, self.chunk, self.streaming = config, chunk, streaming
-        self.kv_bits = kv_bits
+        self.kernels, self.kv_bits = kernels, kv_bits
         self.sliding = tuple(config.is_sliding(i) for i in range(config.num_hidden_layers))
         freqs = mx.array(periods(config).astype(np.float32))
         self.embedding = embedding
         self.blocks = [
-            Block(config, loader, layer, freqs, streaming)
+            Block(config, loader, layer, freqs, kernels, streaming)
             for layer in range(config.num_hidden_layers)
         ]
         for block, following in pairwise(self.blocks):
@@ -257,6 +267,7 @@ def open_model(
     chunk: int = CHUNK,
     cache_limit: int = CACHE_LIMIT,
     wired: int = 0,
+    kernels: Kernels | None = None,
     progress: Progress | None = None,
 ) -> Transformer:
     """Load a checkpoint onto MLX's default device.
@@ -268,8 +279,9 @@ def open_model(
     kv_bits: 8 keeps keys and values of full-attention layers in 8 bits; None as computed.
     chunk: tokens prefilled at a time. cache_limit: bytes of freed buffers that MLX may keep.
     wired: bytes that a GPU's memory is kept resident for; of no meaning on a CPU.
+    kernels: by default what `choose_kernels` finds for the device.
     Raises CheckpointError if a file cannot be read or holds an invalid scale, and ConfigError if
-    kv_bits is given and head_dim is not a multiple of 32.
+    kv_bits is given and head_dim is not a multiple of 32; KernelError as `choose_kernels`.
     """
     if kv_bits is not None:
         _check_kv_group(checkpoint)
@@ -296,7 +308,8 @@ def open_model(
             table = ResidentEmbedding(checkpoint, loader)
         else:
             table = FileEmbedding(checkpoint, loader, reader)
-        model = Transformer(config, loader, table, streaming, kv_bits, chunk)
+        kernels = kernels or choose_kernels(compute)
+        model = Transformer(config, loader, table, kernels, streaming, kv_bits, chunk)
         loader.finish()
     return model
 

@@ -31,6 +31,7 @@ class ScriptedEngine:
 
     def __init__(self, script: Sequence[Any]) -> None:
         self.script, self.plan = script, None
+        self.notes: tuple[str, ...] = ()
         self.loads: list[tuple[str, dict[str, Any]]] = []
         self.asked: list[tuple[Any, dict[str, Any]]] = []
 

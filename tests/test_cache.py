@@ -33,9 +33,9 @@ def _values(array: mx.array) -> list[int]:
 
 
 def _extend(layer: Arena | Ring, new: list[int], offset: int) -> list[int]:
-    k, v = layer.extend(_tokens(new), -_tokens(new), offset)
-    np.testing.assert_array_equal(np.array(k), -np.array(v))
-    return _values(k)
+    seen = layer.extend(mx.concatenate([_tokens(new), -_tokens(new)]), offset)
+    np.testing.assert_array_equal(np.array(seen[0]), -np.array(seen[1]))
+    return _values(seen[:1])
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -51,7 +51,7 @@ def test_ring_shows_each_chunk_the_window_before_it(window: int, chunks: list[in
         else:  # in any order
             assert sorted(seen) == (kept + new)[-window:]
         kept += new
-        assert [a.shape[2] for a in ring.arrays()] == [window, window]
+        assert [a.shape[2] for a in ring.arrays()] == [window]
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -91,17 +91,15 @@ def test_ring_put_back_is_as_it_was_held(
         _extend(ring, list(range(offset, offset + length)), offset)
         offset += length
     held = ring.hold()
-    was = [None if a is None else np.array(a) for a in held]
+    was = None if held is None else np.array(held)
     for _ in range(2):  # the second time shows that the first left what is held alone
         at = offset
         for length in between:
             _extend(ring, [9999] * length, at)
             at += length
         ring.put_back(held)
-        for a, b in zip(held, was, strict=True):
-            assert (a is None) == (b is None)
-            if a is not None:
-                np.testing.assert_array_equal(np.array(a), b)
+        if held is not None and was is not None:
+            np.testing.assert_array_equal(np.array(held), was)
         kept = list(range(offset))
         for length in after:
             new = list(range(len(kept), len(kept) + length))
@@ -156,7 +154,7 @@ def test_an_empty_state_takes_and_snapshots_nothing() -> None:
 def test_state_counts_all_its_buffers() -> None:
     rings, arena = 2 * 2 * KV_HEADS * 8 * WIDTH * 4, 2 * KV_HEADS * GROWTH * WIDTH * 4
     assert _filled(100).nbytes == rings + arena
-    assert len(_filled(100).arrays()) == 6
+    assert len(_filled(100).arrays()) == 3
 
 
 @pytest.mark.parametrize(

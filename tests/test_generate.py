@@ -305,6 +305,15 @@ def test_a_cut_answer_is_noted_unless_quiet(ask: Ask, engine: ScriptedEngine) ->
     assert ask("hi", "--quiet").stderr == ""
 
 
+def test_what_the_engine_notes_is_on_stderr_unless_quiet(ask: Ask, engine: ScriptedEngine) -> None:
+    engine.notes = ("the Metal kernel x is not used here: no\x1b[2J",)
+    result = ask("hi")
+    assert result.stdout == "27 + 58 = 85\n"
+    assert result.stderr.startswith("note: the Metal kernel x is not used here: no")
+    assert "\x1b" not in result.stderr
+    assert ask("hi", "--quiet").stderr == ""
+
+
 def test_stats_are_on_stderr(ask: Ask) -> None:
     result = ask("hi", "--stats")
     assert result.stdout == "27 + 58 = 85\n"

@@ -17,18 +17,22 @@ from gptoss_mlx.buffers import SCORES_BYTES
 
 
 class Quantized(NamedTuple):
-    """[1, heads, tokens, width] in MLX's affine mode: value = code x scale + bias."""
+    """[1 or 2, heads, tokens, width] in MLX's affine mode: value = code x scale + bias."""
 
     codes: mx.array
-    """uint32 [1, heads, tokens, width x bits / 32]"""
+    """uint32 [.., heads, tokens, width x bits / 32]"""
     scales: mx.array
-    """float32 [1, heads, tokens, width / group size]"""
+    """float32 [.., heads, tokens, width / group size]"""
     biases: mx.array
     """As scales."""
 
     def part(self, start: int, end: int) -> Quantized:
         """The tokens at start, start + 1, ... end - 1."""
         return Quantized(*(a[..., start:end, :] for a in self))
+
+    def half(self, which: int) -> Quantized:
+        """Of keys and values quantized together, [2, ..], the keys (0) or the values (1)."""
+        return Quantized(*(a[which : which + 1] for a in self))
 
 
 def attention_quantized(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Iterator
+from typing import Any, Protocol
 
 import mlx.core as mx
 
 from gptoss_mlx.kernels.metal import Factory, MetalKernel
-from gptoss_mlx.kernels.mxfp4 import gathered_matmul
+from gptoss_mlx.kernels.mxfp4 import gathered_matmul, random_bank
 
 DECODED = 8  # tokens up to which each meets its experts by itself
 ROWS = 96
@@ -84,3 +85,13 @@ def metal(factory: Factory | None = None) -> MoeDown:
         )[0]
 
     return run
+
+
+def examples(dtype: mx.Dtype) -> Iterator[tuple[Any, ...]]:
+    """Arguments of small calls that reach every part of the kernels."""
+    rows, inputs, experts = ROWS + 19, 96, 3
+    bank = random_bank(experts, rows, inputs)
+    bias = mx.random.normal((experts, rows), key=mx.random.key(1)).astype(dtype)
+    x = mx.random.normal((2, 2, inputs), key=mx.random.key(2)).astype(dtype)
+    slots, weights = mx.array([[2, 0], [0, 1]], mx.uint32), mx.array([[0.7, 0.3], [0.4, 0.6]])
+    yield x, *bank, bias, slots, mx.array([[1, 2], [2, 0]], mx.uint32), weights.astype(dtype)

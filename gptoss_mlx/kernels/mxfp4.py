@@ -25,3 +25,11 @@ def gathered_matmul(
         mode="mxfp4",
         sorted_indices=grouped,
     )
+
+
+def random_bank(slots: int, outputs: int, inputs: int) -> tuple[mx.array, mx.array]:
+    """Blocks and scales, always the same, with every code and scales of 2^-7 to 2^-2."""
+    codes, exponents = mx.random.split(mx.random.key(0))
+    blocks = mx.random.randint(0, 256, (slots, outputs, inputs // 2), mx.uint8, key=codes)
+    scales = mx.random.randint(120, 126, (slots, outputs, inputs // GROUP), mx.uint8, key=exponents)
+    return blocks.view(mx.uint32), scales

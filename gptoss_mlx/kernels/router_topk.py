@@ -1,6 +1,11 @@
 """The router's choice: which experts a token visits, and how much each counts."""
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 import mlx.core as mx
+
+RouterTopk: TypeAlias = Callable[[mx.array, int], tuple[mx.array, mx.array]]
 
 
 def router_topk(logits: mx.array, k: int) -> tuple[mx.array, mx.array]:

@@ -1,0 +1,129 @@
+"""Which implementation of each operation a model computes with.
+
+On a GPU that is the Metal kernel, once it has agreed with its reference on a small input, on this
+device and in this dtype. One that does not compile or does not agree is left out: its reference
+computes in its place, and `Kernels.left_out` says why. Elsewhere it is the reference.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from gptoss_mlx.errors import KernelError
+from gptoss_mlx.kernels import moe_down, moe_gate_up, router_topk
+from gptoss_mlx.kernels.metal import Factory
+
+VARIABLE = "GPTOSS_KERNELS"
+AGREEMENT = {mx.float32: 1e-3, mx.bfloat16: 2e-2}
+"""Relative L2 between a kernel and its reference: a GPU may multiply float32 in fewer bits."""
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """One implementation of each operation; by default the references."""
+
+    moe_gate_up: moe_gate_up.MoeGateUp = moe_gate_up.moe_gate_up
+    moe_down: moe_down.MoeDown = moe_down.moe_down
+    router_topk: router_topk.RouterTopk = router_topk.router_topk
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Operations whose Metal kernel was wanted but cannot be used, and why."""
+
+
+MODULES: Mapping[str, ModuleType] = {
+    "moe_gate_up": moe_gate_up,
+    "moe_down": moe_down,
+}
+"""Where each operation is: `metal(factory)` builds its kernel, `example(dtype)` its test."""
+
+
+def choose_kernels(
+    dtype: mx.Dtype, *, wish: str | None = None, factory: Factory | None = None
+) -> Kernels:
+    """The kernels for MLX's default device.
+
+    wish: "metal", which fails rather than leave a kernel out, "reference", or "" for either as the
+    device allows; by default what the environment's GPTOSS_KERNELS says.
+    factory: what builds Metal kernels in place of MLX's, wherever it may run them.
+    Raises KernelError.
+    """
+    wish = os.environ.get(VARIABLE, "") if wish is None else wish
+    if wish not in ("", "metal", "reference"):
+        raise KernelError(f'{VARIABLE} is "{wish}"; it may be "metal" or "reference"')
+    possible = factory is not None or mx.default_device() == mx.Device(mx.gpu)
+    if wish == "metal" and not possible:
+        raise KernelError(f'{VARIABLE} is "metal", but MLX computes on the CPU here')
+    if wish == "reference" or not possible:
+        return Kernels()
+    found: dict[str, Any] = {}
+    left_out: dict[str, str] = {}
+    for name, module in MODULES.items():
+        try:
+            found[name] = checked(module, name, dtype, factory)
+        except Exception as error:  # whatever it is, the model can be computed without
+            left_out[name] = " ".join(str(error).split()) or type(error).__name__
+    if left_out and wish == "metal":
+        name, why = next(iter(left_out.items()))
+        raise KernelError(f"the Metal kernel {name} cannot be used: {why}")
+    return Kernels(**found, left_out=left_out)
+
+
+def checked(
+    module: ModuleType, name: str, dtype: mx.Dtype, factory: Factory | None = None
+) -> Callable[..., Any]:
+    """The module's Metal kernel. Raises KernelError if it does not agree with its reference."""
+    kernel: Callable[..., Any] = module.metal(factory)
+    for arguments in module.examples(dtype):
+        found, expected = kernel(*arguments), getattr(module, name)(*arguments)
+        difference = disagreement(_flat(found), _flat(expected))
+        if not difference <= AGREEMENT[dtype]:
+            raise KernelError(f"it differs from its reference by {difference:.1e}")
+    return kernel
+
+
+def disagreement(found: Sequence[mx.array], expected: Sequence[mx.array]) -> float:
+    """The largest relative L2 of the outputs; infinite where whole numbers or shapes differ."""
+    return max(map(_disagreement, found, expected), default=0.0)
+
+
+def _disagreement(found: mx.array, expected: mx.array) -> float:
+    if found.shape != expected.shape or found.dtype != expected.dtype:
+        return math.inf
+    if not mx.issubdtype(expected.dtype, mx.floating):
+        return 0.0 if bool(mx.array_equal(found, expected)) else math.inf
+    a, b = (np.asarray(x.astype(mx.float32)).astype(np.float64) for x in (found, expected))
+    off = float(np.linalg.norm(a - b) / max(float(np.linalg.norm(b)), 1e-30))
+    return off if math.isfinite(off) else math.inf
+
+
+def metal_kernels(factory: Factory | None = None) -> Kernels:
+    """Every Metal kernel, unchecked; to be looked at, or run by something other than a Mac."""
+    built: dict[str, Any] = {name: module.metal(factory) for name, module in MODULES.items()}
+    return Kernels(**built)
+
+
+def implementations(kernels: Kernels) -> dict[str, str]:
+    """Of each operation "metal", "reference", or why it is the reference."""
+    references = Kernels()
+    return {
+        name: kernels.left_out.get(name)
+        or ("reference" if getattr(kernels, name) is getattr(references, name) else "metal")
+        for name in MODULES
+    }
+
+
+def found_here() -> dict[str, str]:
+    """The `implementations` of MLX's default device, in the dtype a model has there."""
+    on_gpu = mx.default_device() == mx.Device(mx.gpu)
+    return implementations(choose_kernels(mx.bfloat16 if on_gpu else mx.float32))
+
+
+def _flat(outputs: Any) -> Sequence[mx.array]:
+    return [outputs] if isinstance(outputs, mx.array) else list(outputs)
