@@ -14,10 +14,31 @@
 
 constant constexpr int HELD = 5632;  // elements of the vectors in threadgroup memory: 25 KB
 
-// The largest power of two in a that divides line.
+// The largest power of two that divides both a and line, itself one.
 constexpr int common(int a, int line) {
-    return line > 1 && a % line ? common(a, line / 2) : line;
+    while (a % line != 0) {
+        line /= 2;
+    }
+    return line;
 }
+
+// Of one group of four rows.
+template <int FORMAT>
+struct Factors {
+    float4 scales, biases;
+
+    // What another lane holds; all lanes of the simdgroup take part.
+    Factors of_lane(ushort lane) const {
+        Factors other = {0.0f, 0.0f};
+        if (FORMAT != DENSE) {
+            other.scales = simd_shuffle(scales, lane);
+        }
+        if (FORMAT == AFFINE) {
+            other.biases = simd_shuffle(biases, lane);
+        }
+        return other;
+    }
+};
 
 // y = W norm(x) for `TOKENS` vectors, without what follows it.
 //
@@ -42,6 +63,8 @@ struct Product {
                                                         : 16;
     static constant constexpr int PARTS = (UNITS + LAST + WINDOW - 1) / WINDOW;
     static constant constexpr int PART = PARTS == 1 ? UNITS : WINDOW + LAST;
+    // Lanes that take the units of a group.
+    static constant constexpr int LANES = GROUP / SIZE;
     // float4 from token to token, with one unused after eight, or banks would collide.
     static constant constexpr int STRIDE = (PART * QUADS + 7) / 8 * 9;
     static constant constexpr int SPACE = TOKENS * STRIDE;
@@ -156,32 +179,60 @@ struct Product {
     }
 
     // The lane's share of rows row, row + STEP, .. and a part of x; the first `present` exist.
+    //
+    // A lane reads the scales of one of 32 groups, for its and other lanes' units of LANES rounds.
     void add_four_rows(int row, int present, int part, thread float4* products) const {
         const int begin = part * WINDOW - row * UNITS % LINE, end = min(begin + WINDOW, UNITS);
-        for (int unit = begin + place.lane; unit < end; unit += 32) {
-            if (unit < 0) {
-                continue;
-            }
-            Unit<FORMAT, BITS, GROUP> weights[4];
-#pragma unroll
-            for (int r = 0; r < 4; r++) {
-                weights[r].read(matrix, (row + (r < present ? r * STEP : 0)) * UNITS, unit);
-            }
-            const uint at = unit - part_begin(part), quad = at * QUADS + at * QUADS / 8;
-#pragma unroll
-            for (int token = 0; token < TOKENS; token++) {
-                float4 v[QUADS];
-#pragma unroll
-                for (int q = 0; q < QUADS; q++) {
-                    v[q] = held[token * STRIDE + quad + q];
+        for (int first = begin; first < end; first += 32 * LANES) {
+            const Factors<FORMAT> mine = read_factors(row, present, first + place.lane * LANES, end);
+            for (int round = 0; round < LANES && first + 32 * round < end; round++) {
+                const int unit = first + 32 * round + place.lane;
+                const Factors<FORMAT> factors = mine.of_lane((32 * round + place.lane) / LANES);
+                if (unit < 0 || unit >= end) {
+                    continue;
                 }
-                const float sum = FORMAT == AFFINE ? unit_sums[token * PART + at] : 0.0f;
+                Unit<FORMAT, BITS> weights[4];
 #pragma unroll
                 for (int r = 0; r < 4; r++) {
-                    products[token][r] = weights[r].add(v, sum, products[token][r]);
+                    weights[r].read(matrix.words, row_at(row, r, present) * UNITS + unit);
+                }
+                const uint at = unit - part_begin(part), quad = at * QUADS + at * QUADS / 8;
+#pragma unroll
+                for (int token = 0; token < TOKENS; token++) {
+                    float4 v[QUADS];
+#pragma unroll
+                    for (int q = 0; q < QUADS; q++) {
+                        v[q] = held[token * STRIDE + quad + q];
+                    }
+                    const float sum = FORMAT == AFFINE ? unit_sums[token * PART + at] : 0.0f;
+#pragma unroll
+                    for (int r = 0; r < 4; r++) {
+                        products[token][r] = weights[r].add(
+                            v, sum, factors.scales[r], factors.biases[r], products[token][r]);
+                    }
                 }
             }
         }
+    }
+
+    int row_at(int row, int r, int present) const {
+        return row + (r < present ? r * STEP : 0);
+    }
+
+    // Four rows' scales and biases of the group that begins with a unit, if that is before `end`.
+    Factors<FORMAT> read_factors(int row, int present, int unit, int end) const {
+        Factors<FORMAT> factors = {0.0f, 0.0f};
+        if (FORMAT != DENSE && unit >= 0 && unit < end) {
+#pragma unroll
+            for (int r = 0; r < 4; r++) {
+                const uint group = row_at(row, r, present) * (K / GROUP) + uint(unit) / LANES;
+                factors.scales[r] = scale_value(matrix.scales[group]);
+                if (FORMAT == AFFINE) {
+                    factors.biases[r] = scale_value(matrix.biases[group]);
+                }
+            }
+        }
+        return factors;
     }
 
     void store(int begin, int present, const thread float4* products) const {

@@ -30,23 +30,18 @@ constexpr int code_shift(int bits, int code) {
     return code_place(bits, code) - half_shift(bits, code_place(bits, code));
 }
 
-template <int COUNT>
-struct Words {
-    uint at[COUNT];
-};
-
 // Two runs of BITS-bit codes.
 template <int BITS>
 struct Runs {
     uint halves[run_halves(BITS)];
 
     // The j-th half of a run beside that of the next, which starts in the other half of a word.
-    template <int COUNT>
-    void read(Words<COUNT> words, int from) {
+    template <typename Words>
+    void read(Words words, int from) {
         constexpr int H = run_halves(BITS);
 #pragma unroll
         for (int j = 0; j < H; j++) {
-            const uint first = words.at[from + j / 2], second = words.at[from + (j + H) / 2];
+            const uint first = words[from + j / 2], second = words[from + (j + H) / 2];
             halves[j] = j % 2 == 0 ? (first & 0x0000FFFFu) | (second & 0xFFFF0000u)
                                    : (first >> 16) | (second << 16);
         }

@@ -38,43 +38,65 @@ float element_scale(int place) {
     return as_type<float>(uint(127 + 24 - shift) << 23);
 }
 
-// `read` takes a unit of the row that begins with unit `row` of the matrix; `add` gives acc + its
-// product with x, of which `sum` is the sum. x is multiplied by element_scale, `sum` is not.
-template <int FORMAT, int BITS, int GROUP>
+// A scale as a number, whatever type it is kept in.
+inline float scale_value(uchar scale) {
+    return mxfp4_scale(scale);
+}
+template <typename S>
+float scale_value(S scale) {
+    return float(scale);
+}
+
+// COUNT words, read at once where a vector can hold them.
+template <int COUNT>
+struct Words {
+    struct Held {
+        uint words[COUNT];
+        uint operator[](int i) const {
+            return words[i];
+        }
+    };
+    static Held read(const device uint* matrix, uint at) {
+        Held held;
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) {
+            held.words[i] = matrix[at * COUNT + i];
+        }
+        return held;
+    }
+};
+
+template <>
+struct Words<4> {
+    typedef uint4 Held;
+    static uint4 read(const device uint* matrix, uint at) {
+        return ((const device uint4*)matrix)[at];
+    }
+};
+
+template <>
+struct Words<2> {
+    typedef uint2 Held;
+    static uint2 read(const device uint* matrix, uint at) {
+        return ((const device uint2*)matrix)[at];
+    }
+};
+
+// `read` takes unit `at` of a matrix's; `add` gives acc + its product with x, of which `sum` is the
+// sum. x is multiplied by element_scale, `sum` is not.
+template <int FORMAT, int BITS>
 struct Unit;
 
-template <int BITS, int GROUP>
-struct Unit<AFFINE, BITS, GROUP> {
-    Words<unit_bytes(AFFINE, BITS) / 4> words;
-    float scale, bias;
+template <int BITS>
+struct Unit<AFFINE, BITS> {
+    typedef Words<unit_bytes(AFFINE, BITS) / 4> W;
+    typename W::Held words;
 
-    template <typename S>
-    void read(Matrix<S> matrix, uint row, uint unit) {
-        constexpr int WORDS = unit_bytes(AFFINE, BITS) / 4;
-        const device uint* from = matrix.words + (row + unit) * WORDS;
-        if (WORDS == 4) {
-            const uint4 four = *(const device uint4*)from;
-#pragma unroll
-            for (int i = 0; i < WORDS; i++) {
-                words.at[i] = four[i % 4];
-            }
-        } else if (WORDS == 2) {
-            const uint2 two = *(const device uint2*)from;
-            words.at[0] = two[0];
-            words.at[1] = two[1];
-        } else {
-#pragma unroll
-            for (int i = 0; i < WORDS; i++) {
-                words.at[i] = from[i];
-            }
-        }
-        constexpr uint UNITS = GROUP / unit_size(AFFINE, BITS);
-        const uint group = row / UNITS + unit / UNITS;
-        scale = float(matrix.scales[group]);
-        bias = float(matrix.biases[group]);
+    void read(const device uint* matrix, uint at) {
+        words = W::read(matrix, at);
     }
 
-    float add(const thread float4* x, float sum, float acc) const {
+    float add(const thread float4* x, float sum, float scale, float bias, float acc) const {
         constexpr int RUN = run_codes(BITS), PAIR_WORDS = run_halves(BITS);
         float product = 0.0f;
 #pragma unroll
@@ -93,34 +115,30 @@ struct Unit<AFFINE, BITS, GROUP> {
     }
 };
 
-template <int BITS, int GROUP>
-struct Unit<MXFP4, BITS, GROUP> {
+template <int BITS>
+struct Unit<MXFP4, BITS> {
     uint2 words;
-    float scale;
 
-    template <typename S>
-    void read(Matrix<S> matrix, uint row, uint unit) {
-        words = ((const device uint2*)matrix.words)[row + unit];
-        scale = mxfp4_scale(matrix.scales[row / 2 + unit / 2]);
+    void read(const device uint* matrix, uint at) {
+        words = ((const device uint2*)matrix)[at];
     }
 
-    float add(const thread float4* x, float, float acc) const {
+    float add(const thread float4* x, float, float scale, float, float acc) const {
         const float product = dot8(Eight(words[0]), x[0], x[1], 0.0f);
         return fma(scale, dot8(Eight(words[1]), x[2], x[3], product), acc);
     }
 };
 
-template <int GROUP>
-struct Unit<DENSE, 16, GROUP> {
+template <>
+struct Unit<DENSE, 16> {
     uint4 words;
 
-    template <typename S>
-    void read(Matrix<S> matrix, uint row, uint unit) {
-        words = ((const device uint4*)matrix.words)[row + unit];
+    void read(const device uint* matrix, uint at) {
+        words = ((const device uint4*)matrix)[at];
     }
 
     // A bfloat is the upper half of a float.
-    float add(const thread float4* x, float, float acc) const {
+    float add(const thread float4* x, float, float, float, float acc) const {
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             acc = fma(as_type<float>(words[i] << 16), x[i / 2][i % 2 * 2], acc);
@@ -130,16 +148,15 @@ struct Unit<DENSE, 16, GROUP> {
     }
 };
 
-template <int GROUP>
-struct Unit<DENSE, 32, GROUP> {
+template <>
+struct Unit<DENSE, 32> {
     float4 weights;
 
-    template <typename S>
-    void read(Matrix<S> matrix, uint row, uint unit) {
-        weights = ((const device float4*)matrix.words)[row + unit];
+    void read(const device uint* matrix, uint at) {
+        weights = ((const device float4*)matrix)[at];
     }
 
-    float add(const thread float4* x, float, float acc) const {
+    float add(const thread float4* x, float, float, float, float acc) const {
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             acc = fma(weights[i], x[0][i], acc);
