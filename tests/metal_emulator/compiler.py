@@ -16,9 +16,10 @@ from .errors import MetalError
 from .rewrite import rewrite
 from .signature import Signature, read_signature
 from .syntax import faults
-from .text import Text
+from .text import Place, Text
 
-LOSSY = re.compile(r"warning: (implicit conversion .* to '[^']*(?:__bf16|bfloat)[^']*')")
+SAID = re.compile(r"(?P<file>[^\s:]+):(?P<line>\d+):\d+: (?P<kind>error|warning|note): (?P<what>.*)")
+LOSSY = re.compile(r"implicit conversion when assigning .* to '[^']*(?:__bf16|bfloat)[^']*'")
 
 
 @dataclass(frozen=True)
@@ -31,14 +32,20 @@ class Compiled:
 
 
 def compile_kernel(
-    text: Text, call: str, *, check: bool, shared: Mapping[int, int] | None = None
+    text: Text,
+    call: str,
+    *,
+    check: bool,
+    shared: Mapping[int, int] | None = None,
+    constants: Mapping[int, int] | None = None,
 ) -> Compiled:
     """Compiles the kernel that `call` names (`name` or `name<arguments>`).
 
+    `shared`: bytes of [[threadgroup(i)]]; `constants`: values of [[function_constant(i)]].
     Raises MetalError for what Metal rejects, each line `file:line: error: ...`.
     """
     folder = toolchain.built()
-    body = rewrite(text)
+    body = rewrite(text, constants)
     signature = read_signature(body.body, call, shared or {})
     unit = f'#line 1 "{text.file}"\n{body.body}\n{signature.launcher}'
     key = hashlib.sha256(f"{check} {unit}".encode()).hexdigest()[:24]
@@ -63,14 +70,12 @@ def translate(
     dumping = start([toolchain.CLANG, *flags, *dump, str(source)])
     tree, _ = dumping.communicate()
     _, said = compiling.communicate()
-    if compiling.returncode:
-        raise MetalError(tidy(said, work))
     files = frozenset(place.file for place in text.places)
-    wrong = faults(tree, files)
-    wrong += [f"{row.partition(': warning')[0]}: error: {found[1]}"
-              for row in said.splitlines() if (found := LOSSY.search(row))]
+    wrong = diagnostics(said, files) + (faults(tree, files) if not compiling.returncode else [])
     if wrong:
         raise MetalError("\n".join(quoted(row, text) for row in wrong))
+    if compiling.returncode:
+        raise MetalError(said)
     linked = work / "kernel.so"
     runtime = folder / "runtime.so"
     toolchain.run([toolchain.LLD, "-shared", str(made), str(runtime), "-o", str(linked)])
@@ -82,17 +87,28 @@ def start(command: list[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def tidy(said: str, work: Path) -> str:
-    """clang's diagnostics without the temporary folder."""
-    return said.replace(f"{work}/", "").strip()
+def diagnostics(said: str, files: frozenset[str]) -> list[str]:
+    """clang's errors as `file:line: error: what`, at the line of the kernel that led to each."""
+    rows: list[str] = []
+    pending = ""
+    for found in SAID.finditer(said):
+        ours = found["file"] in files
+        at = f"{found['file']}:{found['line']}"
+        if found["kind"] == "note":
+            if pending and ours:
+                rows.append(f"{at}: error: {pending}")
+                pending = ""
+        elif found["kind"] == "error" or LOSSY.match(found["what"]):
+            if pending:
+                rows.append(f"error: {pending}")
+            pending = "" if ours else found["what"]
+            if ours:
+                rows.append(f"{at}: error: {found['what']}")
+    return list(dict.fromkeys([*rows, *([f"error: {pending}"] if pending else [])]))
 
 
 def quoted(row: str, text: Text) -> str:
     """A fault with the line it names."""
     found = re.match(r"([^:\s]+):(\d+)", row)
-    if not found:
-        return row
-    for place in text.places:
-        if place.file == found[1] and place.line == int(found[2]):
-            return f"{row} | {text.row(place)}"
-    return row
+    line = text.row(Place(found[1], int(found[2]))) if found else ""
+    return f"{row} | {line}" if line else row

@@ -87,39 +87,53 @@ class Emulator:
         self,
         body: str,
         kernel: str,
-        buffers: Mapping[str, npt.NDArray[Any]],
+        buffers: Mapping[str, npt.NDArray[Any] | None],
         grid: Three,
         threadgroup: Three,
         *,
         include: Sequence[Path] = (),
         threadgroup_bytes: Mapping[int, int] | None = None,
+        function_constants: Mapping[int, int] | None = None,
         initialised: bool = True,
         file: str = "kernel.metal",
-    ) -> None:
+    ) -> Launch:
         """Runs `kernel` (`name` or `name<arguments>`) of any Metal text on numpy arrays in place.
 
-        `buffers` by parameter name, C-contiguous; `include` are folders of `#include "..."`;
-        `threadgroup_bytes` by index of [[threadgroup(i)]]; with `initialised` False, what the
-        kernel may write counts as never written.
+        `buffers` by parameter name, C-contiguous, None for a null pointer; `grid` counts threads;
+        `include` are folders of `#include "..."`; `threadgroup_bytes` by index of
+        [[threadgroup(i)]]; with `initialised` False, what the kernel may write counts as never
+        written. The text may use what MLX's utils.h defines.
         """
-        text = flatten(body, file, (toolchain.HERE / "include", *include))
-        compiled = self._compile(text, kernel, threadgroup_bytes or {})
+        folders = (toolchain.HERE / "include", *include)
+        text = flatten(body, file, folders, set(toolchain.prelude().files))
+        compiled = self._compile(text, kernel, threadgroup_bytes or {}, function_constants or {})
         writable = {b.name for b in compiled.signature.buffers if b.writable}
         arguments = {
             name: Argument(name, data, name in writable, initialised or name not in writable)
             for name, data in buffers.items()
+            if data is not None
         }
-        shapes = [Array(n, a.shape, str(a.dtype), a.nbytes) for n, a in buffers.items()]
+        shapes = [Array(n, a.data.shape, str(a.data.dtype), a.data.nbytes) for n, a in arguments.items()]
         size = fitted(kernel, grid, threadgroup)
         read = [a for a in shapes if a.name not in writable]
         written = [a for a in shapes if a.name in writable]
+        if missing := [b.name for b in compiled.signature.buffers if b.name not in buffers]:
+            raise MetalError(f"{kernel}: no buffer for {', '.join(missing)}")
         self._run(kernel, compiled, arguments, grid, size, read, written)
+        return self.launches[-1]
 
-    def _compile(self, text: Text, call: str, shared: Mapping[int, int]) -> Compiled:
-        key = (text.body, call, tuple(sorted(shared.items())))
+    def _compile(
+        self,
+        text: Text,
+        call: str,
+        shared: Mapping[int, int],
+        constants: Mapping[int, int],
+    ) -> Compiled:
+        key = (text.body, call, tuple(shared.items()), tuple(constants.items()))
         if key not in self._compiled:
-            check = self._settings.check
-            self._compiled[key] = compile_kernel(text, call, check=check, shared=shared)
+            self._compiled[key] = compile_kernel(
+                text, call, check=self._settings.check, shared=shared, constants=constants
+            )
         return self._compiled[key]
 
     def _run_generated(
@@ -132,7 +146,7 @@ class Emulator:
         inputs: list[Array],
         outputs: list[Array],
     ) -> None:
-        compiled = self._compile(generated.text, generated.call, {})
+        compiled = self._compile(generated.text, generated.call, {}, {})
         self._run(name, compiled, arguments, grid, threadgroup, inputs, outputs)
 
     def _run(
@@ -183,11 +197,11 @@ def slots_of(
 ) -> list[Argument | None]:
     """The arguments by buffer index."""
     parameters = compiled.signature.buffers
-    if missing := [p.name for p in parameters if p.name not in arguments]:
-        raise MetalError(f"{name}: no buffer for {', '.join(missing)}")
     slots: list[Argument | None] = [None] * (1 + max((p.index for p in parameters), default=-1))
     for parameter in parameters:
-        one = arguments[parameter.name]
+        one = arguments.get(parameter.name)
+        if one is None:
+            continue
         if not one.data.flags.c_contiguous or (parameter.writable and not one.data.flags.writeable):
             raise MetalError(f"{name}: {parameter.name} is not contiguous or not writable")
         slots[parameter.index] = Argument(one.name, one.data, parameter.writable, one.initialised)

@@ -46,7 +46,6 @@ def message(r: Report, other: Place | None) -> str:
         f"the limit is {r.size}",
         lambda: f"out of bounds: index {r.offset} of an array: {me}",
         lambda: f"endless: more than {r.offset} accesses",
-        lambda: f"shift by {r.offset}, as wide as the type or wider: {me}",
     )
     return texts[r.fault]()
 

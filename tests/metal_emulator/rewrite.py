@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from .errors import MetalError
 from .text import Text
@@ -11,6 +11,7 @@ from .text import Text
 KERNEL = re.compile(r"\[\[\s*kernel\s*\]\]|\bkernel\b")
 HOST_NAME = re.compile(r'\[\[\s*host_name\([^)]*\)\s*\]\]')
 INSTANTIATION = re.compile(r"\btemplate\s+decltype\s*\([^;]*;")
+FUNCTION_CONSTANT = re.compile(r"\s*\[\[\s*function_constant\(\s*(\d+)\s*\)\s*\]\]")
 BFLOAT_LITERAL = re.compile(r"\b((?:\d+\.\d*|\.\d+)(?:[eE][+-]?\d+)?)bf\b")
 VECTOR_CALL = re.compile(r"\b(?:metal\s*::\s*)?vec\s*<([^<>;]+)>\s*\((?=[^)&*])")
 PARENTHESES = r"\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)"
@@ -21,12 +22,12 @@ SHARED = re.compile(
 )
 
 
-def rewrite(text: Text) -> Text:
-    """The text as the compiler gets it.
+def rewrite(text: Text, constants: Mapping[int, int] | None = None) -> Text:
+    """The text as the compiler gets it, with the values of [[function_constant(i)]].
 
     Raises MetalError for a threadgroup variable outside a kernel.
     """
-    body = without_comments(text.body)
+    body = function_constants(without_comments(text.body), constants or {})
     body = threadgroup_variables(Text(body, text.file))
     for step in (
         without_instantiations,
@@ -45,6 +46,11 @@ def without_comments(body: str) -> str:
     return re.sub(
         r"//[^\n]*|/\*.*?\*/", lambda m: re.sub(r"[^\n]", " ", m[0]), body, flags=re.DOTALL
     )
+
+
+def function_constants(body: str, values: Mapping[int, int]) -> str:
+    """They are ordinary constants here; one not given is 0."""
+    return FUNCTION_CONSTANT.sub(lambda m: f" = {values.get(int(m[1]), 0)}", body)
 
 
 def without_instantiations(body: str) -> str:

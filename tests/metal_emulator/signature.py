@@ -61,20 +61,22 @@ def read_signature(body: str, call: str, shared: Mapping[int, int]) -> Signature
     if not found:
         raise MetalError(f"{name}: no such kernel in the text")
     opening = found.end() - 1
-    buffers, arguments = [], []
+    buffers: list[BufferParameter] = []
+    arguments = []
     for parameter in split(body[opening + 1 : matching(body, opening)]):
         attribute = ATTRIBUTE.search(parameter)
         declared = re.match(r"\s*(.*[\s*&])(\w+)\s*$", ATTRIBUTE.sub("", parameter), re.DOTALL)
-        if not attribute or not declared:
-            raise MetalError(f"{name}: parameter {parameter.strip()!r} has no known attribute")
+        if not declared:
+            raise MetalError(f"{name}: parameter {parameter.strip()!r} is not understood")
         kind = " ".join(declared[1].split())
-        if attribute[1] == "buffer":
-            buffer = BufferParameter(int(attribute[2]), declared[2], is_writable(kind))
-            buffers.append(buffer)
-            wrapper = "mtl_reference" if kind.endswith("&") else "mtl_pointer"
-            arguments.append(f"{wrapper}{{b[{buffer.index}]}}")
-        else:
+        if attribute and attribute[1] != "buffer":
             arguments.append(argument(name, kind, declared[2], attribute, shared))
+            continue
+        # Without an attribute Metal numbers buffers in their order.
+        index = int(attribute[2]) if attribute else len(buffers)
+        buffers.append(BufferParameter(index, declared[2], is_writable(kind)))
+        wrapper = "mtl_reference" if kind.endswith("&") else "mtl_pointer"
+        arguments.append(f"{wrapper}{{b[{index}]}}")
     return Signature(tuple(buffers), launcher(call, arguments))
 
 

@@ -8,11 +8,20 @@ from dataclasses import dataclass, field
 
 from .text import Place
 
-LOCATION = re.compile(r"(?P<file>[^\s<>,:']+):(?P<at>\d+):\d+|\bline:(?P<line>\d+):\d+|\bcol:\d+")
+LOCATION = re.compile(
+    r"\b(?:line:(?P<line>\d+):\d+|col:\d+)|(?P<file>[^\s<>,:']+):(?P<at>\d+):\d+"
+)
 QUOTED = re.compile(r"'[^']*'")
-DECLARES = re.compile(r"\b(?:ParmVarDecl|VarDecl|FieldDecl) 0x")
+VARIABLE = re.compile(r"\b(?:ParmVarDecl|VarDecl|FieldDecl) 0x")
 FUNCTION = re.compile(r"\b(?:FunctionDecl|CXXMethodDecl|CXXConstructorDecl) (0x\w+)")
-REFERS = re.compile(r"\b(?:Function|CXXMethod) (0x\w+) '|\bMemberExpr .* [.>](?:\w+|operator\S+) (0x\w+)$")
+REFERS = re.compile(
+    r"\b(?:Function|CXXMethod) (0x\w+) '|\bMemberExpr .* (?:\.|->)\S+ (0x\w+)$"
+)
+IMPLICIT = re.compile(r"Decl 0x.* implicit ")
+TO_BFLOAT = re.compile(
+    r"\bImplicitCastExpr .*'(?:__bf16|bfloat)[^']*'(?::'__bf16')? <FloatingCast>(?! part_of)"
+)
+SPACES = ("__global", "__local", "__constant", "__private")
 
 
 @dataclass
@@ -43,28 +52,35 @@ def faults(dump: str, files: frozenset[str]) -> list[str]:
     found: dict[str, None] = {}
     calls = Calls()
     place = here = Place("", 0)
-    function, function_depth = "", -1
+    function, function_depth, implicit_depth = "", -1, 1 << 20
     for row in dump.splitlines():
         depth = len(row) - len(row.lstrip(" |`-"))
-        for location in LOCATION.finditer(QUOTED.sub("''", row)):
-            if location["file"]:
-                place = Place(location["file"], int(location["at"]))
-            elif location["line"]:
-                place = Place(place.file, int(location["line"]))
-        if place.file in files:
-            here = place
+        place = moved(place, row)
+        here = place if place.file in files else here
         if depth <= function_depth:
             function, function_depth = "", -1
+        if depth <= implicit_depth:
+            implicit_depth = depth if IMPLICIT.search(row) else 1 << 20
         if declared := FUNCTION.search(row):
             function, function_depth = note_function(calls, row, declared[1], here), depth
         elif function and (refers := REFERS.search(row)):
             calls.edges.setdefault(function, set()).add(refers[1] or refers[2])
-        if place.file in files and (what := fault_of(row)):
+        if place.file in files and depth < implicit_depth and (what := fault_of(row)):
             found[f"{here}: error: {what}"] = None
     for one in calls.cycles():
         name, where = calls.names[one]
         found[f"{where}: error: {name} calls itself: Metal has no recursion"] = None
     return list(found)
+
+
+def moved(place: Place, row: str) -> Place:
+    """Where the dump is after a row: it prints of a location only what changed."""
+    for location in LOCATION.finditer(QUOTED.sub("''", row)):
+        if location["file"]:
+            place = Place(location["file"], int(location["at"]))
+        elif location["line"]:
+            place = Place(place.file, int(location["line"]))
+    return place
 
 
 def note_function(calls: Calls, row: str, address: str, here: Place) -> str:
@@ -79,16 +95,25 @@ def note_function(calls: Calls, row: str, address: str, here: Place) -> str:
 
 def fault_of(row: str) -> str | None:
     """What is wrong with the node in one row of the dump."""
-    if " implicit " in row and "ImplicitCastExpr" not in row:
-        return None
-    if DECLARES.search(row):
-        kind = re.search(r"(\w+) '([^']*)'", row)
-        if kind and "__generic" in kind[2]:
-            return f"{kind[1]}: a pointer or reference needs an explicit address space"
-    if re.search(r"\b(?:FunctionDecl|CXXMethodDecl) 0x", row):
-        kind = re.search(r"(\w+) '([^']*)'", row)
-        if kind and "__generic" in kind[2].partition("(")[0]:
-            return f"{kind[1]} returns a pointer or reference without an address space"
-    if re.search(r"\bImplicitCastExpr .*'(?:__bf16|bfloat)[^']*'(?::'__bf16')? <FloatingCast>", row):
+    if TO_BFLOAT.search(row):
         return "implicit conversion to bfloat"
+    typed = re.search(r"(\w+ )?'([^']*)'", row)
+    if not typed:
+        return None
+    name = (typed[1] or "it").strip()
+    if VARIABLE.search(row) and unqualified(typed[2]):
+        return f"{name}: a pointer or reference needs an explicit address space"
+    if re.search(r"\b(?:FunctionDecl|CXXMethodDecl) 0x", row):
+        returned = typed[2].partition("(")[0]
+        if unqualified(returned):
+            return f"{name} returns a pointer or reference without an address space"
     return None
+
+
+def unqualified(kind: str) -> bool:
+    """Whether a type points or refers to memory of no named address space."""
+    if "mtl_shared_" in kind:
+        return False
+    plain = re.sub(r"\[[^\]]*\]|<[^<>]*>", "", kind)  # lengths may be products
+    target = re.match(r"[^*&]*[*&]", plain)
+    return target is not None and not any(space in target[0] for space in SPACES)

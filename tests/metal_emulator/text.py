@@ -53,12 +53,12 @@ class Text:
         return self._rows.get(place, "").strip()
 
 
-def flatten(body: str, file: str, folders: tuple[Path, ...]) -> Text:
+def flatten(body: str, file: str, folders: tuple[Path, ...], seen: set[Path]) -> Text:
     """`body` with every `#include "..."` found in `folders` in its place, each file once.
 
-    Includes in angle brackets, and those not found, stay for the compiler.
+    Files in `seen` are left out; those included join them. Includes in angle brackets, and files
+    not found, stay for the compiler.
     """
-    seen: set[Path] = set()
 
     def expand(body: str, file: str, here: tuple[Path, ...]) -> str:
         rows = []

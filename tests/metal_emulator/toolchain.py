@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -29,7 +30,8 @@ COMMON_FLAGS = (
     # No contraction, no excess precision: every half and bfloat operation rounds.
     *("-ffp-contract=off", "-Xclang", "-ffloat16-excess-precision=none"),
     *("-Xclang", "-fbfloat16-excess-precision=none"),
-    *("-fPIC", "-O2", "-march=x86-64-v3"),
+    # A tail call would hide the line that it comes from.
+    *("-fPIC", "-O2", "-march=x86-64-v3", "-fno-optimize-sibling-calls"),
 )
 KERNEL_FLAGS = (
     *("-x", "clcpp", "-cl-std=clc++2021", "-cl-no-stdinc", "-cl-single-precision-constant"),
@@ -43,9 +45,10 @@ KERNEL_FLAGS = (
     *("-Werror=return-type", "-Wimplicit-float-conversion"),
 )
 CHECK_FLAGS = (
-    *("-fsanitize=thread,array-bounds,shift-exponent", "-fno-sanitize-recover=all"),
+    *("-fsanitize=thread,array-bounds", "-fno-sanitize-recover=all"),
     *("-mllvm", "-tsan-instrument-func-entry-exit=0", "-mllvm", "-tsan-instrument-atomics=0"),
-    *("-mllvm", "-tsan-distinguish-volatile=0"),
+    # A read of what is then written counts too: it may be the first.
+    *("-mllvm", "-tsan-distinguish-volatile=0", "-mllvm", "-tsan-instrument-read-before-write=1"),
     # A variable read before it is written is a NaN, not by chance a zero.
     "-ftrivial-auto-var-init=pattern",
 )
@@ -83,12 +86,21 @@ def mlx_include() -> Path:
     return Path(mx.__file__).parent / "include"
 
 
+@dataclass(frozen=True)
+class Prelude:
+    """The text MLX puts before every kernel (its utils.h), rewritten, and the files in it."""
+
+    body: str
+    files: frozenset[Path]
+
+
 @cache
-def prelude() -> str:
-    """The text MLX puts before every kernel (its utils.h), rewritten."""
-    folders = (HERE / "include", mlx_include())
-    name = "mlx/backend/metal/kernels/utils.h"
-    return rewrite(flatten(f'#include "{name}"\n', "prelude.metal", folders)).body
+def prelude() -> Prelude:
+    """MLX's own, as installed; only its overloads for bfloat are the emulator's."""
+    files: set[Path] = set()
+    include = '#include "mlx/backend/metal/kernels/utils.h"\n'
+    text = flatten(include, "prelude.metal", (HERE / "include", mlx_include()), files)
+    return Prelude(rewrite(text).body, frozenset(files))
 
 
 @cache
@@ -99,7 +111,7 @@ def built() -> Path:
     """
     if reason := available():
         raise MetalError(reason)
-    digest = hashlib.sha256(repr((KERNEL_FLAGS, CHECK_FLAGS, prelude())).encode())
+    digest = hashlib.sha256(repr((KERNEL_FLAGS, CHECK_FLAGS, prelude().body)).encode())
     digest.update(run([CLANG, "--version"]).encode())
     for path in sorted(HERE.rglob("*")):
         if path.is_file() and path.parent.name in ("include", "runtime"):
@@ -130,7 +142,7 @@ def build(folder: Path) -> None:
     flags = ["-std=c++20", "-fuse-ld=lld", "-Wl,-z,now", "-shared"]
     run([CLANGXX, *flags, *COMMON_FLAGS, *sources, "-o", str(folder / "runtime.so")])
     header = folder / "include" / "prelude.metal"
-    header.write_text(f"#include <metal_stdlib>\n{prelude()}")
+    header.write_text(f"#include <metal_stdlib>\n{prelude().body}")
     for checked in (False, True):
         command = [CLANG, *kernel_flags(folder, checked), "-Xclang", "-emit-pch"]
         run([*command, "-c", str(header), "-o", str(folder / pch_name(checked))])

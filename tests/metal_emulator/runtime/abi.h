@@ -23,7 +23,7 @@ enum class Order : uint32_t { forward, reverse, random };
 enum class Fault : uint32_t {
   race, cross_race, out_of_bounds, misaligned, uninitialised, read_only, divergent_barrier,
   missing_threads, divergent_simd, inactive_lane, too_much_threadgroup_memory, array_bounds,
-  endless, shift,
+  endless,
 };
 
 enum class Kind : uint32_t { read, write, atomic };

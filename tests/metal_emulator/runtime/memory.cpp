@@ -275,19 +275,10 @@ void* __tsan_memset(void* to, int value, size_t bytes) {
   return memset(to, value, bytes);
 }
 
-// Indices of arrays whose length the type says (-fsanitize=array-bounds) and counts of shifts.
-struct Checked {
-  const char* file;
-  uint32_t line, column;
-};
-void __ubsan_handle_out_of_bounds_abort(Checked*, uint64_t index) {
+// Indices of arrays whose length the type says (-fsanitize=array-bounds).
+void __ubsan_handle_out_of_bounds_abort(const void*, uint64_t index) {
   Report r = at_hand(Fault::array_bounds, RETURN_ADDRESS);
   r.offset = static_cast<int64_t>(index);
-  give_up(r);
-}
-void __ubsan_handle_shift_out_of_bounds_abort(Checked*, uint64_t, uint64_t count) {
-  Report r = at_hand(Fault::shift, RETURN_ADDRESS);
-  r.offset = static_cast<int64_t>(count);
   give_up(r);
 }
 

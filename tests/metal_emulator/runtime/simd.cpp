@@ -13,11 +13,6 @@ enum Movement : uint32_t {
   to, by_xor, down, up, fill_down, fill_up, rotate_down, rotate_up, first
 };
 
-constexpr uint32_t element_bytes(uint32_t element) {
-  constexpr uint32_t bytes[] = {1, 1, 2, 2, 4, 4, 2, 2, 4};
-  return bytes[element];
-}
-
 template <typename T>
 T combine(uint32_t operation, T a, T b) {
   switch (operation) {
@@ -89,9 +84,6 @@ void scan(Fiber* lanes, uint32_t mask, uint32_t what) {
     }
   }
 }
-
-template <template <typename> typename, typename...>
-struct Nothing;
 
 #define FOR_ELEMENT(function, ...)                          \
   switch (what >> 8 & 0xff) {                               \
