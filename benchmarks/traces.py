@@ -153,7 +153,7 @@ def record(name: str, folder: Path, passages: Iterable[Passage]) -> Trace:
 
 def _logits(block: Block, residual: mx.array) -> mx.array:
     """A block's norm and router on a residual stream [1, hidden] -> [1, experts]"""
-    return block.moe.router(mx.fast.rms_norm(residual, block.moe_norm, block.eps))
+    return block.moe.route(residual)[0]
 
 
 def _choice(block: Block, residual: mx.array) -> NDArray[np.int64]:

@@ -12,8 +12,6 @@ import mlx.core as mx
 from gptoss_mlx.config import ModelConfig
 from gptoss_mlx.weights import Loader
 
-GROUPED = 64  # chosen experts (tokens * k) from which on they are grouped by slot
-
 
 class ExpertBank:
     """The experts of one layer, or the first `slots` of them.
@@ -40,32 +38,39 @@ class ExpertBank:
         self.down_bias = loader.dense(f"{prefix}.down_proj_bias")
 
     def __call__(
-        self, x: mx.array, experts: mx.array, weights: mx.array, guess: mx.array | None = None
+        self,
+        x: mx.array,
+        experts: mx.array,
+        weights: mx.array,
+        guess: mx.array | None = None,
+        *,
+        residual: mx.array | None = None,
     ) -> mx.array:
-        """x [tokens, hidden], experts and weights [tokens, k] -> [tokens, hidden]
+        """x and residual [tokens, hidden], experts and weights [tokens, k] -> [tokens, hidden]
 
         guess: of use only where experts are streamed.
         """
         slots = self.slots(experts)
-        if slots.size < GROUPED:
-            return self.run(x, slots, experts, weights)
+        if x.shape[0] == 1:
+            h = self.gate_up(x, slots, experts)
+            return self.down(h, slots, experts, weights, residual=residual)
         # Grouped by slot, every expert's weights are read once and meet all their tokens.
         tokens, k = experts.shape
         order = mx.argsort(slots.reshape(-1))
         slots, experts, weights = (a.reshape(-1, 1)[order] for a in (slots, experts, weights))
-        y = self.run(x[order // k], slots, experts, weights, grouped=True)
-        return y[mx.argsort(order)].reshape(tokens, k, -1).sum(axis=1)
+        h = self.gate_up(x[order // k], slots, experts, grouped=True)
+        y = self.down(h, slots, experts, weights, grouped=True)
+        y = y[mx.argsort(order)].reshape(tokens, k, -1).sum(axis=1)
+        return y if residual is None else residual + y
 
-    def run(
-        self,
-        x: mx.array,
-        slots: mx.array,
-        experts: mx.array,
-        weights: mx.array,
-        grouped: bool = False,
+    def gate_up(
+        self, x: mx.array, slots: mx.array, experts: mx.array, grouped: bool = False
     ) -> mx.array:
-        """x [tokens, hidden], the rest [tokens, k] -> [tokens, hidden]; grouped: slots ascend."""
-        h = self.kernels.moe_gate_up(
+        """x [tokens, hidden], slots and experts [tokens, k] -> [tokens, k, intermediate]
+
+        grouped: slots ascend.
+        """
+        return self.kernels.moe_gate_up(
             x,
             self.gate_up_blocks,
             self.gate_up_scales,
@@ -75,6 +80,17 @@ class ExpertBank:
             self.limit,
             grouped,
         )
+
+    def down(
+        self,
+        h: mx.array,
+        slots: mx.array,
+        experts: mx.array,
+        weights: mx.array,
+        grouped: bool = False,
+        residual: mx.array | None = None,
+    ) -> mx.array:
+        """h as `gate_up` gives it, the rest [tokens, k], residual and result [tokens, hidden]"""
         return self.kernels.moe_down(
             h,
             self.down_blocks,
@@ -84,6 +100,7 @@ class ExpertBank:
             experts,
             weights,
             grouped,
+            residual,
         )
 
     def slots(self, experts: mx.array) -> mx.array:

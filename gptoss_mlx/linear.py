@@ -4,41 +4,21 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from gptoss_mlx.config import QuantizationSpec
-from gptoss_mlx.kernels.matmul import matmul
+from gptoss_mlx.kernels.choice import Kernels
+from gptoss_mlx.kernels.matrix import Matrix, Norm
 
 
 class Linear:
-    """y = x W^T + b.
-
-    weight [outputs, inputs] in the compute dtype; or, with a spec, packed uint32 beside
-    scales [outputs, inputs / group] and, in affine mode, biases of the same shape.
-    """
+    """y = norm(x) W^T + b + residual; b, norm and residual where there are any."""
 
     def __init__(
-        self,
-        weight: mx.array,
-        bias: mx.array | None = None,
-        scales: mx.array | None = None,
-        biases: mx.array | None = None,
-        spec: QuantizationSpec | None = None,
+        self, matrix: Matrix, bias: mx.array | None = None, kernels: Kernels | None = None
     ) -> None:
-        self.weight, self.bias = weight, bias
-        self.scales, self.biases, self.spec = scales, biases, spec
+        self.matrix, self.bias = matrix, bias
+        self.kernels = kernels or Kernels()
 
-    def __call__(self, x: mx.array) -> mx.array:
-        """x [tokens, inputs] -> [tokens, outputs]"""
-        if self.spec is None or self.scales is None:
-            y = matmul(x, self.weight)
-        else:
-            y = mx.quantized_matmul(
-                x,
-                self.weight,
-                self.scales,
-                self.biases,
-                transpose=True,
-                group_size=self.spec.group_size,
-                bits=self.spec.bits,
-                mode=self.spec.mode,
-            )
-        return y if self.bias is None else y + self.bias
+    def __call__(
+        self, x: mx.array, *, norm: Norm | None = None, residual: mx.array | None = None
+    ) -> mx.array:
+        """x [tokens, inputs], residual [tokens, outputs] -> [tokens, outputs]"""
+        return self.kernels.quantized_matvec(x, self.matrix, self.bias, norm, residual)

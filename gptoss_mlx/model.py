@@ -24,6 +24,8 @@ from gptoss_mlx.experts import ExpertBank
 from gptoss_mlx.heap import return_freed
 from gptoss_mlx.kernels.attention_quantized import attention_quantized
 from gptoss_mlx.kernels.choice import Kernels, choose_kernels
+from gptoss_mlx.kernels.decode_qkv import Heads
+from gptoss_mlx.kernels.matrix import Norm
 from gptoss_mlx.reader import FileReader
 from gptoss_mlx.rope import magnitude, periods
 from gptoss_mlx.streaming import StreamedExperts, Streaming
@@ -35,61 +37,53 @@ CACHE_LIMIT = 256 << 20  # bytes of freed buffers MLX may keep
 
 
 class Attention:
-    """Grouped-query attention with one learned sink logit a head."""
+    """Norm, grouped-query attention with one learned sink logit a head, residual."""
 
-    def __init__(self, config: ModelConfig, loader: Loader, layer: int, freqs: mx.array) -> None:
-        prefix = f"model.layers.{layer}.self_attn"
-        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
-        self.head_dim = config.head_dim
-        projections = [f"{prefix}.{name}_proj" for name in "qkv"]
-        joined = [projections] if loader.alike(*projections) else [[p] for p in projections]
-        self.qkv = [loader.linear(*modules) for modules in joined]
-        self.o = loader.linear(f"{prefix}.o_proj")
-        self.sinks = loader.dense(f"{prefix}.sinks")
-        self.freqs = freqs
+    def __init__(self, config: ModelConfig, loader: Loader, layer: int, periods: mx.array) -> None:
+        prefix = f"model.layers.{layer}"
+        attention = f"{prefix}.self_attn"
+        self.kernels, self.periods = loader.kernels, periods
+        self.heads = Heads(config.num_attention_heads, config.num_key_value_heads, config.head_dim)
+        self.norm = Norm(loader.dense(f"{prefix}.input_layernorm.weight"), config.rms_norm_eps)
+        parts = [f"{attention}.{name}_proj" for name in "qkv"]
+        joined = [parts] if loader.alike(*parts) else [[part] for part in parts]
+        self.qkv = [(loader.matrix(*modules), loader.bias(*modules)) for modules in joined]
+        self.o = loader.linear(f"{attention}.o_proj")
+        self.sinks = loader.dense(f"{attention}.sinks")
         # YaRN scales queries and keys alike; their product may as well be scaled once.
         self.scale = magnitude(config) ** 2 * config.head_dim**-0.5
 
     def __call__(
         self, x: mx.array, cache: LayerCache, offset: int, mask: mx.array | str | None
     ) -> mx.array:
-        tokens = x.shape[0]
-        qkv = mx.concatenate([part(x) for part in self.qkv], axis=-1)
-        qkv = qkv.reshape(1, tokens, -1, self.head_dim).swapaxes(1, 2)  # [1, heads, tokens, d]
-        q, k, v = mx.split(qkv, [self.heads, self.heads + self.kv_heads], axis=1)
-        q, kv = self._rope(q, offset), mx.concatenate([self._rope(k, offset), v])
+        q, kv = self.kernels.decode_qkv(
+            x, self.qkv, self.norm, self.heads, self.periods, mx.array(offset)
+        )
         if isinstance(cache, QuantizedArena):
             seen = cache.extend(kv, offset)
             keys, values = seen.half(0), seen.half(1)
-            y = attention_quantized(q, keys, values, scale=self.scale, sinks=self.sinks)
+            y = attention_quantized(q[None], keys, values, scale=self.scale, sinks=self.sinks)
         else:
             k, v = mx.split(cache.extend(kv, offset), 2)
             y = mx.fast.scaled_dot_product_attention(
-                q, k, v, scale=self.scale, mask=mask, sinks=self.sinks
+                q[None], k, v, scale=self.scale, mask=mask, sinks=self.sinks
             )
-        return self.o(y.swapaxes(1, 2).reshape(tokens, -1))
-
-    def _rope(self, x: mx.array, offset: int) -> mx.array:
-        return mx.fast.rope(
-            x,
-            self.head_dim,
-            traditional=False,
-            base=None,
-            scale=1.0,
-            offset=offset,
-            freqs=self.freqs,
-        )
+        return self.o(y[0].swapaxes(0, 1).reshape(x.shape[0], -1), residual=x)
 
 
 class MoE:
-    """A router and its experts."""
+    """Norm, a router and its experts, residual."""
 
     def __init__(
         self, config: ModelConfig, loader: Loader, layer: int, streaming: Streaming | None
     ) -> None:
-        self.kernels = loader.kernels
-        self.k = config.num_experts_per_tok
-        self.router = loader.linear(f"model.layers.{layer}.mlp.router")
+        prefix = f"model.layers.{layer}"
+        self.kernels, self.k = loader.kernels, config.num_experts_per_tok
+        self.norm = Norm(
+            loader.dense(f"{prefix}.post_attention_layernorm.weight"), config.rms_norm_eps
+        )
+        router = f"{prefix}.mlp.router"
+        self.router, self.router_bias = loader.matrix(router), loader.bias(router)
         self.experts: ExpertBank | StreamedExperts
         if streaming is None:
             self.experts = ExpertBank(config, loader, layer)
@@ -99,12 +93,17 @@ class MoE:
             )
 
     def __call__(self, x: mx.array, guess: mx.array | None = None) -> mx.array:
-        experts, weights = self.kernels.router_topk(self.router(x), self.k)
-        return self.experts(x, experts, weights, guess)
+        logits, h = self.route(x)
+        experts, weights = self.kernels.router_topk(logits, self.k)
+        return self.experts(h, experts, weights, residual=x, guess=guess)
+
+    def route(self, x: mx.array) -> tuple[mx.array, mx.array]:
+        """[tokens, hidden] -> logits float32 [tokens, experts], norm(x) [tokens, hidden]"""
+        return self.kernels.decode_router(x, self.router, self.router_bias, self.norm)
 
 
 class Block:
-    """x + attention(norm(x)), then x + experts(norm(x)).
+    """Attention, then experts.
 
     following: the next block, where experts are streamed and its choice is guessed ahead.
     """
@@ -116,27 +115,18 @@ class Block:
         config: ModelConfig,
         loader: Loader,
         layer: int,
-        freqs: mx.array,
+        periods: mx.array,
         streaming: Streaming | None = None,
     ) -> None:
-        prefix = f"model.layers.{layer}"
-        self.eps = config.rms_norm_eps
-        self.attention_norm = loader.dense(f"{prefix}.input_layernorm.weight")
-        self.attention = Attention(config, loader, layer, freqs)
-        self.moe_norm = loader.dense(f"{prefix}.post_attention_layernorm.weight")
+        self.attend = Attention(config, loader, layer, periods)
         self.moe = MoE(config, loader, layer, streaming)
 
-    def attend(
-        self, x: mx.array, cache: LayerCache, offset: int, mask: mx.array | str | None
-    ) -> mx.array:
-        h = mx.fast.rms_norm(x, self.attention_norm, self.eps)
-        return x + self.attention(h, cache, offset, mask)
-
     def feed_forward(self, x: mx.array) -> mx.array:
+        """[tokens, hidden] -> [tokens, hidden]"""
         experts, guess = self.moe.experts, None
         if self.following is not None and x.shape[0] * self.moe.k <= experts.size:
             guess = self.following.guess(x)
-        return x + self.moe(mx.fast.rms_norm(x, self.moe_norm, self.eps), guess)
+        return self.moe(x, guess)
 
     def foresee(self, following: Block) -> None:
         """From now on guess what the next block will choose, where that is of use."""
@@ -149,8 +139,8 @@ class Block:
 
         [tokens, hidden] -> [tokens, k], the surest first.
         """
-        h = mx.fast.rms_norm(x, self.moe_norm, self.eps)
-        return mx.argsort(-self.moe.router(h), axis=-1)[:, : self.moe.k]
+        logits, _ = self.moe.route(x)
+        return mx.argsort(-logits, axis=-1)[:, : self.moe.k]
 
 
 class Transformer:
@@ -172,15 +162,15 @@ class Transformer:
         self.config, self.chunk, self.streaming = config, chunk, streaming
         self.kernels, self.kv_bits = loader.kernels, kv_bits
         self.sliding = tuple(config.is_sliding(i) for i in range(config.num_hidden_layers))
-        freqs = mx.array(periods(config).astype(np.float32))
+        turns = mx.array(periods(config).astype(np.float32))
         self.embedding = embedding
         self.blocks = [
-            Block(config, loader, layer, freqs, streaming)
+            Block(config, loader, layer, turns, streaming)
             for layer in range(config.num_hidden_layers)
         ]
         for block, following in pairwise(self.blocks):
             block.foresee(following)
-        self.norm = loader.dense("model.norm.weight")
+        self.norm = Norm(loader.dense("model.norm.weight"), config.rms_norm_eps)
         self.lm_head = loader.linear("lm_head", bias=False)
 
     def new_state(self) -> State:
@@ -208,7 +198,7 @@ class Transformer:
 
     def logits(self, hidden: mx.array) -> mx.array:
         """[tokens, hidden] -> [tokens, vocabulary]"""
-        return self.lm_head(mx.fast.rms_norm(hidden, self.norm, self.config.rms_norm_eps))
+        return self.lm_head(hidden, norm=self.norm)
 
     def prefill(self, ids: Sequence[int], state: State) -> None:
         """Append a chunk and wait until it is in; nothing is predicted from it."""

@@ -23,7 +23,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from gptoss_mlx.experts import GROUPED, ExpertBank
+from gptoss_mlx.experts import ExpertBank
 from gptoss_mlx.guesses import Guesses
 from gptoss_mlx.reader import FileReader, Load
 from gptoss_mlx.shard import Tensor
@@ -90,28 +90,27 @@ class StreamedExperts:
         self._guesses = Guesses(bank.experts)
 
     def __call__(
-        self, x: mx.array, experts: mx.array, weights: mx.array, guess: mx.array | None = None
+        self,
+        x: mx.array,
+        experts: mx.array,
+        weights: mx.array,
+        guess: mx.array | None = None,
+        *,
+        residual: mx.array | None = None,
     ) -> mx.array:
-        """x [tokens, hidden], experts and weights [tokens, k] -> [tokens, hidden]
+        """x and residual [tokens, hidden], experts and weights [tokens, k] -> [tokens, hidden]
 
         guess: the next layer's probable experts. Raises CheckpointError if a read fails; the bank
         is then empty, and the next call fills it again.
         """
         mx.eval([experts, weights, *([] if guess is None else [guess])])
         self.streaming.land()
-        chosen = np.asarray(experts).reshape(-1)
-        outputs, order = [], []
+        step = _Step(x, experts, weights, residual)
         with self._changing():
-            self.table.use(chosen.tolist(), steps=x.shape[0])
-            needed = np.unique(chosen).tolist()
-            self._arrive(needed)
-            for wave in self._waves(needed, guess):
-                pairs, slots = self._pairs(chosen, wave)
-                output = self._run(x, pairs, slots, experts, weights)
-                self.streaming.launch(output)
-                outputs.append(output)
-                order.append(pairs)
-        return _in_order(outputs, np.concatenate(order), experts.shape)
+            self.table.use(step.chosen.reshape(-1).tolist(), steps=x.shape[0])
+            self._arrive(np.unique(step.chosen).tolist())
+            visit = self._one_token if x.shape[0] == 1 else self._grouped
+            return visit(step, guess)
 
     @property
     def size(self) -> int:
@@ -125,6 +124,38 @@ class StreamedExperts:
             for expert in self._guesses.make(guess):
                 if self._request(expert, self._guesses.open):
                     self.streaming.counts.prefetched += 1
+
+    def _grouped(self, step: _Step, guess: mx.array | None) -> mx.array:
+        """Every expert visited once by all its tokens, in waves if they are too many."""
+        outputs, order = [], []
+        for wave in self._waves(np.unique(step.chosen).tolist(), guess):
+            pairs, slots = self._pairs(step.chosen, wave)
+            x, experts, weights = step.visits(pairs)
+            h = self.bank.gate_up(x, slots, experts, grouped=True)
+            outputs.append(self.bank.down(h, slots, experts, weights, grouped=True))
+            self.streaming.launch(outputs[-1])
+            order.append(pairs)
+        y = _in_order(outputs, order).reshape(*step.experts.shape, -1).sum(axis=1)
+        return y if step.residual is None else step.residual + y
+
+    def _one_token(self, step: _Step, guess: mx.array | None) -> mx.array:
+        """Experts that are there compute their first half while the others come.
+
+        The second half is one call for all of them, as in a resident bank: their sum must be
+        rounded in the same way.
+        """
+        halves, order = [], []
+        for wave in self._waves(np.unique(step.chosen).tolist(), guess):
+            pairs, slots = self._pairs(step.chosen, wave)
+            x, experts, _ = step.visits(pairs)
+            halves.append(self.bank.gate_up(x, slots, experts))
+            self.streaming.launch(halves[-1])
+            order.append(pairs)
+        h = _in_order(halves, order).reshape(*step.experts.shape, -1)
+        slots = mx.array([[self.table.slot_of[e] for e in step.chosen[0].tolist()]], mx.uint32)
+        y = self.bank.down(h, slots, step.experts, step.weights, residual=step.residual)
+        self.streaming.launch(y)
+        return y
 
     def _waves(self, needed: list[int], guess: mx.array | None) -> Iterator[list[int]]:
         """The experts needed, in turn: every list is in its slots when it is given.
@@ -207,39 +238,37 @@ class StreamedExperts:
 
     def _pairs(
         self, chosen: NDArray[np.uint32], wave: list[int]
-    ) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
-        """Which of the (token, choice) pairs visit these experts, and their slots, ascending."""
+    ) -> tuple[NDArray[np.uint32], mx.array]:
+        """Which of the (token, choice) pairs visit these experts, and their slots, ascending.
+
+        [pairs], [pairs, 1]
+        """
         pairs = np.flatnonzero(np.isin(chosen, wave)).astype(np.uint32)
-        slots = np.array([self.table.slot_of[e] for e in chosen[pairs].tolist()], np.uint32)
+        taken = chosen.reshape(-1)[pairs].tolist()
+        slots = np.array([self.table.slot_of[e] for e in taken], np.uint32)
         order = np.argsort(slots, kind="stable")
-        return pairs[order], slots[order]
-
-    def _run(
-        self,
-        x: mx.array,
-        pairs: NDArray[np.uint32],
-        slots: NDArray[np.uint32],
-        experts: mx.array,
-        weights: mx.array,
-    ) -> mx.array:
-        """The weighted outputs of some pairs: [pairs, hidden]"""
-        at, k = mx.array(pairs), experts.shape[1]
-        return self.bank.run(
-            x[at // k],
-            mx.array(slots)[:, None],
-            experts.reshape(-1, 1)[at],
-            weights.reshape(-1, 1)[at],
-            grouped=len(pairs) >= GROUPED,
-        )
+        return pairs[order], mx.array(slots[order])[:, None]
 
 
-def _in_order(
-    outputs: list[mx.array], order: NDArray[np.uint32], shape: tuple[int, ...]
-) -> mx.array:
-    """Outputs of pairs, in the order given -> summed over each token's experts as they stand."""
-    tokens, k = shape
+class _Step:
+    """What a layer is called with. x and residual [tokens, hidden], the rest [tokens, k]."""
+
+    def __init__(
+        self, x: mx.array, experts: mx.array, weights: mx.array, residual: mx.array | None
+    ) -> None:
+        self.x, self.experts, self.weights, self.residual = x, experts, weights, residual
+        self.chosen: NDArray[np.uint32] = np.asarray(experts)
+
+    def visits(self, pairs: NDArray[np.uint32]) -> tuple[mx.array, mx.array, mx.array]:
+        """x [pairs, hidden], experts and weights [pairs, 1] of some (token, choice) pairs."""
+        at, k = mx.array(pairs), self.chosen.shape[1]
+        return self.x[at // k], self.experts.reshape(-1, 1)[at], self.weights.reshape(-1, 1)[at]
+
+
+def _in_order(outputs: list[mx.array], order: list[NDArray[np.uint32]]) -> mx.array:
+    """Outputs of pairs, in the orders given -> in the pairs' own order."""
     y = outputs[0] if len(outputs) == 1 else mx.concatenate(outputs)
-    return y[mx.array(np.argsort(order))].reshape(tokens, k, -1).sum(axis=1)
+    return y[mx.array(np.argsort(np.concatenate(order)))]
 
 
 def _batched(items: Sequence[int], size: int) -> Iterator[list[int]]:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from gptoss_mlx.checkpoint import Checkpoint, Progress, Tensor, read_into
 from gptoss_mlx.config import QuantizationSpec
 from gptoss_mlx.kernels.choice import Kernels
+from gptoss_mlx.kernels.matrix import Matrix
 from gptoss_mlx.linear import Linear
 
 PIECE = 8 << 20  # bytes a thread reads at a time
@@ -94,19 +95,26 @@ class Loader:
 
     def linear(self, *modules: str, bias: bool = True) -> Linear:
         """One projection made of the named modules' outputs, in order; they must be alike."""
+        return Linear(self.matrix(*modules), self.bias(*modules) if bias else None, self.kernels)
+
+    def matrix(self, *modules: str) -> Matrix:
+        """The named modules' matrices as one, their outputs in order; they must be alike."""
         spec = self.spec(modules[0])
-        b = self.dense(*_named(modules, "bias")) if bias else None
         if spec is None:
-            return Linear(self.dense(*_named(modules, "weight")), b)
+            return Matrix(self.dense(*_named(modules, "weight")))
         weight = self.raw(*_named(modules, "weight"), dtype=mx.uint32)
         if spec.mode != "affine":
             scales = self.raw(*_named(modules, "scales"), dtype=mx.uint8)
-            return Linear(weight, b, scales, None, spec)
+            return Matrix(weight, scales, None, spec)
         scales, biases = (
             self.dense(*_named(modules, "scales")),
             self.dense(*_named(modules, "biases")),
         )
-        return Linear(weight, b, scales, biases, spec)
+        return Matrix(weight, scales, biases, spec)
+
+    def bias(self, *modules: str) -> mx.array:
+        """The named modules' biases as one."""
+        return self.dense(*_named(modules, "bias"))
 
     def alike(self, *modules: str) -> bool:
         """Whether the modules share one quantization, so that `linear` can join them."""

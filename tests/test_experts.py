@@ -11,9 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 from benchmarks.make_checkpoint import Shape
-from gptoss_mlx import experts as experts_module
 from gptoss_mlx.checkpoint import Checkpoint
-from gptoss_mlx.experts import GROUPED, ExpertBank
+from gptoss_mlx.experts import ExpertBank
 from gptoss_mlx.weights import Loader
 from tests.comparison import worst_row
 from tests.kernels.banks import choices, normal
@@ -41,15 +40,8 @@ def _exact(folder: Path, x: Values, chosen: NDArray[np.uint32], weights: Values)
     return np.concatenate(rows)
 
 
-@pytest.mark.parametrize("grouped_from", [1, GROUPED, 10**9])
 @pytest.mark.parametrize("tokens", [1, 5, 21, 22, 60])
-def test_tokens_visit_their_experts_however_grouped(
-    grouped_from: int,
-    tokens: int,
-    checkpoint_of: Callable[..., Path],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(experts_module, "GROUPED", grouped_from)
+def test_tokens_visit_their_experts(tokens: int, checkpoint_of: Callable[..., Path]) -> None:
     folder, rng = checkpoint_of(SHAPE), np.random.default_rng(tokens)
     x, exact_x = normal(rng, tokens, SHAPE.hidden)
     weights, exact_weights = normal(rng, tokens, SHAPE.active)

@@ -46,7 +46,7 @@ def test_bfloat16_on_metal_stays_near(
     small_checkpoint: Path, expected: NDArray[np.float32], gpu: None
 ) -> None:
     model = open_model(Checkpoint.open(small_checkpoint))
-    assert model.lm_head.weight.dtype == mx.bfloat16
+    assert model.lm_head.matrix.weight.dtype == mx.bfloat16
     state = model.new_state()
     model.prefill(IDS[:200], state)
     last = np.array(model.decode(IDS[200:201], state).astype(mx.float32))

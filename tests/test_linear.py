@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from gptoss_mlx.config import QuantizationSpec
+from gptoss_mlx.kernels.matrix import Matrix
 from gptoss_mlx.linear import Linear
 from tests.comparison import relative_l2
 
@@ -21,7 +22,7 @@ def test_dense(tokens: int, biased: bool) -> None:
     rng = np.random.default_rng(SEED)
     x, w = (rng.standard_normal(s, np.float32) for s in ((tokens, 96), (37, 96)))
     b = rng.standard_normal(37, np.float32)
-    y = Linear(mx.array(w), mx.array(b) if biased else None)(mx.array(x))
+    y = Linear(Matrix(mx.array(w)), mx.array(b) if biased else None)(mx.array(x))
     assert y.shape == (tokens, 37)
     assert y.dtype == mx.float32
     exact = x.astype(np.float64) @ w.T.astype(np.float64) + (b if biased else 0)
@@ -30,7 +31,7 @@ def test_dense(tokens: int, biased: bool) -> None:
 
 def test_dense_bfloat16_stays_bfloat16() -> None:
     ones = mx.ones((3, 64), dtype=mx.bfloat16)
-    y = Linear(mx.ones((5, 64), dtype=mx.bfloat16), mx.ones((5,), dtype=mx.bfloat16))(ones)
+    y = Linear(Matrix(mx.ones((5, 64), dtype=mx.bfloat16)), mx.ones((5,), dtype=mx.bfloat16))(ones)
     assert y.dtype == mx.bfloat16
     assert (y == 65).all().item()
 
@@ -38,7 +39,7 @@ def test_dense_bfloat16_stays_bfloat16() -> None:
 def test_dense_input_that_is_a_view() -> None:
     rng = np.random.default_rng(SEED)
     x, w = (rng.standard_normal(s, np.float32) for s in ((10, 64), (5, 32)))
-    y = Linear(mx.array(w))(mx.array(x)[::2, ::2])
+    y = Linear(Matrix(mx.array(w)))(mx.array(x)[::2, ::2])
     assert relative_l2(np.array(y), x[::2, ::2].astype(np.float64) @ w.T) < 1e-6
 
 
@@ -60,7 +61,7 @@ def test_quantized(spec: QuantizationSpec) -> None:
     form: Any = {"group_size": spec.group_size, "bits": spec.bits, "mode": spec.mode}
     weight, scales, *rest = mx.quantize(w, **form)
     biases = rest[0] if rest else None
-    y = Linear(weight, b, scales, biases, spec)(x)
+    y = Linear(Matrix(weight, scales, biases, spec), b)(x)
     # test_model compares with values dequantized by hand; here it is about the wiring.
     dense = np.array(mx.dequantize(weight, scales, biases, **form).astype(mx.float32))
     exact = np.array(x).astype(np.float64) @ dense.T + np.array(b)

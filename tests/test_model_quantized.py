@@ -66,9 +66,9 @@ def test_different_specs_split_the_joint_projection(
 ) -> None:
     made = write_quantized(checkpoint_of(SHAPE), tmp_path / "made", QUANTIZATIONS["each its own"])
     model = opened(made)
-    assert [len(block.attention.qkv) for block in model.blocks] == [3, 3]
-    assert [len(b.attention.qkv) for b in opened(checkpoint_of(SHAPE)).blocks] == [1, 1]
-    assert model.blocks[1].attention.qkv[1].spec is None
-    v = model.blocks[0].attention.qkv[2].spec
+    assert [len(block.attend.qkv) for block in model.blocks] == [3, 3]
+    assert [len(b.attend.qkv) for b in opened(checkpoint_of(SHAPE)).blocks] == [1, 1]
+    assert model.blocks[1].attend.qkv[1][0].spec is None
+    v = model.blocks[0].attend.qkv[2][0].spec
     assert v is not None
     assert (v.bits, v.group_size) == (8, 32)

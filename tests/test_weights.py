@@ -122,7 +122,7 @@ def test_q_k_and_v_become_one_projection_in_that_order(folder: Path, piece: int)
         assert loader.alike(*QKV)
         joined = loader.linear(*QKV)
         loader.finish()
-    for part, array in (("weight", joined.weight), ("bias", joined.bias)):
+    for part, array in (("weight", joined.matrix.weight), ("bias", joined.bias)):
         assert array is not None
         exact = np.concatenate([raw[f"{module}.{part}"][1].reshape(-1) for module in QKV])
         np.testing.assert_array_equal(_bits(array).view(np.uint16), exact)
@@ -138,12 +138,12 @@ def test_quantized_modules_are_the_files_words(folder: Path, tmp_path: Path, pie
     with Checkpoint.open(converted) as checkpoint, Loader(checkpoint, mx.bfloat16) as loader:
         assert not loader.alike(*QKV)
         assert loader.alike(*QKV[:2])
-        qk, v = loader.linear(*QKV[:2]), loader.linear(QKV[2])
+        qk, v = loader.matrix(*QKV[:2]), loader.matrix(QKV[2])
         loader.finish()
     assert v.biases is None
-    for linear, modules in ((qk, QKV[:2]), (v, QKV[2:])):
+    for matrix, modules in ((qk, QKV[:2]), (v, QKV[2:])):
         for part in ("weight", "scales", "biases"):
-            array = getattr(linear, part)
+            array = getattr(matrix, part)
             if array is not None:
                 exact = [np.ravel(raw[f"{m}.{part}"][1]).view(np.uint8) for m in modules]
                 np.testing.assert_array_equal(_bits(array), np.concatenate(exact))

@@ -18,7 +18,14 @@ import mlx.core as mx
 import numpy as np
 
 from gptoss_mlx.errors import KernelError
-from gptoss_mlx.kernels import moe_down, moe_gate_up, router_topk
+from gptoss_mlx.kernels import (
+    decode_qkv,
+    decode_router,
+    moe_down,
+    moe_gate_up,
+    quantized_matvec,
+    router_topk,
+)
 from gptoss_mlx.kernels.metal import Factory
 
 VARIABLE = "GPTOSS_KERNELS"
@@ -30,9 +37,12 @@ AGREEMENT = {mx.float32: 1e-3, mx.bfloat16: 2e-2}
 class Kernels:
     """One implementation of each operation; by default the references."""
 
+    quantized_matvec: quantized_matvec.QuantizedMatvec = quantized_matvec.quantized_matvec
+    decode_qkv: decode_qkv.DecodeQkv = decode_qkv.decode_qkv
+    decode_router: decode_router.DecodeRouter = decode_router.decode_router
+    router_topk: router_topk.RouterTopk = router_topk.router_topk
     moe_gate_up: moe_gate_up.MoeGateUp = moe_gate_up.moe_gate_up
     moe_down: moe_down.MoeDown = moe_down.moe_down
-    router_topk: router_topk.RouterTopk = router_topk.router_topk
     left_out: Mapping[str, str] = field(default_factory=dict)
     """Operations whose Metal kernel was wanted but cannot be used, and why."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import mlx.core as mx
@@ -27,8 +28,7 @@ class DecodeQkv(Protocol):
     def __call__(
         self,
         x: mx.array,
-        matrix: Matrix,
-        bias: mx.array,
+        projections: Sequence[tuple[Matrix, mx.array]],
         norm: Norm,
         heads: Heads,
         periods: mx.array,
@@ -38,8 +38,7 @@ class DecodeQkv(Protocol):
 
 def decode_qkv(
     x: mx.array,
-    matrix: Matrix,
-    bias: mx.array,
+    projections: Sequence[tuple[Matrix, mx.array]],
     norm: Norm,
     heads: Heads,
     periods: mx.array,
@@ -47,12 +46,14 @@ def decode_qkv(
 ) -> tuple[mx.array, mx.array]:
     """Rotated queries, and rotated keys beside values as a cache takes them.
 
-    x [tokens, hidden], matrix [(heads + 2 kv_heads) head_dim, hidden], bias its rows;
+    x [tokens, hidden]; projections: matrices [.., hidden] and biases, all queries, keys and values
+    in one or, where they are kept in different forms, one for each;
     periods [head_dim / 2] float32, tokens per radian; offset int32 [], the first token's position
     -> q [heads, tokens, head_dim], kv [2, kv_heads, tokens, head_dim]
     """
     tokens, count = x.shape[0], heads.heads + heads.kv_heads
-    y = product(mx.fast.rms_norm(x, norm.weight, norm.eps), matrix) + bias
+    h = mx.fast.rms_norm(x, norm.weight, norm.eps)
+    y = mx.concatenate([product(h, matrix) + bias for matrix, bias in projections], axis=-1)
     y = y.reshape(tokens, -1, heads.head_dim).swapaxes(0, 1)  # [heads + 2 kv_heads, tokens, d]
     turned = mx.fast.rope(
         y[None, :count],
@@ -74,17 +75,17 @@ def metal(factory: Factory | None = None) -> DecodeQkv:
 
     def run(
         x: mx.array,
-        matrix: Matrix,
-        bias: mx.array,
+        projections: Sequence[tuple[Matrix, mx.array]],
         norm: Norm,
         heads: Heads,
         periods: mx.array,
         offset: mx.array,
     ) -> tuple[mx.array, mx.array]:
+        matrix, bias = projections[0]
         tokens, (queries, kv_heads, width) = x.shape[0], heads
         rows = width * max(1, ROWS // width)
-        if not served(x, matrix) or tokens * rows > SUMS:
-            return decode_qkv(x, matrix, bias, norm, heads, periods, offset)
+        if len(projections) > 1 or not served(x, matrix) or tokens * rows > SUMS:
+            return decode_qkv(x, projections, norm, heads, periods, offset)
         q, kv = kernel(
             *(x, norm.weight, *inputs(x, matrix), bias, periods, offset, mx.array(norm.eps)),
             template=described(x, matrix)

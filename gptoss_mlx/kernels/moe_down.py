@@ -29,6 +29,7 @@ class MoeDown(Protocol):
         experts: mx.array,
         weights: mx.array,
         grouped: bool = False,
+        residual: mx.array | None = None,
     ) -> mx.array: ...
 
 
@@ -41,21 +42,24 @@ def moe_down(
     experts: mx.array,
     weights: mx.array,
     grouped: bool = False,
+    residual: mx.array | None = None,
 ) -> mx.array:
-    """The experts' outputs, weighted and summed.
+    """The experts' outputs, weighted and summed, and the residual added.
 
     x       [tokens, k, intermediate]
     blocks  [slots, hidden, intermediate / 8] uint32, MXFP4
     scales  [slots, hidden, intermediate / 32] uint8
     bias    [experts, hidden]
     slots, experts, weights  [tokens, k]; grouped: slots ascend
-    returns [tokens, hidden]
+    residual  [tokens, hidden], of x's dtype
+    returns [tokens, hidden] of x's dtype
     """
     y = (
         gathered_matmul(x[:, :, None, :], blocks, scales, slots, grouped)[:, :, 0, :]
         + bias[experts]
     )
-    return (y * weights[:, :, None]).sum(axis=1)
+    y = (y * weights[:, :, None]).sum(axis=1).astype(x.dtype)
+    return y if residual is None else residual + y
 
 
 def metal(factory: Factory | None = None) -> MoeDown:
@@ -63,7 +67,7 @@ def metal(factory: Factory | None = None) -> MoeDown:
     metal/moe_prefill_down.metal for tokens grouped by slot.
     """
     names = ["x", "blocks", "scales", "bias", "slots", "experts", "weights"]
-    decode = MetalKernel("moe_decode_down", names, ["out"], factory)
+    decode = MetalKernel("moe_decode_down", [*names, "residual"], ["out"], factory)
     prefill = MetalKernel("moe_prefill_down", names, ["out"], factory)
 
     def run(
@@ -75,10 +79,11 @@ def metal(factory: Factory | None = None) -> MoeDown:
         experts: mx.array,
         weights: mx.array,
         grouped: bool = False,
+        residual: mx.array | None = None,
     ) -> mx.array:
         tokens, k, inner = x.shape
         rows = blocks.shape[1]
-        if tokens > DECODED and moe_prefill.takes(grouped, slots, scales):
+        if tokens > DECODED and residual is None and moe_prefill.takes(grouped, slots, scales):
             return prefill(
                 *(x, blocks, scales, bias, slots, experts, weights),
                 template={"T": x.dtype, "K": inner, "N": rows, "TILES": moe_prefill.TILES},
@@ -86,10 +91,18 @@ def metal(factory: Factory | None = None) -> MoeDown:
                 **moe_prefill.division(tokens, blocks),
             )[0]
         if tokens > DECODED:
-            return moe_down(x, blocks, scales, bias, slots, experts, weights, grouped)
+            return moe_down(x, blocks, scales, bias, slots, experts, weights, grouped, residual)
         return decode(
             *(x, blocks, scales, bias, slots, experts, weights),
-            template={"T": x.dtype, "K": inner, "N": rows, "ACTIVE": k, "ROWS": ROWS},
+            x if residual is None else residual,
+            template={
+                "T": x.dtype,
+                "K": inner,
+                "N": rows,
+                "ACTIVE": k,
+                "ROWS": ROWS,
+                "RESIDUAL": residual is not None,
+            },
             threadgroups=(-(-rows // ROWS), tokens, 1),
             threads=THREADS,
             outputs=[((tokens, rows), x.dtype)],
@@ -105,7 +118,9 @@ def examples(dtype: mx.Dtype) -> Iterator[tuple[Any, ...]]:
     bias = mx.random.normal((experts, rows), key=mx.random.key(1)).astype(dtype)
     x = mx.random.normal((2, 2, inputs), key=mx.random.key(2)).astype(dtype)
     slots, weights = mx.array([[2, 0], [0, 1]], mx.uint32), mx.array([[0.7, 0.3], [0.4, 0.6]])
-    yield x, *bank, bias, slots, mx.array([[1, 2], [2, 0]], mx.uint32), weights.astype(dtype)
+    decoded = x, *bank, bias, slots, mx.array([[1, 2], [2, 0]], mx.uint32), weights
+    yield decoded
+    yield *decoded, False, mx.random.normal((2, rows), key=mx.random.key(4)).astype(dtype)
     x, *others = moe_prefill.example(dtype, rows)
     weights = mx.random.uniform(shape=(x.shape[0], 1), key=mx.random.key(3)).astype(dtype)
     yield x[:, None], *others, weights, True

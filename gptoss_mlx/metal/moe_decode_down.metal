@@ -1,4 +1,4 @@
-// Second half of an expert for a few tokens: down, bias, routing weights, sum over the experts.
+// Second half of an expert for a few tokens: down, bias, routing weights, sum over the experts, residual.
 //
 // A threadgroup computes ROWS elements of one token's result: the products of the token's experts
 // one after the other, in the order of the routing, each added to its row's sum by the same thread.
@@ -8,8 +8,8 @@
 // kernel
 //
 // x [tokens, ACTIVE, K] T, blocks [slots, N, K / 8] u32, scales [slots, N, K / 32] u8,
-// bias [experts, N] T, slots and experts [tokens, ACTIVE] u32, weights [tokens, ACTIVE] T
-// -> out [tokens, N] T
+// bias [experts, N] T, slots and experts [tokens, ACTIVE] u32, weights [tokens, ACTIVE],
+// residual [tokens, N] T, if RESIDUAL, or anything -> out [tokens, N] T
 // grid: (ceil(N / ROWS), tokens) threadgroups of any number of simdgroups
 
 const int token = threadgroup_position_in_grid.y;
@@ -25,7 +25,7 @@ threadgroup float4 space[tile_size(K)];
 threadgroup float sums[ROWS];
 
 for (int i = place.thread_index; i < count; i += place.threads) {
-    float sum = 0.0f;
+    float sum = RESIDUAL ? float(residual[token * N + row + i]) : 0.0f;
     for (int pair = token * ACTIVE; pair < (token + 1) * ACTIVE; pair++) {
         sum += float(weights[pair]) * float(bias[int(experts[pair]) * N + row + i]);
     }

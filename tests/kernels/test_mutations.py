@@ -67,13 +67,15 @@ MUTATIONS = {
 def mutated(emulator: Emulator, mutation: Mutation) -> Factory:
     """The emulator's factory, which makes the fault in the text it is given."""
 
-    def factory(*, source: str, header: str, **names: Any) -> Any:
+    def factory(*, name: str, source: str, header: str, **names: Any) -> Any:
+        if name != mutation.kernel:
+            return emulator.metal_kernel(name=name, header=header, source=source, **names)
         parts = f"{header}{BODY}{source}".split(mutation.old)
         assert len(parts) > mutation.which + 1, "the kernel has no such place"
         at = mutation.which + 1
         text = mutation.old.join(parts[:at]) + mutation.new + mutation.old.join(parts[at:])
         header, source = text.split(BODY)
-        return emulator.metal_kernel(header=header, source=source, **names)
+        return emulator.metal_kernel(name=name, header=header, source=source, **names)
 
     return factory
 
