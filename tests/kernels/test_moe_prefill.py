@@ -45,9 +45,10 @@ def call(rng: Generator, inputs: int, outputs: int, counts: list[int], dtype: mx
     """Tokens sorted by slot; matrices lie by slot, biases by expert."""
     slots = np.repeat(np.arange(len(counts), dtype=np.uint32), counts)[:, None]
     experts = rng.permutation(len(counts) + 2).astype(np.uint32)[slots]
+    biases = int(experts.max()) + 1  # the last one is read up to its end
     matrices = bank(rng, len(counts), outputs, inputs)
     x, bias = (
-        normal(rng, *shape)[0].astype(dtype) for shape in [(len(slots), inputs), (99, outputs)]
+        normal(rng, *shape)[0].astype(dtype) for shape in [(len(slots), inputs), (biases, outputs)]
     )
     products = np.einsum("ti,toi->to", exactly(x), matrices.matrices[slots[:, 0]])
     arrays = matrices.blocks, matrices.scales, bias
@@ -61,7 +62,9 @@ def exactly(a: mx.array) -> Values:
 
 
 def off(found: mx.array, exact: NDArray[np.float64]) -> float:
-    return float(np.linalg.norm(exactly(found).reshape(exact.shape) - exact) / np.linalg.norm(exact))
+    return float(
+        np.linalg.norm(exactly(found).reshape(exact.shape) - exact) / np.linalg.norm(exact)
+    )
 
 
 def gate_up(emulator: Emulator, c: Call) -> float:
@@ -81,8 +84,10 @@ def down(emulator: Emulator, c: Call, weights: mx.array) -> float:
     return off(found, c.products * exactly(weights))
 
 
-@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize(("inputs", "outputs", "counts"), SMALL)
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "counts", "dtype"),
+    [*((*size, mx.float32) for size in SMALL), *((*size, mx.bfloat16) for size in SMALL[1:4:2])],
+)
 def test_every_token_meets_its_slots_matrix(
     inputs: int, outputs: int, counts: list[int], dtype: mx.Dtype
 ) -> None:
