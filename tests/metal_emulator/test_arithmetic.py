@@ -14,7 +14,11 @@ from .rounding import Floats, to_bfloat, to_float, to_half
 pytestmark = needs_clang
 
 Round = Callable[[Floats], Floats]
-TYPES = [("half", mx.float16, to_half), ("bfloat", mx.bfloat16, to_bfloat), ("float", mx.float32, to_float)]
+TYPES = [
+    ("half", mx.float16, to_half),
+    ("bfloat", mx.bfloat16, to_bfloat),
+    ("float", mx.float32, to_float),
+]
 
 
 def three(dtype: mx.Dtype) -> list[mx.array]:

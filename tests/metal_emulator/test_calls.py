@@ -68,10 +68,12 @@ def test_threadgroups_at_the_edge_are_smaller(order: str) -> None:
         grid=(10, 5, 2),
         threadgroup=(8, 4, 16),
     )
-    z, y, x = np.meshgrid(np.arange(2), np.arange(5), np.arange(10), indexing="ij")
+    _z, y, x = np.meshgrid(np.arange(2), np.arange(5), np.arange(10), indexing="ij")
     sx, sy = np.where(x < 8, 8, 2), np.where(y < 4, 4, 1)
     groups = (sx * sy * 2 + 31) // 32
-    np.testing.assert_array_equal(np.array(out), sx * 10000 + sy * 1000 + 200 + x // 8 * 10 + groups)
+    np.testing.assert_array_equal(
+        np.array(out), sx * 10000 + sy * 1000 + 200 + x // 8 * 10 + groups
+    )
 
 
 def test_init_value_fills_outputs() -> None:
@@ -113,7 +115,8 @@ def test_arguments_of_a_metal_file() -> None:
     constant bool twice [[function_constant(3)]];
     struct Sizes { uint n; float scale; };
     kernel void scaled(device float* y [[buffer(1)]], const device float* x [[buffer(0)]],
-                       constant Sizes& sizes [[buffer(2)]], threadgroup float* room [[threadgroup(0)]],
+                       constant Sizes& sizes [[buffer(2)]],
+                       threadgroup float* room [[threadgroup(0)]],
                        uint i [[thread_position_in_grid]]) {
       room[i] = x[i] * sizes.scale;
       threadgroup_barrier(mem_flags::mem_threadgroup);

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from .harness import FIRST_LINE, fault, needs_clang, run, values
+from .rounding import to_bfloat
 
 pytestmark = needs_clang
 
@@ -43,7 +44,11 @@ AT_THE_CALL = {
     "64 bits through a simdgroup": ("", "out[i] = float(simd_sum(ulong(i)));", "64-bit"),
     "min of int and uint": ("", "out[i] = float(metal::min(int(i), t));", "ambiguous"),
     "std": ("", "out[i] = std::max(x[i], 1.0f);", "'std'"),
-    "function pointer": ("", "float (*p)(float) = metal::exp; out[i] = p(x[i]);", "pointers to fun"),
+    "function pointer": (
+        "",
+        "float (*p)(float) = metal::exp; out[i] = p(x[i]);",
+        "pointers to fun",
+    ),
     "a name of MLX's prelude": (
         "template <typename T, typename U> inline T ceildiv(T n, U m) { return n / m; }\n",
         "out[i] = x[i];",
@@ -139,10 +144,4 @@ def test_what_metal_takes_is_taken() -> None:
     out = values(run(ACCEPTED))
     x = np.arange(64, dtype=np.float32)
     assert out.shape == (64,)
-    np.testing.assert_array_equal(out, 2 * rounded_to_bfloat(x + 1) + 5)
-
-
-def rounded_to_bfloat(x: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> object:
-    """To the nearest bfloat16, ties to even."""
-    bits = x.view(np.uint32).astype(np.uint64)
-    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16 << 16).astype(np.uint32).view(np.float32)
+    np.testing.assert_array_equal(out, 2 * to_bfloat(x + 1) + 5)

@@ -47,7 +47,9 @@ def test_lanes_exchange_values(call: str, kind: str, dtype: mx.Dtype) -> None:
     x = mx.array(np.random.default_rng(2).standard_normal(96).astype(np.float32)).astype(dtype)
     for order in ORDERS:
         emulator = Emulator(order=order)
-        out = run(f"out[i] = {call};", x, threads=96, threadgroup=96, dtype=dtype, emulator=emulator)
+        out = run(
+            f"out[i] = {call};", x, threads=96, threadgroup=96, dtype=dtype, emulator=emulator
+        )
         np.testing.assert_array_equal(values(out), lanes(MOVES[call], values(x)))
 
 
@@ -58,8 +60,8 @@ def test_bfloat_and_vectors_travel(call: str) -> None:
     out = run("out[i] = simd_shuffle_xor(x[i], 9);", x, threads=32, dtype=mx.bfloat16)
     np.testing.assert_array_equal(values(out), expected)
     vector = call.replace("x[i]", "float4(0, 1, 2, x[i])")
-    out = values(run(f"out[i] = {vector}.w;", x, threads=32))
-    np.testing.assert_array_equal(out, values(run(f"out[i] = {call};", x, threads=32)))
+    last = values(run(f"out[i] = {vector}.w;", x, threads=32))
+    np.testing.assert_array_equal(last, values(run(f"out[i] = {call};", x, threads=32)))
 
 
 @pytest.mark.parametrize(
@@ -136,7 +138,9 @@ def test_matrices_multiply(dtype: mx.Dtype, transposed: bool, order: str) -> Non
     b = b.T if transposed else b
     template = [("T", dtype), ("TRANSPOSED", transposed)]
     emulator = Emulator(order=order)
-    out = values(run(MATRIX, x, y, threads=32, shape=(2, 8, 8), template=template, emulator=emulator))
+    out = values(
+        run(MATRIX, x, y, threads=32, shape=(2, 8, 8), template=template, emulator=emulator)
+    )
     np.testing.assert_allclose(out[0], a @ b + 1, rtol=2e-6, atol=2e-6)
     np.testing.assert_allclose(out[1].T, a @ b, rtol=2e-6, atol=2e-6)
 
