@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import toolchain
+from . import operations, toolchain
 from .errors import MetalError
 from .rewrite import rewrite
 from .signature import Signature, read_signature
@@ -38,11 +38,13 @@ def compile_kernel(
     call: str,
     *,
     check: bool,
+    count: bool = False,
     shared: Mapping[int, int] | None = None,
     constants: Mapping[int, int] | None = None,
 ) -> Compiled:
     """Compiles the kernel that `call` names (`name` or `name<arguments>`).
 
+    `check`: with calls of the checks; `count` (without `check`): with calls that count operations.
     `shared`: bytes of [[threadgroup(i)]]; `constants`: values of [[function_constant(i)]].
     Raises MetalError for what Metal rejects, each line `file:line: error: ...`.
     """
@@ -50,24 +52,34 @@ def compile_kernel(
     body = rewrite(text, constants)
     signature = read_signature(body.body, call, shared or {})
     unit = f'#line 1 "{text.file}"\n{body.body}\n{signature.launcher}'
-    key = hashlib.sha256(f"{check} {unit}".encode()).hexdigest()[:24]
+    mode = digest_of_counting() if count else str(check)
+    key = hashlib.sha256(f"{mode} {unit}".encode()).hexdigest()[:24]
     target = folder / "kernels" / f"{key}.so"
     if not target.exists():
         with tempfile.TemporaryDirectory(dir=folder, prefix="kernel-") as work:
-            translate(folder, Path(work), unit, target, text, check)
+            translate(folder, Path(work), unit, target, text, check, count)
     return Compiled(target, signature, text)
 
 
-def translate(folder: Path, work: Path, unit: str, target: Path, text: Text, check: bool) -> None:
+def digest_of_counting() -> str:
+    """Changes when what is counted does."""
+    return hashlib.sha256(Path(operations.__file__).read_bytes()).hexdigest()
+
+
+def translate(
+    folder: Path, work: Path, unit: str, target: Path, text: Text, check: bool, count: bool
+) -> None:
     """Compiles and checks at once, links, and moves the object to `target`."""
     source = work / "kernel.cl"
     source.write_text(unit)
-    pch = folder / toolchain.pch_name(check)
-    flags = [*toolchain.kernel_flags(folder, check), "-Xclang", "-include-pch", "-Xclang", str(pch)]
+    flags = toolchain.kernel_flags(folder, check)
+    prelude = toolchain.prelude_flags(folder, check)
     dump = ["-fsyntax-only", "-Xclang", "-ast-dump", "-fno-color-diagnostics"]
-    made = work / "kernel.o"
-    compiling = start([toolchain.CLANG, *flags, "-c", str(source), "-o", str(made)])
-    dumping = start([toolchain.CLANG, *flags, *dump, str(source)])
+    made, ir = work / "kernel.o", work / "kernel.ll"
+    output = [*toolchain.TEXT_FLAGS, "-o", str(ir)] if count else ["-c", "-o", str(made)]
+    header = toolchain.header_flags(folder) if count else prelude
+    compiling = start([toolchain.CLANG, *flags, *header, str(source), *output])
+    dumping = start([toolchain.CLANG, *flags, *prelude, *dump, str(source)])
     tree, _ = dumping.communicate()
     _, said = compiling.communicate()
     files = frozenset(place.file for place in text.places)
@@ -76,6 +88,9 @@ def translate(folder: Path, work: Path, unit: str, target: Path, text: Text, che
         raise MetalError("\n".join(quoted(row, text) for row in wrong))
     if compiling.returncode:
         raise MetalError(said)
+    if count:
+        ir.write_text(operations.instrumented(ir.read_text()))
+        toolchain.run([toolchain.CLANG, *toolchain.OBJECT_FLAGS, "-c", str(ir), "-o", str(made)])
     linked = work / "kernel.so"
     runtime = folder / "runtime.so"
     toolchain.run([toolchain.LLD, "-shared", str(made), str(runtime), "-o", str(linked)])

@@ -54,6 +54,7 @@ void Tracer::close(Instruction& instruction) {
     Traffic& total = totals_[access.region];
     total.accesses++;
     total.lines += access.lines.size();
+    total.distinct_bytes += distinct;
     total.fewest_lines += (distinct + line_bytes - 1) / line_bytes;
   }
   instruction.open = 0;
