@@ -21,6 +21,8 @@ constexpr int common(int a, int line) {
     }
     return line;
 }
+    return line;
+}
 
 // Of one group of four rows.
 template <int FORMAT>
