@@ -21,8 +21,6 @@ constexpr int common(int a, int line) {
     }
     return line;
 }
-    return line;
-}
 
 // Of one group of four rows.
 template <int FORMAT>
