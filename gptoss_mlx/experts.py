@@ -10,7 +10,6 @@ from __future__ import annotations
 import mlx.core as mx
 
 from gptoss_mlx.config import ModelConfig
-from gptoss_mlx.kernels.choice import Kernels
 from gptoss_mlx.weights import Loader
 
 GROUPED = 64  # chosen experts (tokens * k) from which on they are grouped by slot
@@ -24,14 +23,9 @@ class ExpertBank:
     """
 
     def __init__(
-        self,
-        config: ModelConfig,
-        loader: Loader,
-        layer: int,
-        kernels: Kernels,
-        slots: int | None = None,
+        self, config: ModelConfig, loader: Loader, layer: int, slots: int | None = None
     ) -> None:
-        self.kernels = kernels
+        self.kernels = loader.kernels
         self._prefix = prefix = f"model.layers.{layer}.mlp.experts"
         self.experts, hidden = config.num_local_experts, config.hidden_size
         self.size = slots or self.experts

@@ -85,22 +85,17 @@ class MoE:
     """A router and its experts."""
 
     def __init__(
-        self,
-        config: ModelConfig,
-        loader: Loader,
-        layer: int,
-        kernels: Kernels,
-        streaming: Streaming | None,
+        self, config: ModelConfig, loader: Loader, layer: int, streaming: Streaming | None
     ) -> None:
-        self.kernels = kernels
+        self.kernels = loader.kernels
         self.k = config.num_experts_per_tok
         self.router = loader.linear(f"model.layers.{layer}.mlp.router")
         self.experts: ExpertBank | StreamedExperts
         if streaming is None:
-            self.experts = ExpertBank(config, loader, layer, kernels)
+            self.experts = ExpertBank(config, loader, layer)
         else:
             self.experts = StreamedExperts(
-                ExpertBank(config, loader, layer, kernels, streaming.slots), streaming
+                ExpertBank(config, loader, layer, streaming.slots), streaming
             )
 
     def __call__(self, x: mx.array, guess: mx.array | None = None) -> mx.array:
@@ -122,7 +117,6 @@ class Block:
         loader: Loader,
         layer: int,
         freqs: mx.array,
-        kernels: Kernels,
         streaming: Streaming | None = None,
     ) -> None:
         prefix = f"model.layers.{layer}"
@@ -130,7 +124,7 @@ class Block:
         self.attention_norm = loader.dense(f"{prefix}.input_layernorm.weight")
         self.attention = Attention(config, loader, layer, freqs)
         self.moe_norm = loader.dense(f"{prefix}.post_attention_layernorm.weight")
-        self.moe = MoE(config, loader, layer, kernels, streaming)
+        self.moe = MoE(config, loader, layer, streaming)
 
     def attend(
         self, x: mx.array, cache: LayerCache, offset: int, mask: mx.array | str | None
@@ -162,7 +156,6 @@ class Block:
 class Transformer:
     """The whole model on MLX's default device.
 
-    kernels: the implementation of each operation.
     streaming: None where every expert is resident.
     kv_bits: what full-attention layers of a new state keep a value in; None keeps it as computed.
     """
@@ -172,18 +165,17 @@ class Transformer:
         config: ModelConfig,
         loader: Loader,
         embedding: Embedding,
-        kernels: Kernels,
         streaming: Streaming | None = None,
         kv_bits: int | None = None,
         chunk: int = CHUNK,
     ) -> None:
         self.config, self.chunk, self.streaming = config, chunk, streaming
-        self.kernels, self.kv_bits = kernels, kv_bits
+        self.kernels, self.kv_bits = loader.kernels, kv_bits
         self.sliding = tuple(config.is_sliding(i) for i in range(config.num_hidden_layers))
         freqs = mx.array(periods(config).astype(np.float32))
         self.embedding = embedding
         self.blocks = [
-            Block(config, loader, layer, freqs, kernels, streaming)
+            Block(config, loader, layer, freqs, streaming)
             for layer in range(config.num_hidden_layers)
         ]
         for block, following in pairwise(self.blocks):
@@ -302,14 +294,14 @@ def open_model(
     if slots < config.num_local_experts:
         streaming = Streaming(checkpoint.tensors, reader, slots)
     total = _bytes_to_read(checkpoint, embedding, slots)
-    with Loader(checkpoint, compute, total, progress) as loader:
+    kernels = kernels or choose_kernels(compute)
+    with Loader(checkpoint, compute, total, progress, kernels) as loader:
         table: Embedding
         if embedding == "resident":
             table = ResidentEmbedding(checkpoint, loader)
         else:
             table = FileEmbedding(checkpoint, loader, reader)
-        kernels = kernels or choose_kernels(compute)
-        model = Transformer(config, loader, table, kernels, streaming, kv_bits, chunk)
+        model = Transformer(config, loader, table, streaming, kv_bits, chunk)
         loader.finish()
     return model
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from gptoss_mlx.checkpoint import Checkpoint, Progress, Tensor, read_into
 from gptoss_mlx.config import QuantizationSpec
+from gptoss_mlx.kernels.choice import Kernels
 from gptoss_mlx.linear import Linear
 
 PIECE = 8 << 20  # bytes a thread reads at a time
@@ -35,6 +36,7 @@ class Loader:
 
     Until `finish` has returned, the arrays' contents are undefined. Used as a context manager, it
     stops reading when the body fails. total: bytes that will be read, for the progress.
+    kernels: what projections and experts compute with; by default the references.
     """
 
     def __init__(
@@ -43,8 +45,10 @@ class Loader:
         dtype: mx.Dtype,
         total: int = 0,
         progress: Progress | None = None,
+        kernels: Kernels | None = None,
     ) -> None:
         self.checkpoint, self.dtype = checkpoint, dtype
+        self.kernels = kernels or Kernels()
         self._total, self._done = total, 0
         self._progress = progress
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="gptoss-load")

@@ -22,7 +22,6 @@ from gptoss_mlx import reader as reader_module
 from gptoss_mlx.checkpoint import Checkpoint
 from gptoss_mlx.errors import CheckpointError
 from gptoss_mlx.experts import GROUPED, ExpertBank
-from gptoss_mlx.kernels.choice import Kernels
 from gptoss_mlx.reader import FileReader
 from gptoss_mlx.shard import Tensor, read_into
 from gptoss_mlx.streaming import StreamedExperts, Streaming
@@ -100,7 +99,7 @@ def checkpoint(checkpoint_of: Callable[..., Path]) -> Iterator[Checkpoint]:
 def bank_of(checkpoint: Checkpoint) -> Callable[..., ExpertBank]:
     def make(layer: int, slots: int | None = None) -> ExpertBank:
         with Loader(checkpoint, mx.float32) as loader:
-            bank = ExpertBank(checkpoint.config, loader, layer, Kernels(), slots)
+            bank = ExpertBank(checkpoint.config, loader, layer, slots)
             loader.finish()
         return bank
 

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 
+from gptoss_mlx.kernels import moe_prefill
 from gptoss_mlx.kernels.metal import Factory, MetalKernel
 from gptoss_mlx.kernels.mxfp4 import gathered_matmul, random_bank
 
@@ -58,9 +59,12 @@ def moe_down(
 
 
 def metal(factory: Factory | None = None) -> MoeDown:
-    """As `moe_down`, with metal/moe_decode_down.metal for up to DECODED tokens."""
+    """As `moe_down`, with metal/moe_decode_down.metal for up to DECODED tokens and
+    metal/moe_prefill_down.metal for tokens grouped by slot.
+    """
     names = ["x", "blocks", "scales", "bias", "slots", "experts", "weights"]
     decode = MetalKernel("moe_decode_down", names, ["out"], factory)
+    prefill = MetalKernel("moe_prefill_down", names, ["out"], factory)
 
     def run(
         x: mx.array,
@@ -73,9 +77,16 @@ def metal(factory: Factory | None = None) -> MoeDown:
         grouped: bool = False,
     ) -> mx.array:
         tokens, k, inner = x.shape
+        rows = blocks.shape[1]
+        if tokens > DECODED and moe_prefill.takes(grouped, slots, scales):
+            return prefill(
+                *(x, blocks, scales, bias, slots, experts, weights),
+                template={"T": x.dtype, "K": inner, "N": rows, "TILES": moe_prefill.TILES},
+                outputs=[((tokens, rows), x.dtype)],
+                **moe_prefill.division(tokens, blocks),
+            )[0]
         if tokens > DECODED:
             return moe_down(x, blocks, scales, bias, slots, experts, weights, grouped)
-        rows = blocks.shape[1]
         return decode(
             *(x, blocks, scales, bias, slots, experts, weights),
             template={"T": x.dtype, "K": inner, "N": rows, "ACTIVE": k, "ROWS": ROWS},
@@ -95,3 +106,6 @@ def examples(dtype: mx.Dtype) -> Iterator[tuple[Any, ...]]:
     x = mx.random.normal((2, 2, inputs), key=mx.random.key(2)).astype(dtype)
     slots, weights = mx.array([[2, 0], [0, 1]], mx.uint32), mx.array([[0.7, 0.3], [0.4, 0.6]])
     yield x, *bank, bias, slots, mx.array([[1, 2], [2, 0]], mx.uint32), weights.astype(dtype)
+    x, *others = moe_prefill.example(dtype, rows)
+    weights = mx.random.uniform(shape=(x.shape[0], 1), key=mx.random.key(3)).astype(dtype)
+    yield x[:, None], *others, weights, True

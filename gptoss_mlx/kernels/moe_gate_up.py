@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 
+from gptoss_mlx.kernels import moe_prefill
 from gptoss_mlx.kernels.metal import Factory, MetalKernel
 from gptoss_mlx.kernels.mxfp4 import gathered_matmul, random_bank
 
@@ -75,9 +76,12 @@ _FUSED = mx.compile(swiglu, shapeless=True)
 
 
 def metal(factory: Factory | None = None) -> MoeGateUp:
-    """As `moe_gate_up`, with metal/moe_decode_gate_up.metal for up to DECODED tokens."""
+    """As `moe_gate_up`, with metal/moe_decode_gate_up.metal for up to DECODED tokens and
+    metal/moe_prefill_gate_up.metal for tokens grouped by slot.
+    """
     names = ["x", "blocks", "scales", "bias", "slots", "experts", "limit"]
     decode = MetalKernel("moe_decode_gate_up", names, ["out"], factory)
+    prefill = MetalKernel("moe_prefill_gate_up", names, ["out"], factory)
 
     def run(
         x: mx.array,
@@ -90,9 +94,16 @@ def metal(factory: Factory | None = None) -> MoeGateUp:
         grouped: bool = False,
     ) -> mx.array:
         tokens, k = slots.shape
+        rows = blocks.shape[1]
+        if tokens > DECODED and moe_prefill.takes(grouped, slots, scales):
+            return prefill(
+                *(x, blocks, scales, bias, slots, experts, mx.array(limit)),
+                template={"T": x.dtype, "K": x.shape[1], "N": rows, "TILES": moe_prefill.TILES},
+                outputs=[((tokens, 1, rows // 2), x.dtype)],
+                **moe_prefill.division(tokens, blocks),
+            )[0]
         if tokens > DECODED:
             return moe_gate_up(x, blocks, scales, bias, slots, experts, limit, grouped)
-        rows = blocks.shape[1]
         return decode(
             *(x, blocks, scales, bias, slots, experts, mx.array(limit)),
             template={"T": x.dtype, "K": x.shape[1], "N": rows, "ACTIVE": k, "ROWS": ROWS},
@@ -112,3 +123,4 @@ def examples(dtype: mx.Dtype) -> Iterator[tuple[Any, ...]]:
     x = mx.random.normal((2, inputs), key=mx.random.key(2)).astype(dtype)
     slots = mx.array([[2, 0], [0, 1]], mx.uint32)
     yield x, *bank, bias, slots, mx.array([[1, 2], [2, 0]], mx.uint32), 7.0
+    yield *moe_prefill.example(dtype, rows), 7.0, True

@@ -4,13 +4,7 @@
 // product, of which even ones are gates and odd ones ups, then the activations, one a thread.
 
 #include "rows.metal"
-
-// OpenAI, gpt-oss/torch/model.py, `swiglu`.
-inline float swiglu(float gate, float up, float limit) {
-    gate = min(gate, limit);
-    up = clamp(up, -limit, limit);
-    return gate / (1.0f + precise::exp(-1.702f * gate)) * (up + 1.0f);
-}
+#include "swiglu.metal"
 
 // kernel
 //

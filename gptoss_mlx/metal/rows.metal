@@ -7,6 +7,7 @@
 // although a row of 2880 is not.
 
 #include "mxfp4.metal"
+#include "place.metal"
 
 constant constexpr int GROUP = 32;              // values to a scale; 16 bytes of blocks
 constant constexpr int LINE = 8;                // groups to a line of 128 bytes
@@ -21,11 +22,6 @@ constexpr int tile_size(int k) {
 constexpr int row_step(int k) {
     return k / GROUP % 8 == 0 ? 1 : k / GROUP % 4 == 0 ? 2 : k / GROUP % 2 == 0 ? 4 : 8;
 }
-
-// Where a thread is.
-struct Place {
-    int thread_index, threads, simdgroup, simdgroups, lane;
-};
 
 // Part of a vector of K in threadgroup memory: `groups` groups from `first` on.
 struct Tile {

@@ -1,0 +1,53 @@
+"""The router for a few tokens: norm, logits, and the normalized vectors for the experts."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import mlx.core as mx
+
+from gptoss_mlx.kernels.matrix import Matrix, Norm, inputs, product, served
+from gptoss_mlx.kernels.matrix import template as described
+from gptoss_mlx.kernels.metal import Factory, MetalKernel
+
+ROWS = 4  # of a threadgroup: one set for one simdgroup, since there are so few in all
+THREADS = 128
+
+
+class DecodeRouter(Protocol):
+    """`decode_router`, or what computes the same."""
+
+    def __call__(
+        self, x: mx.array, matrix: Matrix, bias: mx.array, norm: Norm
+    ) -> tuple[mx.array, mx.array]: ...
+
+
+def decode_router(
+    x: mx.array, matrix: Matrix, bias: mx.array, norm: Norm
+) -> tuple[mx.array, mx.array]:
+    """x [tokens, hidden], matrix [experts, hidden], bias [experts]
+    -> logits float32 [tokens, experts], norm(x) [tokens, hidden]
+    """
+    h = mx.fast.rms_norm(x, norm.weight, norm.eps)
+    return (product(h, matrix) + bias).astype(mx.float32), h
+
+
+def metal(factory: Factory | None = None) -> DecodeRouter:
+    """As `decode_router`, with metal/decode_router.metal for what is `served`."""
+    names = ["x", "gain", "weight", "scales", "biases", "bias", "eps"]
+    kernel = MetalKernel("decode_router", names, ["logits", "h"], factory)
+
+    def run(x: mx.array, matrix: Matrix, bias: mx.array, norm: Norm) -> tuple[mx.array, mx.array]:
+        if not served(x, matrix):
+            return decode_router(x, matrix, bias, norm)
+        experts = matrix.weight.shape[0]
+        logits, h = kernel(
+            *(x, norm.weight, *inputs(x, matrix), bias, mx.array(norm.eps)),
+            template=described(x, matrix) | {"ROWS": ROWS},
+            threadgroups=(-(-experts // ROWS), 1, 1),
+            threads=THREADS,
+            outputs=[((x.shape[0], experts), mx.float32), (x.shape, x.dtype)],
+        )
+        return logits, h
+
+    return run

@@ -1,0 +1,88 @@
+"""The matrix of a projection, in any form MLX keeps one in; what metal/matvec.metal asks of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from gptoss_mlx.config import QuantizationSpec
+from gptoss_mlx.kernels.matmul import matmul
+
+DECODED = 8  # tokens up to which a weight is read once for all of them
+THREADS = 256
+PASS = 32  # rows that the simdgroups of a threadgroup take at once
+SUMS = 1024  # sums in a threadgroup's memory, 4 KB
+_FORMATS = {"affine": 1, "mxfp4": 2}  # as metal/weights.metal counts them; 0 is dense
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """W [outputs, inputs]: dense in the compute dtype; or, with a spec, as MLX quantizes it.
+
+    weight: packed uint32 with a spec; scales [outputs, inputs / group], and in affine mode biases
+    of the same shape and dtype.
+    """
+
+    weight: mx.array
+    scales: mx.array | None = None
+    biases: mx.array | None = None
+    spec: QuantizationSpec | None = None
+
+
+class Norm(NamedTuple):
+    """RMSNorm: its weight [inputs], and what is added to the mean square."""
+
+    weight: mx.array
+    eps: float
+
+
+def product(x: mx.array, matrix: Matrix) -> mx.array:
+    """x W^T by MLX's own operations: [tokens, inputs] -> [tokens, outputs]."""
+    if matrix.spec is None or matrix.scales is None:
+        return matmul(x, matrix.weight)
+    return mx.quantized_matmul(
+        x,
+        matrix.weight,
+        matrix.scales,
+        matrix.biases,
+        transpose=True,
+        group_size=matrix.spec.group_size,
+        bits=matrix.spec.bits,
+        mode=matrix.spec.mode,
+    )
+
+
+def served(x: mx.array, matrix: Matrix) -> bool:
+    """Whether metal/matvec.metal computes x W^T: formats, dtypes and shapes it is written for."""
+    tokens, inputs = x.shape
+    arrays = [a for a in (matrix.weight, matrix.scales, matrix.biases) if a is not None]
+    return (
+        1 <= tokens <= DECODED
+        and inputs % 32 == 0
+        and x.dtype in (mx.float32, mx.bfloat16)
+        and all(a.size >= 8 for a in arrays)  # or MLX would hand it over in another address space
+        and (matrix.spec.mode in _FORMATS if matrix.spec else matrix.weight.dtype == x.dtype)
+    )
+
+
+def template(x: mx.array, matrix: Matrix) -> dict[str, mx.Dtype | int | bool]:
+    """The template arguments that describe x and the matrix."""
+    spec, scales = matrix.spec, matrix.scales
+    return {
+        "T": x.dtype,
+        "S": x.dtype if scales is None else scales.dtype,
+        "FORMAT": 0 if spec is None else _FORMATS[spec.mode],
+        "BITS": 8 * x.itemsize if spec is None else spec.bits,
+        "GROUP": 32 if spec is None else spec.group_size,
+        "K": x.shape[1],
+        "N": matrix.weight.shape[0],
+        "TOKENS": x.shape[0],
+    }
+
+
+def inputs(x: mx.array, matrix: Matrix) -> tuple[mx.array, mx.array, mx.array]:
+    """weight, scales, biases as a kernel takes them: what is absent is something it never reads."""
+    scales = x if matrix.scales is None else matrix.scales
+    return matrix.weight, scales, scales if matrix.biases is None else matrix.biases

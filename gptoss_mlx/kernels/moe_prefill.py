@@ -1,0 +1,49 @@
+"""How the product of many tokens, sorted by slot, and their slots' matrices is divided.
+
+The same for both halves of an expert; the kernels' side is metal/moe_prefill.metal.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+
+from gptoss_mlx.kernels.mxfp4 import random_bank
+
+TILE_ROWS = 32  # tokens of one slot that a threadgroup takes
+OUTPUTS = 32  # of a simdgroup
+SIMDGROUPS = 8  # to a threadgroup: x is read once for 256 outputs
+TILES = 4  # that take the same outputs one after the other, so that weights are still in a cache
+CONSTANT = 8  # elements below which MLX hands an array over as a constant
+
+
+def takes(grouped: bool, slots: mx.array, scales: mx.array) -> bool:
+    """Whether a call is one for the prefill kernels."""
+    tokens, k = slots.shape
+    return grouped and k == 1 and tokens >= CONSTANT and scales.size >= CONSTANT
+
+
+def division(tokens: int, bank: mx.array) -> dict[str, Any]:
+    """Threadgroups and threads for the matrices of a bank, [slots, outputs, ..].
+
+    Tiles are numbered by slot + first token / TILE_ROWS, so that no more are possible.
+    """
+    slots, outputs = bank.shape[:2]
+    tiles = slots + (tokens - 1) // TILE_ROWS
+    across = -(-outputs // (OUTPUTS * SIMDGROUPS))
+    return {
+        "threadgroups": (across * TILES, -(-tiles // TILES), 1),
+        "threads": SIMDGROUPS * 32,
+    }
+
+
+def example(dtype: mx.Dtype, outputs: int) -> tuple[mx.array, ...]:
+    """x, blocks, scales, bias, slots and experts of a small call that reaches every part: slots
+    of one, no and several tiles, a whole and a shorter part of the inputs.
+    """
+    inputs, experts = 224, 4
+    bias = mx.random.normal((experts, outputs), key=mx.random.key(1)).astype(dtype)
+    slots = mx.array([0] * 3 + [2] * 38, mx.uint32)[:, None]
+    x = mx.random.normal((slots.size, inputs), key=mx.random.key(2)).astype(dtype)
+    return x, *random_bank(experts - 1, outputs, inputs), bias, slots, slots + 1

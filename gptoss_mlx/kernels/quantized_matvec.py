@@ -1,0 +1,91 @@
+"""A projection of a few tokens, with what stands before and after it: norm, bias, residual."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import mlx.core as mx
+
+from gptoss_mlx.kernels.matrix import PASS, SUMS, THREADS, Matrix, Norm, inputs, product, served
+from gptoss_mlx.kernels.matrix import template as described
+from gptoss_mlx.kernels.metal import Factory, MetalKernel
+
+GROUPS = 64  # threadgroups wanted of a smaller matrix, for the cores of a larger chip
+SHARE = 50  # bytes of weights a threadgroup reads for one of the vector, in a larger matrix
+
+
+class QuantizedMatvec(Protocol):
+    """`quantized_matvec`, or what computes the same."""
+
+    def __call__(
+        self,
+        x: mx.array,
+        matrix: Matrix,
+        bias: mx.array | None = None,
+        norm: Norm | None = None,
+        residual: mx.array | None = None,
+    ) -> mx.array: ...
+
+
+def quantized_matvec(
+    x: mx.array,
+    matrix: Matrix,
+    bias: mx.array | None = None,
+    norm: Norm | None = None,
+    residual: mx.array | None = None,
+) -> mx.array:
+    """norm(x) W^T + bias + residual; all but the product optional.
+
+    x [tokens, inputs], bias [outputs], residual [tokens, outputs], all of one dtype
+    -> [tokens, outputs]
+    """
+    if norm is not None:
+        x = mx.fast.rms_norm(x, norm.weight, norm.eps)
+    y = product(x, matrix)
+    if bias is not None:
+        y = y + bias
+    return y if residual is None else residual + y
+
+
+def _rows(x: mx.array, matrix: Matrix, normed: bool) -> int:
+    """Rows of a threadgroup: many enough to pay for the vector, few enough for many cores."""
+    tokens, count = x.shape[0], matrix.weight.shape[0]
+    bits = 8 * x.itemsize if matrix.spec is None else matrix.spec.bits
+    paying = SHARE * 8 * x.itemsize * (1 + normed) // bits
+    wanted = min(paying, -(-count // GROUPS), SUMS // tokens)
+    return max(PASS, -(-wanted // PASS) * PASS)
+
+
+def metal(factory: Factory | None = None) -> QuantizedMatvec:
+    """As `quantized_matvec`, with metal/quantized_matvec.metal for what is `served`."""
+    names = ["x", "gain", "weight", "scales", "biases", "bias", "residual", "eps"]
+    kernel = MetalKernel("quantized_matvec", names, ["out"], factory)
+
+    def run(
+        x: mx.array,
+        matrix: Matrix,
+        bias: mx.array | None = None,
+        norm: Norm | None = None,
+        residual: mx.array | None = None,
+    ) -> mx.array:
+        if not served(x, matrix):
+            return quantized_matvec(x, matrix, bias, norm, residual)
+        gain, eps = (x, 0.0) if norm is None else norm
+        tokens, count = x.shape[0], matrix.weight.shape[0]
+        group = _rows(x, matrix, norm is not None)
+        return kernel(
+            *(x, gain, *inputs(x, matrix)),
+            *(x if bias is None else bias, x if residual is None else residual, mx.array(eps)),
+            template=described(x, matrix)
+            | {
+                "ROWS": group,
+                "NORM": norm is not None,
+                "BIAS": bias is not None,
+                "RESIDUAL": residual is not None,
+            },
+            threadgroups=(-(-count // group), 1, 1),
+            threads=THREADS,
+            outputs=[((tokens, count), x.dtype)],
+        )[0]
+
+    return run

@@ -1,0 +1,66 @@
+// Attention's queries, keys and values for a few tokens: norm, product, bias, RoPE.
+//
+// A threadgroup computes ROWS / HEAD_DIM heads of every token: first their rows of the product,
+// then a thread the two elements of a pair (i, i + HEAD_DIM / 2), turned together.
+
+#include "matvec.metal"
+
+// position / period modulo 2 pi, for positions up to 2^24, to within about 2e-7.
+//
+// The quotient is taken with its remainder, and a multiple of 2 pi off it in three parts, of which
+// the first is so short that its product is exact (Cody and Waite, "Software Manual for the
+// Elementary Functions", 1980).
+inline float angle(float position, float period) {
+    const float turn = position / period;
+    const float rest = fma(-turn, period, position) / period;
+    const float turns = rint(turn * 0.15915494309f);
+    float left = fma(-turns, 6.28125f, turn);
+    left = fma(-turns, 0.0019353072f, left);
+    return fma(-turns, -1.0253131e-11f, left) + rest;
+}
+
+// kernel
+//
+// x [TOKENS, K] T, gain [K] T, weight, scales, biases of [N, K] as in quantized_matvec.metal,
+// bias [N] T, periods [HEAD_DIM / 2] f32, offset i32 (the first token's position), eps f32
+// -> q [HEADS, TOKENS, HEAD_DIM] T, kv [2, KV_HEADS, TOKENS, HEAD_DIM] T
+// N = (HEADS + 2 * KV_HEADS) * HEAD_DIM: queries, keys, values; values are not turned.
+// grid: ceil(N / ROWS) threadgroups of any number of simdgroups
+
+typedef Product<T, S, FORMAT, BITS, GROUP, K, TOKENS, ROWS, true> P;
+threadgroup float4 held[P::SPACE];
+threadgroup float unit_sums[P::SUMS];
+threadgroup float squares[TOKENS * 32];
+threadgroup float sums[TOKENS * ROWS];
+
+const Place place = {
+    int(thread_index_in_threadgroup),
+    int(threads_per_threadgroup.x),
+    int(simdgroup_index_in_threadgroup),
+    int(simdgroups_per_threadgroup),
+    int(thread_index_in_simdgroup)};
+const int row = threadgroup_position_in_grid.x * ROWS;
+const int count = min(ROWS, N - row);
+const Matrix<S> matrix = {(const device uint*)weight, scales, biases};
+const P product = {x, gain, matrix, place, held, unit_sums, squares, sums};
+
+product.run(row, count);
+constexpr int HALF = HEAD_DIM / 2;
+for (int i = place.thread_index; i < TOKENS * count / 2; i += place.threads) {
+    const int token = i / (count / 2), pair = i % (count / 2);
+    const int first = pair / HALF * HEAD_DIM + pair % HALF, second = first + HALF;
+    const int head = (row + first) / HEAD_DIM, element = first % HEAD_DIM;
+    const float norm = product.norm(token, eps);
+    const float a = norm * sums[token * ROWS + first] + float(bias[row + first]);
+    const float b = norm * sums[token * ROWS + second] + float(bias[row + second]);
+    float cosine = 1.0f, sine = 0.0f;
+    if (head < HEADS + KV_HEADS) {
+        const float turned = angle(float(offset + token), periods[element]);
+        cosine = precise::cos(turned);
+        sine = precise::sin(turned);
+    }
+    device T* out = head < HEADS ? q + (head * TOKENS + token) * HEAD_DIM
+                                 : kv + ((head - HEADS) * TOKENS + token) * HEAD_DIM;
+    out[element] = T(a * cosine - b * sine);
+    out[element + HALF] = T(a * sine + b * cosine);
+}

@@ -1,0 +1,199 @@
+// The product of a matrix's rows and up to eight vectors, the tokens.
+//
+// The vectors lie in threadgroup memory, as much of them at a time as fits, so that a threadgroup
+// reads them once for many rows, and each weight is read once for all tokens. A simdgroup takes
+// four rows together, a lane one unit of each at a time. The four rows are such as begin at the
+// same place of a 128-byte line, and the lanes' units are those of a window that begins with a
+// line, so that every load is of whole lines although a row of 2880 is not.
+//
+// An RMS norm before the product costs one more multiplication an element and one an output: the
+// vectors are multiplied by its weight, and the products by what the sum of squares gives.
+
+#include "place.metal"
+#include "weights.metal"
+
+constant constexpr int HELD = 5632;  // elements of the vectors in threadgroup memory: 25 KB
+
+// The largest power of two in a that divides line.
+constexpr int common(int a, int line) {
+    return line > 1 && a % line ? common(a, line / 2) : line;
+}
+
+// y = W norm(x) for `TOKENS` vectors, without what follows it.
+//
+// x [TOKENS, K], gain [K] the norm's weight, W [.., K]. The threadgroup's memory: held[SPACE],
+// unit_sums[SUMS], squares[TOKENS * simdgroups], sums[TOKENS * ROWS].
+template <typename T, typename S, int FORMAT, int BITS, int GROUP, int K, int TOKENS, int ROWS, bool NORM>
+struct Product {
+    // Elements of a unit, four of which are a quad; units of a row.
+    static constant constexpr int SIZE = unit_size(FORMAT, BITS);
+    static constant constexpr int QUADS = SIZE / 4;
+    static constant constexpr int UNITS = K / SIZE;
+    // Units of a line, or 1; rows to the next that begins at the same place of a line; the last
+    // of those places.
+    static constant constexpr int LINE =
+        LINE_BYTES % unit_bytes(FORMAT, BITS) == 0 ? LINE_BYTES / unit_bytes(FORMAT, BITS) : 1;
+    static constant constexpr int STEP = LINE / common(UNITS, LINE);
+    static constant constexpr int LAST = LINE - LINE / STEP;
+    // Parts of the vectors held one after the other; units of each besides LAST it shares.
+    static constant constexpr int FIT = HELD / TOKENS / SIZE;
+    static constant constexpr int WINDOW = UNITS <= FIT ? UNITS + LAST
+        : FIT - LAST >= 32                              ? (FIT - LAST) / 32 * 32
+                                                        : 16;
+    static constant constexpr int PARTS = (UNITS + LAST + WINDOW - 1) / WINDOW;
+    static constant constexpr int PART = PARTS == 1 ? UNITS : WINDOW + LAST;
+    // float4 from token to token, with one unused after eight, or banks would collide.
+    static constant constexpr int STRIDE = (PART * QUADS + 7) / 8 * 9;
+    static constant constexpr int SPACE = TOKENS * STRIDE;
+    static constant constexpr int SUMS = FORMAT == AFFINE ? TOKENS * PART : 1;
+
+    const device T* x;
+    const device T* gain;
+    Matrix<S> matrix;
+    Place place;
+    threadgroup float4* held;
+    threadgroup float* unit_sums;
+    threadgroup float* squares;
+    threadgroup float* sums;
+
+    // sums[token][i] = W[row + i] . (x * gain) for i < count; all threads of the threadgroup.
+    void run(int row, int count) const {
+        const int sets = (count + 4 * STEP - 1) / (4 * STEP) * STEP;
+        float square[TOKENS] = {};
+        for (int first = 0; first < sets; first += place.simdgroups) {
+            const int set = first + place.simdgroup;
+            const int begin = set / STEP * 4 * STEP + set % STEP;
+            const int present = set < sets ? min(4, (count - begin + STEP - 1) / STEP) : 0;
+            float4 products[TOKENS] = {};
+            for (int part = 0; part < PARTS; part++) {
+                if (PARTS > 1 || first == 0) {
+                    threadgroup_barrier(mem_flags::mem_threadgroup);
+                    load(part, first == 0, square);
+                    threadgroup_barrier(mem_flags::mem_threadgroup);
+                }
+                if (present > 0) {
+                    add_four_rows(row + begin, present, part, products);
+                }
+            }
+            if (present > 0) {
+                store(begin, present, products);
+            }
+        }
+        if (NORM) {
+#pragma unroll
+            for (int token = 0; token < TOKENS; token++) {
+                const float total = simd_sum(square[token]);
+                if (place.lane == 0) {
+                    squares[token * place.simdgroups + place.simdgroup] = total;
+                }
+            }
+        }
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+    }
+
+    // What the norm multiplies x * gain by, after `run`.
+    float norm(int token, float eps) const {
+        if (!NORM) {
+            return 1.0f;
+        }
+        float total = 0.0f;
+        for (int i = 0; i < place.simdgroups; i++) {
+            total += squares[token * place.simdgroups + i];
+        }
+        return precise::rsqrt(total / K + eps);
+    }
+
+    // First and last unit of a part.
+    int part_begin(int part) const {
+        return max(0, part * WINDOW - LAST);
+    }
+    int part_end(int part) const {
+        return min(UNITS, (part + 1) * WINDOW);
+    }
+
+    // Holds a part of x * gain; square[token] += its squares, of what no part before had.
+    void load(int part, bool count_squares, thread float* square) const {
+        const int begin = part_begin(part), quads = (part_end(part) - begin) * QUADS;
+        const device vec<T, 4>* weights = (const device vec<T, 4>*)gain + begin * QUADS;
+#pragma unroll
+        for (int token = 0; token < TOKENS; token++) {
+            const device vec<T, 4>* from =
+                (const device vec<T, 4>*)(x + token * K) + begin * QUADS;
+            for (int first = 0; first < quads; first += place.threads) {
+                const int i = first + place.thread_index;
+                float4 v = 0.0f;
+                if (i < quads) {
+                    v = float4(from[i]);
+                    if (NORM) {
+                        const bool fresh = begin * QUADS + i >= part * WINDOW * QUADS;
+                        square[token] += count_squares && fresh ? dot(v, v) : 0.0f;
+                        v *= float4(weights[i]);
+                    }
+                    hold(token, i, v);
+                }
+                if (FORMAT == AFFINE) {
+                    float sum = v.x + v.y + v.z + v.w;
+#pragma unroll
+                    for (int other = 1; other < QUADS; other *= 2) {
+                        sum += simd_shuffle_xor(sum, ushort(other));
+                    }
+                    if (i < quads && i % QUADS == 0) {
+                        unit_sums[token * PART + i / QUADS] = sum;
+                    }
+                }
+            }
+        }
+    }
+
+    void hold(int token, int i, float4 v) const {
+        const int place_in_unit = i % QUADS * 4;
+        float4 factor;
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            factor[j] = element_scale<FORMAT, BITS>(place_in_unit + j);
+        }
+        held[token * STRIDE + i / 8 * 9 + i % 8] = v * factor;
+    }
+
+    // The lane's share of rows row, row + STEP, .. and a part of x; the first `present` exist.
+    void add_four_rows(int row, int present, int part, thread float4* products) const {
+        const int start = row * UNITS, held_from = part_begin(part);
+        const int begin = part * WINDOW - start % LINE, end = min(begin + WINDOW, UNITS);
+        for (int unit = begin + place.lane; unit < end; unit += 32) {
+            if (unit < 0) {
+                continue;
+            }
+            Unit<FORMAT, BITS, GROUP> weights[4];
+#pragma unroll
+            for (int r = 0; r < 4; r++) {
+                weights[r].read(matrix, start + (r < present ? r * STEP * UNITS : 0) + unit);
+            }
+            const int at = unit - held_from;
+#pragma unroll
+            for (int token = 0; token < TOKENS; token++) {
+                float4 v[QUADS];
+#pragma unroll
+                for (int q = 0; q < QUADS; q++) {
+                    const int i = at * QUADS + q;
+                    v[q] = held[token * STRIDE + i / 8 * 9 + i % 8];
+                }
+                const float sum = FORMAT == AFFINE ? unit_sums[token * PART + at] : 0.0f;
+#pragma unroll
+                for (int r = 0; r < 4; r++) {
+                    products[token][r] = weights[r].add(v, sum, products[token][r]);
+                }
+            }
+        }
+    }
+
+    void store(int begin, int present, const thread float4* products) const {
+#pragma unroll
+        for (int token = 0; token < TOKENS; token++) {
+            const float4 p = products[token];
+            const float4 total = float4(simd_sum(p.x), simd_sum(p.y), simd_sum(p.z), simd_sum(p.w));
+            if (place.lane < present) {
+                sums[token * ROWS + begin + place.lane * STEP] = total[place.lane];
+            }
+        }
+    }
+};

@@ -1,0 +1,40 @@
+// Second half of an expert for many tokens: down, bias, routing weight.
+//
+// A threadgroup computes 32 outputs for each simdgroup and each of a tile's tokens.
+
+#include "moe_prefill.metal"
+
+// kernel
+//
+// x [tokens, 1, K] T, blocks [slots, N, K / 8] u32, scales [slots, N, K / 32] u8,
+// bias [experts, N] T, slots [tokens, 1] u32, ascending, experts [tokens, 1] u32,
+// weights [tokens, 1] T -> out [tokens, N] T
+// grid: (TILES * outputs in portions of 32 a simdgroup, tiles / TILES) threadgroups
+
+const int number = threadgroup_position_in_grid.y * TILES + threadgroup_position_in_grid.x % TILES;
+const int portion = threadgroup_position_in_grid.x / TILES;
+threadgroup float space[SPACE];
+const Tile tile = find_tile(slots, slots_shape[0], number, thread_index_in_simdgroup);
+if (tile.count <= 0) {
+    return;
+}
+const Place place(
+    thread_index_in_threadgroup, threads_per_threadgroup.x, thread_index_in_simdgroup);
+const int begin = (portion * simdgroups_per_threadgroup + simdgroup_index_in_threadgroup) * 32;
+Sums sums = {};
+add_product<T, K, N>(x, blocks, scales, tile, begin, space, sums, place);
+
+const int row = begin + 4 * place.row;
+for (int m = 0; m < FRAGMENTS; m++) {
+    for (int i = 0; i < 2; i++) {
+        const int token = 8 * m + 2 * place.pair + i;
+        for (int j = 0; j < 4; j++) {
+            if (token < tile.count && row + j < N) {
+                const int at = tile.first + token;
+                const float sum = sums.of[j][m][i] * EIGHT_SCALE;
+                out[at * N + row + j] = T(
+                    (sum + float(bias[int(experts[at]) * N + row + j])) * float(weights[at]));
+            }
+        }
+    }
+}

@@ -1,0 +1,42 @@
+// First half of an expert for many tokens: gate and up, bias, clamped SwiGLU.
+//
+// A threadgroup computes the activations of a tile's tokens from 32 outputs for each simdgroup. A
+// lane holds a gate and its up, two of each, so that the activation needs no other lane.
+
+#include "moe_prefill.metal"
+#include "swiglu.metal"
+
+// kernel
+//
+// x [tokens, K] T, blocks [slots, N, K / 8] u32, scales [slots, N, K / 32] u8, bias [experts, N] T,
+// slots [tokens, 1] u32, ascending, experts [tokens, 1] u32, limit f32 -> out [tokens, 1, N / 2] T
+// grid: (TILES * outputs in portions of 32 a simdgroup, tiles / TILES) threadgroups
+
+const int number = threadgroup_position_in_grid.y * TILES + threadgroup_position_in_grid.x % TILES;
+const int portion = threadgroup_position_in_grid.x / TILES;
+threadgroup float space[SPACE];
+const Tile tile = find_tile(slots, slots_shape[0], number, thread_index_in_simdgroup);
+if (tile.count <= 0) {
+    return;
+}
+const Place place(
+    thread_index_in_threadgroup, threads_per_threadgroup.x, thread_index_in_simdgroup);
+const int begin = (portion * simdgroups_per_threadgroup + simdgroup_index_in_threadgroup) * 32;
+Sums sums = {};
+add_product<T, K, N>(x, blocks, scales, tile, begin, space, sums, place);
+
+const int row = begin + 4 * place.row;
+for (int m = 0; m < FRAGMENTS; m++) {
+    for (int i = 0; i < 2; i++) {
+        const int token = 8 * m + 2 * place.pair + i;
+        for (int j = 0; j < 4; j += 2) {
+            if (token < tile.count && row + j < N) {
+                const int b = int(experts[tile.first + token]) * N + row + j;
+                const float gate = sums.of[j][m][i] * EIGHT_SCALE;
+                const float up = sums.of[j + 1][m][i] * EIGHT_SCALE;
+                out[(tile.first + token) * (N / 2) + (row + j) / 2] =
+                    T(swiglu(gate + float(bias[b]), up + float(bias[b + 1]), limit));
+            }
+        }
+    }
+}

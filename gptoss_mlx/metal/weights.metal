@@ -1,0 +1,148 @@
+// A few neighbouring weights of one row, a unit, in any of the ways a matrix is kept.
+//
+// A unit is 16 bytes or less, so that a simdgroup's load of one a lane is of whole lines. 5-bit
+// codes are the exception: they come in units of 20.
+
+#include "mxfp4.metal"
+#include "packed.metal"
+
+constant constexpr int DENSE = 0, AFFINE = 1, MXFP4 = 2;  // FORMAT
+constant constexpr int LINE_BYTES = 128;
+
+// Weights in a unit; its bytes.
+constexpr int unit_size(int format, int bits) {
+    return format == DENSE ? 128 / bits : bits % 2 ? 32 : 16;
+}
+constexpr int unit_bytes(int format, int bits) {
+    return unit_size(format, bits) * bits / 8;
+}
+
+// Where a matrix lies; scales and biases are not read where the format has none.
+template <typename S>
+struct Matrix {
+    const device uint* words;
+    const device S* scales;
+    const device S* biases;
+};
+
+// What the vector's element at `place` in a unit is multiplied by in advance.
+template <int FORMAT, int BITS>
+float element_scale(int place) {
+    if (FORMAT == DENSE) {
+        return 1.0f;
+    }
+    if (FORMAT == MXFP4) {
+        return EIGHT_SCALE;
+    }
+    const int shift = code_shift(BITS, place % run_codes(BITS));
+    return as_type<float>(uint(127 + 24 - shift) << 23);
+}
+
+// `read` takes unit `at` of a matrix, `add` gives acc + its product with x, of which `sum` is the
+// sum; x is multiplied by element_scale, `sum` is not.
+template <int FORMAT, int BITS, int GROUP>
+struct Unit;
+
+template <int BITS, int GROUP>
+struct Unit<AFFINE, BITS, GROUP> {
+    Words<unit_bytes(AFFINE, BITS) / 4> words;
+    float scale, bias;
+
+    template <typename S>
+    void read(Matrix<S> matrix, int at) {
+        constexpr int WORDS = unit_bytes(AFFINE, BITS) / 4;
+        const device uint* from = matrix.words + at * WORDS;
+        if (WORDS == 4) {
+            const uint4 four = *(const device uint4*)from;
+#pragma unroll
+            for (int i = 0; i < WORDS; i++) {
+                words.at[i] = four[i % 4];
+            }
+        } else if (WORDS == 2) {
+            const uint2 two = *(const device uint2*)from;
+            words.at[0] = two[0];
+            words.at[1] = two[1];
+        } else {
+#pragma unroll
+            for (int i = 0; i < WORDS; i++) {
+                words.at[i] = from[i];
+            }
+        }
+        const int group = at / (GROUP / unit_size(AFFINE, BITS));
+        scale = float(matrix.scales[group]);
+        bias = float(matrix.biases[group]);
+    }
+
+    float add(const thread float4* x, float sum, float acc) const {
+        constexpr int RUN = run_codes(BITS), PAIR_WORDS = run_halves(BITS);
+        float product = 0.0f;
+#pragma unroll
+        for (int pair = 0; pair < unit_size(AFFINE, BITS) / (2 * RUN); pair++) {
+            Runs<BITS> runs;
+            runs.read(words, pair * PAIR_WORDS);
+#pragma unroll
+            for (int i = 0; i < RUN; i++) {
+                const int first = pair * 2 * RUN + i, second = first + RUN;
+                const half2 codes = runs.codes(i);
+                product = fma(float(codes.x), x[first / 4][first % 4], product);
+                product = fma(float(codes.y), x[second / 4][second % 4], product);
+            }
+        }
+        return fma(scale, product, fma(bias, sum, acc));
+    }
+};
+
+template <int BITS, int GROUP>
+struct Unit<MXFP4, BITS, GROUP> {
+    uint2 words;
+    float scale;
+
+    template <typename S>
+    void read(Matrix<S> matrix, int at) {
+        words = ((const device uint2*)matrix.words)[at];
+        scale = mxfp4_scale(matrix.scales[at / (GROUP / 16)]);
+    }
+
+    float add(const thread float4* x, float, float acc) const {
+        const float product = dot8(Eight(words[0]), x[0], x[1], 0.0f);
+        return fma(scale, dot8(Eight(words[1]), x[2], x[3], product), acc);
+    }
+};
+
+template <int GROUP>
+struct Unit<DENSE, 16, GROUP> {
+    uint4 words;
+
+    template <typename S>
+    void read(Matrix<S> matrix, int at) {
+        words = ((const device uint4*)matrix.words)[at];
+    }
+
+    // A bfloat is the upper half of a float.
+    float add(const thread float4* x, float, float acc) const {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            acc = fma(as_type<float>(words[i] << 16), x[i / 2][i % 2 * 2], acc);
+            acc = fma(as_type<float>(words[i] & 0xFFFF0000u), x[i / 2][i % 2 * 2 + 1], acc);
+        }
+        return acc;
+    }
+};
+
+template <int GROUP>
+struct Unit<DENSE, 32, GROUP> {
+    float4 weights;
+
+    template <typename S>
+    void read(Matrix<S> matrix, int at) {
+        weights = ((const device float4*)matrix.words)[at];
+    }
+
+    float add(const thread float4* x, float, float acc) const {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            acc = fma(weights[i], x[0][i], acc);
+        }
+        return acc;
+    }
+};
