@@ -194,11 +194,11 @@ def _attention(node: Node, inputs: Sequence[Layout]) -> tuple[int, int]:
     queries, heads, width = q.shape[2], q.shape[1], q.shape[3]
     if queries > 8 or width not in FUSED_HEADS or queries * heads // k.shape[1] > 32:
         raise UnknownLaunches(f"attention of {queries} queries with heads of {width} is not fused")
-    copies = not q.row_contiguous and q.strides[1:] != (width, heads * width, 1)
+    copies = int(not q.row_contiguous and q.strides[1:] != (width, heads * width, 1))
     for a in (k, v):
         nested = 1 in a.shape[:2] or a.strides[0] == a.strides[1] * a.shape[1]
         copies += not (a.strides[-1] == 1 and nested)
-    return 2 if k.shape[2] >= TWO_PASSES else 1, int(copies)
+    return 2 if k.shape[2] >= TWO_PASSES else 1, copies
 
 
 def _matmul(node: Node, inputs: Sequence[Layout]) -> tuple[int, int]:
@@ -269,7 +269,7 @@ def _view(node: Node, x: Layout, output: Operand) -> Layout | None:
     """
     if node.primitive in ("Reshape", "Flatten", "Unflatten"):
         strides = _reshaped(x, output.shape)
-        return strides and Layout(output.shape, strides, x.root)
+        return None if strides is None else Layout(output.shape, strides, x.root)
     return Layout(output.shape, _strides(node, x, output), x.root)
 
 
