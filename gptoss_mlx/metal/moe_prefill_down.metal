@@ -24,17 +24,22 @@ const int begin = (portion * simdgroups_per_threadgroup + simdgroup_index_in_thr
 Sums sums = {};
 add_product<T, K, N>(x, blocks, scales, tile, begin, space, sums, place);
 
-const int row = begin + 4 * place.row;
+const int row = begin + OUTPUTS * place.row;
+if (row >= N) {
+    return;
+}
 for (int m = 0; m < FRAGMENTS; m++) {
     for (int i = 0; i < 2; i++) {
         const int token = 8 * m + 2 * place.pair + i;
-        for (int j = 0; j < 4; j++) {
-            if (token < tile.count && row + j < N) {
-                const int at = tile.first + token;
-                const float sum = sums.of[j][m][i] * EIGHT_SCALE;
-                out[at * N + row + j] = T(
-                    (sum + float(bias[int(experts[at]) * N + row + j])) * float(weights[at]));
+        if (token < tile.count) {
+            const int at = tile.first + token;
+            vec<T, OUTPUTS> values;
+            for (int j = 0; j < OUTPUTS; j++) {
+                const int b = int(experts[at]) * N + min(row + j, N - 1);
+                const float sum = sums.of[j][m][i] * EIGHT_SCALE + float(bias[b]);
+                values[j] = T(sum * float(weights[at]));
             }
+            write<T, N>(out + at * N + row, values, N - row);
         }
     }
 }

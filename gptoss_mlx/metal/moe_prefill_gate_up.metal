@@ -25,18 +25,23 @@ const int begin = (portion * simdgroups_per_threadgroup + simdgroup_index_in_thr
 Sums sums = {};
 add_product<T, K, N>(x, blocks, scales, tile, begin, space, sums, place);
 
-const int row = begin + 4 * place.row;
+const int row = begin + OUTPUTS * place.row;
+if (row >= N) {
+    return;
+}
 for (int m = 0; m < FRAGMENTS; m++) {
     for (int i = 0; i < 2; i++) {
         const int token = 8 * m + 2 * place.pair + i;
-        for (int j = 0; j < 4; j += 2) {
-            if (token < tile.count && row + j < N) {
-                const int b = int(experts[tile.first + token]) * N + row + j;
-                const float gate = sums.of[j][m][i] * EIGHT_SCALE;
-                const float up = sums.of[j + 1][m][i] * EIGHT_SCALE;
-                out[(tile.first + token) * (N / 2) + (row + j) / 2] =
-                    T(swiglu(gate + float(bias[b]), up + float(bias[b + 1]), limit));
+        if (token < tile.count) {
+            const int at = tile.first + token;
+            vec<T, OUTPUTS / 2> values;
+            for (int j = 0; j < OUTPUTS; j += 2) {
+                const int b = int(experts[at]) * N + min(row + j, N - 2);
+                const float gate = sums.of[j][m][i] * EIGHT_SCALE + float(bias[b]);
+                const float up = sums.of[j + 1][m][i] * EIGHT_SCALE + float(bias[b + 1]);
+                values[j / 2] = T(swiglu(gate, up, limit));
             }
+            write<T, N / 2>(out + (at * N + row) / 2, values, (N - row) / 2);
         }
     }
 }

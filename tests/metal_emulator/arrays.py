@@ -27,6 +27,21 @@ POISON = 0xFF
 """Every byte of an output before the kernel runs: a NaN in all floating types."""
 
 
+ALIGNMENT = 256
+"""Bytes: where a buffer of Metal begins is a multiple of them, whatever kernels cast its type to."""
+
+
+def aligned(data: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """C-contiguous data where a buffer may lie: itself, or a copy."""
+    if data.ctypes.data % ALIGNMENT == 0:
+        return data
+    room = np.empty(data.nbytes + ALIGNMENT, np.uint8)
+    start = -room.ctypes.data % ALIGNMENT
+    copy = room[start : start + data.nbytes].view(data.dtype).reshape(data.shape)
+    copy[...] = data
+    return copy
+
+
 def name_of(dtype: mx.Dtype) -> str:
     """`float32` for mx.float32."""
     return str(dtype).removeprefix("mlx.core.")
@@ -42,7 +57,7 @@ def viewed(array: mx.array) -> npt.NDArray[Any]:
 
 def contiguous(array: mx.array) -> npt.NDArray[Any]:
     """The elements in row-major order; one element for a 0-d array."""
-    return np.ascontiguousarray(viewed(array))
+    return aligned(np.ascontiguousarray(viewed(array)))
 
 
 def raw(view: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -50,11 +65,11 @@ def raw(view: npt.NDArray[Any]) -> npt.NDArray[Any]:
     if view.size == 0:
         return np.zeros(0, np.uint8)
     if view.flags.c_contiguous:
-        return view
+        return aligned(view)
     reach = sum((n - 1) * abs(s) for n, s in zip(view.shape, view.strides, strict=True))
-    return np.frombuffer(
-        ctypes.string_at(view.ctypes.data, reach + view.itemsize), dtype=np.uint8
-    ).copy()
+    return aligned(
+        np.frombuffer(ctypes.string_at(view.ctypes.data, reach + view.itemsize), dtype=np.uint8)
+    )
 
 
 def element_strides(view: npt.NDArray[Any]) -> list[int]:
@@ -65,9 +80,10 @@ def element_strides(view: npt.NDArray[Any]) -> list[int]:
 def output(shape: tuple[int, ...], dtype: mx.Dtype, value: float | None) -> npt.NDArray[Any]:
     """An output before the kernel: `value` everywhere, or poison."""
     if value is not None:
-        return np.array(contiguous(mx.full(shape, value, dtype=dtype))).reshape(shape)
+        return aligned(np.array(contiguous(mx.full(shape, value, dtype=dtype))).reshape(shape))
     kind = np.dtype(NUMPY[dtype])
-    return np.full(int(np.prod(shape)) * kind.itemsize, POISON, np.uint8).view(kind).reshape(shape)
+    poison = np.full(int(np.prod(shape)) * kind.itemsize, POISON, np.uint8)
+    return aligned(poison.view(kind).reshape(shape))
 
 
 def to_mlx(data: npt.NDArray[Any], dtype: mx.Dtype) -> mx.array:

@@ -1,0 +1,109 @@
+"""The whole model with every Metal kernel run by the emulator, beside the same model without."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from benchmarks.make_checkpoint import Shape
+from gptoss_mlx.checkpoint import Checkpoint
+from gptoss_mlx.engine import Engine
+from gptoss_mlx.events import TokenEvent
+from gptoss_mlx.kernels.choice import (
+    MODULES,
+    Kernels,
+    choose_kernels,
+    implementations,
+    metal_kernels,
+)
+from gptoss_mlx.model import Transformer, open_model
+from gptoss_mlx.result import collect
+from gptoss_mlx.sampler import Sampler
+from gptoss_mlx.tiny import materialise
+from gptoss_mlx.tokenizer import load_tokenizer
+from tests.comparison import opened, relative_l2
+from tests.metal_emulator import Emulator, available
+
+pytestmark = pytest.mark.skipif(available() is not None, reason=available() or "")
+
+SHAPE = Shape(3, 96, 64, 6, 3, 6, 2, 32, 512, window=16)
+IDS = [(7 * i + 3) % 512 for i in range(60)]
+EXACT = 2e-6  # relative L2 of logits in float32: a few dozen roundings
+
+
+@pytest.fixture(scope="module")
+def emulated() -> Kernels:
+    return metal_kernels(Emulator(check=False).metal_kernel)
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+def test_every_kernel_agrees_with_its_reference_as_on_a_macs_first_use(dtype: mx.Dtype) -> None:
+    kernels = choose_kernels(dtype, wish="metal", factory=Emulator(order="random").metal_kernel)
+    assert implementations(kernels) == dict.fromkeys(MODULES, "metal")
+
+
+def logits(model: Transformer) -> Any:
+    """Of a prompt read in two chunks, its last token and two more."""
+    state = model.new_state()
+    model.prefill(IDS[:40], state)
+    rows = [model.evaluate(IDS[40:57], state)]
+    rows += [np.array(model.decode([token], state))[None] for token in IDS[57:]]
+    return np.concatenate(rows)
+
+
+@pytest.mark.parametrize(
+    ("options", "most"),
+    [({}, EXACT), ({"slots": 4}, EXACT), ({"kv_bits": 8}, 1e-4)],  # a rounding may change a code
+    ids=["resident", "streamed", "quantized keys"],
+)
+def test_prefill_and_decode(
+    checkpoint_of: Callable[..., Path], emulated: Kernels, options: dict[str, Any], most: float
+) -> None:
+    folder = checkpoint_of(SHAPE)
+    ours = logits(opened(folder, kernels=emulated, **options))
+    assert relative_l2(ours, logits(opened(folder, **options))) < most
+
+
+@pytest.mark.parametrize("slots", [3, 4, 5])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_streamed_experts_give_the_resident_bits(
+    checkpoint_of: Callable[..., Path], emulated: Kernels, slots: int, dtype: str
+) -> None:
+    folder = checkpoint_of(SHAPE)
+    resident, streamed = (
+        opened(folder, kernels=emulated, slots=n, dtype=dtype) for n in (None, slots)
+    )
+    states = [model.new_state() for model in (resident, streamed)]
+    chunks = [IDS[:33], IDS[33:35], IDS[35:38], IDS[38:45], *([token] for token in IDS[45:50])]
+    for chunk in chunks:
+        rows = [
+            model.evaluate(chunk, state)
+            for model, state in zip((resident, streamed), states, strict=True)
+        ]
+        np.testing.assert_array_equal(rows[1], rows[0])
+
+
+def answer(question: str, kernels: Kernels | None) -> tuple[str, str, list[int]]:
+    """The tiny model's text, reasoning and tokens."""
+    folder = materialise()
+    checkpoint = Checkpoint.open(folder)
+    config = checkpoint.config
+    model = open_model(checkpoint, dtype="float32", kernels=kernels)
+    engine = Engine(model, Sampler, load_tokenizer(folder, config), config, 4096, {})
+    events = list(engine.stream(question, temperature=0.0, max_tokens=60))
+    result = collect(iter(events))
+    ids = [event.id for event in events if isinstance(event, TokenEvent) and event.id is not None]
+    return result.text, result.reasoning, ids
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("question", ["What is 27 + 58?", "Repeat: apple river stone"])
+def test_the_tiny_model_answers_the_same(question: str, emulated: Kernels) -> None:
+    ours = answer(question, emulated)
+    assert ours == answer(question, None)
+    assert ours[0]
