@@ -67,3 +67,5 @@ class Launch:
     threadgroup_written: int = 0
     operations: Operations | None = None
     """Of all threads; in counted launches."""
+    threadgroup_accesses: int = 0
+    """Of simdgroups to threadgroup memory."""

@@ -15,6 +15,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from . import blocks
+
 FLOAT = {"fadd", "fsub", "fmul", "fdiv", "frem", "fcmp"}
 INTEGER = {
     *("add", "sub", "mul", "udiv", "sdiv", "urem", "srem", "shl", "lshr", "ashr"),
@@ -29,7 +31,6 @@ COUNTER = "metal_count_operations"
 NAME = r'%(?:"[^"]+"|[\w.$\-]+)'
 ASSIGNED = re.compile(rf"^  ({NAME}) = (?:tail |musttail |notail )?(\w+)\b(.*)$")
 OPERAND = re.compile(NAME)
-LABEL = re.compile(r'^(?:[\w.$\-]+|"[^"]+"):')
 TYPE = re.compile(r"<(\d+) x (\w+)>|\b(half|bfloat|float|double|i\d+|ptr)\b")
 CALLED = re.compile(r'@("[^"]+"|[\w.$\-]+)\(')
 DEFINED = re.compile(r'^define .*?@("[^"]+"|[\w.$\-]+)\(', re.M)
@@ -71,18 +72,8 @@ class Value:
 def instrumented(text: str) -> str:
     """LLVM text in which every basic block counts its operations with COUNTER."""
     defined = set(DEFINED.findall(text))
-    out: list[str] = []
-    function: list[str] | None = None
-    for line in text.splitlines():
-        if line.startswith("define "):
-            function = []
-            out.append(line)
-        elif function is not None and line == "}":
-            out += [*_with_counts(function, defined), line]
-            function = None
-        else:
-            (out if function is None else function).append(line)
-    return "\n".join([*out, f"declare void @{COUNTER}(i32, i32, i32)", ""])
+    declaration = f"declare void @{COUNTER}(i32, i32, i32)"
+    return blocks.rewritten(text, lambda lines: _with_counts(lines, defined), declaration)
 
 
 def _with_counts(lines: list[str], defined: set[str]) -> list[str]:
@@ -90,7 +81,7 @@ def _with_counts(lines: list[str], defined: set[str]) -> list[str]:
     values = dict(_values(lines))
     free = _free(lines, values)
     out: list[str] = []
-    for block in _blocks(lines):
+    for block in blocks.blocks(lines):
         counts = [0, 0, 0]
         for line in block:
             found = ASSIGNED.match(line)
@@ -102,21 +93,8 @@ def _with_counts(lines: list[str], defined: set[str]) -> list[str]:
     return out
 
 
-def _blocks(lines: list[str]) -> Iterator[list[str]]:
-    """The lines of each basic block, its label first."""
-    block: list[str] = []
-    for line in lines:
-        if LABEL.match(line):
-            yield block
-            block = []
-        block.append(line)
-    yield block
-
-
 def _inserted(block: list[str], counts: list[int]) -> list[str]:
-    at = next(
-        i for i, line in enumerate(block) if line.startswith("  ") and not re.search(r" = phi ", line)
-    )
+    at = blocks.begin(block)
     adds = ", ".join(f"i32 {count}" for count in counts)
     return [*block[:at], f"  call void @{COUNTER}({adds})", *block[at:]]
 

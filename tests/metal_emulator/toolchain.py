@@ -57,12 +57,13 @@ CHECK_FLAGS = (
     # A variable read before it is written is a NaN, not by chance a zero.
     "-ftrivial-auto-var-init=pattern",
 )
-# The optimized code as text: loop counters stay as wide as the source has them, operations on
+# For counting operations: loop counters stay as wide as the source has them, operations on
 # single elements stay such, and what Metal fuses is marked.
-TEXT_FLAGS = (
-    *("-S", "-emit-llvm", "-g0", "-ffp-contract=fast"),
+COUNT_FLAGS = (
+    *("-g0", "-ffp-contract=fast"),
     *("-mllvm", "-indvars-widen-indvars=false", "-mllvm", "-disable-vector-combine"),
 )
+# From instrumented LLVM text.
 OBJECT_FLAGS = (
     *("-fPIC", "-O2", "-march=x86-64-v3", "-Xclang", "-disable-llvm-passes"),
     *("-Wno-override-module", *ONE_CALL_FLAGS),
@@ -128,7 +129,7 @@ def built() -> Path:
     """
     if reason := available():
         raise MetalError(reason)
-    flags = (KERNEL_FLAGS, CHECK_FLAGS, TEXT_FLAGS, OBJECT_FLAGS)
+    flags = (KERNEL_FLAGS, CHECK_FLAGS, COUNT_FLAGS, OBJECT_FLAGS)
     digest = hashlib.sha256(repr((flags, prelude().body)).encode())
     digest.update(run([CLANG, "--version"]).encode())
     for path in sorted(HERE.rglob("*")):
