@@ -88,30 +88,41 @@ def prefill_moe(s: Sizes, dtype: mx.Dtype) -> list[Job]:
     name = "prefill MoE"
     return [
         Job(name, "ours", dtype, ours, weights, floor),
-        Job(name, "MLX", dtype, mlx, weights, floor, elsewhere, 8),
+        Job(name, "MLX", dtype, mlx, weights, floor, elsewhere, 9),
     ]
 
 
 def lm_head(s: Sizes, dtype: mx.Dtype) -> list[Job]:
-    """The last norm and the logits of one token, 8 bits."""
+    """The last norm and the logits of one token, in 8 bits and dense."""
     k, part, size = s.hidden, s.part_rows, dtype.size
-    matrix = affine(part, k, dtype)
     norm = Norm(random((k,), dtype), 1e-5)
-    times = s.vocabulary / part
-    weights = s.vocabulary * k
-    floor = weights + 2 * weights // 64 * size + size * (2 * k + s.vocabulary)
-    ours = Piece(
-        lambda e: quantized_matvec.metal(e.metal_kernel)(
-            random((1, k), dtype), matrix, None, norm
+    times, weights = s.vocabulary / part, s.vocabulary * k
+    vectors = size * (2 * k + s.vocabulary)
+
+    def ours(matrix: Matrix) -> Piece:
+        return Piece(
+            lambda e: quantized_matvec.metal(e.metal_kernel)(
+                random((1, k), dtype), matrix, None, norm
+            ),
+            times,
+        )
+
+    found = []
+    for name, matrix, mlx, floor in (
+        (
+            *("lm_head, 8 bits", affine(part, k, dtype), theirs.qmv(part, k, dtype, times)),
+            weights + 2 * weights // 64 * size + vectors,
         ),
-        times,
-    )
-    mlx = theirs.qmv(part, k, dtype, times)
-    name = "lm_head, 8 bits"
-    return [
-        Job(name, "ours", dtype, (ours,), weights, floor),
-        Job(name, "MLX", dtype, (mlx,), weights, floor, 3 * k * size, 1),
-    ]
+        (
+            *("lm_head, dense", Matrix(random((part, k), dtype))),
+            *(theirs.gemv(part, k, dtype, times), weights * size + vectors),
+        ),
+    ):
+        found += [
+            Job(name, "ours", dtype, (ours(matrix),), weights, floor),
+            Job(name, "MLX", dtype, (mlx,), weights, floor, 3 * k * size, 1),
+        ]
+    return found
 
 
 def qkv(s: Sizes, dtype: mx.Dtype) -> list[Job]:
@@ -134,7 +145,7 @@ def qkv(s: Sizes, dtype: mx.Dtype) -> list[Job]:
     # Norm, RoPE of queries and keys, keys and values into the cache; in 8 bits also three biases.
     elsewhere = size * (3 * k + 2 * (queries + keys) + 4 * keys)
     quantized = [theirs.qmv(n, k, dtype) for n in (queries, keys, keys)]
-    dense = [theirs.gemv(n, k, dtype) for n in (queries, keys, keys)]
+    dense = [theirs.gemv(n, k, dtype, bias=True) for n in (queries, keys, keys)]
     floor = weights + 2 * weights // 64 * size + vectors
     return [
         Job("qkv, 8 bits", "ours", dtype, (ours(affine(rows, k, dtype)),), weights, floor),

@@ -29,7 +29,6 @@ class Sizes:
     part_slots: int = 1  # of the experts
     part_outputs: int = 256  # of an expert
 
-
     @property
     def visits(self) -> int:
         """Rows of an expert in a prompt, if each has as many."""
@@ -78,4 +77,9 @@ def affine(outputs: int, inputs: int, dtype: mx.Dtype) -> Matrix:
     """8 bits, groups of 64."""
     words = mx.random.randint(0, 1 << 31, (outputs, inputs // 4), key=mx.random.key(2))
     scales = random((outputs, inputs // 64), dtype)
-    return Matrix(words.astype(mx.uint32), scales, scales + 1, QuantizationSpec(group_size=64, bits=8, mode="affine"))
+    return Matrix(
+        words.astype(mx.uint32),
+        scales,
+        scales + 1,
+        QuantizationSpec(group_size=64, bits=8, mode="affine"),
+    )

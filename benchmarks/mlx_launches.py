@@ -128,7 +128,7 @@ def qmv(rows: int, k: int, dtype: mx.Dtype, times: float = 1.0) -> Piece:
     return Piece(lambda e: mlx_launch(e, AFFINE, name, buffers, grid, (32, 2, 1)), times)
 
 
-def gemv(rows: int, k: int, dtype: mx.Dtype) -> Piece:
+def gemv(rows: int, k: int, dtype: mx.Dtype, times: float = 1.0, *, bias: bool = False) -> Piece:
     """One token by a dense matrix, and bias."""
     bm = 8 if rows >= 4096 else 4
     buffers = {
@@ -139,6 +139,6 @@ def gemv(rows: int, k: int, dtype: mx.Dtype) -> Piece:
         **{"batch_ndim": ints(1), "batch_shape": ints(1), "bias_stride": ints(1)},
         **{f"{kind}_batch_stride": longs(0) for kind in ("vector", "matrix", "bias")},
     }
-    name = f"gemv<{TYPES[dtype]}, {bm}, 1, 1, 32, 4, 4, false, true>"
+    name = f"gemv<{TYPES[dtype]}, {bm}, 1, 1, 32, 4, 4, false, {str(bias).lower()}>"
     grid = (-(-rows // (4 * bm)), 1, 1)
-    return Piece(lambda e: mlx_launch(e, ("gemv.h",), name, buffers, grid, (32, 1, bm)))
+    return Piece(lambda e: mlx_launch(e, ("gemv.h",), name, buffers, grid, (32, 1, bm)), times)

@@ -67,6 +67,7 @@ class Value:
     half: bool = False
     """A shift by 16."""
     contract: bool = False
+    """May be fused with another."""
 
 
 def instrumented(text: str) -> str:
@@ -115,7 +116,14 @@ def _value(operation: str, rest: str) -> Value:
     if called and ".reduce." in called[1]:
         which = len(types) - 1  # the vector's, not the result's
     lanes, element, scalar = types[which] if types else ("", "", "")
-    return Value(operation, int(lanes or 1), element or scalar, called[1] if called else "", rest.endswith(", 16"), "contract " in rest)
+    return Value(
+        operation,
+        int(lanes or 1),
+        element or scalar,
+        called[1] if called else "",
+        rest.endswith(", 16"),
+        "contract " in rest,
+    )
 
 
 def _kind(value: Value, defined: set[str]) -> int | None:
@@ -174,7 +182,7 @@ def _fused(values: dict[str, Value], users: dict[str, list[tuple[str, str]]]) ->
 
 def _makes_address(line: str) -> bool:
     """Of memory: a table in the text is a way to compute."""
-    return " = getelementptr " in line and " @" not in line or " = inttoptr " in line
+    return (" = getelementptr " in line and " @" not in line) or " = inttoptr " in line
 
 
 def _users(lines: list[str]) -> dict[str, list[tuple[str, str]]]:

@@ -21,6 +21,7 @@ def counted(source: str, *inputs: mx.array, header: str = "", **options: object)
     return found
 
 
+TABLE = "constant float TABLE[4] = {1.0f, 3.0f, 4.0f, 7.0f};\n"
 NOINLINE = "__attribute__((noinline)) float twice(float a, float b) { return fma(a, b, a) * b; }\n"
 # Source of 64 threads, out and x of floats; floating, integer operations and conversions.
 SOURCES = {
@@ -77,9 +78,14 @@ def test_a_function_that_stays_one_is_counted_in_itself() -> None:
     assert got.floating == (2 * 2 + 1) * THREADS
 
 
+def test_looking_up_a_table_of_the_text_is_no_address() -> None:
+    got = counted("out[i] = TABLE[as_type<uint>(x[i]) & 3];", header=TABLE)
+    assert (got.floating, got.integer, got.conversions) == (0, THREADS, 0)
+
+
 def test_a_counted_launch_computes_the_same() -> None:
     x = mx.arange(THREADS).astype(mx.float32)
-    source = "float s = simd_sum(x[i]); threadgroup_barrier(mem_flags::mem_none); out[i] = s * x[t];"
+    source = "float s = simd_sum(x[i]); threadgroup_barrier(mem_flags::mem_none);out[i] = s * x[t];"
     emulator = Emulator(check=False, count=True)
     assert (values(run(source, x, emulator=emulator)) == values(run(source, x))).all()
 
