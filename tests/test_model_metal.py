@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 
 from benchmarks.make_checkpoint import Shape
+from gptoss_mlx.checkpoint import Checkpoint
+from gptoss_mlx.engine import Engine
+from gptoss_mlx.events import TokenEvent
 from gptoss_mlx.kernels.choice import (
     MODULES,
     Kernels,
@@ -18,7 +21,11 @@ from gptoss_mlx.kernels.choice import (
     implementations,
     metal_kernels,
 )
-from gptoss_mlx.model import Transformer
+from gptoss_mlx.model import Transformer, open_model
+from gptoss_mlx.result import collect
+from gptoss_mlx.sampler import Sampler
+from gptoss_mlx.tiny import materialise
+from gptoss_mlx.tokenizer import load_tokenizer
 from tests.comparison import opened, relative_l2
 from tests.metal_emulator import Emulator, available
 
@@ -72,9 +79,31 @@ def test_streamed_experts_give_the_resident_bits(
         opened(folder, kernels=emulated, slots=n, dtype=dtype) for n in (None, slots)
     )
     states = [model.new_state() for model in (resident, streamed)]
-    for chunk in (IDS[:33], IDS[33:35], *([token] for token in IDS[35:41])):
+    chunks = [IDS[:33], IDS[33:35], IDS[35:38], IDS[38:45], *([token] for token in IDS[45:50])]
+    for chunk in chunks:
         rows = [
             model.evaluate(chunk, state)
             for model, state in zip((resident, streamed), states, strict=True)
         ]
         np.testing.assert_array_equal(rows[1], rows[0])
+
+
+def answer(question: str, kernels: Kernels | None) -> tuple[str, str, list[int]]:
+    """The tiny model's text, reasoning and tokens."""
+    folder = materialise()
+    checkpoint = Checkpoint.open(folder)
+    config = checkpoint.config
+    model = open_model(checkpoint, dtype="float32", kernels=kernels)
+    engine = Engine(model, Sampler, load_tokenizer(folder, config), config, 4096, {})
+    events = list(engine.stream(question, temperature=0.0, max_tokens=60))
+    result = collect(iter(events))
+    ids = [event.id for event in events if isinstance(event, TokenEvent) and event.id is not None]
+    return result.text, result.reasoning, ids
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("question", ["What is 27 + 58?", "Repeat: apple river stone"])
+def test_the_tiny_model_answers_the_same(question: str, emulated: Kernels) -> None:
+    ours = answer(question, emulated)
+    assert ours == answer(question, None)
+    assert ours[0]

@@ -48,10 +48,14 @@ class Kernels:
 
 
 MODULES: Mapping[str, ModuleType] = {
+    "quantized_matvec": quantized_matvec,
+    "decode_qkv": decode_qkv,
+    "decode_router": decode_router,
+    "router_topk": router_topk,
     "moe_gate_up": moe_gate_up,
     "moe_down": moe_down,
 }
-"""Where each operation is: `metal(factory)` builds its kernel, `example(dtype)` its test."""
+"""Where each operation is: `metal(factory)` builds its kernel, `examples(dtype)` its test."""
 
 
 def choose_kernels(

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import mlx.core as mx
 
-from gptoss_mlx.kernels.matrix import SUMS, THREADS, Matrix, Norm, inputs, product, served
+from gptoss_mlx.config import QuantizationSpec
+from gptoss_mlx.kernels.matrix import (
+    SUMS,
+    THREADS,
+    Matrix,
+    Norm,
+    inputs,
+    product,
+    random_matrix,
+    served,
+)
 from gptoss_mlx.kernels.matrix import template as described
 from gptoss_mlx.kernels.metal import Factory, MetalKernel
 
@@ -97,3 +107,16 @@ def metal(factory: Factory | None = None) -> DecodeQkv:
         return q, kv
 
     return run
+
+
+def examples(dtype: mx.Dtype) -> Iterator[tuple[Any, ...]]:
+    """Arguments of small calls that reach every part of the kernel."""
+    heads, width = Heads(4, 2, 64), 192
+    rows = (heads.heads + 2 * heads.kv_heads) * heads.head_dim
+    x = mx.random.normal((3, width), key=mx.random.key(2)).astype(dtype)
+    gain, bias = (mx.random.normal((n,), key=mx.random.key(1)).astype(dtype) for n in (width, rows))
+    periods = 10000.0 ** (mx.arange(0, heads.head_dim, 2) / heads.head_dim)
+    for tokens, spec in ((1, QuantizationSpec(8, 64, "affine")), (3, None)):
+        projections = [(random_matrix(rows, width, spec, dtype), bias)]
+        offset = mx.array(7, mx.int32)
+        yield x[:tokens], projections, Norm(gain, 1e-5), heads, periods, offset

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Iterator
+from typing import Any, Protocol
 
 import mlx.core as mx
 
-from gptoss_mlx.kernels.matrix import Matrix, Norm, inputs, product, served
+from gptoss_mlx.config import QuantizationSpec
+from gptoss_mlx.kernels.matrix import Matrix, Norm, inputs, product, random_matrix, served
 from gptoss_mlx.kernels.matrix import template as described
 from gptoss_mlx.kernels.metal import Factory, MetalKernel
 
@@ -51,3 +53,12 @@ def metal(factory: Factory | None = None) -> DecodeRouter:
         return logits, h
 
     return run
+
+
+def examples(dtype: mx.Dtype) -> Iterator[tuple[Any, ...]]:
+    """Arguments of small calls that reach every part of the kernel."""
+    rows, width = 3 * ROWS + 1, 192
+    x = mx.random.normal((3, width), key=mx.random.key(2)).astype(dtype)
+    gain, bias = (mx.random.normal((n,), key=mx.random.key(1)).astype(dtype) for n in (width, rows))
+    for tokens, spec in ((1, QuantizationSpec(8, 64, "affine")), (3, None)):
+        yield x[:tokens], random_matrix(rows, width, spec, dtype), bias, Norm(gain, 1e-5)

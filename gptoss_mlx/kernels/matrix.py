@@ -86,3 +86,14 @@ def inputs(x: mx.array, matrix: Matrix) -> tuple[mx.array, mx.array, mx.array]:
     """weight, scales, biases as a kernel takes them: what is absent is something it never reads."""
     scales = x if matrix.scales is None else matrix.scales
     return matrix.weight, scales, scales if matrix.biases is None else matrix.biases
+
+
+def random_matrix(rows: int, inputs: int, spec: QuantizationSpec | None, dtype: mx.Dtype) -> Matrix:
+    """Always the same; rows about as long as 1."""
+    weight = mx.random.normal((rows, inputs), scale=inputs**-0.5, key=mx.random.key(rows))
+    if spec is None:
+        return Matrix(weight.astype(dtype))
+    parts = mx.quantize(
+        weight.astype(dtype), group_size=spec.group_size, bits=spec.bits, mode=spec.mode
+    )
+    return Matrix(*parts, spec=spec)

@@ -83,7 +83,7 @@ def metal(factory: Factory | None = None) -> MoeDown:
     ) -> mx.array:
         tokens, k, inner = x.shape
         rows = blocks.shape[1]
-        if tokens > DECODED and residual is None and moe_prefill.takes(grouped, slots, scales):
+        if residual is None and moe_prefill.takes(grouped, slots, scales):
             return prefill(
                 *(x, blocks, scales, bias, slots, experts, weights),
                 template={"T": x.dtype, "K": inner, "N": rows, "TILES": moe_prefill.TILES},

@@ -95,7 +95,7 @@ def metal(factory: Factory | None = None) -> MoeGateUp:
     ) -> mx.array:
         tokens, k = slots.shape
         rows = blocks.shape[1]
-        if tokens > DECODED and moe_prefill.takes(grouped, slots, scales):
+        if moe_prefill.takes(grouped, slots, scales):
             return prefill(
                 *(x, blocks, scales, bias, slots, experts, mx.array(limit)),
                 template={"T": x.dtype, "K": x.shape[1], "N": rows, "TILES": moe_prefill.TILES},

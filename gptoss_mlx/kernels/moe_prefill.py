@@ -19,9 +19,11 @@ CONSTANT = 8  # elements below which MLX hands an array over as a constant
 
 
 def takes(grouped: bool, slots: mx.array, scales: mx.array) -> bool:
-    """Whether a call is one for the prefill kernels."""
-    tokens, k = slots.shape
-    return grouped and k == 1 and tokens >= CONSTANT and scales.size >= CONSTANT
+    """Whether a call is one for the prefill kernels.
+
+    However few its tokens: a token's bits must not depend on how many come with it.
+    """
+    return grouped and slots.shape[1] == 1 and scales.size >= CONSTANT
 
 
 def division(tokens: int, bank: mx.array) -> dict[str, Any]:

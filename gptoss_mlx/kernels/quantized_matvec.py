@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Iterator
+from typing import Any, Protocol
 
 import mlx.core as mx
 
-from gptoss_mlx.kernels.matrix import PASS, SUMS, THREADS, Matrix, Norm, inputs, product, served
+from gptoss_mlx.config import QuantizationSpec
+from gptoss_mlx.kernels.matrix import (
+    PASS,
+    SUMS,
+    THREADS,
+    Matrix,
+    Norm,
+    inputs,
+    product,
+    random_matrix,
+    served,
+)
 from gptoss_mlx.kernels.matrix import template as described
 from gptoss_mlx.kernels.metal import Factory, MetalKernel
 
@@ -89,3 +101,21 @@ def metal(factory: Factory | None = None) -> QuantizedMatvec:
         )[0]
 
     return run
+
+
+def examples(dtype: mx.Dtype) -> Iterator[tuple[Any, ...]]:
+    """Arguments of small calls that reach every part of the kernel."""
+    rows, width = PASS + 5, 192
+    specs = [
+        *(QuantizationSpec(bits, 64, "affine") for bits in (4, 5, 6, 8)),
+        QuantizationSpec(4, 32, "mxfp4"),
+        None,
+    ]
+    x, residual = (
+        mx.random.normal((3, size), key=mx.random.key(size)).astype(dtype) for size in (width, rows)
+    )
+    gain, bias = (mx.random.normal((n,), key=mx.random.key(1)).astype(dtype) for n in (width, rows))
+    for tokens, spec in zip((1, 2, 3, 1, 2, 3), specs, strict=True):
+        matrix = random_matrix(rows, width, spec, dtype)
+        yield x[:tokens], matrix, bias, Norm(gain, 1e-5), residual[:tokens]
+    yield x, random_matrix(rows, width, specs[3], dtype)

@@ -37,7 +37,8 @@ struct Tile {
 };
 
 // The first row at which slot + row / step, which ascends, is at least `value`. All lanes search.
-inline int search(const device uint* slots, int rows, int step, int value, int lane) {
+template <typename Slots>
+int search(Slots slots, int rows, int step, int value, int lane) {
     int begin = 0, end = rows;
     while (begin < end) {
         const int stride = (end - begin + 31) / 32;
@@ -52,7 +53,8 @@ inline int search(const device uint* slots, int rows, int step, int value, int l
 
 // The tile with a number. That of a tile is its slot + its first token / TILE_ROWS: different for
 // all tiles, below slots + tokens / TILE_ROWS, and found without counting the tiles before.
-inline Tile find_tile(const device uint* slots, int rows, int number, int lane) {
+template <typename Slots>
+Tile find_tile(Slots slots, int rows, int number, int lane) {
     const int past = search(slots, rows, TILE_ROWS, number + 1, lane);
     if (past == 0) {
         return Tile{0, 0, 0};

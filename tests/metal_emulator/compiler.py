@@ -18,7 +18,9 @@ from .signature import Signature, read_signature
 from .syntax import faults
 from .text import Place, Text
 
-SAID = re.compile(r"(?P<file>[^\s:]+):(?P<line>\d+):\d+: (?P<kind>error|warning|note): (?P<what>.*)")
+SAID = re.compile(
+    r"(?P<file>[^\s:]+):(?P<line>\d+):\d+: (?P<kind>error|warning|note): (?P<what>.*)"
+)
 LOSSY = re.compile(r"implicit conversion when assigning .* to '[^']*(?:__bf16|bfloat)[^']*'")
 
 
@@ -56,9 +58,7 @@ def compile_kernel(
     return Compiled(target, signature, text)
 
 
-def translate(
-    folder: Path, work: Path, unit: str, target: Path, text: Text, check: bool
-) -> None:
+def translate(folder: Path, work: Path, unit: str, target: Path, text: Text, check: bool) -> None:
     """Compiles and checks at once, links, and moves the object to `target`."""
     source = work / "kernel.cl"
     source.write_text(unit)

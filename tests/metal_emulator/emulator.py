@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import numpy as np
 import numpy.typing as npt
 
 from . import runtime, toolchain
@@ -45,7 +44,7 @@ class Emulator:
         seed: int = 0,
         trace: bool = False,
         threadgroup_limit: int = THREADGROUP_LIMIT,
-        access_limit: int = 1 << 34,
+        access_limit: int = 1 << 32,
     ) -> None:
         if order not in runtime.ORDERS:
             raise ValueError(f"order {order!r} is none of {', '.join(runtime.ORDERS)}")
@@ -70,7 +69,7 @@ class Emulator:
         options: dict[str, Any] = {}
         if compile_options is not None:
             options["compile_options"] = compile_options
-        kernel = MLX_METAL_KERNEL(
+        kernel: Any = MLX_METAL_KERNEL(
             name=name,
             input_names=list(input_names),
             output_names=list(output_names),
@@ -113,7 +112,9 @@ class Emulator:
             for name, data in buffers.items()
             if data is not None
         }
-        shapes = [Array(n, a.data.shape, str(a.data.dtype), a.data.nbytes) for n, a in arguments.items()]
+        shapes = [
+            Array(n, a.data.shape, str(a.data.dtype), a.data.nbytes) for n, a in arguments.items()
+        ]
         size = fitted(kernel, grid, threadgroup)
         read = [a for a in shapes if a.name not in writable]
         written = [a for a in shapes if a.name in writable]
@@ -163,9 +164,7 @@ class Emulator:
         slots = slots_of(name, compiled, arguments)
         library = toolchain.built() / "runtime.so"
         start = time.perf_counter()
-        outcome = runtime.launch(
-            compiled.object, library, slots, grid, threadgroup, self._settings
-        )
+        outcome = runtime.launch(compiled.object, library, slots, grid, threadgroup, self._settings)
         seconds = time.perf_counter() - start
         if outcome.reports:
             raise MetalError(describe(outcome, compiled))

@@ -16,6 +16,8 @@ from .runtime import Argument
 from .source import Generated, generate
 
 Three = tuple[int, int, int]
+MOST_THREADS = 1024
+"""Of a threadgroup, on every Apple GPU."""
 Run = Callable[[str, Generated, dict[str, Argument], Three, Three, list[Array], list[Array]], None]
 
 
@@ -71,13 +73,15 @@ class MetalKernel:
         for name, shape, dtype in zip(self.names.outputs, shapes, output_dtypes, strict=True):
             data = arrays.output(shape, dtype, init_value)
             arguments[name] = Argument(name, data, True, init_value is not None)
-        read = [described(n, x.shape, x.dtype) for n, x in zip(self.names.inputs, given, strict=True)]
+        read = [
+            described(n, x.shape, x.dtype) for n, x in zip(self.names.inputs, given, strict=True)
+        ]
         written = [
             described(n, s, d)
             for n, s, d in zip(self.names.outputs, shapes, output_dtypes, strict=True)
         ]
         size = fitted(self.names.kernel, grid, threadgroup)
-        self.run(self.names.kernel, text, arguments, tuple(grid), size, read, written)
+        self.run(self.names.kernel, text, arguments, grid, size, read, written)
         return [
             arrays.to_mlx(arguments[name].data, dtype)
             for name, dtype in zip(self.names.outputs, output_dtypes, strict=True)
@@ -114,7 +118,7 @@ def described(name: str, shape: Sequence[int], dtype: mx.Dtype) -> Array:
 
 
 def fitted(name: str, grid: Sequence[int], threadgroup: Sequence[int]) -> Three:
-    """The threadgroup MLX dispatches: no larger than the grid. Raises MetalError for wrong sizes."""
+    """The threadgroup MLX dispatches, no larger than the grid. Raises MetalError if not sizes."""
     for what, sizes in (("grid", grid), ("threadgroup", threadgroup)):
         if len(sizes) != 3 or any(not isinstance(n, int) or n < 1 for n in sizes):
             raise MetalError(f"{name}: {what} {tuple(sizes)} is not three counts of 1 or more")
@@ -123,6 +127,3 @@ def fitted(name: str, grid: Sequence[int], threadgroup: Sequence[int]) -> Three:
     if asked > MOST_THREADS:
         raise MetalError(f"{name}: {asked} threads in a threadgroup, the limit is {MOST_THREADS}")
     return x, y, z
-
-
-MOST_THREADS = 1024

@@ -40,7 +40,6 @@ def addr2line(compiled: Path, addresses: list[int]) -> list[list[Place]]:
     for row in said.splitlines():
         if row.startswith("0x"):
             stacks.append([])
-        elif found := re.match(r"(.*):(\d+)", row):
-            if int(found[2]):
-                stacks[-1].append(Place(Path(found[1]).name, int(found[2])))
+        elif (found := re.match(r"(.*):(\d+)", row)) and int(found[2]):
+            stacks[-1].append(Place(Path(found[1]).name, int(found[2])))
     return stacks

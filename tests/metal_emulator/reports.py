@@ -32,8 +32,10 @@ def message(r: Report, other: Place | None) -> str:
     at = f" at {other}" if other else ""
     texts = (
         lambda: race(r, access, me, at),
-        lambda: f"race across threadgroups: {access} by {me} conflicts with "
-        f"the {KINDS[r.other_kind]} by {whose(r)}{at}",
+        lambda: (
+            f"race across threadgroups: {access} by {me} conflicts with "
+            f"the {KINDS[r.other_kind]} by {whose(r)}{at}"
+        ),
         lambda: f"out of bounds: {access} by {me}",
         lambda: f"misaligned: {access} by {me}",
         lambda: f"uninitialised: {access} by {me}, which nobody wrote",
@@ -42,8 +44,10 @@ def message(r: Report, other: Place | None) -> str:
         lambda: f"divergent barrier: only {r.offset} threads of threadgroup {r.group} reach it",
         lambda: f"divergent simdgroup operation: {me} waits here, thread {r.other_thread}{at}",
         lambda: f"simdgroup operation reads lane {r.offset}, which is inactive: {me}",
-        lambda: f"{r.offset} bytes of threadgroup memory with {r.region.decode()}, "
-        f"the limit is {r.size}",
+        lambda: (
+            f"{r.offset} bytes of threadgroup memory with {r.region.decode()}, "
+            f"the limit is {r.size}"
+        ),
         lambda: f"out of bounds: index {r.offset} of an array: {me}",
         lambda: f"endless: more than {r.offset} accesses",
     )
@@ -56,7 +60,9 @@ def race(r: Report, access: str, me: str, at: str) -> str:
     if r.hint:
         between = "the barrier between them lacks the flag of this memory or covers one simdgroup"
     other = f"thread {r.other_thread}" if r.other_thread != NOBODY else "several threads"
-    return f"race: {access} by {me} conflicts with the {KINDS[r.other_kind]} by {other}{at}: {between}"
+    return (
+        f"race: {access} by {me} conflicts with the {KINDS[r.other_kind]} by {other}{at}: {between}"
+    )
 
 
 def whose(r: Report) -> str:

@@ -9,7 +9,7 @@ from .errors import MetalError
 from .text import Text
 
 KERNEL = re.compile(r"\[\[\s*kernel\s*\]\]|\bkernel\b")
-HOST_NAME = re.compile(r'\[\[\s*host_name\([^)]*\)\s*\]\]')
+HOST_NAME = re.compile(r"\[\[\s*host_name\([^)]*\)\s*\]\]")
 INSTANTIATION = re.compile(r"\btemplate\s+decltype\s*\([^;]*;")
 FUNCTION_CONSTANT = re.compile(r"\s*\[\[\s*function_constant\(\s*(\d+)\s*\)\s*\]\]")
 BFLOAT_LITERAL = re.compile(r"\b((?:\d+\.\d*|\.\d+)(?:[eE][+-]?\d+)?)bf\b")

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 ORDERS = ("forward", "reverse", "random")
@@ -116,7 +115,8 @@ def launch(
     settings: Settings,
 ) -> Outcome:
     """Runs the object's kernel over the grid; `arguments` by buffer index, None where unused."""
-    library, kernel = ctypes.CDLL(str(runtime)), ctypes.CDLL(str(compiled))
+    # The runtime has one state: PyDLL keeps other threads out while it runs.
+    library, kernel = ctypes.PyDLL(str(runtime)), ctypes.PyDLL(str(compiled))
     count = len(arguments)
     buffers, traffic = (Buffer * count)(), (Traffic * count)()
     for slot, one in zip(buffers, arguments, strict=True):

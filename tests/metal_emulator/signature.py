@@ -119,8 +119,8 @@ struct mtl_pointer {{
 }};
 struct mtl_reference {{
   ulong address;
-  template <typename P> operator const constant P&() const {{ return *(const constant P*)address; }}
-  template <typename P> operator const device P&() const {{ return *(const device P*)address; }}
+  template <typename P> operator constant P&() const {{ return *(constant P*)address; }}
+  template <typename P> operator device P&() const {{ return *(device P*)address; }}
 }};
 extern "C" __attribute__((no_sanitize("thread")))
 void metal_entry(const thread ulong* b, const thread mtl_position* p) {{

@@ -27,7 +27,9 @@ class Generated:
     call: str
 
 
-def generate(name: str, kernel: Callable[..., Any], inputs: list[mx.array], **call: Any) -> Generated:
+def generate(
+    name: str, kernel: Callable[..., Any], inputs: list[mx.array], **call: Any
+) -> Generated:
     """What MLX would hand to Metal for `kernel(inputs=inputs, **call)`; nothing is run.
 
     Tracing an export makes MLX print the text also where it has no Metal.

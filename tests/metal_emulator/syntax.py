@@ -8,14 +8,12 @@ from dataclasses import dataclass, field
 
 from .text import Place
 
-LOCATION = re.compile(
-    r"\b(?:line:(?P<line>\d+):\d+|col:\d+)|(?P<file>[^\s<>,:']+):(?P<at>\d+):\d+"
-)
+LOCATION = re.compile(r"\b(?:line:(?P<line>\d+):\d+|col:\d+)|(?P<file>[^\s<>,:']+):(?P<at>\d+):\d+")
 QUOTED = re.compile(r"'[^']*'")
 VARIABLE = re.compile(r"\b(?:ParmVarDecl|VarDecl|FieldDecl) 0x")
 FUNCTION = re.compile(r"\b(?:FunctionDecl|CXXMethodDecl|CXXConstructorDecl) (0x\w+)")
 REFERS = re.compile(
-    r"\b(?:Function|CXXMethod) (0x\w+) '|\bMemberExpr .* (?:\.|->)\S+ (0x\w+)$"
+    r"DeclRefExpr .* (?:Function|CXXMethod) (0x\w+) '|\bMemberExpr .* (?:\.|->)\S+ (0x\w+)$"
 )
 IMPLICIT = re.compile(r"Decl 0x.* implicit ")
 TO_BFLOAT = re.compile(

@@ -12,6 +12,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from .text import flatten
 
 HERE = Path(__file__).parent
 CLANG, CLANGXX, LLD, ADDR2LINE = "clang-19", "clang++-19", "ld.lld-19", "addr2line"
+MLX_PRELUDE = "mlx/backend/metal/kernels/utils.h"
 CPU_FLAGS = {"avx2", "fma", "f16c"}
 
 COMMON_FLAGS = (
@@ -63,6 +65,8 @@ def available() -> str | None:
     if missing:
         return f"the Metal emulator needs {', '.join(missing)} (packages clang-19 and lld-19)"
     flags = Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0].split()
+    if not (mlx_include() / MLX_PRELUDE).is_file():
+        return "the Metal emulator needs an MLX that comes with its Metal headers"
     if lacking := sorted(CPU_FLAGS - set(flags)):
         return f"the Metal emulator needs a CPU with {', '.join(lacking)}"
     return None
@@ -98,7 +102,7 @@ class Prelude:
 def prelude() -> Prelude:
     """MLX's own, as installed; only its overloads for bfloat are the emulator's."""
     files: set[Path] = set()
-    include = '#include "mlx/backend/metal/kernels/utils.h"\n'
+    include = f'#include "{MLX_PRELUDE}"\n'
     text = flatten(include, "prelude.metal", (HERE / "include", mlx_include()), files)
     return Prelude(rewrite(text).body, frozenset(files))
 
@@ -119,10 +123,17 @@ def built() -> Path:
     folder = cache_folder() / digest.hexdigest()[:16]
     with locked(folder.with_suffix(".lock")):
         if not (folder / "complete").exists():
-            shutil.rmtree(folder, ignore_errors=True)
+            for stale in (folder, *unused(folder.parent)):
+                shutil.rmtree(stale, ignore_errors=True)
             build(folder)
             (folder / "complete").touch()
     return folder
+
+
+def unused(cache: Path) -> list[Path]:
+    """Folders of earlier versions that nothing was added to for a month."""
+    month_ago = time.time() - 30 * 24 * 3600
+    return [p.parent for p in cache.glob("*/kernels") if p.stat().st_mtime < month_ago]
 
 
 @contextmanager

@@ -49,13 +49,10 @@ void run_lanes(uint32_t low, uint32_t count) {
   arrange(order, count);
   for (uint32_t i = 0; i < count && !machine.stopped; i++) {
     Fiber& fiber = machine.fibers[low + order[i]];
-    while (fiber.state == State::ready && !machine.stopped) {
-      machine.current = &fiber;
-      metal_switch(&machine.scheduler, fiber.stack_pointer);
-      machine.totals.switches++;
-      // In random order a thread may step back between two atomics, and others go first.
-      if (fiber.state == State::ready) break;
-    }
+    if (fiber.state != State::ready) continue;
+    machine.current = &fiber;
+    metal_switch(&machine.scheduler, fiber.stack_pointer);
+    machine.totals.switches++;
   }
   machine.current = nullptr;
 }
@@ -67,7 +64,7 @@ bool meet(uint32_t simdgroup, uint32_t low, uint32_t count) {
   for (uint32_t i = 0; i < count; i++) {
     Fiber& fiber = machine.fibers[low + i];
     if (fiber.state == State::done) continue;
-    if (fiber.state == State::ready) return true;
+    if (fiber.state == State::ready) return true;  // it stepped back between two atomics
     if (!first) first = &fiber;
     if (fiber.state != first->state || fiber.code != first->code) {
       const bool barriers =

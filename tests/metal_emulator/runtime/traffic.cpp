@@ -1,5 +1,6 @@
 #include "traffic.h"
 
+#include <algorithm>
 #include <bit>
 
 void Tracer::start(const std::vector<uint64_t>& sizes, uint32_t simdgroups) {
@@ -27,15 +28,21 @@ void Tracer::add(uint32_t simdgroup, uint32_t lane, uint64_t code, uint32_t regi
   access.stores = stores;
   (stores ? totals_[region].written_bytes : totals_[region].read_bytes) += bytes;
   auto& touched = (stores ? touched_written_ : touched_read_)[region];
-  for (uint64_t at = offset; at < offset + bytes; at++) {
-    if (at / 64 < touched.size()) touched[at / 64] |= 1ull << at % 64;
-    const uint64_t number = at / line_bytes;
-    Line* line = nullptr;  // neighbours share a line: the latest is the likeliest
-    for (size_t i = access.lines.size(); i-- && !line;)
-      if (access.lines[i].number == number) line = &access.lines[i];
-    if (!line) line = &access.lines.emplace_back(Line{number, {0, 0}});
-    line->bytes[at % line_bytes / 64] |= 1ull << at % 64;
+  // In pieces that share a word of 64 bytes.
+  for (uint64_t at = offset; at < offset + bytes;) {
+    const uint64_t end = std::min(offset + bytes, (at / 64 + 1) * 64), count = end - at;
+    const uint64_t bits = (count == 64 ? ~0ull : (1ull << count) - 1) << at % 64;
+    if (at / 64 < touched.size()) touched[at / 64] |= bits;
+    line_of(access, at / line_bytes).bytes[at % line_bytes / 64] |= bits;
+    at = end;
   }
+}
+
+Tracer::Line& Tracer::line_of(Access& access, uint64_t number) {
+  // Neighbours share a line: the latest is the likeliest.
+  for (size_t i = access.lines.size(); i--;)
+    if (access.lines[i].number == number) return access.lines[i];
+  return access.lines.emplace_back(Line{number, {0, 0}});
 }
 
 void Tracer::close(Instruction& instruction) {

@@ -34,6 +34,7 @@ class Tracer {
   };
   using Instructions = std::unordered_map<uint64_t, Instruction>;
 
+  static Line& line_of(Access& access, uint64_t number);
   void close(Instruction& instruction);
 
   std::vector<Instructions> simdgroups_;
