@@ -42,7 +42,7 @@ for (int m = 0; m < FRAGMENTS; m++) {
                 const float sum = sums.of[j][m][i] * EIGHT_SCALE + biases[j];
                 values[j] = T(sum * float(weights[at]));
             }
-            write<T, N>(out + at * N + row, values, N - row);
+            write<T, OUTPUTS, N>(out + at * N + row, values, N - row);
         }
     }
 }

@@ -44,7 +44,8 @@ for (int m = 0; m < FRAGMENTS; m++) {
                 const float up = sums.of[j + 1][m][i] * EIGHT_SCALE + biases[j + 1];
                 values[j / 2] = T(swiglu(gate, up, limit));
             }
-            write<T, N / 2>(out + ((tile.first + token) * N + row) / 2, values, (N - row) / 2);
+            device T* to = out + ((tile.first + token) * N + row) / 2;
+            write<T, OUTPUTS / 2, N / 2>(to, values, (N - row) / 2);
         }
     }
 }
