@@ -51,7 +51,7 @@ FIGURES = {
 def main(worker: str | None, started: float | None, **options: Any) -> None:
     """Measure load, prefill and decode; one JSON line last."""
     if worker is not None:
-        measure = _ours if worker == "gptoss_mlx" else _mlx_lm
+        measure = ours if worker == "gptoss_mlx" else mlx_lm
         print(json.dumps(measure(started or time.time(), **_measured(options))))
         return
     try:
@@ -139,7 +139,8 @@ def _prompt(count: int, vocab: int) -> list[int]:
     return [int(id) for id in rng.integers(0, min(vocab, 50000), count)]
 
 
-def _ours(started: float, folder: Path, dtype: str | None, prompt: int, decode: int) -> Any:
+def ours(started: float, folder: Path, dtype: str | None, prompt: int, decode: int) -> Any:
+    """The FIGURES of one run, and what the device held at most beside the plan's sum, GiB."""
     import gptoss_mlx
     from gptoss_mlx.events import FinishEvent, TokenEvent
 
@@ -163,10 +164,13 @@ def _ours(started: float, folder: Path, dtype: str | None, prompt: int, decode: 
         "peak_gib": _peak_gib(),
         "prefill_tok_s": prompt / timings.first_token,
         "decode_tok_s": (timings.decode_tokens - 1) / rest,
+        "device_peak_gib": engine.stats()["peak_bytes"] / 2**30,
+        "plan_gib": None if engine.plan is None else engine.plan.total / 2**30,
     }
 
 
-def _mlx_lm(started: float, folder: Path, dtype: str | None, prompt: int, decode: int) -> Any:
+def mlx_lm(started: float, folder: Path, dtype: str | None, prompt: int, decode: int) -> Any:
+    """The same of mlx-lm, which plans nothing."""
     import mlx.core as mx
     from mlx_lm.generate import generate_step
     from mlx_lm.utils import load_model, load_tokenizer
@@ -190,6 +194,7 @@ def _mlx_lm(started: float, folder: Path, dtype: str | None, prompt: int, decode
         "peak_gib": _peak_gib(),
         "prefill_tok_s": prompt / (ends[0] - begun),
         "decode_tok_s": (len(ends) - 1) / (ends[-1] - ends[0]),
+        "device_peak_gib": mx.get_peak_memory() / 2**30,
     }
 
 

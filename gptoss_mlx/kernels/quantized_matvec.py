@@ -119,3 +119,7 @@ def examples(dtype: mx.Dtype) -> Iterator[tuple[Any, ...]]:
         matrix = random_matrix(rows, width, spec, dtype)
         yield x[:tokens], matrix, bias, Norm(gain, 1e-5), residual[:tokens]
     yield x, random_matrix(rows, width, specs[3], dtype)
+    # Of eight tokens so wide, a part at a time is held.
+    x = mx.random.normal((8, 1472), key=mx.random.key(2)).astype(dtype)
+    gain = mx.random.normal((1472,), key=mx.random.key(3)).astype(dtype)
+    yield x, random_matrix(2 * rows, 1472, specs[0], dtype), None, Norm(gain, 1e-5)

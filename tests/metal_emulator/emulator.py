@@ -184,6 +184,7 @@ class Emulator:
                 threadgroup_bytes=totals.threadgroup_bytes,
                 threadgroup_read=totals.threadgroup_read,
                 threadgroup_written=totals.threadgroup_written,
+                threadgroup_accesses=totals.threadgroup_accesses,
                 seconds=seconds,
                 unwritten=unwritten(outcome, slots) if self._settings.check else {},
                 traffic=traffic(outcome, slots) if self._settings.trace else {},

@@ -61,3 +61,5 @@ class Launch:
     threadgroup_read: int = 0
     """Bytes of threadgroup memory read by threads."""
     threadgroup_written: int = 0
+    threadgroup_accesses: int = 0
+    """Of simdgroups to threadgroup memory."""

@@ -14,6 +14,12 @@ INSTANTIATION = re.compile(r"\btemplate\s+decltype\s*\([^;]*;")
 FUNCTION_CONSTANT = re.compile(r"\s*\[\[\s*function_constant\(\s*(\d+)\s*\)\s*\]\]")
 BFLOAT_LITERAL = re.compile(r"\b((?:\d+\.\d*|\.\d+)(?:[eE][+-]?\d+)?)bf\b")
 VECTOR_CALL = re.compile(r"\b(?:metal\s*::\s*)?vec\s*<([^<>;]+)>\s*\((?=[^)&*])")
+VECTOR = r"(?:bool|u?char|u?short|u?int|u?long|half|float|bfloat)[234]"
+VECTOR_ALIAS = re.compile(
+    rf"\busing\s+(\w+)\s*=\s*(?:metal::)?(?:vec\s*<[^;]*>|{VECTOR})\s*;"
+    rf"|\btypedef\s+(?:metal::)?(?:vec\s*<[^;]*>|{VECTOR})\s+(\w+)\s*;"
+)
+VECTOR_REFERENCE = re.compile(rf"\b({VECTOR})\s*(?=\(\s*[&*]\s*\w*\s*\))")
 PARENTHESES = r"\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)"
 SHARED = re.compile(
     r"(?<=[;{}])(?P<before>\s*)(?:alignas\(\d+\)\s*)?threadgroup\s+"
@@ -34,6 +40,7 @@ def rewrite(text: Text, constants: Mapping[int, int] | None = None) -> Text:
         without_kernel_keyword,
         bfloat_literals,
         vector_calls,
+        vector_references,
         without_constructor_spaces,
         without_metal_pragmas,
     ):
@@ -71,8 +78,16 @@ def bfloat_literals(body: str) -> str:
 
 
 def vector_calls(body: str) -> str:
-    """vec<T, 4>(...): clang's vectors have no constructors, and a name is no macro here."""
-    return VECTOR_CALL.sub(r"mtl_make<metal::vec<\1>>(", body)
+    """vec<T, 4>(...), and calls of its aliases: clang's vectors have no constructors."""
+    body = VECTOR_CALL.sub(r"mtl_make<metal::vec<\1>>(", body)
+    for alias in dict.fromkeys(a or b for a, b in VECTOR_ALIAS.findall(body)):
+        body = re.sub(rf"(?<![\w<]){alias}\s*\((?=[^)&*])", f"mtl_make<{alias}>(", body)
+    return body
+
+
+def vector_references(body: str) -> str:
+    """`uint2 (&x)[8]` is no call, though the vectors' names are macros with arguments."""
+    return VECTOR_REFERENCE.sub(r"\1 mtl_no_call ", body)
 
 
 def without_constructor_spaces(body: str) -> str:

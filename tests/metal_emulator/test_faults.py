@@ -153,7 +153,11 @@ def test_threadgroups_conflict_whatever_lies_between() -> None:
 
 
 def test_a_write_after_reads_of_several_threadgroups_conflicts() -> None:
-    source = "out[i] = out[96] + x[i];\nif (i == 95) out[96] = 1;"
+    source = (
+        "out[i] = out[96] + x[i];\n"
+        "threadgroup_barrier(mem_flags::mem_device);\n"
+        "if (i == 95) out[96] = 1;"
+    )
     said = fault(source, threads=96, threadgroup=32, shape=(97,), init_value=0)
     assert "conflicts with the read by several threadgroups" in said
 

@@ -133,6 +133,10 @@ float4 v = float4(x[i], float2(1, 2), half(3));
 v = vec<float, 4>(v.xyz, 4.0f) + metal::float4(1.0f);
 bfloat b = bfloat(v.x) * 2.0bf;  // not "threadgroup float b;" in a comment
 threadgroup float tile[2][n * 16], other[4];
+using F4 = vec<float, 4>;
+v = F4(v.x, v.yz, v.w);
+thread float2 (&pairs)[2] = *(thread float2 (*)[2])&v;
+pairs[1].y = 5;
 tile[t / 32][t % 32] = float(b) + static_cast<float4>(int4(v)).w;
 if (t < 4) other[t] = 1;
 uint bits = as_type<uint>(tile[t / 32][t % 32]);

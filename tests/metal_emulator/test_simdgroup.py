@@ -12,6 +12,7 @@ import pytest
 
 from . import Emulator
 from .harness import ORDERS, needs_clang, run, values
+from .rounding import to_bfloat
 
 pytestmark = needs_clang
 
@@ -101,6 +102,12 @@ def test_sums_are_within_rounding() -> None:
     x = np.random.default_rng(4).standard_normal(64).astype(np.float32)
     out = values(run("out[i] = simd_sum(x[i]);", mx.array(x)))
     np.testing.assert_allclose(out, lanes(np.sum, x.astype(np.float64)), atol=1e-5)
+
+
+def test_sums_of_bfloat_round_once() -> None:
+    x = mx.array(np.random.default_rng(4).uniform(1, 2, 32).astype(np.float32)).astype(mx.bfloat16)
+    out = values(run("out[i] = simd_sum(x[i]);", x, threads=32, dtype=mx.bfloat16))
+    np.testing.assert_array_equal(out, to_bfloat(np.full(32, values(x).astype(np.float64).sum())))
 
 
 def test_a_partial_simdgroup_and_lanes_that_left_do_not_count() -> None:

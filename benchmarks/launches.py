@@ -1,0 +1,243 @@
+"""GPU kernels launched for a decoded token: ours beside mlx-lm's, on the same checkpoints.
+
+No Mac is needed: a decode step is traced as MLX would queue it on one (step_graph.py), and each of
+its operations is counted as MLX's Metal backend launches it (launch_table.py). Random checkpoints
+of one structure with two, three and four layers, sliding and full ones in turn, tell what one more
+layer of either kind costs and what is outside of layers: the embedding, the last norm, the head and
+the greedy choice. Linear layers are bfloat16, as released, or 8 bits, as converted.
+
+    python -m benchmarks.launches
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import click
+import mlx.core as mx
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.launch_table import Count, UnknownLaunches, check_compiled, count
+from benchmarks.make_checkpoint import Shape, write_checkpoint
+from benchmarks.step_graph import Tracer
+from gptoss_mlx.errors import GptOssError
+
+SHAPE = Shape(hidden=64, intermediate=64, heads=16, kv_heads=2, vocab=2048)
+"""As released but for sizes that change no count; heads of 64 values have MLX's fused attention."""
+LAYERS = (2, 3, 4)  # the third is a sliding layer, the fourth a full one
+CONTEXT = 200  # tokens before the step: more than the window
+GOAL = 8  # launches a layer
+NAMES = ("gptoss_mlx", "mlx-lm")
+WIDTH = 110  # columns of the table where no terminal says otherwise
+
+Step = Callable[[mx.array], Sequence[mx.array]]
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Launches by operation, of a sliding layer, of a full one, and of what is outside of layers.
+
+    held: copies more, in each, where the step before is still running (`launch_table.Count`).
+    """
+
+    sliding: Counter[str]
+    full: Counter[str]
+    outside: Counter[str]
+    held: tuple[int, int, int]
+
+    @property
+    def layer(self) -> float:
+        """Launches of a layer, the mean of both kinds."""
+        return (self.sliding.total() + self.full.total()) / 2
+
+
+@click.command()
+@click.option("--context", default=CONTEXT, show_default=True, type=click.IntRange(2))
+@click.option("--worker", type=click.Choice(NAMES), hidden=True)
+@click.option("--folder", type=click.Path(path_type=Path), hidden=True)
+def main(context: int, worker: str | None, folder: Path | None) -> None:
+    """Count the launches of a decoded token; one JSON line last."""
+    if worker is not None and folder is not None:
+        counted = traced(worker, folder, context)
+        print(json.dumps({"launches": counted.launches, "held": counted.held}))
+        return
+    try:
+        report = _report(context)
+    except GptOssError as error:
+        raise click.ClickException(str(error)) from None
+    print(json.dumps(report))
+
+
+def traced(name: str, folder: Path, context: int) -> Count:
+    """The launches of one step, in a process that has not imported the package or mlx-lm yet.
+
+    Raises UnknownLaunches.
+    """
+    tracer = Tracer()
+    with tracer.open():
+        step = (_ours if name == "gptoss_mlx" else _mlx_lm)(folder, context)
+        counted = count(tracer.trace(step, mx.array([1], mx.uint32)))
+        for compiled in list(tracer.compiled):
+            check_compiled(tracer.inside(compiled))
+    return counted
+
+
+def _ours(folder: Path, context: int) -> Step:
+    from gptoss_mlx.checkpoint import Checkpoint
+    from gptoss_mlx.kernels.choice import Kernels, metal_kernels
+    from gptoss_mlx.model import open_model
+    from gptoss_mlx.sampler import Sampler
+    from gptoss_mlx.sampling import Sampling
+
+    checkpoint = Checkpoint.open(folder)
+    plain, model = (
+        open_model(checkpoint, dtype="bfloat16", embedding="resident", kernels=kernels)
+        for kernels in (Kernels(), metal_kernels())
+    )
+    state = plain.new_state()
+    plain.prefill([i % SHAPE.vocab for i in range(context)], state)
+    mx.eval(plain.decode([1], state))  # the first step after a prompt may still tidy up
+    sampler = Sampler(Sampling(temperature=0.0), 0, [], SHAPE.vocab)
+
+    def step(token: mx.array) -> Sequence[mx.array]:
+        choice = sampler.choose(model.decode(token, state), 0, None)
+        return [choice.token, *state.arrays()]
+
+    return step
+
+
+def _mlx_lm(folder: Path, context: int) -> Step:
+    from mlx_lm.models.cache import make_prompt_cache
+    from mlx_lm.utils import load_model
+
+    model = load_model(folder)[0]
+    cache = make_prompt_cache(model)
+
+    def held() -> list[mx.array]:
+        return [array for layer in cache for array in (layer.keys, layer.values)]
+
+    model(mx.arange(context)[None] % SHAPE.vocab, cache=cache)
+    mx.eval(held())
+    mx.eval(model(mx.array([[1]]), cache=cache), held())
+
+    def step(token: mx.array) -> Sequence[mx.array]:
+        # As mlx_lm.generate.generate_step does with its default sampler.
+        logits = model(token[None], cache=cache)[:, -1, :]
+        logprobs = logits - mx.logsumexp(logits, keepdims=True)
+        return [mx.argmax(logprobs, axis=-1), logprobs.squeeze(0), *held()]
+
+    return step
+
+
+def _report(context: int) -> dict[str, Any]:
+    report: dict[str, Any] = {
+        "benchmark": "launches",
+        "mlx": version("mlx"),
+        "mlx_lm": version("mlx-lm"),
+        "context": context,
+        "goal_a_layer": GOAL,
+    }
+    with TemporaryDirectory() as work:
+        for weights in ("bfloat16", "8 bits"):
+            found = {name: costs(name, Path(work), weights, context) for name in NAMES}
+            _show(found, weights)
+            report[weights] = {name: _plain(found[name]) for name in NAMES}
+    return report
+
+
+def costs(name: str, work: Path, weights: str, context: int) -> Costs:
+    """What the layers cost, from the steps of models with LAYERS layers. Raises GptOssError."""
+    steps = [_spawn(name, _checkpoint(work, layers, weights), context) for layers in LAYERS]
+    two, three, four = (step.launches for step in steps)
+    sliding, full = _less(three, two), _less(four, three)
+    held = [step.held for step in steps]
+    kinds = (held[1] - held[0], held[2] - held[1])
+    return Costs(sliding, full, _less(_less(two, sliding), full), (*kinds, held[0] - sum(kinds)))
+
+
+def _less(more: Counter[str], fewer: Counter[str]) -> Counter[str]:
+    left = Counter({name: more[name] - fewer[name] for name in more if more[name] != fewer[name]})
+    if any(n < 0 for n in left.values()) or fewer.keys() - more.keys():
+        raise UnknownLaunches("a step with one layer more does not launch more of everything")
+    return left
+
+
+def _spawn(name: str, folder: Path, context: int) -> Count:
+    command = [sys.executable, "-m", "benchmarks.launches", "--worker", name]
+    command += ["--folder", str(folder), "--context", str(context)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
+        raise GptOssError(f"{name}: {last[0]}")
+    value = json.loads(done.stdout.splitlines()[-1])
+    return Count(Counter(value["launches"]), value["held"])
+
+
+def _checkpoint(work: Path, layers: int, weights: str) -> Path:
+    released, converted = work / f"{layers}", work / f"{layers}-8-bits"
+    if not released.exists():
+        write_checkpoint(released, replace(SHAPE, layers=layers))
+    if weights == "bfloat16":
+        return released
+    if not converted.exists():
+        _convert(released, converted)
+    return converted
+
+
+def _convert(released: Path, folder: Path) -> None:
+    from convert import destination
+    from convert.plan import to_mlx
+    from convert.sources import open_source
+    from gptoss_mlx.recipe import RECIPES
+
+    source = open_source(released)
+    destination.write(source, to_mlx(source, RECIPES["8"]), folder, resume="")
+
+
+def _plain(costs: Costs) -> dict[str, Any]:
+    return {
+        "a_layer": costs.layer,
+        "outside_layers": costs.outside.total(),
+        "token_20b": 12 * (costs.sliding.total() + costs.full.total()) + costs.outside.total(),
+        "copies_more_if_the_step_before_runs": dict(
+            zip(("sliding", "full", "outside"), costs.held, strict=True)
+        ),
+        **{
+            name: dict(sorted(getattr(costs, name).items()))
+            for name in ("sliding", "full", "outside")
+        },
+    }
+
+
+def _show(found: dict[str, Costs], weights: str) -> None:
+    table = Table(title=f"launches of a decoded token, {weights}")
+    table.add_column("operation")
+    kinds = ("sliding", "full", "outside")
+    for kind in kinds:
+        for name in NAMES:
+            table.add_column(f"{kind}\n{name}", justify="right")
+    columns = [getattr(found[name], kind) for kind in kinds for name in NAMES]
+    for operation in sorted(set().union(*columns)):
+        table.add_row(operation, *(str(column[operation] or "") for column in columns))
+    table.add_section()
+    table.add_row("all", *(str(column.total()) for column in columns))
+    held = [str(found[name].held[i]) for i in range(len(kinds)) for name in NAMES]
+    table.add_row("more, if the step before runs", *held)
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        console.width = WIDTH
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Everything worth measuring on a Mac, once: `python -m benchmarks.mac`."""
