@@ -160,11 +160,11 @@ def _qkv(shape: Shape, tokens: int, dtype: mx.Dtype) -> Case:
 
     n, k = (shape.heads + 2 * shape.kv_heads) * shape.head_dim, shape.hidden
     matrices, nbytes = _matrices(n, k, 8, dtype)
-    before = (mx.zeros((n,), dtype), Norm(mx.ones((k,), dtype), EPS))
+    bias, norm = mx.zeros((n,), dtype), Norm(mx.ones((k,), dtype), EPS)
     heads = Heads(shape.heads, shape.kv_heads, shape.head_dim)
     turning = (mx.ones((shape.head_dim // 2,)), mx.array(1000, mx.int32))
     x = _noise((tokens, k), dtype)
-    calls = tuple((x, matrix, *before, heads, *turning) for matrix in matrices)
+    calls = tuple((x, [(matrix, bias)], norm, heads, *turning) for matrix in matrices)
     return Case(calls, nbytes + (n + k) * tokens * dtype.size, 2.0 * tokens * n * k)
 
 
