@@ -68,7 +68,7 @@ class Attention:
             y = mx.fast.scaled_dot_product_attention(
                 q[None], k, v, scale=self.scale, mask=mask, sinks=self.sinks
             )
-        return self.o(y[0].swapaxes(0, 1).reshape(x.shape[0], -1), residual=x)
+        return self.o(y.swapaxes(1, 2).reshape(x.shape[0], -1), residual=x)
 
 
 class MoE:
