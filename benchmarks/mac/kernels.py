@@ -134,7 +134,7 @@ def _projection(outputs: str, inputs: str, bits: int | None, extras: str) -> Bui
 
     def build(shape: Shape, tokens: int, dtype: mx.Dtype) -> Case:
         n, k = _size(shape, outputs), _size(shape, inputs)
-        x, calls = _noise((tokens, k), dtype), []
+        x = _noise((tokens, k), dtype)
         matrices, nbytes = _matrices(n, k, bits, dtype)
         given = {
             "bias": mx.zeros((n,), dtype),
@@ -178,9 +178,8 @@ def _topk(shape: Shape, tokens: int, dtype: mx.Dtype) -> Case:
 def _matrices(n: int, k: int, bits: int | None, dtype: mx.Dtype) -> tuple[list[Matrix], float]:
     """Matrices [n, k], as many as it takes to go past a cache, and the bytes of one."""
     group = 64 if k % 64 == 0 else 32
-    per_matrix = n * k * 8 * dtype.size / 8
-    if bits is not None:
-        per_matrix = n * k * (bits / 8 + 2 * dtype.size / group)
+    wide = dtype.size if bits is None else bits / 8 + 2 * dtype.size / group
+    per_matrix = n * k * wide
     count = max(1, min(MOST_CALLS, ceil(UNCACHED / per_matrix)))
     if bits is None:
         return [Matrix(_noise((n, k), dtype)) for _ in range(count)], per_matrix
