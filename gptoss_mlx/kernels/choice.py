@@ -148,8 +148,8 @@ def _widened(argument: Any) -> Any:
     if isinstance(argument, mx.array):
         return argument.astype(mx.float32) if argument.dtype == mx.bfloat16 else argument
     if isinstance(argument, Matrix):
-        arrays = (argument.weight, argument.scales, argument.biases)
-        return Matrix(*map(_widened, arrays), argument.spec)
+        weight, scales, biases = map(_widened, (argument.weight, argument.scales, argument.biases))
+        return Matrix(weight, scales, biases, argument.spec)
     if isinstance(argument, Norm):
         return Norm(_widened(argument.weight), argument.eps)
     if isinstance(argument, list):
