@@ -44,7 +44,16 @@ struct Factors {
 //
 // x [TOKENS, K], gain [K] the norm's weight, W [.., K]. The threadgroup's memory: held[SPACE],
 // unit_sums[SUMS], squares[TOKENS * simdgroups], sums[TOKENS * ROWS].
-template <typename T, typename S, int FORMAT, int BITS, int GROUP, int K, int TOKENS, int ROWS, bool NORM>
+template <
+    typename T,
+    typename S,
+    int FORMAT,
+    int BITS,
+    int GROUP,
+    int K,
+    int TOKENS,
+    int ROWS,
+    bool NORM>
 struct Product {
     // Elements of a unit, four of which are a quad; units of a row.
     static constant constexpr int SIZE = unit_size(FORMAT, BITS);
@@ -239,7 +248,8 @@ struct Product {
 #pragma unroll
         for (int token = 0; token < TOKENS; token++) {
             const float4 p = products[token];
-            const float4 total = float4(simd_sum(p.x), simd_sum(p.y), simd_sum(p.z), simd_sum(p.w));
+            const float4 total =
+                float4(simd_sum(p.x), simd_sum(p.y), simd_sum(p.z), simd_sum(p.w));
             if (place.lane < present) {
                 sums[token * ROWS + begin + place.lane * STEP] = total[place.lane];
             }
