@@ -193,7 +193,8 @@ struct Product {
     void add_four_rows(int row, int present, int part, thread float4* products) const {
         const int begin = part * WINDOW - row * UNITS % LINE, end = min(begin + WINDOW, UNITS);
         for (int first = begin; first < end; first += 32 * LANES) {
-            const Factors<FORMAT> mine = read_factors(row, present, first + place.lane * LANES, end);
+            const int own = first + place.lane * LANES;
+            const Factors<FORMAT> mine = read_factors(row, present, own, end);
             for (int round = 0; round < LANES && first + 32 * round < end; round++) {
                 const int unit = first + 32 * round + place.lane;
                 const Factors<FORMAT> factors = mine.of_lane((32 * round + place.lane) / LANES);
