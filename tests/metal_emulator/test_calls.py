@@ -23,6 +23,13 @@ def test_templates_of_types_numbers_and_flags() -> None:
             np.testing.assert_array_equal(values(out), (np.arange(64) + 3) * flag)
 
 
+def test_threadgroup_memory_of_a_named_type() -> None:
+    source = "threadgroup typename Kind::type tile\n    [64];\ntile[t] = x[i]; out[i] = tile[t];"
+    x = mx.arange(64).astype(mx.float32)
+    out = run(source, x, header="struct Kind { typedef float type; };\n")
+    np.testing.assert_array_equal(values(out), values(x))
+
+
 def test_shapes_and_strides_of_an_array_as_it_lies() -> None:
     kernel = Emulator().metal_kernel(
         name="strided",
