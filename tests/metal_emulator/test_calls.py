@@ -83,6 +83,27 @@ def test_threadgroups_at_the_edge_are_smaller(order: str) -> None:
     )
 
 
+def test_one_kernel_takes_inputs_of_any_kind() -> None:
+    kernel = Emulator().metal_kernel(
+        "sizes", ["x"], ["out"], "out[thread_position_in_grid.x] = sizeof(x) + sizeof(x[0]);"
+    )
+    sizes = []
+    for x in (mx.zeros((64,)), mx.zeros((4,)), mx.zeros((64,), mx.float16)):
+        (out,) = kernel(
+            inputs=[x],
+            output_shapes=[(1,)],
+            output_dtypes=[mx.uint32],
+            grid=(1, 1, 1),
+            threadgroup=(1, 1, 1),
+            verbose=False,
+        )
+        sizes.append(out.item())
+    assert sizes == [12, 12, 10]
+    texts = {text.text.body for text in kernel.texts.values()}
+    for space in ("constant", "device"):
+        assert any(f"const {space} float* x" in text for text in texts)
+
+
 def test_init_value_fills_outputs() -> None:
     out = run("if (i == 3) out[i] += x[i];", mx.full((8,), 2.0), init_value=5.0)
     assert values(out).tolist() == [7.0 if i == 3 else 5.0 for i in range(64)]

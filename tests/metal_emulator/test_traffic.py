@@ -29,7 +29,8 @@ PATTERNS = {
     ),
     "some lanes": ("out[i] = 0;\nif (t % 32 < 8) out[i] = x[t % 32];", (64, 2, 2, 2, 32)),
     "a loop": (
-        "float s = 0;\nfor (uint k = t; k < 256; k += 64) s += x[k];\nout[i] = s;",
+        "float s = 0;\n#pragma clang loop unroll(disable)\n"
+        "for (uint k = t; k < 256; k += 64) s += x[k];\nout[i] = s;",
         (1024, 8, 8, 8, 1024),
     ),
     "a turn that some lanes skip": (
