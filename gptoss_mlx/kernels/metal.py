@@ -20,6 +20,7 @@ Factory: TypeAlias = Callable[..., Callable[..., list[mx.array]]]
 """`mx.fast.metal_kernel`, or what stands in for it."""
 
 _BODY = re.compile(r"^// kernel$", re.MULTILINE)
+_UNREAD = re.compile(r"[ \t]*//[^\n]*|^[ \t]+", re.MULTILINE)
 _INCLUDE = re.compile(r'^#include "(\w+)\.metal"\n', re.MULTILINE)
 
 
@@ -33,10 +34,13 @@ class Source:
 
 @cache
 def source(name: str) -> Source:
-    """The source of metal/<name>.metal."""
+    """metal/<name>.metal without comments: MLX copies and hashes the text at every call."""
     header, body = _BODY.split(_text(name))
     line = header.count("\n") + 1
-    return Source(_with_includes(name, header, set()), f'#line {line} "{name}.metal"\n{body}')
+    return Source(
+        _UNREAD.sub("", _with_includes(name, header, set())),
+        _UNREAD.sub("", f'#line {line} "{name}.metal"\n{body}'),
+    )
 
 
 def _with_includes(name: str, text: str, seen: set[str]) -> str:

@@ -112,7 +112,7 @@ MUTATIONS = {
     "prefill: no barrier before x is replaced": Mutation(PREFILL_DOWN, BARRIER, "", 0),
     "prefill: no barrier after x is loaded": Mutation(PREFILL_DOWN, BARRIER, "", 1),
     "prefill: the tile's tokens from another place": Mutation(
-        PREFILL_DOWN, "* TILE_ROWS;\n    return Tile", "* TILE_ROWS + 1;\n    return Tile"
+        PREFILL_DOWN, "* TILE_ROWS;\nreturn Tile", "* TILE_ROWS + 1;\nreturn Tile"
     ),
     "prefill: a token too many": Mutation(
         PREFILL_DOWN, "token < tile.count", "token <= tile.count"
