@@ -5,7 +5,7 @@
 
 #include "matvec.metal"
 
-// position / period modulo 2 pi, for positions up to 2^24, to within about 2e-7.
+// position / period modulo 2 pi, for positions up to 2^24, to within 3e-7.
 //
 // The quotient is taken with its remainder, and a multiple of 2 pi off it in three parts, of which
 // the first is so short that its product is exact (Cody and Waite, "Software Manual for the
@@ -16,7 +16,7 @@ inline float angle(float position, float period) {
     const float turns = rint(turn * 0.15915494309f);
     float left = fma(-turns, 6.28125f, turn);
     left = fma(-turns, 0.0019353072f, left);
-    return fma(-turns, -1.0253131e-11f, left) + rest;
+    return fma(-turns, 1.0253376e-11f, left) + rest;
 }
 
 // kernel
