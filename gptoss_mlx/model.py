@@ -245,7 +245,7 @@ class Transformer:
 
     def decode(self, token: Sequence[int] | mx.array, state: State) -> mx.array:
         """Append one token, given as its id or as the [1] array it will be in -> [vocabulary]."""
-        return self.logits(self.hidden(token, state))[0]
+        return self.logits(self.hidden(token, state)).squeeze(0)
 
 
 def _masks(tokens: int, state: State) -> tuple[mx.array | str | None, mx.array | str | None]:

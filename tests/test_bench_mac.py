@@ -133,6 +133,7 @@ def test_the_bytes_of_a_case_by_hand() -> None:
 
 def test_a_run_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "CASES", CASES[-1:])
+    monkeypatch.setattr(plan, "DTYPES", plan.DTYPES[1:])
     monkeypatch.setattr(plan, "RUNTIMES", plan.RUNTIMES[:1])
     options = ["--out", str(tmp_path), "--device", "cpu", "--shape", "small", "--runs", "1"]
     options += ["--prompt-tokens", "4", "--decode-tokens", "3"]

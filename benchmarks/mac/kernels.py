@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from math import ceil, prod
 from typing import Any
 
@@ -20,6 +19,8 @@ from benchmarks.mac.rows import Absent
 from benchmarks.make_checkpoint import SHAPES, Shape
 from gptoss_mlx.config import QuantizationSpec
 from gptoss_mlx.kernels.choice import AGREEMENT, MODULES, disagreement
+from gptoss_mlx.kernels.decode_qkv import Heads
+from gptoss_mlx.kernels.matrix import Matrix, Norm
 from gptoss_mlx.kernels.mxfp4 import random_bank
 
 DECODED = 8  # tokens; more are grouped by expert
@@ -62,14 +63,10 @@ def measure(operation: str, case: str, tokens: int, by: str, shape: str) -> dict
     """The median time of a call: by "metal", our kernel, or "mlx", its reference in MLX's ops."""
     if by == "metal":
         _need_gpu()
-    try:
-        module = import_module(f"gptoss_mlx.kernels.{operation}")
-    except ModuleNotFoundError:
-        raise Absent(f"there is no operation {operation}") from None
+    module = MODULES[operation]
     dtype = mx.bfloat16 if on_gpu() else mx.float32
     function = module.metal() if by == "metal" else getattr(module, operation)
     built = CASES[operation, case](SIZES[shape], tokens, dtype)
-    mx.eval([a for call in built.calls for a in call if isinstance(a, mx.array)])
 
     def seconds_of(calls: Sequence[tuple[Any, ...]]) -> float:
         return sampled(lambda: mx.eval([flat(function(*call)) for call in calls])) / len(calls)
@@ -136,10 +133,8 @@ def _projection(outputs: str, inputs: str, bits: int | None, extras: str) -> Bui
     """Of quantized_matvec: the names of its sizes; extras: bias, norm, residual."""
 
     def build(shape: Shape, tokens: int, dtype: mx.Dtype) -> Case:
-        from gptoss_mlx.kernels.matrix import Norm
-
         n, k = _size(shape, outputs), _size(shape, inputs)
-        x, calls = _noise((tokens, k), dtype), []
+        x = _noise((tokens, k), dtype)
         matrices, nbytes = _matrices(n, k, bits, dtype)
         given = {
             "bias": mx.zeros((n,), dtype),
@@ -155,22 +150,17 @@ def _projection(outputs: str, inputs: str, bits: int | None, extras: str) -> Bui
 
 
 def _qkv(shape: Shape, tokens: int, dtype: mx.Dtype) -> Case:
-    from gptoss_mlx.kernels.decode_qkv import Heads
-    from gptoss_mlx.kernels.matrix import Norm
-
     n, k = (shape.heads + 2 * shape.kv_heads) * shape.head_dim, shape.hidden
     matrices, nbytes = _matrices(n, k, 8, dtype)
-    before = (mx.zeros((n,), dtype), Norm(mx.ones((k,), dtype), EPS))
+    bias, norm = mx.zeros((n,), dtype), Norm(mx.ones((k,), dtype), EPS)
     heads = Heads(shape.heads, shape.kv_heads, shape.head_dim)
     turning = (mx.ones((shape.head_dim // 2,)), mx.array(1000, mx.int32))
     x = _noise((tokens, k), dtype)
-    calls = tuple((x, matrix, *before, heads, *turning) for matrix in matrices)
+    calls = tuple((x, [(matrix, bias)], norm, heads, *turning) for matrix in matrices)
     return Case(calls, nbytes + (n + k) * tokens * dtype.size, 2.0 * tokens * n * k)
 
 
 def _router(shape: Shape, tokens: int, dtype: mx.Dtype) -> Case:
-    from gptoss_mlx.kernels.matrix import Norm
-
     n, k = shape.experts, shape.hidden
     matrices, nbytes = _matrices(n, k, None, dtype)
     after = (mx.zeros((n,), dtype), Norm(mx.ones((k,), dtype), EPS))
@@ -185,22 +175,19 @@ def _topk(shape: Shape, tokens: int, dtype: mx.Dtype) -> Case:
     return Case(((logits, shape.active),) * MOST_CALLS, nbytes, logits.size)
 
 
-def _matrices(n: int, k: int, bits: int | None, dtype: mx.Dtype) -> tuple[list[Any], float]:
+def _matrices(n: int, k: int, bits: int | None, dtype: mx.Dtype) -> tuple[list[Matrix], float]:
     """Matrices [n, k], as many as it takes to go past a cache, and the bytes of one."""
-    from gptoss_mlx.kernels.matrix import Matrix
-
     group = 64 if k % 64 == 0 else 32
-    per_matrix = n * k * 8 * dtype.size / 8
-    if bits is not None:
-        per_matrix = n * k * (bits / 8 + 2 * dtype.size / group)
+    wide = dtype.size if bits is None else bits / 8 + 2 * dtype.size / group
+    per_matrix = n * k * wide
     count = max(1, min(MOST_CALLS, ceil(UNCACHED / per_matrix)))
     if bits is None:
         return [Matrix(_noise((n, k), dtype)) for _ in range(count)], per_matrix
     spec = QuantizationSpec(bits, group, "affine")
     scales, biases = mx.full((n, k // group), 0.01, dtype), mx.zeros((n, k // group), dtype)
-    packed = (n, k * bits // 8)
+    packed = (n, k * bits // 32)
     return [
-        Matrix(mx.random.randint(0, 256, packed, mx.uint8).view(mx.uint32), scales, biases, spec)
+        Matrix(mx.random.randint(0, 1 << 31, packed, mx.uint32), scales, biases, spec)
         for _ in range(count)
     ], per_matrix
 

@@ -13,6 +13,7 @@ LIMIT = 120.0  # seconds of a small measurement
 MODEL_LIMIT = 900.0  # of a run of a whole model
 MAKE_LIMIT = 7200.0  # of making a checkpoint of full size
 RUNTIMES = ("gptoss_mlx", "gptoss_mlx without Metal kernels", "mlx-lm")
+DTYPES = ("bfloat16", "float32")
 CASES = (
     ("moe_gate_up", "experts, gate and up"),
     ("moe_down", "experts, down"),
@@ -89,7 +90,7 @@ def _device(options: Options) -> Iterator[Task]:
 
 def _checks(options: Options, operations: Sequence[str]) -> Iterator[Task]:
     for operation in operations:
-        for dtype in ("bfloat16", "float32"):
+        for dtype in DTYPES:
             name = f"{operation} against its reference, {dtype}"
             yield _task(options, name, "check", operation=operation, dtype=dtype)
 

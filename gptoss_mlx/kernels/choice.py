@@ -27,11 +27,13 @@ from gptoss_mlx.kernels import (
     quantized_matvec,
     router_topk,
 )
+from gptoss_mlx.kernels.matrix import Matrix, Norm
 from gptoss_mlx.kernels.metal import Factory
 
 VARIABLE = "GPTOSS_KERNELS"
-AGREEMENT = {mx.float32: 1e-3, mx.bfloat16: 2e-2}
-"""Relative L2 between a kernel and its reference: a GPU may multiply float32 in fewer bits."""
+AGREEMENT = {mx.float32: 1e-3, mx.bfloat16: 1e-2}
+"""Relative L2 between a kernel and its reference, which computes in float32 from the same values;
+MLX may multiply float32 in fewer bits on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +105,9 @@ def checked(
     """The module's Metal kernel. Raises KernelError if it does not agree with its reference."""
     kernel: Callable[..., Any] = module.metal(factory)
     for arguments in module.examples(dtype):
-        found, expected = kernel(*arguments), getattr(module, name)(*arguments)
-        difference = disagreement(_flat(found), _flat(expected))
+        found = _flat(kernel(*arguments))
+        expected = _flat(getattr(module, name)(*map(_widened, arguments)))
+        difference = disagreement(found, expected)
         if not difference <= AGREEMENT[dtype]:
             raise KernelError(f"it differs from its reference by {difference:.1e}")
     return kernel
@@ -116,9 +119,10 @@ def disagreement(found: Sequence[mx.array], expected: Sequence[mx.array]) -> flo
 
 
 def _disagreement(found: mx.array, expected: mx.array) -> float:
-    if found.shape != expected.shape or found.dtype != expected.dtype:
+    floating = mx.issubdtype(expected.dtype, mx.floating)
+    if found.shape != expected.shape or mx.issubdtype(found.dtype, mx.floating) != floating:
         return math.inf
-    if not mx.issubdtype(expected.dtype, mx.floating):
+    if not floating:
         return 0.0 if bool(mx.array_equal(found, expected)) else math.inf
     a, b = (np.asarray(x.astype(mx.float32)).astype(np.float64) for x in (found, expected))
     off = float(np.linalg.norm(a - b) / max(float(np.linalg.norm(b)), 1e-30))
@@ -145,6 +149,20 @@ def found_here() -> dict[str, str]:
     """The `implementations` of MLX's default device, in the dtype a model has there."""
     on_gpu = mx.default_device() == mx.Device(mx.gpu)
     return implementations(choose_kernels(mx.bfloat16 if on_gpu else mx.float32))
+
+
+def _widened(argument: Any) -> Any:
+    """The argument with its bfloat16 arrays, also those inside, in float32."""
+    if isinstance(argument, mx.array):
+        return argument.astype(mx.float32) if argument.dtype == mx.bfloat16 else argument
+    if isinstance(argument, Matrix):
+        weight, scales, biases = map(_widened, (argument.weight, argument.scales, argument.biases))
+        return Matrix(weight, scales, biases, argument.spec)
+    if isinstance(argument, Norm):
+        return Norm(_widened(argument.weight), argument.eps)
+    if isinstance(argument, list):
+        return [tuple(map(_widened, pair)) for pair in argument]
+    return argument
 
 
 def _flat(outputs: Any) -> Sequence[mx.array]:

@@ -13,8 +13,8 @@ from gptoss_mlx.kernels.mxfp4 import gathered_matmul, random_bank
 
 ALPHA = 1.702
 DECODED = 8  # tokens up to which each meets its experts by itself
-ROWS = 192  # rows of a threadgroup: the vector, read once for them, is 2 % of their bytes
-THREADS = 256
+ROWS = 384  # rows of a threadgroup: the vector, read once for them, is 1 % of their bytes
+THREADS = 512
 
 
 class MoeGateUp(Protocol):

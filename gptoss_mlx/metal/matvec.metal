@@ -44,7 +44,16 @@ struct Factors {
 //
 // x [TOKENS, K], gain [K] the norm's weight, W [.., K]. The threadgroup's memory: held[SPACE],
 // unit_sums[SUMS], squares[TOKENS * simdgroups], sums[TOKENS * ROWS].
-template <typename T, typename S, int FORMAT, int BITS, int GROUP, int K, int TOKENS, int ROWS, bool NORM>
+template <
+    typename T,
+    typename S,
+    int FORMAT,
+    int BITS,
+    int GROUP,
+    int K,
+    int TOKENS,
+    int ROWS,
+    bool NORM>
 struct Product {
     // Elements of a unit, four of which are a quad; units of a row.
     static constant constexpr int SIZE = unit_size(FORMAT, BITS);
@@ -184,7 +193,8 @@ struct Product {
     void add_four_rows(int row, int present, int part, thread float4* products) const {
         const int begin = part * WINDOW - row * UNITS % LINE, end = min(begin + WINDOW, UNITS);
         for (int first = begin; first < end; first += 32 * LANES) {
-            const Factors<FORMAT> mine = read_factors(row, present, first + place.lane * LANES, end);
+            const int own = first + place.lane * LANES;
+            const Factors<FORMAT> mine = read_factors(row, present, own, end);
             for (int round = 0; round < LANES && first + 32 * round < end; round++) {
                 const int unit = first + 32 * round + place.lane;
                 const Factors<FORMAT> factors = mine.of_lane((32 * round + place.lane) / LANES);
@@ -239,7 +249,8 @@ struct Product {
 #pragma unroll
         for (int token = 0; token < TOKENS; token++) {
             const float4 p = products[token];
-            const float4 total = float4(simd_sum(p.x), simd_sum(p.y), simd_sum(p.z), simd_sum(p.w));
+            const float4 total =
+                float4(simd_sum(p.x), simd_sum(p.y), simd_sum(p.z), simd_sum(p.w));
             if (place.lane < present) {
                 sums[token * ROWS + begin + place.lane * STEP] = total[place.lane];
             }

@@ -1,30 +1,34 @@
 // The product of many tokens, sorted by slot, and the MXFP4 matrices of their slots.
 //
 // A tile is up to TILE_ROWS tokens of one slot. A threadgroup multiplies a tile by 32 outputs for
-// each of its simdgroups: x goes through threadgroup memory, 128 of K at a time, weights from device
-// memory into the registers that the 8x8 products take them from. Weights are the left operand, so
-// that a lane of a simdgroup holds two elements of one row of them: of a word of eight, the pairs
-// (0, 4), (1, 5), (2, 6), (3, 7), in which `Eight` gives them. The lane's word is one of the 16 bytes
-// that it loads, so that the four lanes of a row load 64 bytes of it. x lies in threadgroup memory
-// in the order of K that follows from that.
+// each of its simdgroups: x goes through threadgroup memory, 128 of K at a time, weights from
+// device memory into the registers that the 8x8 products take them from. Weights are the left
+// operand, of which a lane holds two elements of one row: of a word of eight the pairs (0, 4),
+// (1, 5), (2, 6), (3, 7), as `Eight` gives them. The four lanes of a row load 64 bytes of it, a
+// group each. x lies in threadgroup memory in the order of K that follows from that.
 //
 // Operations: 12 on bits and 8 multiplications for a word's eight weights, 2.5 a weight, which a
-// full tile divides by 32 tokens: 0.08 a multiply-accumulate. One load of x from threadgroup memory,
-// without bank conflicts, for 4 products of 8x8; two barriers for 128 of K.
+// full tile divides by 32 tokens: 0.08 a multiply-accumulate. One load of x from threadgroup
+// memory, without bank conflicts, for four products of 8x8; two barriers for 128 of K.
 // Device bytes requested for 2048 tokens of 2880 bfloat16, 64 for each of 32 slots, 5760 outputs in
-// threadgroups of 256: weights twice (a slot has two tiles) 564 MB, x 23 times 271 MB, biases 24 MB,
-// results 12 MB; 2.8 times the 306 MB of reading everything once. Threadgroups with tiles of one
-// slot and the same outputs are neighbours in the grid: what they share comes from a cache.
+// threadgroups of 256: weights twice (a slot has two tiles) 564 MB, x 23 times 271 MB, biases and
+// results 15 MB; 2.8 times the 306 MB of everything once. With 16 tokens for each of 128 slots it is
+// 1.2 times 1.15 GB. Threadgroups with tiles of one slot and the same outputs are neighbours in the
+// grid, so that a cache has what the second one reads. Eight rows to a load are eight to twelve
+// lines of 128 bytes, of which the next load takes the other half.
 
 #include "mxfp4.metal"
 
-constant constexpr int GROUP = 32;                    // values to a scale; four words
-constant constexpr int TILE_ROWS = 32;                // tokens
-constant constexpr int FRAGMENTS = TILE_ROWS / 8;     // of tokens, eight each
-constant constexpr int OUTPUTS = 4;                   // of a lane: adjacent ones
-constant constexpr int PART = 4;                      // groups of K held at a time
-constant constexpr int STRIDE = TILE_ROWS + 4;        // floats from one of K to the next: loads of
-constant constexpr int WORD = GROUP * STRIDE + 2;     // fragments meet all banks alike, stores nearly
+constant constexpr int GROUP = 32;                 // values to a scale; four words
+constant constexpr int TILE_ROWS = 32;             // tokens
+constant constexpr int FRAGMENTS = TILE_ROWS / 8;  // of tokens, eight each
+constant constexpr int OUTPUTS = 4;                // of a lane: adjacent ones
+constant constexpr int PART = 4;                   // groups of K held at a time
+
+// Floats from one of K to the next, and from one of a lane's words to the next: loads of fragments
+// meet all banks alike, stores at most two of a bank.
+constant constexpr int STRIDE = TILE_ROWS + 4;
+constant constexpr int WORD = GROUP * STRIDE + 2;
 constant constexpr int SPACE = PART * WORD;
 
 // The tokens first .. first + count of one slot; none if count is not positive.
@@ -64,10 +68,10 @@ Tile find_tile(Slots slots, int rows, int number, int lane) {
 
 // Where a thread is. A lane of a simdgroup holds of an 8x8 matrix row `row`, columns
 // 2 * pair and 2 * pair + 1.
-struct Place {
+struct Position {
     int thread_index, threads, row, pair;
 
-    Place(int thread_index, int threads, int lane)
+    Position(int thread_index, int threads, int lane)
         : thread_index(thread_index),
           threads(threads),
           row((lane / 4 & 4) + lane / 2 % 4),
@@ -99,10 +103,10 @@ inline float2 multiply(float2 a, float2 b, float2 sum) {
 
 // Copies GROUPS groups of `count` rows of x; all threads of the threadgroup take part.
 template <typename T, int K, int GROUPS>
-void stage(const device T* x, int count, threadgroup float* space, Place place) {
+void stage(const device T* x, int count, threadgroup float* space, Position position) {
     constexpr int CHUNKS = GROUPS * GROUP / 4;
     const device vec<T, 4>* from = (const device vec<T, 4>*)x;
-    for (int i = place.thread_index; i < (count + 7) / 8 * 8 * CHUNKS; i += place.threads) {
+    for (int i = position.thread_index; i < (count + 7) / 8 * 8 * CHUNKS; i += position.threads) {
         const int row = i / CHUNKS, chunk = i % CHUNKS, word = chunk / 2;
         const float4 values = row < count ? float4(from[row * (K / 4) + chunk]) : float4(0.0f);
         threadgroup float* to = space + word % GROUPS * WORD
@@ -174,16 +178,16 @@ void add_part(
     bool present,
     threadgroup float* space,
     thread Sums& sums,
-    Place place) {
+    Position position) {
     Words<GROUPS> words[OUTPUTS];
     if (present) {
 #pragma unroll
         for (int i = 0; i < OUTPUTS; i++) {
-            words[i] = Words<GROUPS>(blocks, scales, groups[i] + first, place.pair);
+            words[i] = Words<GROUPS>(blocks, scales, groups[i] + first, position.pair);
         }
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    stage<T, K, GROUPS>(x + first * GROUP, count, space, place);
+    stage<T, K, GROUPS>(x + first * GROUP, count, space, position);
     threadgroup_barrier(mem_flags::mem_threadgroup);
     if (!present) {
         return;
@@ -200,7 +204,7 @@ void add_part(
             weights.of[i][1] = float2(odd ? eight.v37 : eight.v26) * scale;
         }
         const threadgroup float* from =
-            space + w * WORD + (odd * 8 + place.row) * STRIDE + 2 * place.pair;
+            space + w * WORD + (odd * 8 + position.row) * STRIDE + 2 * position.pair;
 #pragma unroll
         for (int m = 0; m < FRAGMENTS; m++) {
             if (8 * m < count) {
@@ -221,26 +225,26 @@ void add_product(
     int output,
     threadgroup float* space,
     thread Sums& sums,
-    Place place) {
+    Position position) {
     constexpr int G = K / GROUP;
     int groups[OUTPUTS];
     for (int i = 0; i < OUTPUTS; i++) {
-        groups[i] = (tile.slot * N + min(output + OUTPUTS * place.row + i, N - 1)) * G;
+        groups[i] = (tile.slot * N + min(output + OUTPUTS * position.row + i, N - 1)) * G;
     }
     const bool present = output < N;
     x += tile.first * K;
     for (int first = 0; first < G / PART * PART; first += PART) {
         add_part<T, K, PART>(
-            x, tile.count, blocks, scales, groups, first, present, space, sums, place);
+            x, tile.count, blocks, scales, groups, first, present, space, sums, position);
     }
     if (G % PART != 0) {
         add_part<T, K, G % PART == 0 ? 1 : G % PART>(
-            x, tile.count, blocks, scales, groups, G / PART * PART, present, space, sums, place);
+            x, tile.count, blocks, scales, groups, G / PART * PART, present, space, sums, position);
     }
 }
 
 // Writes a lane's adjacent elements of a row of N, of which only the first `present` exist.
-template <typename T, int N, int COUNT>
+template <typename T, int COUNT, int N>
 void write(device T* to, vec<T, COUNT> values, int present) {
     if (N % COUNT == 0) {
         *(device vec<T, COUNT>*)to = values;

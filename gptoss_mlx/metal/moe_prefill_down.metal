@@ -7,39 +7,42 @@
 // kernel
 //
 // x [tokens, 1, K] T, blocks [slots, N, K / 8] u32, scales [slots, N, K / 32] u8,
-// bias [experts, N] T, slots [tokens, 1] u32, ascending, experts [tokens, 1] u32,
+// bias [experts, N] T, slots [tokens, 1] u32, ascending, experts [tokens, 1] u32, one to a slot,
 // weights [tokens, 1] T -> out [tokens, N] T
 // grid: (TILES * outputs in portions of 32 a simdgroup, tiles / TILES) threadgroups
 
 const int number = threadgroup_position_in_grid.y * TILES + threadgroup_position_in_grid.x % TILES;
 const int portion = threadgroup_position_in_grid.x / TILES;
-threadgroup float space[SPACE];
+threadgroup float2 space[SPACE / 2];
 const Tile tile = find_tile(slots, slots_shape[0], number, thread_index_in_simdgroup);
 if (tile.count <= 0) {
     return;
 }
-const Place place(
+const Position position(
     thread_index_in_threadgroup, threads_per_threadgroup.x, thread_index_in_simdgroup);
 const int begin = (portion * simdgroups_per_threadgroup + simdgroup_index_in_threadgroup) * 32;
 Sums sums = {};
-add_product<T, K, N>(x, blocks, scales, tile, begin, space, sums, place);
+add_product<T, K, N>(x, blocks, scales, tile, begin, (threadgroup float*)space, sums, position);
 
-const int row = begin + OUTPUTS * place.row;
+const int row = begin + OUTPUTS * position.row;
 if (row >= N) {
     return;
 }
+float biases[OUTPUTS];
+for (int j = 0; j < OUTPUTS; j++) {
+    biases[j] = float(bias[int(experts[tile.first]) * N + min(row + j, N - 1)]);
+}
 for (int m = 0; m < FRAGMENTS; m++) {
     for (int i = 0; i < 2; i++) {
-        const int token = 8 * m + 2 * place.pair + i;
+        const int token = 8 * m + 2 * position.pair + i;
         if (token < tile.count) {
             const int at = tile.first + token;
             vec<T, OUTPUTS> values;
             for (int j = 0; j < OUTPUTS; j++) {
-                const int b = int(experts[at]) * N + min(row + j, N - 1);
-                const float sum = sums.of[j][m][i] * EIGHT_SCALE + float(bias[b]);
+                const float sum = sums.of[j][m][i] * EIGHT_SCALE + biases[j];
                 values[j] = T(sum * float(weights[at]));
             }
-            write<T, N>(out + at * N + row, values, N - row);
+            write<T, OUTPUTS, N>(out + at * N + row, values, N - row);
         }
     }
 }

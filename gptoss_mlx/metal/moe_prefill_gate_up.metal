@@ -9,39 +9,43 @@
 // kernel
 //
 // x [tokens, K] T, blocks [slots, N, K / 8] u32, scales [slots, N, K / 32] u8, bias [experts, N] T,
-// slots [tokens, 1] u32, ascending, experts [tokens, 1] u32, limit f32 -> out [tokens, 1, N / 2] T
+// slots [tokens, 1] u32, ascending, experts [tokens, 1] u32, one to a slot, limit f32
+// -> out [tokens, 1, N / 2] T
 // grid: (TILES * outputs in portions of 32 a simdgroup, tiles / TILES) threadgroups
 
 const int number = threadgroup_position_in_grid.y * TILES + threadgroup_position_in_grid.x % TILES;
 const int portion = threadgroup_position_in_grid.x / TILES;
-threadgroup float space[SPACE];
+threadgroup float2 space[SPACE / 2];
 const Tile tile = find_tile(slots, slots_shape[0], number, thread_index_in_simdgroup);
 if (tile.count <= 0) {
     return;
 }
-const Place place(
+const Position position(
     thread_index_in_threadgroup, threads_per_threadgroup.x, thread_index_in_simdgroup);
 const int begin = (portion * simdgroups_per_threadgroup + simdgroup_index_in_threadgroup) * 32;
 Sums sums = {};
-add_product<T, K, N>(x, blocks, scales, tile, begin, space, sums, place);
+add_product<T, K, N>(x, blocks, scales, tile, begin, (threadgroup float*)space, sums, position);
 
-const int row = begin + OUTPUTS * place.row;
+const int row = begin + OUTPUTS * position.row;
 if (row >= N) {
     return;
 }
+float biases[OUTPUTS];
+for (int j = 0; j < OUTPUTS; j++) {
+    biases[j] = float(bias[int(experts[tile.first]) * N + min(row + j, N - 1)]);
+}
 for (int m = 0; m < FRAGMENTS; m++) {
     for (int i = 0; i < 2; i++) {
-        const int token = 8 * m + 2 * place.pair + i;
+        const int token = 8 * m + 2 * position.pair + i;
         if (token < tile.count) {
-            const int at = tile.first + token;
             vec<T, OUTPUTS / 2> values;
             for (int j = 0; j < OUTPUTS; j += 2) {
-                const int b = int(experts[at]) * N + min(row + j, N - 2);
-                const float gate = sums.of[j][m][i] * EIGHT_SCALE + float(bias[b]);
-                const float up = sums.of[j + 1][m][i] * EIGHT_SCALE + float(bias[b + 1]);
+                const float gate = sums.of[j][m][i] * EIGHT_SCALE + biases[j];
+                const float up = sums.of[j + 1][m][i] * EIGHT_SCALE + biases[j + 1];
                 values[j / 2] = T(swiglu(gate, up, limit));
             }
-            write<T, N / 2>(out + (at * N + row) / 2, values, (N - row) / 2);
+            device T* to = out + ((tile.first + token) * N + row) / 2;
+            write<T, OUTPUTS / 2, N / 2>(to, values, (N - row) / 2);
         }
     }
 }

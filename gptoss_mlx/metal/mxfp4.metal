@@ -5,9 +5,9 @@
 
 using namespace metal;
 
-// The scale of a group.
+// The scale of a group, 2^(exponent - 127); the smallest is subnormal.
 inline float mxfp4_scale(uchar exponent) {
-    return as_type<float>(exponent == 0 ? 0x00400000u : uint(exponent) << 23);
+    return as_type<float>(max(uint(exponent) << 23, 0x00400000u));
 }
 
 constant constexpr float EIGHT_SCALE = 16384.0f;

@@ -82,7 +82,8 @@ def test_the_environment_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
         (mx.array([3.0, 4.5]), 0.1),
         (mx.array([3.0, float("nan")]), float("inf")),
         (mx.array([3.0, 4.0, 5.0]), float("inf")),
-        (mx.array([3.0, 4.0]).astype(mx.bfloat16), float("inf")),
+        (mx.array([3.0, 4.0]).astype(mx.bfloat16), 0.0),
+        (mx.array([3, 4]), float("inf")),
     ],
 )
 def test_how_far_two_outputs_are_apart(found: mx.array, differs: float) -> None:

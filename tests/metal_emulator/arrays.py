@@ -28,7 +28,7 @@ POISON = 0xFF
 
 
 ALIGNMENT = 256
-"""Bytes: where a buffer of Metal begins is a multiple of them, whatever kernels cast its type to."""
+"""Bytes. Kernels may cast a buffer's type: Metal begins every buffer at a multiple of these."""
 
 
 def aligned(data: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -15,6 +15,7 @@ from .compiler import Compiled, compile_kernel
 from .errors import MetalError
 from .kernel import MetalKernel, Names, Three, fitted
 from .launches import Array, Launch, Traffic
+from .operations import Operations
 from .reports import describe
 from .runtime import Argument, Outcome, Settings
 from .source import Generated
@@ -31,6 +32,7 @@ class Emulator:
     check: find races, accesses out of bounds, uninitialised reads and more; else only run.
     order: of threads and threadgroups: "forward", "reverse" or "random" (by `seed`).
     trace: count the traffic of each launch (needs `check`).
+    count: count the operations of each launch (only without `check`).
     threadgroup_limit: bytes of threadgroup memory.
     access_limit: loads and stores a checked launch may make before it counts as endless.
     Raises MetalError for what Metal rejects and for every fault found, with lines.
@@ -43,6 +45,7 @@ class Emulator:
         order: str = "forward",
         seed: int = 0,
         trace: bool = False,
+        count: bool = False,
         threadgroup_limit: int = THREADGROUP_LIMIT,
         access_limit: int = 1 << 32,
     ) -> None:
@@ -50,7 +53,10 @@ class Emulator:
             raise ValueError(f"order {order!r} is none of {', '.join(runtime.ORDERS)}")
         if trace and not check:
             raise ValueError("trace needs check")
+        if count and check:
+            raise ValueError("checks change what is counted: count needs check=False")
         self._settings = Settings(check, order, seed, trace, threadgroup_limit, access_limit)
+        self._count = count
         self._compiled: dict[object, Compiled] = {}
         self.launches: list[Launch] = []
 
@@ -133,7 +139,13 @@ class Emulator:
         key = (text.body, call, tuple(shared.items()), tuple(constants.items()))
         if key not in self._compiled:
             self._compiled[key] = compile_kernel(
-                text, call, check=self._settings.check, shared=shared, constants=constants
+                text,
+                call,
+                check=self._settings.check,
+                trace=self._settings.trace,
+                count=self._count,
+                shared=shared,
+                constants=constants,
             )
         return self._compiled[key]
 
@@ -188,6 +200,7 @@ class Emulator:
                 seconds=seconds,
                 unwritten=unwritten(outcome, slots) if self._settings.check else {},
                 traffic=traffic(outcome, slots) if self._settings.trace else {},
+                operations=operations(totals) if self._count else None,
             )
         )
 
@@ -206,6 +219,11 @@ def slots_of(
             raise MetalError(f"{name}: {parameter.name} is not contiguous or not writable")
         slots[parameter.index] = Argument(one.name, one.data, parameter.writable, one.initialised)
     return slots
+
+
+def operations(totals: runtime.Totals) -> Operations:
+    """What the threads computed."""
+    return Operations(totals.floating, totals.integer, totals.conversions)
 
 
 def unwritten(outcome: Outcome, slots: Sequence[Argument | None]) -> dict[str, int]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from .operations import Operations
+
 
 @dataclass(frozen=True)
 class Traffic:
@@ -21,6 +23,8 @@ class Traffic:
     """Distinct lines of 128 bytes, summed over accesses."""
     fewest_lines: int
     """The fewest lines that could have held each access's distinct bytes, summed."""
+    distinct_bytes: int
+    """Of each access, summed: less than requested where lanes ask for the same bytes."""
     touched_read: int
     """Distinct bytes read at least once in the launch."""
     touched_written: int
@@ -61,5 +65,7 @@ class Launch:
     threadgroup_read: int = 0
     """Bytes of threadgroup memory read by threads."""
     threadgroup_written: int = 0
+    operations: Operations | None = None
+    """Of all threads; in counted launches."""
     threadgroup_accesses: int = 0
     """Of simdgroups to threadgroup memory."""

@@ -23,7 +23,7 @@ VECTOR_REFERENCE = re.compile(rf"\b({VECTOR})\s*(?=\(\s*[&*]\s*\w*\s*\))")
 PARENTHESES = r"\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)"
 SHARED = re.compile(
     r"(?<=[;{}])(?P<before>\s*)(?:alignas\(\d+\)\s*)?threadgroup\s+"
-    r"(?P<type>(?:metal::)?\w+(?:\s*<[^;()]*?>)?)\s+"
+    r"(?P<type>(?:typename\s+)?(?:\w+::)*\w+(?:\s*<[^;()]*?>)?)\s+"
     r"(?P<names>\w+\s*(?:\[[^\];]*\]\s*)*(?:,\s*\w+\s*(?:\[[^\];]*\]\s*)*)*);"
 )
 

@@ -41,7 +41,7 @@ class Traffic(ctypes.Structure):
         (name, ctypes.c_uint64)
         for name in (
             *("read_bytes", "written_bytes", "accesses", "lines", "fewest_lines"),
-            *("touched_read", "touched_written", "unwritten"),
+            *("distinct_bytes", "touched_read", "touched_written", "unwritten"),
         )
     )
 
@@ -53,6 +53,7 @@ class Totals(ctypes.Structure):
             *("accesses", "switches", "barriers", "simd_operations", "multiplications"),
             *("threadgroup_bytes", "threadgroup_read", "threadgroup_written"),
             *("threadgroup_accesses", "threadgroups", "code_base"),
+            *("floating", "integer", "conversions"),
         )
     )
 

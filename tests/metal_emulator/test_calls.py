@@ -23,6 +23,13 @@ def test_templates_of_types_numbers_and_flags() -> None:
             np.testing.assert_array_equal(values(out), (np.arange(64) + 3) * flag)
 
 
+def test_threadgroup_memory_of_a_named_type() -> None:
+    source = "threadgroup typename Kind::type tile\n    [64];\ntile[t] = x[i]; out[i] = tile[t];"
+    x = mx.arange(64).astype(mx.float32)
+    out = run(source, x, header="struct Kind { typedef float type; };\n")
+    np.testing.assert_array_equal(values(out), values(x))
+
+
 def test_shapes_and_strides_of_an_array_as_it_lies() -> None:
     kernel = Emulator().metal_kernel(
         name="strided",
@@ -74,6 +81,27 @@ def test_threadgroups_at_the_edge_are_smaller(order: str) -> None:
     np.testing.assert_array_equal(
         np.array(out), sx * 10000 + sy * 1000 + 200 + x // 8 * 10 + groups
     )
+
+
+def test_one_kernel_takes_inputs_of_any_kind() -> None:
+    kernel = Emulator().metal_kernel(
+        "sizes", ["x"], ["out"], "out[thread_position_in_grid.x] = sizeof(x) + sizeof(x[0]);"
+    )
+    sizes = []
+    for x in (mx.zeros((64,)), mx.zeros((4,)), mx.zeros((64,), mx.float16)):
+        (out,) = kernel(
+            inputs=[x],
+            output_shapes=[(1,)],
+            output_dtypes=[mx.uint32],
+            grid=(1, 1, 1),
+            threadgroup=(1, 1, 1),
+            verbose=False,
+        )
+        sizes.append(out.item())
+    assert sizes == [12, 12, 10]
+    texts = {text.text.body for text in kernel.texts.values()}
+    for space in ("constant", "device"):
+        assert any(f"const {space} float* x" in text for text in texts)
 
 
 def test_init_value_fills_outputs() -> None:

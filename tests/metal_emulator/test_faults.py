@@ -182,6 +182,25 @@ def test_atomics_conflict_with_plain_accesses(source: str, order: str) -> None:
     assert "atomic operation" in said
 
 
+READ_BY_MANY = """threadgroup float b[1];
+if (t == 0) b[0] = 1;
+threadgroup_barrier(mem_flags::mem_threadgroup);
+if (READS) out[i] = b[0];
+if (t == LAST) b[0] = 2;"""
+
+
+@pytest.mark.parametrize(("reads", "last"), [("t < 32", "31"), ("t % 32 == 31", "63")])
+def test_who_reads_last_may_not_write_what_others_read(reads: str, last: str) -> None:
+    said = fault(READ_BY_MANY.replace("READS", reads).replace("LAST", last))
+    assert f"small.metal:{FIRST_LINE + 4}: race: write of 4 bytes at b+0" in said
+    assert "conflicts with the read by several threads" in said
+
+
+def test_a_vector_across_the_end_is_out_of_bounds() -> None:
+    source = "float2 v = ((const device float2*)x)[t / 2]; out[i] = v.x + v.y;"
+    assert "read of 8 bytes at x+248 by thread 62" in fault(source, mx.zeros((63,)))
+
+
 def test_lines_are_those_of_the_file_that_markers_name() -> None:
     header = (
         '#line 40 "first.metal"\n'

@@ -29,8 +29,23 @@ PATTERNS = {
     ),
     "some lanes": ("out[i] = 0;\nif (t % 32 < 8) out[i] = x[t % 32];", (64, 2, 2, 2, 32)),
     "a loop": (
-        "float s = 0;\nfor (uint k = t; k < 256; k += 64) s += x[k];\nout[i] = s;",
+        "float s = 0;\n#pragma clang loop unroll(disable)\n"
+        "for (uint k = t; k < 256; k += 64) s += x[k];\nout[i] = s;",
         (1024, 8, 8, 8, 1024),
+    ),
+    "a turn that some lanes skip": (
+        "float s = 0;\n#pragma clang loop unroll(disable)\n"
+        "for (int k = 0; k < 4; k++) { if (k == 0 && t % 32 < 8) continue;"
+        " s += x[t % 32 + 32 * k]; }\nout[i] = s;",
+        (960, 8, 8, 8, 480),
+    ),
+    "a loop that some lanes skip": (
+        "float s = 0;\n#pragma clang loop unroll(disable)\n"
+        "for (int k = 0; k < 4; k++) { if (k != int(t % 32)) {\n"
+        "#pragma clang loop unroll(disable)\n"
+        "for (int j = 0; j < 2; j++) s += x[t % 32 + 32 * (k + 2 * j)]; }\n"
+        "s += x[t % 32 + 32 * (8 + k)]; }\nout[i] = s;",
+        (3008, 24, 24, 24, 1264),
     ),
     "between two meetings": (
         "float s = 0;\n#pragma clang loop unroll(disable)\n"

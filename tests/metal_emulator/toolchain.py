@@ -35,14 +35,17 @@ COMMON_FLAGS = (
     # A tail call would hide the line that it comes from.
     *("-fPIC", "-O2", "-march=x86-64-v3", "-fno-optimize-sibling-calls"),
 )
+ONE_CALL_FLAGS = (
+    # One call in the source stays one call: simdgroup functions are told apart by address.
+    *("-mllvm", "-enable-tail-merge=0", "-mllvm", "-tail-dup-placement=0"),
+    *("-mllvm", "-disable-tail-duplicate", "-mllvm", "-disable-early-taildup"),
+)
 KERNEL_FLAGS = (
     *("-x", "clcpp", "-cl-std=clc++2021", "-cl-no-stdinc", "-cl-single-precision-constant"),
     *COMMON_FLAGS,
     # Wider accesses than ThreadSanitizer instruments would go unseen.
     *("-fno-vectorize", "-fno-slp-vectorize", "-gline-tables-only", "-gdwarf-4"),
-    # One call in the source stays one call: simdgroup functions are told apart by address.
-    *("-mllvm", "-enable-tail-merge=0", "-mllvm", "-tail-dup-placement=0"),
-    *("-mllvm", "-disable-tail-duplicate", "-mllvm", "-disable-early-taildup"),
+    *ONE_CALL_FLAGS,
     *("-Wno-unknown-attributes", "-Wno-unused-value", "-Wno-unknown-warning-option"),
     *("-Werror=return-type", "-Wimplicit-float-conversion"),
 )
@@ -53,6 +56,17 @@ CHECK_FLAGS = (
     *("-mllvm", "-tsan-distinguish-volatile=0", "-mllvm", "-tsan-instrument-read-before-write=1"),
     # A variable read before it is written is a NaN, not by chance a zero.
     "-ftrivial-auto-var-init=pattern",
+)
+# For counting operations: loop counters stay as wide as the source has them, operations on
+# single elements stay such, and what Metal fuses is marked.
+COUNT_FLAGS = (
+    *("-g0", "-ffp-contract=fast"),
+    *("-mllvm", "-indvars-widen-indvars=false", "-mllvm", "-disable-vector-combine"),
+)
+# From instrumented LLVM text.
+OBJECT_FLAGS = (
+    *("-fPIC", "-O2", "-march=x86-64-v3", "-Xclang", "-disable-llvm-passes"),
+    *("-Wno-override-module", *ONE_CALL_FLAGS),
 )
 
 
@@ -115,7 +129,8 @@ def built() -> Path:
     """
     if reason := available():
         raise MetalError(reason)
-    digest = hashlib.sha256(repr((KERNEL_FLAGS, CHECK_FLAGS, prelude().body)).encode())
+    flags = (KERNEL_FLAGS, CHECK_FLAGS, COUNT_FLAGS, OBJECT_FLAGS)
+    digest = hashlib.sha256(repr((flags, prelude().body)).encode())
     digest.update(run([CLANG, "--version"]).encode())
     for path in sorted(HERE.rglob("*")):
         if path.is_file() and path.parent.name in ("include", "runtime"):
@@ -162,6 +177,16 @@ def build(folder: Path) -> None:
 def pch_name(checked: bool) -> str:
     """The precompiled header's name."""
     return "checked.pch" if checked else "plain.pch"
+
+
+def prelude_flags(folder: Path, checked: bool) -> list[str]:
+    """clang's flags for the precompiled headers before a kernel."""
+    return ["-Xclang", "-include-pch", "-Xclang", str(folder / pch_name(checked))]
+
+
+def header_flags(folder: Path) -> list[str]:
+    """The same for the headers as text, for a kernel with other flags."""
+    return ["-include", str(folder / "include" / "prelude.metal")]
 
 
 def kernel_flags(folder: Path, checked: bool) -> list[str]:

@@ -55,6 +55,7 @@ struct Traffic {
   uint64_t read_bytes, written_bytes;      // requested, summed over threads
   uint64_t accesses;                       // of a simdgroup: one instruction, once
   uint64_t lines, fewest_lines;            // of 128 bytes, summed over accesses
+  uint64_t distinct_bytes;                 // of each access, summed
   uint64_t touched_read, touched_written;  // distinct bytes in the whole launch
   uint64_t unwritten;                      // bytes of an output that nobody wrote
 };
@@ -63,4 +64,5 @@ struct Totals {
   uint64_t accesses, switches, barriers, simd_operations, multiplications;
   uint64_t threadgroup_bytes, threadgroup_read, threadgroup_written, threadgroup_accesses;
   uint64_t threadgroups, code_base;
+  uint64_t floating, integer, conversions;
 };

@@ -3,6 +3,7 @@
 #include "abi.h"
 
 constexpr size_t stack_bytes = 256 << 10;
+constexpr uint32_t most_loops = 8;
 
 // What a fiber waits for.
 enum class State : uint8_t { ready, threadgroup_barrier, simdgroup_barrier, simd, done };
@@ -25,6 +26,7 @@ struct Fiber {
   uint64_t code;
   Request request;
   Position position;
+  uint32_t turns[most_loops];  // of the loops around, outermost first
 };
 
 // Saves the callee-saved registers on the current stack, its pointer in *save, and resumes `to`.

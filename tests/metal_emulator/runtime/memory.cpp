@@ -134,8 +134,10 @@ void count(const Region& region, uint64_t address, uint32_t bytes, bool loads, b
   const size_t index = &region - machine.regions.data();
   const uint32_t counted = index < machine.buffers ? index : machine.buffers;
   const uint64_t offset = address - (index < machine.buffers ? region.low : 0);
-  if (loads) machine.tracer.add(p.simdgroup, p.lane, code, counted, offset, bytes, false);
-  if (stores) machine.tracer.add(p.simdgroup, p.lane, code, counted, offset, bytes, true);
+  uint64_t place = code;
+  for (uint32_t turn : machine.current->turns) place = (place ^ turn) * 0x9E3779B97F4A7C15ull;
+  if (loads) machine.tracer.add(p.simdgroup, p.lane, place, counted, offset, bytes, false);
+  if (stores) machine.tracer.add(p.simdgroup, p.lane, place, counted, offset, bytes, true);
 }
 
 void access(uint64_t address, uint32_t bytes, Kind kind, bool loads, bool stores, bool aligned,
@@ -233,6 +235,14 @@ uint64_t mtl_atomic(uint32_t what, void* at, uint64_t value, uint64_t expected) 
   if (type == 4) return atomic_on<int32_t>(operation, at, value, expected);
   if (type == 5) return atomic_on<uint32_t>(operation, at, value, expected);
   return atomic_on<float>(operation, at, value, expected);
+}
+
+// Loops of a traced kernel (loops.py), 1 the outermost: another turn; all deeper ones are left.
+void metal_loop_again(uint32_t depth) {
+  if (depth <= most_loops) machine.current->turns[depth - 1]++;
+}
+void metal_loop_left(uint32_t depth) {
+  for (uint32_t i = depth; i < most_loops; i++) machine.current->turns[i] = 0;
 }
 
 void __tsan_init() {}

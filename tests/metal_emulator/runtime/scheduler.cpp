@@ -134,6 +134,7 @@ void run_threadgroup() {
     Fiber& fiber = machine.fibers[i];
     fiber.state = State::ready;
     fiber.stack_pointer = fresh_stack(fiber.stack, fiber_main);
+    for (uint32_t& turn : fiber.turns) turn = 0;
   }
   do {
     run_simdgroups();

@@ -14,9 +14,9 @@ void Tracer::start(const std::vector<uint64_t>& sizes, uint32_t simdgroups) {
   }
 }
 
-void Tracer::add(uint32_t simdgroup, uint32_t lane, uint64_t code, uint32_t region,
+void Tracer::add(uint32_t simdgroup, uint32_t lane, uint64_t place, uint32_t region,
                  uint64_t offset, uint32_t bytes, bool stores) {
-  Instruction& instruction = simdgroups_[simdgroup][code << 1 | stores];
+  Instruction& instruction = simdgroups_[simdgroup][place << 1 | stores];
   const size_t turn = instruction.executed[lane]++;
   if (turn >= instruction.open) {
     instruction.open = turn + 1;
@@ -54,6 +54,7 @@ void Tracer::close(Instruction& instruction) {
     Traffic& total = totals_[access.region];
     total.accesses++;
     total.lines += access.lines.size();
+    total.distinct_bytes += distinct;
     total.fewest_lines += (distinct + line_bytes - 1) / line_bytes;
   }
   instruction.open = 0;
@@ -61,8 +62,9 @@ void Tracer::close(Instruction& instruction) {
 }
 
 void Tracer::meet(uint32_t simdgroup) {
-  for (auto& [code, instruction] : simdgroups_[simdgroup])
+  for (auto& [place, instruction] : simdgroups_[simdgroup])
     if (instruction.open) close(instruction);
+  simdgroups_[simdgroup].clear();
 }
 
 const std::vector<Traffic>& Tracer::finish() {

@@ -1,5 +1,6 @@
 // Counts what simdgroups ask of memory: the k-th execution of one instruction by the lanes of a
-// simdgroup, between two points where they wait for each other, is one access.
+// simdgroup, in the same turn of the loops around it and between two points where they wait for
+// each other, is one access.
 #pragma once
 #include <unordered_map>
 #include <vector>
@@ -12,7 +13,8 @@ class Tracer {
  public:
   // Sizes of the argument buffers, in bytes; the last region is all of threadgroup memory.
   void start(const std::vector<uint64_t>& sizes, uint32_t simdgroups);
-  void add(uint32_t simdgroup, uint32_t lane, uint64_t code, uint32_t region, uint64_t offset,
+  // `place`: the instruction, and the turn of each loop around it.
+  void add(uint32_t simdgroup, uint32_t lane, uint64_t place, uint32_t region, uint64_t offset,
            uint32_t bytes, bool stores);
   // The lanes of a simdgroup have met: what they did before is complete.
   void meet(uint32_t simdgroup);
