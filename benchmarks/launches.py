@@ -17,6 +17,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -95,14 +96,17 @@ def traced(name: str, folder: Path, context: int) -> Count:
 def _ours(folder: Path, context: int) -> Step:
     from gptoss_mlx.checkpoint import Checkpoint
     from gptoss_mlx.kernels.choice import Kernels, metal_kernels
+    from gptoss_mlx.kernels.decode_attention import decode_attention
     from gptoss_mlx.model import open_model
     from gptoss_mlx.sampler import Sampler
     from gptoss_mlx.sampling import Sampling
 
     checkpoint = Checkpoint.open(folder)
+    # The reference in another guise: not what `Kernels.pages` takes for one that needs no pages.
+    paged = Kernels(decode_attention=partial(decode_attention))
     plain, model = (
         open_model(checkpoint, dtype="bfloat16", embedding="resident", kernels=kernels)
-        for kernels in (Kernels(), metal_kernels())
+        for kernels in (paged, metal_kernels())
     )
     state = plain.new_state()
     plain.prefill([i % SHAPE.vocab for i in range(context)], state)

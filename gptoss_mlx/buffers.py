@@ -23,6 +23,9 @@ MiB = 1 << 20
 GROWTH = 256
 """Tokens an arena of keys and values grows by."""
 
+PAGE = 64
+"""Tokens written one by one on a GPU that are kept apart from an arena before they go into it."""
+
 SNAPSHOT_BUDGET = 64 * MiB
 """Bytes of snapshots a session keeps."""
 
@@ -121,6 +124,7 @@ class Sizes:
             "experts": held["experts"] * choice.slots,
             "keys and values": 2 * self.full_layers * self.arena(choice.context),
             "sliding layers": self.rings,
+            "pages": self.pages,
             "snapshots": SNAPSHOT_BUDGET // self.rings * self.rings if self.rings else 0,
             "scratch": self.scratch(choice),
             "MLX's cache": choice.cache_limit,
@@ -143,6 +147,17 @@ class Sizes:
         config = self.config
         token = 2 * config.num_key_value_heads * config.head_dim * self.width
         return self.sliding_layers * config.sliding_window * token
+
+    @cached_property
+    def pages(self) -> int:
+        """On a GPU the newest tokens of full layers; and, of two steps under way, what each writes
+        anew of these and of the sliding layers, while what was before is still read."""
+        if not self.gpu:
+            return 0
+        config = self.config
+        token = 2 * config.num_key_value_heads * config.head_dim * self.width
+        newest = self.full_layers * PAGE * token if self.kv_bits is None else 0
+        return newest + 2 * (newest + self.rings)
 
     def scratch(self, choice: Choice) -> int:
         """What is held for a moment: a chunk's attention or experts in one layer while prompts

@@ -5,6 +5,11 @@ computed or, in a `QuantizedArena`, in few bits. A sliding layer keeps the last 
 ring, always as computed: the token at position p lies in slot p % window. `State` holds these for
 all layers of one sequence and nothing else, so that several sequences can live side by side.
 
+Tokens come in chunks by `extend`. On a GPU a single token comes in two steps, `parts` and `put`:
+MLX copies a buffer that a step still running reads before it writes into it, so that there the
+token is written into a small page, anew each time, and an arena is left alone but for every `PAGE`
+tokens.
+
 An arena can forget its newest tokens at any time; a ring cannot, since it has overwritten what
 lay before them. `State.snapshot` therefore keeps the rings (they are small) and the position;
 `State.restore` puts the rings back and cuts the arenas: exact, and free but for the rings' bytes.
@@ -14,19 +19,40 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import mlx.core as mx
 
-from gptoss_mlx.buffers import GROWTH
+from gptoss_mlx.buffers import GROWTH, PAGE
 from gptoss_mlx.kernels.attention_quantized import Quantized
 
 
-class Arena:
-    """Keys and values of a full-attention layer, contiguous by position."""
+class Parts(NamedTuple):
+    """Where a token goes and what it sees: an arena's first `held` tokens, and a page.
 
-    def __init__(self) -> None:
+    arena and page are [2, kv_heads, tokens, head_dim]. The token's place in the page is `slot`;
+    once it is there, the page's first `seen` tokens are seen.
+    """
+
+    arena: mx.array
+    held: int
+    page: mx.array
+    slot: int
+    seen: int
+
+
+class Arena:
+    """Keys and values of a full-attention layer, contiguous by position.
+
+    Single tokens are collected in a page behind it, which goes into the arena at every PAGE-th
+    position; `turn` shifts these positions, so that not all layers copy their arenas in one step.
+    """
+
+    def __init__(self, turn: int = 0) -> None:
+        self.turn = turn
         self._kv: mx.array | None = None
+        self._page: mx.array | None = None
+        self._held = 0  # tokens in the arena; the page begins there
 
     def extend(self, kv: mx.array, offset: int) -> mx.array:
         """Keep the tokens at positions offset, offset + 1, ... and give all that they may see.
@@ -34,14 +60,42 @@ class Arena:
         kv [2, kv_heads, tokens, head_dim], keys and then values; so is what is given, with the
         tokens of before.
         """
+        self._settle(offset)
+        return self._write(kv, offset)[..., : self._held, :]
+
+    def parts(self, like: mx.array, offset: int) -> Parts:
+        """What the token at `offset` is written into and sees; `put` takes the page with it.
+
+        like [2, kv_heads, any, head_dim] has the dtype of keys and values.
+        """
+        if self._kv is None:
+            self._kv = _grown(None, like, 0, GROWTH)
+        if self._page is None:
+            self._page = _empty(like, PAGE)
+        if offset < self._held or (offset + self.turn) % PAGE == 0:
+            self._settle(offset)
+        slot = offset - self._held
+        return Parts(self._kv, self._held, self._page, slot, slot + 1)
+
+    def put(self, page: mx.array) -> None:
+        self._page = page
+
+    def _settle(self, offset: int) -> None:
+        """Bring the tokens before `offset` into the arena, and forget those after."""
+        if self._page is not None and offset > self._held:
+            self._write(self._page[..., : offset - self._held, :], self._held)
+        self._held = offset
+
+    def _write(self, kv: mx.array, offset: int) -> mx.array:
         end = offset + kv.shape[2]
         self._kv = _grown(self._kv, kv, offset, end)
         self._kv[..., offset:end, :] = kv
-        return self._kv[..., :end, :]
+        self._held = end
+        return self._kv
 
     def arrays(self) -> list[mx.array]:
         """The buffers held, to be evaluated."""
-        return [] if self._kv is None else [self._kv]
+        return [a for a in (self._kv, self._page) if a is not None]
 
 
 class QuantizedArena:
@@ -112,6 +166,14 @@ class Ring:
         seen, self._kv = _slide(ring, kv, offset, self.window)
         return seen
 
+    def parts(self, like: mx.array, offset: int) -> Parts:
+        """As `Arena.parts`: the ring is the page, there is no arena."""
+        ring = self._kv if self._kv is not None else _empty(like, self.window)
+        return Parts(ring, 0, ring, offset % self.window, min(offset + 1, self.window))
+
+    def put(self, page: mx.array) -> None:
+        self._kv = page
+
     def arrays(self) -> list[mx.array]:
         return [] if self._kv is None else [self._kv]
 
@@ -123,9 +185,9 @@ class Ring:
         self._kv = _copy(held)
 
 
-def _empty(like: mx.array, window: int) -> mx.array:
+def _empty(like: mx.array, tokens: int) -> mx.array:
     both, heads, _, width = like.shape
-    return mx.zeros((both, heads, window, width), dtype=like.dtype)
+    return mx.zeros((both, heads, tokens, width), dtype=like.dtype)
 
 
 def _copy(a: mx.array | None) -> mx.array | None:
@@ -173,9 +235,11 @@ class State:
     def __init__(self, sliding: Sequence[bool], window: int, kv_bits: int | None = None) -> None:
         self.offset = 0
         self.window = window
+        full = len(sliding) - sum(sliding)
+        turns = (i * PAGE // full for i in range(full))
         self.layers: list[LayerCache] = [
-            Ring(window) if s else Arena() if kv_bits is None else QuantizedArena(kv_bits)
-            for s in sliding
+            Ring(window) if s else Arena(turn) if kv_bits is None else QuantizedArena(kv_bits)
+            for s, turn in ((s, 0 if s else next(turns)) for s in sliding)
         ]
 
     def snapshot(self) -> Snapshot:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptoss_mlx.buffers import least_slots
-from gptoss_mlx.cache import LayerCache, QuantizedArena, State, kv_group
+from gptoss_mlx.cache import Arena, LayerCache, QuantizedArena, Ring, State, kv_group
 from gptoss_mlx.checkpoint import Checkpoint, Progress
 from gptoss_mlx.config import ModelConfig
 from gptoss_mlx.embedding import Embedding, FileEmbedding, ResidentEmbedding
@@ -24,7 +24,7 @@ from gptoss_mlx.experts import ExpertBank
 from gptoss_mlx.heap import return_freed
 from gptoss_mlx.kernels.attention_quantized import attention_quantized
 from gptoss_mlx.kernels.choice import Kernels, choose_kernels
-from gptoss_mlx.kernels.decode_qkv import Heads
+from gptoss_mlx.kernels.decode_qkv import Heads, Page
 from gptoss_mlx.kernels.matrix import Norm
 from gptoss_mlx.reader import FileReader
 from gptoss_mlx.rope import magnitude, periods
@@ -56,9 +56,25 @@ class Attention:
     def __call__(
         self, x: mx.array, cache: LayerCache, offset: int, mask: mx.array | str | None
     ) -> mx.array:
-        q, kv = self.kernels.decode_qkv(
-            x, self.qkv, self.norm, self.heads, self.periods, mx.array(offset)
-        )
+        if x.shape[0] == 1 and self.kernels.pages and not isinstance(cache, QuantizedArena):
+            y = self._one(x, cache, offset)
+        else:
+            y = self._chunk(x, cache, offset, mask)
+        return self.o(y, residual=x)
+
+    def _one(self, x: mx.array, cache: Arena | Ring, offset: int) -> mx.array:
+        """A token whose keys and values are written where they are kept: [1, heads * head_dim]."""
+        nothing = mx.zeros((2, self.heads.kv_heads, 0, self.heads.head_dim), x.dtype)
+        arena, held, page, slot, seen = cache.parts(nothing, offset)
+        q, page = self._qkv(x, offset, Page(page, slot))
+        cache.put(page)
+        return self.kernels.decode_attention(q, arena, held, page, seen, self.sinks, self.scale)
+
+    def _chunk(
+        self, x: mx.array, cache: LayerCache, offset: int, mask: mx.array | str | None
+    ) -> mx.array:
+        """[tokens, heads * head_dim]"""
+        q, kv = self._qkv(x, offset)
         if isinstance(cache, QuantizedArena):
             seen = cache.extend(kv, offset)
             keys, values = seen.half(0), seen.half(1)
@@ -68,7 +84,12 @@ class Attention:
             y = mx.fast.scaled_dot_product_attention(
                 q[None], k, v, scale=self.scale, mask=mask, sinks=self.sinks
             )
-        return self.o(y.swapaxes(1, 2).reshape(x.shape[0], -1), residual=x)
+        return y.swapaxes(1, 2).reshape(x.shape[0], -1)
+
+    def _qkv(self, x: mx.array, offset: int, page: Page | None = None) -> tuple[mx.array, mx.array]:
+        return self.kernels.decode_qkv(
+            x, self.qkv, self.norm, self.heads, self.periods, mx.array(offset), page
+        )
 
 
 class MoE:

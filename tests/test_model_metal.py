@@ -9,8 +9,11 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from benchmarks.make_checkpoint import Shape
+from gptoss_mlx.cache import Snapshot
 from gptoss_mlx.checkpoint import Checkpoint
 from gptoss_mlx.engine import Engine
 from gptoss_mlx.events import TokenEvent
@@ -26,7 +29,7 @@ from gptoss_mlx.result import collect
 from gptoss_mlx.sampler import Sampler
 from gptoss_mlx.tiny import materialise
 from gptoss_mlx.tokenizer import load_tokenizer
-from tests.comparison import opened, relative_l2
+from tests.comparison import fresh, opened, relative_l2, worst_row
 from tests.metal_emulator import Emulator, available
 
 pytestmark = pytest.mark.skipif(available() is not None, reason=available() or "")
@@ -86,6 +89,52 @@ def test_streamed_experts_give_the_resident_bits(
             for model, state in zip((resident, streamed), states, strict=True)
         ]
         np.testing.assert_array_equal(rows[1], rows[0])
+
+
+WALK = st.lists(
+    st.one_of(
+        st.tuples(st.just("extend"), st.integers(2, 40)),
+        st.tuples(st.just("decode"), st.integers(1, 8)),
+        st.tuples(st.just("snapshot"), st.just(0)),
+        st.tuples(st.just("restore"), st.integers(0, 5)),
+        st.tuples(st.just("trim"), st.integers(0, SHAPE.window)),
+    ),
+    min_size=3,
+    max_size=8,
+)
+
+
+@settings(max_examples=6, deadline=None, derandomize=True)
+@given(st.integers(2, 62), WALK)
+def test_attention_after_any_walk_is_that_of_one_pass(
+    checkpoint_of: Callable[..., Path],
+    emulated: Kernels,
+    begin: int,
+    walk: list[tuple[str, int]],
+) -> None:
+    """Other kernels do not see the cache: their references are faster."""
+    folder = checkpoint_of(SHAPE)
+    part = Kernels(decode_qkv=emulated.decode_qkv, decode_attention=emulated.decode_attention)
+    plain, model = opened(folder), opened(folder, kernels=part)
+    state, ids, draws = model.new_state(), list[int](), iter(range(3, 1 << 20, 7))
+    snapshots: list[Snapshot] = []
+    for step, n in [("extend", begin), ("decode", 3), *walk, ("decode", 2)]:
+        if step == "snapshot":
+            snapshots.append(state.snapshot())
+        elif step == "restore" and snapshots:
+            state.restore(snapshots[n % len(snapshots)])
+        elif step == "trim" and state.can_trim(n):
+            state.trim(n)
+        ids = ids[: state.offset]
+        snapshots = [snapshot for snapshot in snapshots if snapshot.offset <= len(ids)]
+        rows = []
+        for chunk in {"extend": [n], "decode": [1] * n}.get(step, []):
+            new = [next(draws) % 512 for _ in range(chunk)]
+            rows.append(model.evaluate(new, state))
+            ids += new
+        if rows:
+            found = np.concatenate(rows)
+            assert worst_row(found, fresh(plain, ids)[-len(found) :]) < EXACT
 
 
 def answer(question: str, kernels: Kernels | None) -> tuple[str, str, list[int]]:

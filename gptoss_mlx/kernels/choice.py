@@ -19,6 +19,7 @@ import numpy as np
 
 from gptoss_mlx.errors import KernelError
 from gptoss_mlx.kernels import (
+    decode_attention,
     decode_qkv,
     decode_router,
     moe_down,
@@ -41,6 +42,7 @@ class Kernels:
 
     quantized_matvec: quantized_matvec.QuantizedMatvec = quantized_matvec.quantized_matvec
     decode_qkv: decode_qkv.DecodeQkv = decode_qkv.decode_qkv
+    decode_attention: decode_attention.DecodeAttention = decode_attention.decode_attention
     decode_router: decode_router.DecodeRouter = decode_router.decode_router
     router_topk: router_topk.RouterTopk = router_topk.router_topk
     moe_gate_up: moe_gate_up.MoeGateUp = moe_gate_up.moe_gate_up
@@ -48,10 +50,16 @@ class Kernels:
     left_out: Mapping[str, str] = field(default_factory=dict)
     """Operations whose Metal kernel was wanted but cannot be used, and why."""
 
+    @property
+    def pages(self) -> bool:
+        """Whether a token's keys and values go to a page: the references have no use for one."""
+        return self.decode_attention is not decode_attention.decode_attention
+
 
 MODULES: Mapping[str, ModuleType] = {
     "quantized_matvec": quantized_matvec,
     "decode_qkv": decode_qkv,
+    "decode_attention": decode_attention,
     "decode_router": decode_router,
     "router_topk": router_topk,
     "moe_gate_up": moe_gate_up,

@@ -32,6 +32,16 @@ class Heads(NamedTuple):
     head_dim: int
 
 
+class Page(NamedTuple):
+    """Keys and values of other tokens [2, kv_heads, tokens, head_dim]; the new ones' first place.
+
+    The new tokens must fit.
+    """
+
+    kv: mx.array
+    slot: int
+
+
 class DecodeQkv(Protocol):
     """`decode_qkv`, or what computes the same."""
 
@@ -43,6 +53,7 @@ class DecodeQkv(Protocol):
         heads: Heads,
         periods: mx.array,
         offset: mx.array,
+        page: Page | None = None,
     ) -> tuple[mx.array, mx.array]: ...
 
 
@@ -53,13 +64,15 @@ def decode_qkv(
     heads: Heads,
     periods: mx.array,
     offset: mx.array,
+    page: Page | None = None,
 ) -> tuple[mx.array, mx.array]:
     """Rotated queries, and rotated keys beside values as a cache takes them.
 
     x [tokens, hidden]; projections: matrices [.., hidden] and biases, all queries, keys and values
     in one or, where they are kept in different forms, one for each;
     periods [head_dim / 2] float32, tokens per radian; offset int32 [], the first token's position
-    -> q [heads, tokens, head_dim], kv [2, kv_heads, tokens, head_dim]
+    -> q [heads, tokens, head_dim], kv [2, kv_heads, tokens, head_dim]; with a page, in kv's place
+    the page with the tokens in it, as a new array
     """
     tokens, count = x.shape[0], heads.heads + heads.kv_heads
     h = mx.fast.rms_norm(x, norm.weight, norm.eps)
@@ -75,13 +88,18 @@ def decode_qkv(
         freqs=periods,
     )[0]
     kv = mx.concatenate([turned[heads.heads :], y[count:]])
-    return turned[: heads.heads], kv.reshape(2, heads.kv_heads, tokens, heads.head_dim)
+    kv = kv.reshape(2, heads.kv_heads, tokens, heads.head_dim)
+    if page is not None:
+        full = mx.array(page.kv)  # a new handle: the assignment leaves the page alone
+        full[..., page.slot : page.slot + tokens, :] = kv
+        kv = full
+    return turned[: heads.heads], kv
 
 
 def metal(factory: Factory | None = None) -> DecodeQkv:
     """As `decode_qkv`, with metal/decode_qkv.metal for what is `served`."""
     names = ["x", "gain", "weight", "scales", "biases", "bias", "periods", "offset", "eps"]
-    kernel = MetalKernel("decode_qkv", names, ["q", "kv"], factory)
+    kernel = MetalKernel("decode_qkv", [*names, "page", "slot"], ["q", "kv"], factory)
 
     def run(
         x: mx.array,
@@ -90,19 +108,25 @@ def metal(factory: Factory | None = None) -> DecodeQkv:
         heads: Heads,
         periods: mx.array,
         offset: mx.array,
+        page: Page | None = None,
     ) -> tuple[mx.array, mx.array]:
         matrix, bias = projections[0]
         tokens, (queries, kv_heads, width) = x.shape[0], heads
         rows = width * max(1, ROWS // width)
-        if len(projections) > 1 or not served(x, matrix) or tokens * rows > SUMS:
-            return decode_qkv(x, projections, norm, heads, periods, offset)
+        paged = page is None or (width % 4 == 0 and page.kv.size >= 8)
+        if len(projections) > 1 or not served(x, matrix) or tokens * rows > SUMS or not paged:
+            return decode_qkv(x, projections, norm, heads, periods, offset, page)
+        full, slot = page or (x, 0)
+        room = tokens if page is None else full.shape[2]
         q, kv = kernel(
             *(x, norm.weight, *inputs(x, matrix), bias, periods, offset, mx.array(norm.eps)),
+            *(full, mx.array(slot)),
             template=described(x, matrix)
-            | {"ROWS": rows, "HEADS": queries, "KV_HEADS": kv_heads, "HEAD_DIM": width},
+            | {"ROWS": rows, "HEADS": queries, "KV_HEADS": kv_heads, "HEAD_DIM": width}
+            | {"PAGE": room},
             threadgroups=(-(-matrix.weight.shape[0] // rows), 1, 1),
             threads=THREADS,
-            outputs=[((queries, tokens, width), x.dtype), ((2, kv_heads, tokens, width), x.dtype)],
+            outputs=[((queries, tokens, width), x.dtype), ((2, kv_heads, room, width), x.dtype)],
         )
         return q, kv
 
@@ -116,7 +140,9 @@ def examples(dtype: mx.Dtype) -> Iterator[tuple[Any, ...]]:
     x = mx.random.normal((3, width), key=mx.random.key(2)).astype(dtype)
     gain, bias = (mx.random.normal((n,), key=mx.random.key(1)).astype(dtype) for n in (width, rows))
     periods = 10000.0 ** (mx.arange(0, heads.head_dim, 2) / heads.head_dim)
-    for tokens, spec in ((1, QuantizationSpec(8, 64, "affine")), (3, None)):
+    kv = mx.random.normal((2, heads.kv_heads, 5, heads.head_dim), key=mx.random.key(3))
+    page = Page(kv.astype(dtype), 3)
+    for tokens, spec, where in ((1, QuantizationSpec(8, 64, "affine"), page), (3, None, None)):
         projections = [(random_matrix(rows, width, spec, dtype), bias)]
         offset = mx.array(7, mx.int32)
-        yield x[:tokens], projections, Norm(gain, 1e-5), heads, periods, offset
+        yield x[:tokens], projections, Norm(gain, 1e-5), heads, periods, offset, where

@@ -1,7 +1,8 @@
 // Attention's queries, keys and values for a few tokens: norm, product, bias, RoPE.
 //
 // A threadgroup computes ROWS / HEAD_DIM heads of every token: first their rows of the product,
-// then a thread the two elements of a pair (i, i + HEAD_DIM / 2), turned together.
+// then a thread the two elements of a pair (i, i + HEAD_DIM / 2), turned together. Keys and values
+// take their places among those of other tokens, a page, whose rest is copied.
 
 #include "matvec.metal"
 
@@ -22,8 +23,9 @@ inline float angle(float position, float period) {
 // kernel
 //
 // x [TOKENS, K] T, gain [K] T, weight, scales, biases of [N, K] as in quantized_matvec.metal,
-// bias [N] T, periods [HEAD_DIM / 2] f32, offset i32 (the first token's position), eps f32
-// -> q [HEADS, TOKENS, HEAD_DIM] T, kv [2, KV_HEADS, TOKENS, HEAD_DIM] T
+// bias [N] T, periods [HEAD_DIM / 2] f32, offset i32 (the first token's position), eps f32,
+// page [2, KV_HEADS, PAGE, HEAD_DIM] T, never read if PAGE is TOKENS, slot i32 (the first token's)
+// -> q [HEADS, TOKENS, HEAD_DIM] T, kv [2, KV_HEADS, PAGE, HEAD_DIM] T, the page with the tokens
 // N = (HEADS + 2 * KV_HEADS) * HEAD_DIM: queries, keys, values; values are not turned.
 // grid: ceil(N / ROWS) threadgroups of any number of simdgroups
 
@@ -44,6 +46,18 @@ const int count = min(ROWS, N - row);
 const Matrix<S> matrix = {(const device uint*)weight, scales, biases};
 const P product = {x, gain, matrix, place, held, unit_sums, squares, sums};
 
+const int first_slot = slot;
+if (PAGE > TOKENS) {
+    constexpr int QUADS = HEAD_DIM / 4;
+    const int begin = (max(row / HEAD_DIM, HEADS) - HEADS) * PAGE * QUADS;
+    const int end = ((row + count) / HEAD_DIM - HEADS) * PAGE * QUADS;
+    for (int i = begin + place.thread_index; i < end; i += place.threads) {
+        const int at = i / QUADS % PAGE - first_slot;
+        if (at < 0 || at >= TOKENS) {
+            ((device vec<T, 4>*)kv)[i] = ((const device vec<T, 4>*)page)[i];
+        }
+    }
+}
 product.run(row, count);
 constexpr int HALF = HEAD_DIM / 2;
 for (int i = place.thread_index; i < TOKENS * count / 2; i += place.threads) {
@@ -60,7 +74,7 @@ for (int i = place.thread_index; i < TOKENS * count / 2; i += place.threads) {
         sine = precise::sin(turned);
     }
     device T* out = head < HEADS ? q + (head * TOKENS + token) * HEAD_DIM
-                                 : kv + ((head - HEADS) * TOKENS + token) * HEAD_DIM;
+                                 : kv + ((head - HEADS) * PAGE + first_slot + token) * HEAD_DIM;
     out[element] = T(a * cosine - b * sine);
     out[element + HALF] = T(a * sine + b * cosine);
 }

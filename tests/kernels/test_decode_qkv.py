@@ -8,7 +8,7 @@ import pytest
 
 from gptoss_mlx.config import QuantizationSpec
 from gptoss_mlx.kernels import decode_qkv as op
-from gptoss_mlx.kernels.decode_qkv import Heads
+from gptoss_mlx.kernels.decode_qkv import Heads, Page
 from gptoss_mlx.kernels.matrix import Norm
 from gptoss_mlx.kernels.metal import Factory
 from tests.comparison import worst_row
@@ -44,14 +44,22 @@ def errors(
     spec: QuantizationSpec | None,
     dtype: mx.Dtype,
     offset: int,
+    room: int | None = None,
 ) -> list[float]:
-    """The worst token's relative L2 of queries, keys and values; None: by MLX."""
+    """The worst token's relative L2 of queries, keys and values; None: by MLX.
+
+    room: tokens of a page they are written into, at every other place of which nothing may change.
+    """
     rng = np.random.default_rng(inputs + tokens)
     count, width = heads.heads + heads.kv_heads, heads.head_dim
     rows = (count + heads.kv_heads) * width
     case = random_case(rng, rows, inputs, spec, dtype)
     x, gain, bias = (normal(rng, dtype, *s) for s in ((tokens, inputs), (inputs,), (rows,)))
     periods = (150_000 ** (np.arange(0, width, 2) / width)).astype(np.float32)
+    page = None
+    if room is not None:
+        kept = normal(rng, dtype, 2, heads.kv_heads, room, width)
+        page = Page(kept, int(rng.integers(0, room - tokens + 1)))
     run = op.decode_qkv if factory is None else op.metal(factory)
     q, kv = run(
         x,
@@ -60,8 +68,14 @@ def errors(
         heads,
         mx.array(periods),
         mx.array(offset, mx.int32),
+        page,
     )
     assert q.shape == (heads.heads, tokens, width)
+    if page is not None:
+        where = slice(page.slot, page.slot + tokens)
+        before, after = (np.delete(exact(a), where, axis=2) for a in (page.kv, kv))
+        np.testing.assert_array_equal(after, before)
+        kv = kv[..., where, :]
     assert kv.shape == (2, heads.kv_heads, tokens, width)
     assert q.dtype == kv.dtype == dtype
     y = normed(x, gain, EPS) @ case.values.T + exact(bias)
@@ -98,6 +112,26 @@ def test_the_kernel(
     for order in ORDERS:
         factory = Emulator(check=True, order=order).metal_kernel
         assert max(errors(factory, heads, inputs, tokens, spec, dtype, 77)) <= EXACT[dtype]
+
+
+def test_the_reference_with_a_page() -> None:
+    assert max(errors(None, Heads(4, 2, 16), 96, 2, None, mx.float32, 9, room=7)) <= 2e-6
+
+
+@emulated
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+@pytest.mark.parametrize(
+    ("heads", "tokens", "room"),
+    [(Heads(8, 2, 16), 1, 5), (Heads(3, 3, 32), 1, 64), (Heads(2, 1, 64), 3, 9)],
+)
+@pytest.mark.parametrize("room_left", [0, 1])
+def test_tokens_into_a_page(
+    heads: Heads, tokens: int, room: int, room_left: int, dtype: mx.Dtype
+) -> None:
+    room = room if room_left else tokens
+    for order in ORDERS:
+        factory = Emulator(check=True, order=order).metal_kernel
+        assert max(errors(factory, heads, 96, tokens, None, dtype, 77, room)) <= EXACT[dtype]
 
 
 @emulated

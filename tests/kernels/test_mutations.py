@@ -96,6 +96,46 @@ MUTATIONS = {
     "qkv: every token at the same position": Mutation("decode_qkv", "offset + token", "offset"),
     "qkv: values turned": Mutation("decode_qkv", "head < HEADS + KV_HEADS", "true"),
     "qkv: no second part of 2 pi": Mutation("decode_qkv", "0.0019353072f", "0.0f"),
+    "qkv: the page of another head": Mutation(
+        "decode_qkv",
+        "(max(row / HEAD_DIM, HEADS) - HEADS)",
+        "(max(row / HEAD_DIM, HEADS) + 1 - HEADS)",
+    ),
+    "qkv: the page over the token": Mutation("decode_qkv", "at < 0 ||", "true ||"),
+    "qkv: the page not copied behind the token": Mutation("decode_qkv", "|| at >= TOKENS", ""),
+    "attention: no barrier before the sum": Mutation("decode_attention", BARRIER, ""),
+    "attention: a token too many": Mutation(
+        "decode_attention", "token < total ?", "token <= total ?"
+    ),
+    "attention: the page one token late": Mutation(
+        "decode_attention", "token < in_arena;", "token <= in_arena;"
+    ),
+    "attention: values of the page by the arena's room": Mutation(
+        "decode_attention", "size_t(KV_HEADS) * room", "size_t(KV_HEADS) * arena_room"
+    ),
+    "attention: the score of another head": Mutation(
+        "decode_attention",
+        "scores[h / LANES][s], ushort(group * LANES + h % LANES)",
+        "scores[h / LANES][s], ushort(group * LANES + (h + 1) % LANES)",
+    ),
+    "attention: no new scale for a new maximum": Mutation(
+        "decode_attention", "weight[i] *= factor;", ""
+    ),
+    "attention: no sink": Mutation("decode_attention", "sum + precise::exp(sink - most)", "sum"),
+    "attention: a simdgroup's part left out": Mutation(
+        "decode_attention",
+        "s < SIMDS; s++) {\n        const",
+        "s < SIMDS - 1; s++) {\n        const",
+    ),
+    "attention: a range of blocks too few": Mutation(
+        "decode_attention", "(range + 1) * share)", "(range + 1) * share - 1)"
+    ),
+    "attention: a range left out": Mutation(
+        "decode_attention_merge", "int range = 0", "int range = 1", 1
+    ),
+    "attention: ranges without a common maximum": Mutation(
+        "decode_attention_merge", "precise::exp(from[HEAD_DIM] - most)", "1.0f"
+    ),
     "router: the vector left as it came": Mutation("decode_router", "* norm * float(gain[i])", ""),
     "router: written by every threadgroup": Mutation("decode_router", "if (row == 0)", "if (true)"),
     "top-k: the last of equals": Mutation(
@@ -132,6 +172,7 @@ MODULE_OF = {
     PREFILL_GATE_UP: "moe_gate_up",
     DOWN: "moe_down",
     PREFILL_DOWN: "moe_down",
+    "decode_attention_merge": "decode_attention",
 }
 
 

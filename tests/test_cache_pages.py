@@ -1,0 +1,117 @@
+"""Tokens written one by one into pages, among chunks, against a plain list of what was put in."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import mlx.core as mx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gptoss_mlx.buffers import GROWTH, PAGE
+from gptoss_mlx.cache import Arena, Ring, Snapshot, State
+from tests.test_cache import KV_HEADS, WIDTH, _extend, _tokens, _values
+
+NOTHING = mx.zeros((2, KV_HEADS, 0, WIDTH))
+TOKEN = 2 * KV_HEADS * WIDTH * 4  # bytes
+WINDOW = 8
+
+
+def _decode(layer: Arena | Ring, value: int, offset: int) -> list[int]:
+    """What a token sees that is written as the kernels do it."""
+    parts = layer.parts(NOTHING, offset)
+    assert parts.page.shape[2] == (layer.window if isinstance(layer, Ring) else PAGE)
+    page = mx.array(parts.page)
+    page[..., parts.slot : parts.slot + 1, :] = mx.concatenate(
+        [_tokens([value]), -_tokens([value])]
+    )
+    layer.put(page)
+    seen = mx.concatenate([parts.arena[..., : parts.held, :], page[..., : parts.seen, :]], axis=2)
+    assert mx.array_equal(seen[:1], -seen[1:]).item()
+    return _values(seen[:1])
+
+
+def _append(state: State, kept: list[int], new: list[int]) -> None:
+    """A chunk at once, or a single token; checks what every layer shows."""
+    for layer in state.layers:
+        assert isinstance(layer, Arena | Ring)
+        if len(new) == 1:
+            seen = _decode(layer, new[0], len(kept))
+        else:
+            seen = _extend(layer, new, len(kept))
+        if isinstance(layer, Arena):
+            assert seen == kept + new
+        else:
+            assert sorted(seen) == (kept + new)[-(WINDOW + len(new) - 1) :]
+    state.offset += len(new)
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("one by one"), st.one_of(st.integers(1, 9), st.integers(1, 2 * PAGE))),
+        st.tuples(st.just("chunk"), st.integers(2, 300)),
+        st.tuples(st.just("snapshot"), st.just(0)),
+        st.tuples(st.just("restore"), st.integers(0, 5)),
+        st.tuples(st.just("trim"), st.integers(0, WINDOW)),
+        st.tuples(st.just("cut"), st.integers(0, 100)),
+    ),
+    max_size=9,
+)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(STEPS)
+def test_whatever_is_forgotten_the_rest_is_seen(steps: list[tuple[str, int]]) -> None:
+    state, kept, number = State([True, False, False], WINDOW), list[int](), 0
+    snapshots: list[Snapshot] = []
+    for step, n in steps:
+        if step == "snapshot":
+            snapshots.append(state.snapshot())
+        elif step == "restore" and snapshots:
+            snapshot = snapshots[n % len(snapshots)]
+            state.restore(snapshot)
+        elif step == "trim" and state.can_trim(n):
+            state.trim(n)
+        elif step == "cut":  # without rings an arena alone may forget from anywhere
+            state.layers = [layer for layer in state.layers if isinstance(layer, Arena)]
+            state.offset = max(0, state.offset - n)
+            snapshots.clear()
+        kept = kept[: state.offset]
+        snapshots = [s for s in snapshots if s.offset <= len(kept)]
+        chunks = {"one by one": [1] * n, "chunk": [n]}.get(step, [])
+        for length in chunks:
+            new = list(range(number + 1, number + 1 + length))
+            number += length
+            _append(state, kept, new)
+            kept += new
+
+
+def test_a_state_counts_its_pages() -> None:
+    state = State([True, False, False], WINDOW)
+    _append(state, [], [1, 2])
+    assert state.nbytes == TOKEN * (WINDOW + 2 * GROWTH)
+    _append(state, [1, 2], [3])
+    assert state.nbytes == TOKEN * (WINDOW + 2 * GROWTH + 2 * PAGE)
+    assert len(state.arrays()) == 5
+
+
+def test_a_first_token_needs_no_chunk_before_it() -> None:
+    state = State([True, False], WINDOW)
+    _append(state, [], [1])
+    assert state.nbytes == TOKEN * (WINDOW + GROWTH + PAGE)
+
+
+def test_arenas_take_their_pages_in_at_different_steps() -> None:
+    state, kept = State([False] * 12, WINDOW), [0, 1]
+    _append(state, [], kept)
+    held, written = [2] * 12, Counter[int]()
+    for value in range(2, 2 + 2 * PAGE):
+        for i, layer in enumerate(state.layers):
+            assert isinstance(layer, Arena)
+            parts = layer.parts(NOTHING, value)
+            written[value] += parts.held != held[i]
+            held[i] = parts.held
+        _append(state, kept, [value])
+        kept = [*kept, value]
+    assert max(written.values()) == 1
+    assert sum(written.values()) == 24
