@@ -62,6 +62,13 @@ def _text(name: str) -> str:
     return files("gptoss_mlx").joinpath("metal", f"{name}.metal").read_text("utf-8")
 
 
+def many_cores() -> bool:
+    """Whether the GPU is a Max or an Ultra: 24 cores and more, by the last letter of its name."""
+    if not mx.metal.is_available():
+        return False
+    return str(mx.device_info().get("architecture", ""))[-1:] in ("s", "c", "d")
+
+
 class MetalKernel:
     """One kernel; MLX compiles it when it first meets a set of template arguments.
 

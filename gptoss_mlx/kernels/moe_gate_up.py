@@ -8,13 +8,14 @@ from typing import Any, Protocol
 import mlx.core as mx
 
 from gptoss_mlx.kernels import moe_prefill
-from gptoss_mlx.kernels.metal import Factory, MetalKernel
+from gptoss_mlx.kernels.metal import Factory, MetalKernel, many_cores
 from gptoss_mlx.kernels.mxfp4 import gathered_matmul, random_bank
 
 ALPHA = 1.702
 DECODED = 8  # tokens up to which each meets its experts by itself
 ROWS = 384  # rows of a threadgroup: the vector, read once for them, is 1 % of their bytes
-THREADS = 512
+MANY_CORES_ROWS = 192  # or a Max or Ultra, with 15 of them to an expert, would wait for the last
+SETS = 6  # of four rows, that a simdgroup takes one after the other
 
 
 class MoeGateUp(Protocol):
@@ -81,6 +82,7 @@ def metal(factory: Factory | None = None) -> MoeGateUp:
     """
     names = ["x", "blocks", "scales", "bias", "slots", "experts", "limit"]
     decode = MetalKernel("moe_decode_gate_up", names, ["out"], factory)
+    group = MANY_CORES_ROWS if many_cores() else ROWS
     prefill = MetalKernel("moe_prefill_gate_up", names, ["out"], factory)
 
     def run(
@@ -106,9 +108,9 @@ def metal(factory: Factory | None = None) -> MoeGateUp:
             return moe_gate_up(x, blocks, scales, bias, slots, experts, limit, grouped)
         return decode(
             *(x, blocks, scales, bias, slots, experts, mx.array(limit)),
-            template={"T": x.dtype, "K": x.shape[1], "N": rows, "ACTIVE": k, "ROWS": ROWS},
-            threadgroups=(-(-rows // ROWS), tokens * k, 1),
-            threads=THREADS,
+            template={"T": x.dtype, "K": x.shape[1], "N": rows, "ACTIVE": k, "ROWS": group},
+            threadgroups=(-(-rows // group), tokens * k, 1),
+            threads=group // (4 * SETS) * 32,
             outputs=[((tokens, k, rows // 2), x.dtype)],
         )[0]
 

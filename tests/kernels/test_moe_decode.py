@@ -121,6 +121,14 @@ def test_rows_of_several_threadgroups(dtype: mx.Dtype) -> None:
     assert down_error(down, factory) <= EXACT[dtype]
 
 
+def test_fewer_rows_to_a_threadgroup_where_cores_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moe_gate_up, "many_cores", lambda: True)
+    emulator = Emulator(check=True, order="random")
+    c = case(2 * moe_gate_up.MANY_CORES_ROWS + 2, 128, 2, 2, mx.float32, down=False)
+    assert gate_up_error(c, emulator.metal_kernel) <= EXACT[mx.float32]
+    assert emulator.launches[-1].threadgroups == 3 * 2 * 2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
 def test_released_sizes(dtype: mx.Dtype) -> None:
