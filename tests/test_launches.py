@@ -181,6 +181,7 @@ def test_a_layer_of_ours_takes_no_more_launches_than_the_goal(
     assert 0 < four.total - two.total <= 2 * launches.GOAL
     assert two.launches["moe_decode_gate_up"] == two.launches["moe_decode_down"] == 2
     assert "copy" not in " ".join(four.launches)
+    assert four.held == 0
 
 
 @pytest.mark.oracle

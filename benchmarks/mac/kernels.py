@@ -17,6 +17,7 @@ import numpy as np
 from benchmarks.mac.machine import flat, on_gpu, sampled
 from benchmarks.mac.rows import Absent
 from benchmarks.make_checkpoint import SHAPES, Shape
+from gptoss_mlx.buffers import PAGE
 from gptoss_mlx.config import QuantizationSpec
 from gptoss_mlx.kernels.choice import AGREEMENT, MODULES, disagreement
 from gptoss_mlx.kernels.decode_qkv import Heads
@@ -160,6 +161,25 @@ def _qkv(shape: Shape, tokens: int, dtype: mx.Dtype) -> Case:
     return Case(calls, nbytes + (n + k) * tokens * dtype.size, 2.0 * tokens * n * k)
 
 
+def _attention(held: int) -> Build:
+    """Of one token to a sliding layer's window, or to `held` tokens and a page of more."""
+
+    def build(shape: Shape, tokens: int, dtype: mx.Dtype) -> Case:
+        width, room = shape.head_dim, PAGE if held else shape.window
+        nbytes = 2 * shape.kv_heads * (held + room) * width * dtype.size
+        q, sinks = _noise((shape.heads, 1, width), dtype), mx.zeros((shape.heads,), dtype)
+        calls = []
+        for _ in range(max(1, min(MOST_CALLS, ceil(UNCACHED / nbytes)))):
+            arena, page = (
+                _noise((2, shape.kv_heads, n, width), dtype) for n in (max(held, 1), room)
+            )
+            calls += [(q, arena, held, page, room, sinks, width**-0.5)]
+        vectors = 2 * shape.heads * width * dtype.size
+        return Case(tuple(calls), nbytes + vectors, 4.0 * q.size * (held + room))
+
+    return build
+
+
 def _router(shape: Shape, tokens: int, dtype: mx.Dtype) -> Case:
     n, k = shape.experts, shape.hidden
     matrices, nbytes = _matrices(n, k, None, dtype)
@@ -210,6 +230,8 @@ CASES: dict[tuple[str, str], Build] = {
     ("quantized_matvec", "lm_head, 4 bits"): _projection("vocab", "hidden", 4, "norm"),
     ("quantized_matvec", "o, 8 bits"): _projection("hidden", "attention", 8, "bias, residual"),
     ("decode_qkv", "qkv, 8 bits"): _qkv,
+    ("decode_attention", "attention, window"): _attention(0),
+    ("decode_attention", "attention, 8192 tokens"): _attention(8192 - PAGE),
     ("decode_router", "router"): _router,
     ("router_topk", "choice"): _topk,
 }

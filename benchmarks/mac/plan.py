@@ -22,6 +22,8 @@ CASES = (
     ("quantized_matvec", "lm_head, 4 bits"),
     ("quantized_matvec", "o, 8 bits"),
     ("decode_qkv", "qkv, 8 bits"),
+    ("decode_attention", "attention, window"),
+    ("decode_attention", "attention, 8192 tokens"),
     ("decode_router", "router"),
     ("router_topk", "choice"),
 )

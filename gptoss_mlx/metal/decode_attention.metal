@@ -8,8 +8,8 @@
 
 #include "place.metal"
 
-constant constexpr int LANES = 8;               // of a token
-constant constexpr int STEPS = 4;               // tokens of a lane in a block
+constant constexpr int LANES = 8;                   // of a token
+constant constexpr int STEPS = 4;                   // tokens of a lane in a block
 constant constexpr int BLOCK = 32 / LANES * STEPS;  // tokens of a simdgroup in a block
 
 // Four bfloats.
@@ -125,7 +125,7 @@ threadgroup float weighted[SIMDS * RATIO * HEAD_DIM];
 threadgroup float maxima[SIMDS * RATIO];
 threadgroup float sums[SIMDS * RATIO];
 
-const int simd = simdgroup_index_in_threadgroup, lane = thread_index_in_simdgroup;
+const int simdgroup = simdgroup_index_in_threadgroup, lane = thread_index_in_simdgroup;
 const int part = lane % LANES, group = lane / LANES;
 const int head = threadgroup_position_in_grid.x, range = threadgroup_position_in_grid.y;
 const int ranges = threadgroups_per_grid.y;
@@ -148,7 +148,7 @@ for (int i = 0; i < OWNED; i++) {
     weight[i] = 0.0f;
 }
 
-for (int block = range * share + simd; block < last; block += SIMDS) {
+for (int block = range * share + simdgroup; block < last; block += SIMDS) {
     const device T* keys[STEPS];
     size_t values_at[STEPS];
     float scores[OWNED][STEPS];
@@ -158,7 +158,8 @@ for (int block = range * share + simd; block < last; block += SIMDS) {
         const bool held_there = token < in_arena;
         const int room = held_there ? arena_room : page_room;
         const int at = held_there ? token : token - in_arena;
-        keys[s] = token < total ? (held_there ? arena : page) + (size_t(head) * room + at) * HEAD_DIM : nullptr;
+        const device T* all = held_there ? arena : page;
+        keys[s] = token < total ? all + (size_t(head) * room + at) * HEAD_DIM : nullptr;
         values_at[s] = size_t(KV_HEADS) * room * HEAD_DIM;
     }
 #pragma unroll
@@ -172,8 +173,9 @@ for (int block = range * share + simd; block < last; block += SIMDS) {
         for (int i = 0; i < OWNED; i++) {
             float products[LANES];
 #pragma unroll
-            for (int h = 0; h < LANES; h++) {
-                products[h] = i * LANES + h < RATIO ? queries[min(i * LANES + h, RATIO - 1)].product(key) : 0.0f;
+            for (int j = 0; j < LANES; j++) {
+                const int h = i * LANES + j;
+                products[j] = h < RATIO ? queries[min(h, RATIO - 1)].product(key) : 0.0f;
             }
             const float score = own_sum(products, lane);
             scores[i][s] = keys[s] ? score : -INFINITY;
@@ -208,7 +210,8 @@ for (int block = range * share + simd; block < last; block += SIMDS) {
         }
 #pragma unroll
         for (int h = 0; h < RATIO; h++) {
-            mine[h].add(simd_shuffle(scores[h / LANES][s], ushort(group * LANES + h % LANES)), value);
+            const ushort owner = group * LANES + h % LANES;
+            mine[h].add(simd_shuffle(scores[h / LANES][s], owner), value);
         }
     }
 }
@@ -220,8 +223,8 @@ for (int i = 0; i < OWNED; i++) {
     const float sum = sum_of_groups(weight[i] * factor);
     const int h = i * LANES + part;
     if (group == 0 && h < RATIO) {
-        maxima[simd * RATIO + h] = most;
-        sums[simd * RATIO + h] = sum;
+        maxima[simdgroup * RATIO + h] = most;
+        sums[simdgroup * RATIO + h] = sum;
     }
 #pragma unroll
     for (int j = 0; j < LANES && i * LANES + j < RATIO; j++) {
@@ -235,7 +238,7 @@ for (int h = 0; h < RATIO; h++) {
     for (int i = 0; i < Values::QUADS; i++) {
         const int element = Values::element(i, part);
         if (group == 0 && element < HEAD_DIM) {
-            threadgroup float* to = weighted + (simd * RATIO + h) * HEAD_DIM + element;
+            threadgroup float* to = weighted + (simdgroup * RATIO + h) * HEAD_DIM + element;
             to[0] = mine[h].quads[i].x;
             to[1] = mine[h].quads[i].y;
             to[2] = mine[h].quads[i].z;
@@ -245,7 +248,7 @@ for (int h = 0; h < RATIO; h++) {
 }
 threadgroup_barrier(mem_flags::mem_threadgroup);
 
-for (int i = simd * 32 + lane; i < RATIO * HEAD_DIM; i += SIMDS * 32) {
+for (int i = simdgroup * 32 + lane; i < RATIO * HEAD_DIM; i += SIMDS * 32) {
     const int h = i / HEAD_DIM, query = head * RATIO + h;
     const float sink = float(sinks[query]);
     float most = sink;

@@ -113,10 +113,8 @@ MUTATIONS = {
     "attention: values of the page by the arena's room": Mutation(
         "decode_attention", "size_t(KV_HEADS) * room", "size_t(KV_HEADS) * arena_room"
     ),
-    "attention: the score of another head": Mutation(
-        "decode_attention",
-        "scores[h / LANES][s], ushort(group * LANES + h % LANES)",
-        "scores[h / LANES][s], ushort(group * LANES + (h + 1) % LANES)",
+    "attention: the weight of another head": Mutation(
+        "decode_attention", "group * LANES + h % LANES", "group * LANES + (h + 1) % LANES"
     ),
     "attention: no new scale for a new maximum": Mutation(
         "decode_attention", "weight[i] *= factor;", ""
