@@ -122,8 +122,8 @@ MUTATIONS = {
     "attention: no sink": Mutation("decode_attention", "sum + precise::exp(sink - most)", "sum"),
     "attention: a simdgroup's part left out": Mutation(
         "decode_attention",
-        "s < SIMDS; s++) {\n        const",
-        "s < SIMDS - 1; s++) {\n        const",
+        "s < SIMDS; s++) {\nconst",
+        "s < SIMDS - 1; s++) {\nconst",
     ),
     "attention: a range of blocks too few": Mutation(
         "decode_attention", "(range + 1) * share)", "(range + 1) * share - 1)"
