@@ -177,13 +177,14 @@ class _Watch:
     def step(self, token: int, state: Any) -> list[mx.array]:
         """Append a token to the sequence -> each block's x + attention, [1, hidden]."""
         self.residuals.clear()
+        attends = [block.attend for block in self.model.blocks]
         for block in self.model.blocks:
             vars(block)["attend"] = self._watched(block.attend)
         try:
             mx.eval(self.model.hidden([token], state))
         finally:
-            for block in self.model.blocks:
-                del vars(block)["attend"]
+            for block, attend in zip(self.model.blocks, attends, strict=True):
+                block.attend = attend
         return self.residuals
 
     def _watched(self, attend: Any) -> Any:
