@@ -50,6 +50,7 @@ class Attention:
         self.qkv = [(loader.matrix(*modules), loader.bias(*modules)) for modules in joined]
         self.o = loader.linear(f"{attention}.o_proj")
         self.sinks = loader.dense(f"{attention}.sinks")
+        self.nothing = mx.zeros((2, self.heads.kv_heads, 0, self.heads.head_dim), loader.dtype)
         # YaRN scales queries and keys alike; their product may as well be scaled once.
         self.scale = magnitude(config) ** 2 * config.head_dim**-0.5
 
@@ -64,8 +65,7 @@ class Attention:
 
     def _one(self, x: mx.array, cache: Arena | Ring, offset: int) -> mx.array:
         """A token whose keys and values are written where they are kept: [1, heads * head_dim]."""
-        nothing = mx.zeros((2, self.heads.kv_heads, 0, self.heads.head_dim), x.dtype)
-        arena, held, page, slot, seen = cache.parts(nothing, offset)
+        arena, held, page, slot, seen = cache.parts(self.nothing, offset)
         q, page = self._qkv(x, offset, Page(page, slot))
         cache.put(page)
         return self.kernels.decode_attention(q, arena, held, page, seen, self.sinks, self.scale)

@@ -22,9 +22,9 @@ from gptoss_mlx.config import QuantizationSpec
 from gptoss_mlx.kernels.choice import AGREEMENT, MODULES, disagreement
 from gptoss_mlx.kernels.decode_qkv import Heads
 from gptoss_mlx.kernels.matrix import Matrix, Norm
+from gptoss_mlx.kernels.metal import DECODED
 from gptoss_mlx.kernels.mxfp4 import random_bank
 
-DECODED = 8  # tokens; more are grouped by expert
 UNCACHED = 256 << 20  # bytes of weights that the calls of a sample go through, where there is room
 MOST_CALLS = 16
 SAMPLE = 0.002  # seconds a sample should take: waiting for a device costs a tenth of that

@@ -1,5 +1,5 @@
 """One module per operation of the model, each a plain function of arrays.
 
-What stands here now is written in ordinary MLX operations and runs on every device MLX has.
-It is also the reference that a faster kernel of the same name must agree with.
+Each has its reference, written in ordinary MLX operations, which runs on every device MLX has; most
+have a Metal kernel beside it, which must agree with that. `choice.py` picks.
 """

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 
-from gptoss_mlx.kernels.metal import Factory, MetalKernel
+from gptoss_mlx.kernels.metal import CONSTANT, Factory, MetalKernel, number
 
 WHOLE = 1024  # tokens up to which one range is enough
 RANGE = 512  # tokens a range has at least, beyond that
@@ -81,7 +81,7 @@ def metal(factory: Factory | None = None) -> DecodeAttention:
         simds = min(8, SPACE // (heads // kv_heads * width))
         out = whole if ranges == 1 else parts
         (y,) = attend(
-            *(q, arena, mx.array(held), page, mx.array(count), sinks, mx.array(scale)),
+            *(q, arena, mx.array(held), page, mx.array(count), sinks, number(scale)),
             template=described
             | {"KV_HEADS": kv_heads, "SIMDS": simds, "SPLIT": ranges > 1, "Y": out[1]},
             threadgroups=(kv_heads, ranges, 1),
@@ -110,7 +110,7 @@ def _served(q: mx.array, kv_heads: int) -> bool:
         and width <= 128
         and width * q.itemsize % 16 == 0
         and heads // kv_heads <= MOST_QUERIES
-        and q.size >= 8
+        and q.size >= CONSTANT
     )
 
 

@@ -19,7 +19,7 @@ from gptoss_mlx.kernels.matrix import (
     served,
 )
 from gptoss_mlx.kernels.matrix import template as described
-from gptoss_mlx.kernels.metal import Factory, MetalKernel
+from gptoss_mlx.kernels.metal import CONSTANT, Factory, MetalKernel, number
 
 ROWS = 64  # rows of a threadgroup, or one head where heads are larger
 
@@ -113,13 +113,13 @@ def metal(factory: Factory | None = None) -> DecodeQkv:
         matrix, bias = projections[0]
         tokens, (queries, kv_heads, width) = x.shape[0], heads
         rows = width * max(1, ROWS // width)
-        paged = page is None or (width % 4 == 0 and page.kv.size >= 8)
+        paged = page is None or (width % 4 == 0 and page.kv.size >= CONSTANT)
         if len(projections) > 1 or not served(x, matrix) or tokens * rows > SUMS or not paged:
             return decode_qkv(x, projections, norm, heads, periods, offset, page)
         full, slot = page or (x, 0)
         room = tokens if page is None else full.shape[2]
         q, kv = kernel(
-            *(x, norm.weight, *inputs(x, matrix), bias, periods, offset, mx.array(norm.eps)),
+            *(x, norm.weight, *inputs(x, matrix), bias, periods, offset, number(norm.eps)),
             *(full, mx.array(slot)),
             template=described(x, matrix)
             | {"ROWS": rows, "HEADS": queries, "KV_HEADS": kv_heads, "HEAD_DIM": width}

@@ -10,7 +10,7 @@ import mlx.core as mx
 from gptoss_mlx.config import QuantizationSpec
 from gptoss_mlx.kernels.matrix import Matrix, Norm, inputs, product, random_matrix, served
 from gptoss_mlx.kernels.matrix import template as described
-from gptoss_mlx.kernels.metal import Factory, MetalKernel
+from gptoss_mlx.kernels.metal import Factory, MetalKernel, number
 
 ROWS = 4  # of a threadgroup: one set for one simdgroup, since there are so few in all
 THREADS = 128
@@ -44,7 +44,7 @@ def metal(factory: Factory | None = None) -> DecodeRouter:
             return decode_router(x, matrix, bias, norm)
         experts = matrix.weight.shape[0]
         logits, h = kernel(
-            *(x, norm.weight, *inputs(x, matrix), bias, mx.array(norm.eps)),
+            *(x, norm.weight, *inputs(x, matrix), bias, number(norm.eps)),
             template=described(x, matrix) | {"ROWS": ROWS},
             threadgroups=(-(-experts // ROWS), 1, 1),
             threads=THREADS,

@@ -9,8 +9,8 @@ import mlx.core as mx
 
 from gptoss_mlx.config import QuantizationSpec
 from gptoss_mlx.kernels.matmul import matmul
+from gptoss_mlx.kernels.metal import CONSTANT, DECODED
 
-DECODED = 8  # tokens up to which a weight is read once for all of them
 THREADS = 256
 PASS = 32  # rows that the simdgroups of a threadgroup take at once
 SUMS = 1024  # sums in a threadgroup's memory, 4 KB
@@ -62,7 +62,7 @@ def served(x: mx.array, matrix: Matrix) -> bool:
         1 <= tokens <= DECODED
         and inputs % 32 == 0
         and x.dtype in (mx.float32, mx.bfloat16)
-        and all(a.size >= 8 for a in arrays)  # or MLX would hand it over in another address space
+        and all(a.size >= CONSTANT for a in arrays)
         and (matrix.spec.mode in _FORMATS if matrix.spec else matrix.weight.dtype == x.dtype)
     )
 

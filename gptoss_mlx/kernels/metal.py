@@ -19,6 +19,12 @@ import mlx.core as mx
 Factory: TypeAlias = Callable[..., Callable[..., list[mx.array]]]
 """`mx.fast.metal_kernel`, or what stands in for it."""
 
+DECODED = 8
+"""Tokens that the kernels for decoding serve at most."""
+
+CONSTANT = 8
+"""Elements below which MLX hands an array over in Metal's constant address space."""
+
 _BODY = re.compile(r"^// kernel$", re.MULTILINE)
 _UNREAD = re.compile(r"[ \t]*//[^\n]*|^[ \t]+", re.MULTILINE)
 _INCLUDE = re.compile(r'^#include "(\w+)\.metal"\n', re.MULTILINE)
@@ -60,6 +66,12 @@ def _marked(name: str, text: str, start: int, end: int) -> str:
 
 def _text(name: str) -> str:
     return files("gptoss_mlx").joinpath("metal", f"{name}.metal").read_text("utf-8")
+
+
+@cache
+def number(value: float) -> mx.array:
+    """A setting of the model as a kernel takes it, made once and not for every token."""
+    return mx.array(value)
 
 
 def many_cores() -> bool:

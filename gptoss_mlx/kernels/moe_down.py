@@ -8,10 +8,9 @@ from typing import Any, Protocol
 import mlx.core as mx
 
 from gptoss_mlx.kernels import moe_prefill
-from gptoss_mlx.kernels.metal import Factory, MetalKernel
+from gptoss_mlx.kernels.metal import DECODED, Factory, MetalKernel
 from gptoss_mlx.kernels.mxfp4 import gathered_matmul, random_bank
 
-DECODED = 8  # tokens up to which each meets its experts by itself
 ROWS = 96
 THREADS = 768
 

@@ -8,11 +8,10 @@ from typing import Any, Protocol
 import mlx.core as mx
 
 from gptoss_mlx.kernels import moe_prefill
-from gptoss_mlx.kernels.metal import Factory, MetalKernel, many_cores
+from gptoss_mlx.kernels.metal import DECODED, Factory, MetalKernel, many_cores, number
 from gptoss_mlx.kernels.mxfp4 import gathered_matmul, random_bank
 
 ALPHA = 1.702
-DECODED = 8  # tokens up to which each meets its experts by itself
 ROWS = 384  # rows of a threadgroup: the vector, read once for them, is 1 % of their bytes
 MANY_CORES_ROWS = 192  # or a Max or Ultra, with 15 of them to an expert, would wait for the last
 SETS = 6  # of four rows, that a simdgroup takes one after the other
@@ -82,8 +81,8 @@ def metal(factory: Factory | None = None) -> MoeGateUp:
     """
     names = ["x", "blocks", "scales", "bias", "slots", "experts", "limit"]
     decode = MetalKernel("moe_decode_gate_up", names, ["out"], factory)
-    group = MANY_CORES_ROWS if many_cores() else ROWS
     prefill = MetalKernel("moe_prefill_gate_up", names, ["out"], factory)
+    group = MANY_CORES_ROWS if many_cores() else ROWS
 
     def run(
         x: mx.array,
@@ -99,7 +98,7 @@ def metal(factory: Factory | None = None) -> MoeGateUp:
         rows = blocks.shape[1]
         if moe_prefill.takes(grouped, slots, scales):
             return prefill(
-                *(x, blocks, scales, bias, slots, experts, mx.array(limit)),
+                *(x, blocks, scales, bias, slots, experts, number(limit)),
                 template={"T": x.dtype, "K": x.shape[1], "N": rows, "TILES": moe_prefill.TILES},
                 outputs=[((tokens, 1, rows // 2), x.dtype)],
                 **moe_prefill.division(tokens, blocks),
@@ -107,7 +106,7 @@ def metal(factory: Factory | None = None) -> MoeGateUp:
         if tokens > DECODED:
             return moe_gate_up(x, blocks, scales, bias, slots, experts, limit, grouped)
         return decode(
-            *(x, blocks, scales, bias, slots, experts, mx.array(limit)),
+            *(x, blocks, scales, bias, slots, experts, number(limit)),
             template={"T": x.dtype, "K": x.shape[1], "N": rows, "ACTIVE": k, "ROWS": group},
             threadgroups=(-(-rows // group), tokens * k, 1),
             threads=group // (4 * SETS) * 32,

@@ -9,13 +9,13 @@ from typing import Any
 
 import mlx.core as mx
 
+from gptoss_mlx.kernels.metal import CONSTANT
 from gptoss_mlx.kernels.mxfp4 import random_bank
 
 TILE_ROWS = 32  # tokens of one slot that a threadgroup takes
 OUTPUTS = 32  # of a simdgroup
 SIMDGROUPS = 8  # to a threadgroup: x is read once for 256 outputs
 TILES = 4  # that take the same outputs one after the other, so that weights are still in a cache
-CONSTANT = 8  # elements below which MLX hands an array over as a constant
 
 
 def takes(grouped: bool, slots: mx.array, scales: mx.array) -> bool:

@@ -20,7 +20,7 @@ from gptoss_mlx.kernels.matrix import (
     served,
 )
 from gptoss_mlx.kernels.matrix import template as described
-from gptoss_mlx.kernels.metal import Factory, MetalKernel
+from gptoss_mlx.kernels.metal import Factory, MetalKernel, number
 
 GROUPS = 64  # threadgroups wanted of a smaller matrix, for the cores of a larger chip
 SHARE = 50  # bytes of weights a threadgroup reads for one of the vector, in a larger matrix
@@ -87,7 +87,7 @@ def metal(factory: Factory | None = None) -> QuantizedMatvec:
         group = _rows(x, matrix, norm is not None)
         return kernel(
             *(x, gain, *inputs(x, matrix)),
-            *(x if bias is None else bias, x if residual is None else residual, mx.array(eps)),
+            *(x if bias is None else bias, x if residual is None else residual, number(eps)),
             template=described(x, matrix)
             | {
                 "ROWS": group,
