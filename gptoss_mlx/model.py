@@ -50,7 +50,9 @@ class Attention:
         self.qkv = [(loader.matrix(*modules), loader.bias(*modules)) for modules in joined]
         self.o = loader.linear(f"{attention}.o_proj")
         self.sinks = loader.dense(f"{attention}.sinks")
-        self.nothing = mx.zeros((2, self.heads.kv_heads, 0, self.heads.head_dim), loader.dtype)
+        self.nothing = mx.array([], loader.dtype).reshape(
+            2, self.heads.kv_heads, 0, self.heads.head_dim
+        )
         # YaRN scales queries and keys alike; their product may as well be scaled once.
         self.scale = magnitude(config) ** 2 * config.head_dim**-0.5
 
