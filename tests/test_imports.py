@@ -21,7 +21,7 @@ ROWS = [
     {"__init__"},
     {"engine", "session", "writer", "request", "result", "clock"},
     {"tokenizer", "sampler", "sampling", "events"},
-    {"model"},
+    {"model", "cuda"},
     {"streaming"},
     {"experts", "embedding", "cache"},
     {"weights", "rope"},
@@ -157,13 +157,25 @@ def test_rooms_without_tensors_name_no_tensor_library() -> None:
 
 
 def test_nothing_installed_needs_an_oracle() -> None:
+    """Torch and Triton are what the room for CUDA is made of, and of no other."""
     found = [
         f"{path.relative_to(PACKAGE)} imports {name}"
         for path in sources()
         for name in imports(path)
-        if name.split(".")[0] in ("mlx_lm", "torch", "transformers")
+        if name.split(".")[0] in ("mlx_lm", "transformers")
+        or (name.split(".")[0] in ("torch", "triton") and room(path) != "cuda")
     ]
     assert found == []
+
+
+def test_mlx_and_cuda_never_meet() -> None:
+    met = [
+        f"{path.relative_to(PACKAGE)} imports {name}"
+        for path in sources()
+        for name in imports(path)
+        if room(path) == "cuda" and name.split(".")[0] == "mlx"
+    ]
+    assert met == []
 
 
 def test_importing_the_package_loads_no_tensor_library() -> None:

@@ -1,0 +1,80 @@
+"""What the operations in PyTorch take besides plain tensors.
+
+Pairs: a token that visits k experts makes k pairs, pair p = token * k + choice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+
+class Heads(NamedTuple):
+    """How a layer's queries, keys and values are divided."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """W [outputs, inputs]: floats in `weight`, or bytes q with W = q * scale + bias by group.
+
+    weight: the compute dtype, or uint8; scales and biases [outputs, inputs / group], floating.
+    """
+
+    weight: torch.Tensor
+    scales: torch.Tensor | None = None
+    biases: torch.Tensor | None = None
+
+    @property
+    def group(self) -> int:
+        """Inputs that share a scale; 0 where nothing is quantized."""
+        return 0 if self.scales is None else self.weight.shape[1] // self.scales.shape[1]
+
+
+@dataclass(frozen=True)
+class Bank:
+    """The experts of one layer that are on the device, as `mxfp4.pack` arranges them.
+
+    Slot s of each array of the first two lines holds one expert; biases are kept by expert id.
+    gate_up: blocks [slots, 2 * intermediate, hidden / 2] uint8, gate and up rows in turn, scales
+    down: blocks [slots, hidden, intermediate / 2] uint8, scales
+    gate_up_bias [experts, 2 * intermediate], down_bias [experts, hidden], the compute dtype
+    """
+
+    gate_up_blocks: torch.Tensor
+    gate_up_scales: torch.Tensor
+    down_blocks: torch.Tensor
+    down_scales: torch.Tensor
+    gate_up_bias: torch.Tensor
+    down_bias: torch.Tensor
+
+    @property
+    def slots(self) -> int:
+        return self.gate_up_blocks.shape[0]
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Pairs by the slot they visit, cut into tiles of at most `tile` pairs of one slot.
+
+    order [pairs] int32: the pairs' numbers, ascending by slot and then by pair. Tile i is
+    order[begin[i] : end[i]], all of slot[i]; the tiles in use come first, by slot and position, and
+    of those not in use slot is -1 and begin equals end. slot, begin, end [most_tiles(..)] int32.
+    """
+
+    order: torch.Tensor
+    slot: torch.Tensor
+    begin: torch.Tensor
+    end: torch.Tensor
+    tile: int
+
+
+def most_tiles(pairs: int, slots: int, tile: int) -> int:
+    """Tiles there can be at most: each slot visited may end with one that is not full."""
+    visited = min(pairs, slots)
+    return visited + (pairs - visited) // tile
