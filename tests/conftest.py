@@ -12,6 +12,8 @@ import pytest
 
 # Before anything imports huggingface_hub, which reads it once.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Before anything imports triton: its kernels then run on the CPU, in its interpreter.
+os.environ["TRITON_INTERPRET"] = "1"
 
 from benchmarks.make_checkpoint import Shape, write_checkpoint
 

@@ -1,0 +1,1 @@
+"""Tests of the PyTorch backend, one module each; kernels run in Triton's interpreter."""
