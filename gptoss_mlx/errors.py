@@ -47,4 +47,4 @@ class MemoryBudgetError(GptOssError):
 
 
 class KernelError(GptOssError):
-    """A Metal kernel that was insisted on, but cannot be used."""
+    """A kernel that was insisted on, but cannot be used."""
