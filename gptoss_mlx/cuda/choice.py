@@ -1,0 +1,145 @@
+"""Which implementation of each operation the model in PyTorch computes with.
+
+On a card that is the Triton kernel, once it has agreed with its reference on small calls, on this
+card and in this dtype. One that does not compile or does not agree is left out: its reference
+computes in its place, and `Kernels.left_out` says why. Elsewhere it is the reference. Triton is
+imported only where its kernels are wanted.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from gptoss_mlx.cuda import reference
+from gptoss_mlx.cuda.agreement import difference
+from gptoss_mlx.cuda.operands import Groups
+from gptoss_mlx.errors import KernelError
+
+VARIABLE = "GPTOSS_KERNELS"
+AGREEMENT = {torch.float32: 1e-3, torch.bfloat16: 1e-2}
+"""Relative L2 between a kernel and its reference, which computes in float32 from the same values;
+of float32 a card may multiply fewer bits."""
+
+MODULES: Mapping[str, str] = {
+    "linear": "linear",
+    "add_norm": "add_norm",
+    "rope_write": "rope_write",
+    "decode_attention": "decode_attention",
+    "prefill_attention": "prefill_attention",
+    "router_topk": "router_topk",
+    "group_pairs": "group_pairs",
+    "moe_gate_up": "moe_gate_up",
+    "moe_down": "moe_down",
+}
+"""The module under cuda/kernels that has each operation's Triton kernel."""
+
+PREFILL_ONLY = frozenset({"prefill_attention"})
+
+Two = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """One implementation of each operation; by default the references, which say what it does."""
+
+    linear: Callable[..., torch.Tensor] = reference.linear
+    add_norm: Callable[..., Two] = reference.add_norm
+    rope_write: Callable[..., torch.Tensor] = reference.rope_write
+    decode_attention: Callable[..., torch.Tensor] = reference.decode_attention
+    prefill_attention: Callable[..., torch.Tensor] = reference.prefill_attention
+    router_topk: Callable[..., Two] = reference.router_topk
+    group_pairs: Callable[..., Groups] = reference.group_pairs
+    moe_gate_up: Callable[..., torch.Tensor] = reference.moe_gate_up
+    moe_down: Callable[..., torch.Tensor] = reference.moe_down
+    tile_for: Callable[[int, int], int] = reference.tile_for
+    """(pairs, slots) -> how many pairs to a tile of `group_pairs`."""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Operations whose Triton kernel was wanted but cannot be used, and why."""
+
+    @property
+    def capturable(self) -> bool:
+        """Whether a CUDA graph can hold a step of decoding: references may wait for the device."""
+        return all(not is_reference(self, name) for name in MODULES if name not in PREFILL_ONLY)
+
+
+def choose_kernels(device: torch.device, dtype: torch.dtype, wish: str | None = None) -> Kernels:
+    """The kernels for a device.
+
+    wish: "triton", which fails rather than leave a kernel out, and on a CPU asks for Triton's
+    interpreter; "reference"; or "" for either as the device allows; by default what the
+    environment's GPTOSS_KERNELS says.
+    Raises KernelError.
+    """
+    wish = os.environ.get(VARIABLE, "") if wish is None else wish
+    if wish not in ("", "triton", "reference"):
+        raise KernelError(f'{VARIABLE} is "{wish}"; it may be "triton" or "reference"')
+    if wish == "triton" and device.type != "cuda" and not _interpreted():
+        raise KernelError(
+            f'{VARIABLE} is "triton", but the model computes on the {device.type.upper()} here'
+        )
+    if wish == "reference" or (wish == "" and device.type != "cuda"):
+        return Kernels()
+    found: dict[str, Any] = {}
+    left_out: dict[str, str] = {}
+    for name in MODULES:
+        try:
+            found[name] = checked(name, device, dtype)
+        except Exception as error:  # whatever it is, the model can be computed without
+            left_out[name] = " ".join(str(error).split()) or type(error).__name__
+    if left_out and wish == "triton":
+        name, why = next(iter(left_out.items()))
+        raise KernelError(f"the Triton kernel {name} cannot be used: {why}")
+    return Kernels(**found, left_out=left_out)
+
+
+def checked(name: str, device: torch.device, dtype: torch.dtype) -> Callable[..., Any]:
+    """An operation's Triton kernel. Raises KernelError if it does not agree with its reference."""
+    module = module_of(name)
+    kernel: Callable[..., Any] = getattr(module, name)
+    for arguments in module.examples(dtype, device):
+        off = difference(kernel, getattr(reference, name), arguments)
+        if not off <= AGREEMENT[dtype]:
+            raise KernelError(f"it differs from its reference by {off:.1e}")
+    return kernel
+
+
+def triton_kernels() -> Kernels:
+    """Every Triton kernel, unchecked."""
+    return Kernels(**{name: getattr(module_of(name), name) for name in MODULES})
+
+
+def implementations(kernels: Kernels) -> dict[str, str]:
+    """Of each operation "triton", "reference", or why it is the reference."""
+    return {
+        name: kernels.left_out.get(name)
+        or ("reference" if is_reference(kernels, name) else "triton")
+        for name in MODULES
+    }
+
+
+def is_reference(kernels: Kernels, name: str) -> bool:
+    return getattr(kernels, name) is getattr(reference, name)
+
+
+def module_of(name: str) -> ModuleType:
+    """The module with an operation's Triton kernel. Raises KernelError without Triton."""
+    try:
+        return importlib.import_module(f"gptoss_mlx.cuda.kernels.{MODULES[name]}")
+    except ImportError as error:
+        raise KernelError(f"it cannot be imported: {error}") from error
+
+
+def _interpreted() -> bool:
+    """Whether Triton's kernels run on the CPU in this process."""
+    try:
+        from gptoss_mlx.cuda.kernels.build import INTERPRETED
+    except ImportError:
+        return False
+    return bool(INTERPRETED.value)
