@@ -23,25 +23,29 @@ ROWS = 32  # blocks whose counts are added up at a time
 MOST_SLOTS = 256  # a block compares each of its pairs with each slot
 
 _FAR = tl.constexpr(2**30)  # behind every slot
+_FIELD = tl.constexpr(2**10)  # above FEW
 
 
 @triton.jit
 def group(visit, pair, used, order, slot, begin, end, tiles, TILE: tl.constexpr, P: tl.constexpr):
     """Place all pairs: visit [P], the slots, of those used; pair [P], their numbers, ascending."""
+    # Summed over rows, which lie in a thread's registers; several small sums in one number.
     place = tl.arange(0, P)
     key = tl.where(used, visit, _FAR // P) * P + place
-    earlier = key[None, :] < key[:, None]
-    same = (visit[None, :] == visit[:, None]) & used[None, :]
-    rank = tl.sum(earlier.to(tl.int32), axis=1)
-    nth = tl.sum((earlier & same).to(tl.int32), axis=1)
-    count = tl.sum(same.to(tl.int32), axis=1)
+    earlier = (key[:, None] < key[None, :]).to(tl.int32)
+    same = ((visit[:, None] == visit[None, :]) & used[:, None]).to(tl.int32)
+    sums = tl.sum(earlier + same * (_FIELD * _FIELD + _FIELD * earlier), axis=0)
+    rank = sums % _FIELD
+    nth = sums // _FIELD % _FIELD
+    count = sums // (_FIELD * _FIELD)
     first = used & (nth % TILE == 0)
-    tile = tl.sum((earlier & first[None, :]).to(tl.int32), axis=1)
+    sums = tl.sum(tl.where(first[:, None], _FIELD + earlier, 0), axis=0)
+    tile = sums % _FIELD
     tl.store(order + rank, pair, mask=used)
     tl.store(slot + tile, visit, mask=first)
     tl.store(begin + tile, rank, mask=first)
     tl.store(end + tile, rank + tl.minimum(count - nth, TILE), mask=first)
-    idle = (place >= tl.sum(first.to(tl.int32), axis=0)) & (place < tiles)
+    idle = (place >= sums // _FIELD) & (place < tiles)
     zero = tl.zeros([P], tl.int32)
     tl.store(slot + place, zero - 1, mask=idle)
     tl.store(begin + place, zero, mask=idle)
@@ -102,15 +106,15 @@ def place_kernel(
     i = tl.arange(0, BLOCK)
     pair = block * BLOCK + i
     visit = tl.load(visits + pair, mask=pair < pairs, other=0).to(tl.int32)
-    same = (visit[None, :] == visit[:, None]) & (i[None, :] < i[:, None])
-    nth = tl.sum(same.to(tl.int32), axis=1)
+    same = (visit[:, None] == visit[None, :]) & (i[:, None] < i[None, :])
+    nth = tl.sum(same.to(tl.int32), axis=0)
     rank = tl.gather(stop - total + before, visit, axis=0) + nth
     tl.store(order + rank, pair, mask=pair < pairs)
 
     full = (total + TILE - 1) // TILE
     last = tl.cumsum(full, axis=0)
     tile = pair
-    at = tl.sum((last[None, :] <= tile[:, None]).to(tl.int32), axis=1)
+    at = tl.sum((last[:, None] <= tile[None, :]).to(tl.int32), axis=0)
     used = tile < tl.sum(full, axis=0)
     at = tl.where(used, at, 0)
     first = tl.gather(stop - total, at, axis=0) + TILE * (tile - tl.gather(last - full, at, axis=0))
