@@ -36,13 +36,20 @@ class State(Protocol):
 
 
 class Model(Protocol):
-    """What the engine needs of a model on a device; see gptoss_mlx/model.py."""
+    """What the engine needs of a model on a device; see gptoss_mlx/model.py.
+
+    chunk: tokens prefilled at a time; rows: sequences that it has memory for.
+    """
 
     chunk: int
+
+    @property
+    def rows(self) -> int: ...
 
     def new_state(self) -> Any: ...
     def prefill(self, ids: Sequence[int], state: Any) -> None: ...
     def decode(self, token: Any, state: Any) -> Any: ...
+    def decode_many(self, tokens: Sequence[Any], states: Sequence[Any]) -> Any: ...
     def evaluate(self, ids: Sequence[int], state: Any) -> Any: ...
     def stats(self) -> dict[str, float]: ...
 
@@ -106,7 +113,6 @@ class Session:
         self.snapshots.append(self.state.snapshot())
         while sum(s.nbytes for s in self.snapshots) > self.budget:
             del self.snapshots[0]
-
 
     def close(self) -> None:
         """Give back what the sequence takes; nothing can be done with it any more."""
