@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from gptoss_mlx.sampling import COLDEST, WEYL, WORD, Mask, Sampling
+from gptoss_mlx.sampling import SMALLEST, WEYL, WORD, Mask, Sampling
 
 _TINIEST = 1e-300  # in place of a drawn zero, whose logarithm is infinite
 _WHOLE = 2**52  # what a probability of 1 is when counted in whole numbers
@@ -133,7 +133,7 @@ class Sampler:
         if options.temperature == 0 or options.top_k == 1:
             return scores.argmax(0, keepdim=True)
         # From the largest on, so that a low temperature overflows to minus infinity only.
-        scores = (scores - scores.max()) / max(options.temperature, COLDEST)
+        scores = (scores - scores.max()) / max(options.temperature, SMALLEST)
         kept = None
         if 0 < options.top_k < len(scores):
             scores, kept = largest(scores, options.top_k)
@@ -145,7 +145,7 @@ class Sampler:
     def _report(self, token: torch.Tensor, raw: torch.Tensor) -> Choice:
         if not (self.options.logprobs or self.options.top_logprobs):
             return Choice(token)
-        logprobs = raw - raw.double().logsumexp(0).float()
+        logprobs = raw - raw.logsumexp(0)
         count = min(self.options.top_logprobs, self.vocab)
         if count == 0:
             return Choice(token, logprobs[token])
