@@ -108,10 +108,8 @@ class State:
         self.offset = snapshot.offset
 
     def can_trim(self, offset: int) -> bool:
-        """Whether `trim(offset)` is possible: nothing needed has been overwritten in the rings."""
-        if offset in (0, self.offset):
-            return True
-        return 0 < offset < self.offset <= self.cache.window
+        """Whether `trim(offset)` is possible: nothing has been overwritten in the rings yet."""
+        return offset == self.offset or 0 <= offset < self.offset <= self.cache.window
 
     def trim(self, offset: int) -> None:
         """Forget all tokens from `offset` on.
