@@ -131,11 +131,19 @@ class Engine:
             if (yield from self._prefill(session, request, clock)):
                 reason = yield from self._write(session, request, clock)
         except GeneratorExit:
-            self._session = session
+            self._keep(session)
             raise
-        # After any other exception the state may be half-way through a step: it is let go.
-        self._session = session
+        except BaseException:
+            session.close()  # it may be half-way through a step
+            raise
+        self._keep(session)
         yield FinishEvent(reason, len(request.ids), clock.tokens, request.seed, clock.timings())
+
+    def _keep(self, session: Session) -> None:
+        """The next stream goes on from the session that ended last; one that waited is given up."""
+        if self._session is not None:
+            self._session.close()
+        self._session = session
 
     def _write(
         self, session: Session, request: Request, clock: Clock

@@ -30,6 +30,7 @@ class State(Protocol):
     def restore(self, snapshot: Any) -> None: ...
     def can_trim(self, offset: int) -> bool: ...
     def trim(self, offset: int) -> None: ...
+    def close(self) -> None: ...
     @property
     def nbytes(self) -> int: ...
 
@@ -67,6 +68,7 @@ class Session:
         elif kept:
             self.state.restore(kept[-1])
         else:
+            self.state.close()
             self.state = self.model.new_state()
         del self.tokens[self.state.offset :]
         self.snapshots = [s for s in kept if s.offset <= self.state.offset]
@@ -104,6 +106,12 @@ class Session:
         self.snapshots.append(self.state.snapshot())
         while sum(s.nbytes for s in self.snapshots) > self.budget:
             del self.snapshots[0]
+
+
+    def close(self) -> None:
+        """Give back what the sequence takes; nothing can be done with it any more."""
+        self.snapshots.clear()
+        self.state.close()
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:

@@ -60,6 +60,9 @@ class RingState:
         self.moves.append(("trim", offset))
         self.offset = offset
 
+    def close(self) -> None:
+        self.moves.append(("close", self.offset))
+
     @property
     def nbytes(self) -> int:
         return len(self.arena)
