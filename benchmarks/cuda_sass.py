@@ -95,7 +95,11 @@ def loops(text: str) -> Iterator[list[str]]:
         elif code := re.match(r"\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([\w.]+)(.*?);", line):
             operations.append(code[1].split(".")[0])
             jump = re.search(r"`\((\.L_x_\d+)\)", code[2])
-            if code[1].startswith("BRA") and jump and labels.get(jump[1], 1 << 30) < len(operations):
+            if (
+                code[1].startswith("BRA")
+                and jump
+                and labels.get(jump[1], 1 << 30) < len(operations)
+            ):
                 yield operations[labels[jump[1]] :]
 
 

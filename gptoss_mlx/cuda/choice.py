@@ -35,8 +35,8 @@ MODULES: Mapping[str, str] = {
     "prefill_attention": "prefill_attention",
     "router_topk": "router_topk",
     "group_pairs": "group_pairs",
-    "moe_gate_up": "moe_gate_up",
-    "moe_down": "moe_down",
+    "moe_gate_up": "moe",
+    "moe_down": "moe",
 }
 """The module under cuda/kernels that has each operation's Triton kernel."""
 

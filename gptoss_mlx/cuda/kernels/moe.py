@@ -86,7 +86,9 @@ def gate_up_kernel(
     )
     row = first + tl.arange(0, BM)
     expert = tl.load(experts + tl.load(order + begin))
-    y += tl.load(bias + expert * OUTPUTS + row, mask=row < OUTPUTS, other=0.0).to(tl.float32)[:, None]
+    y += tl.load(bias + expert * OUTPUTS + row, mask=row < OUTPUTS, other=0.0).to(tl.float32)[
+        :, None
+    ]
     gate, up = tl.split(tl.permute(tl.reshape(y, [BM // 2, 2, BN]), [0, 2, 1]))
     gate = tl.minimum(gate, limit, propagate_nan=EVERY)
     up = tl.clamp(up, -limit, limit, propagate_nan=EVERY)
