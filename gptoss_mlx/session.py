@@ -107,7 +107,6 @@ class Session:
         while sum(s.nbytes for s in self.snapshots) > self.budget:
             del self.snapshots[0]
 
-
     def close(self) -> None:
         """Give back what the sequence takes; nothing can be done with it any more."""
         self.snapshots.clear()
