@@ -228,15 +228,15 @@ def builds(capability: int) -> Iterator[Build]:
     """Every tile of the released models' matrices, of bfloat16 and of bytes; two of float32."""
     half, full = torch.bfloat16, torch.float32
     for tokens in (1, FEW):
-        yield _build("router", capability, tokens, 128, 0, half, full)
-        yield _build("qkv and o", capability, tokens, 5120, 0, half, half)
-        yield _build("lm_head", capability, tokens, 201088, 0, half, full)
-        yield _build("qkv and o in bytes", capability, tokens, 5120, 64, half, half)
-        yield _build("lm_head in bytes", capability, tokens, 201088, 64, half, full)
+        yield _build("router", capability, tokens, 128, 0, half, full, bias=True)
+        yield _build("qkv and o", capability, tokens, 5120, 0, half, half, bias=True)
+        yield _build("lm_head", capability, tokens, 201088, 0, half, full, bias=False)
+        yield _build("qkv and o in bytes", capability, tokens, 5120, 64, half, half, bias=True)
+        yield _build("lm_head in bytes", capability, tokens, 201088, 64, half, full, bias=False)
     for group in (32, 128):
-        yield _build(f"bytes by {group}", capability, 1, 5120, group, half, half)
-    yield _build("float32", capability, 1, 5120, 0, full, full)
-    yield _build("float32, bytes", capability, 1, 5120, 64, full, full)
+        yield _build(f"bytes by {group}", capability, 1, 5120, group, half, half, bias=True)
+    yield _build("float32", capability, 1, 5120, 0, full, full, bias=True)
+    yield _build("float32, bytes", capability, 1, 5120, 64, full, full, bias=True)
     pointers = {"codes": "*u8", "scales": "*bf16", "biases": "*bf16", "out": "*bf16"}
     constants = {"GROUP": 64, "WIDENED": WIDENED}
     types = {**pointers, "count": "i32", **dict.fromkeys(constants, "constexpr")}
@@ -251,9 +251,11 @@ def _build(
     group: int,
     dtype: torch.dtype,
     wanted: torch.dtype,
+    *,
+    bias: bool,
 ) -> Build:
     shape = tile(capability, tokens, rows, group, dtype.itemsize)
-    constants = _constants(shape, group, wanted == dtype)
+    constants = _constants(shape, group, bias)
     pointers = {
         "w": "*u8" if group else TYPES[dtype],
         **dict.fromkeys(("scales", "biases", "x", "bias"), TYPES[dtype]),
