@@ -46,5 +46,9 @@ class MemoryBudgetError(GptOssError):
     """What is asked does not fit the memory there is."""
 
 
+class DeviceError(GptOssError):
+    """A device or backend that is asked for, but is not there or cannot be used."""
+
+
 class KernelError(GptOssError):
     """A kernel that was insisted on, but cannot be used."""

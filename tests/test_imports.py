@@ -19,7 +19,7 @@ ROWS = [
     {"generate", "report", "plan", "doctor"},
     {"question", "exits", "terminal", "options"},
     {"__init__"},
-    {"engine", "session", "writer", "request", "result", "clock"},
+    {"engine", "backend", "session", "writer", "request", "result", "clock"},
     {"tokenizer", "sampler", "sampling", "events"},
     {"model", "cuda"},
     {"streaming"},
@@ -30,6 +30,7 @@ ROWS = [
     {"hub", "tiny"},
     {"harmony"},
     {"memory", "device"},
+    {"torch_buffers"},
     {"buffers"},
     {"checkpoint", "reader", "recipe"},
     {"shard", "slots", "guesses"},
@@ -41,6 +42,7 @@ ROWS = [
 WITHOUT_TENSORS = {
     "__init__",
     "__main__",
+    "backend",
     "buffers",
     "checkpoint",
     "cli",
@@ -75,6 +77,7 @@ WITHOUT_TENSORS = {
     "terminal",
     "tiny",
     "tokenizer",
+    "torch_buffers",
     "units",
 }
 """Rooms that import neither mlx nor torch, not even lazily."""
