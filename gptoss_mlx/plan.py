@@ -78,7 +78,7 @@ def main(
     as_json: bool,
     debug: bool,
 ) -> None:
-    """Show what a model takes in memory, and what fits which Mac or card, before anything is loaded."""
+    """Show what a model takes in memory, and what fits which machine, before it is loaded."""
     with exit_codes(debug):
         if machine is None:
             machine = machine_of(choose_backend(backend, device))

@@ -17,12 +17,17 @@ FACTS = [
     "chip",
     "cores",
     "computes_on",
+    "backend",
     "memory",
     "limit",
     "free",
     "system",
     "python",
     "mlx",
+    "torch",
+    "torch_cuda",
+    "triton",
+    "cards",
     "gptoss_mlx",
     "kernels",
     "folder",
@@ -119,7 +124,7 @@ def test_what_the_device_does_not_tell_is_said(
 def test_nothing_at_all_may_be_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("device_info", "this_machine", "free_bytes"):
         monkeypatch.setattr(device, name, fail)
-    for name in ("local_folder", "config_of", "version", "read_speed"):
+    for name in ("local_folder", "config_of", "version", "read_speed", "_built_for", "_cards"):
         monkeypatch.setattr(doctor, name, fail)
     found = read("--model", str(tmp_path))
     unknown = [name for name in FACTS if found[name] is None]
