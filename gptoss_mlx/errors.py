@@ -50,5 +50,9 @@ class DeviceError(GptOssError):
     """A device or backend that is asked for, but is not there or cannot be used."""
 
 
+class CapacityError(GptOssError):
+    """More sequences at a time than the model was opened for."""
+
+
 class KernelError(GptOssError):
     """A kernel that was insisted on, but cannot be used."""
