@@ -11,6 +11,7 @@ from gptoss_mlx.errors import (
     CheckpointError,
     ConfigError,
     ContextError,
+    DeviceError,
     GptOssError,
     MemoryBudgetError,
     MessageError,
@@ -30,6 +31,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "ContextError",
+    "DeviceError",
     "GptOssError",
     "MemoryBudgetError",
     "MessageError",
@@ -44,6 +46,8 @@ __all__ = [
 def load(
     model: str = "openai/gpt-oss-20b",
     *,
+    backend: str | None = None,
+    device: str | None = None,
     dtype: str | None = None,
     context: int | None = None,
     memory: int | str | None = None,
@@ -53,6 +57,9 @@ def load(
 ) -> Engine:
     """Open a model: a folder, a Hugging Face id, or "tiny".
 
+    backend: "mlx", "torch" or "cuda", which is torch on an NVIDIA card; by default MLX where it has
+    a GPU, else a card that PyTorch can use, else MLX on the CPU.
+    device: of PyTorch, "cpu", "cuda" or such as "cuda:1"; by default a card if one can be used.
     dtype: "bfloat16" or "float32"; by default bfloat16 on a GPU and float32 on a CPU.
     context: the most tokens a sequence may have; by default what the plan has room for.
     memory: the most bytes to use, or a text such as "10GiB"; by default what the machine has for a
@@ -68,6 +75,8 @@ def load(
 
     return open_engine(
         model,
+        backend=backend,
+        device=device,
         dtype=dtype,
         context=context,
         memory=memory,

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gptoss_mlx.backend import choose_backend, machine_of
 from gptoss_mlx.checkpoint import Checkpoint, Progress
 from gptoss_mlx.config import ModelConfig
-from gptoss_mlx.errors import CheckpointError, SamplingError
+from gptoss_mlx.errors import CheckpointError, DeviceError, SamplingError
 from gptoss_mlx.events import Event
 from gptoss_mlx.hub import local_folder, locate
 from gptoss_mlx.jsonfile import read_json
@@ -137,6 +138,8 @@ class Engine:
 def open_engine(
     model: str,
     *,
+    backend: str | None = None,
+    device: str | None = None,
     dtype: str | None = None,
     context: int | None = None,
     memory: int | str | None = None,
@@ -144,10 +147,11 @@ def open_engine(
     kv_bits: int | None = None,
     progress: Progress | None = None,
 ) -> Engine:
-    """Open a model argument (a folder, an id, "tiny") on this machine's device, by plan.
+    """Open a model argument (a folder, an id, "tiny") on a device of this machine, by plan.
 
+    backend, device: as `choose_backend` takes them.
     Raises ModelNotFoundError, CheckpointError, VocabularyError, ContextError, KernelError or,
-    before weights are read, MemoryBudgetError.
+    before weights are read, DeviceError and MemoryBudgetError.
     """
     if dtype not in (None, "bfloat16", "float32"):
         raise ValueError(f"dtype {dtype!r} is neither bfloat16 nor float32")
@@ -155,9 +159,10 @@ def open_engine(
         raise ValueError(f"embedding {embedding!r} is neither file nor resident")
     if kv_bits not in (None, 8):
         raise ValueError(f"kv_bits {kv_bits!r} is neither None nor 8")
-    # The tensor library is imported here, when a model is opened, and not before.
-    from gptoss_mlx.device import this_machine
-
+    # A tensor library is imported here, when a model is opened, and not before.
+    chosen = choose_backend(backend, device)
+    if chosen.backend != "mlx":
+        raise DeviceError(f"a model cannot be opened with {chosen.shown} yet")
     asked: dict[str, Any] = {
         "budget": parse_bytes(memory) if isinstance(memory, str) else memory and int(memory),
         "context": context,
@@ -166,7 +171,7 @@ def open_engine(
         "kv_bits": kv_bits,
     }
     if model in CONFIGS and local_folder(model) is None:  # refuse before downloading
-        make_plan(ModelConfig.from_file(CONFIGS[model]), this_machine(), **asked)
+        make_plan(ModelConfig.from_file(CONFIGS[model]), machine_of(chosen), **asked)
     folder = locate(model, progress)
     checkpoint = Checkpoint.open(folder)
     config = checkpoint.config
@@ -174,7 +179,7 @@ def open_engine(
     from gptoss_mlx.model import open_model
     from gptoss_mlx.sampler import Sampler
 
-    plan = make_plan(config, this_machine(), **asked)
+    plan = make_plan(config, machine_of(chosen), **asked)
     tokenizer = load_tokenizer(folder, config)
     network = open_model(
         checkpoint,
@@ -187,7 +192,8 @@ def open_engine(
         wired=wired_bytes(plan),
         progress=progress,
     )
-    notes = [
+    notes = [] if chosen.note is None else [f"no card is used: {chosen.note}"]
+    notes += [
         f"the Metal kernel {name} is not used here: {why}"
         for name, why in network.kernels.left_out.items()
     ]

@@ -124,6 +124,12 @@ def implementations(kernels: Kernels) -> dict[str, str]:
     }
 
 
+def found_on(device: str) -> dict[str, str]:
+    """The `implementations` of a device such as "cuda:0", in the dtype a model has there."""
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    return implementations(choose_kernels(torch.device(device), dtype))
+
+
 def is_reference(kernels: Kernels, name: str) -> bool:
     return getattr(kernels, name) is getattr(reference, name)
 
