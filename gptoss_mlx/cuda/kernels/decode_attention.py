@@ -1,0 +1,290 @@
+"""Attention of one query of each sequence over what its row of the cache holds.
+
+The keys of a sequence are shared among several programs where there are too few sequences to keep a
+card busy, and a second kernel then adds up what they found. How many programs are launched depends
+on nothing but sizes, so that a CUDA graph may hold the launch; how many keys each takes, on how
+long its sequence is when it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from gptoss_mlx.cuda.kernels.attention import (
+    LOG2E,
+    TYPES,
+    capability,
+    dot,
+    narrow,
+    padded,
+    processors,
+    sink_logits,
+)
+from gptoss_mlx.cuda.kernels.build import Build, nearest
+
+ROWS = tl.constexpr(16)  # of a product: the queries that share a key-value head, at most
+LONGEST = 4096  # keys a program takes at most: those of a long sequence go to more programs
+BUSY = 2  # programs a multiprocessor has at once: 64 KiB of each are on their way, of 25 needed
+UNDIVIDED = 256  # keys of a cache that are not worth a second kernel
+MERGED = 32  # parts that are added up at a time
+
+
+@dataclass(frozen=True)
+class Config:
+    """block: keys a program takes at a time, in as many equal lanes as it has warps."""
+
+    block: int
+    warps: int
+    stages: int
+
+
+# Three blocks of keys and values: 96 KiB in bfloat16 would be too much for 8.6, 8.9 and 12.0, whose
+# multiprocessors have 100 KiB, to hold two programs. Two of the stages are in shared memory.
+CONFIGS: Mapping[int, Config] = {
+    80: Config(128, 4, 3),
+    86: Config(64, 4, 3),
+    90: Config(128, 4, 3),
+    120: Config(64, 4, 3),
+}
+WIDE = Config(32, 4, 1)  # float32, multiplied without tensor cores
+COMBINE_WARPS = 2
+
+
+@triton.jit
+def _share(length, fewest, LONGEST: tl.constexpr, BLOCK: tl.constexpr):
+    """The keys that each part of a sequence takes; the last may have less."""
+    return tl.minimum(tl.cdiv(tl.cdiv(length, fewest), BLOCK) * BLOCK, LONGEST)
+
+
+@triton.jit(do_not_specialize=["parts", "fewest"])
+def _attend(
+    q, cache, rows, lengths, sinks, out, stats, scale,
+    row_stride, half_stride, head_stride, place_stride, parts, fewest,
+    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr, LANES: tl.constexpr, LONGEST: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
+    # A program: a part of a sequence's keys and all queries of one key-value head. Every lane, a
+    # warp, goes through its own keys of each block with a maximum and a sum of its own, so that
+    # warps wait for each other only for what is loaded.
+    part, kv_head, token = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    length = tl.load(lengths + token)
+    share = _share(length, fewest, LONGEST, BLOCK)
+    begin = part * share
+    if not WHOLE and begin >= length:
+        return
+    end = tl.minimum(begin + share, length)
+    head = tl.arange(0, ROWS)
+    dim = tl.arange(0, WIDTH)
+    ours = head < GROUP
+    first = (token * KV_HEADS + kv_head) * GROUP + head
+    mask = ours[:, None] & (dim < DIM)[None, :]
+    one = tl.load(q + first[:, None] * DIM + dim[None, :], mask=mask, other=0.0)
+    queries = tl.broadcast_to(one[None], (LANES, ROWS, WIDTH))
+    sink = sink_logits(sinks, kv_head * GROUP + head, ours)
+    maximum = tl.broadcast_to(sink[None], (LANES, ROWS))
+    total = tl.zeros((LANES, ROWS), tl.float32)
+    y = tl.zeros((LANES, ROWS, WIDTH), tl.float32)
+    cache += tl.load(rows + token).to(tl.int64) * row_stride + kv_head * head_stride
+    KEYS: tl.constexpr = BLOCK // LANES
+    key = tl.arange(0, LANES)[:, None] * KEYS + tl.arange(0, KEYS)[None, :]
+    at = key[:, :, None] * place_stride + dim[None, None, :]
+    for start in range(begin, end, BLOCK):
+        seen = start + key < end
+        held = seen[:, :, None]
+        if DIM < WIDTH:
+            held = held & (dim < DIM)[None, None, :]
+        block = cache + start * place_stride
+        keys = tl.load(block + at, mask=held, other=0.0)
+        logits = dot(queries, tl.trans(keys, 0, 2, 1), tl.zeros((LANES, ROWS, KEYS), tl.float32))
+        logits = tl.where(seen[:, None, :], logits, -float("inf"))
+        higher = tl.maximum(maximum, tl.max(logits, 2) * scale)
+        weights = tl.exp2(logits * scale - higher[:, :, None])
+        shrink = tl.exp2(maximum - higher)
+        total = total * shrink + tl.sum(weights, 2)
+        values = tl.load(block + half_stride + at, mask=held, other=0.0)
+        y = dot(narrow(weights, values.dtype), values, y * shrink[:, :, None])
+        maximum = higher
+    top = tl.max(maximum, 0)
+    of_lane = tl.exp2(maximum - top[None])
+    total = tl.sum(total * of_lane, 0)
+    y = tl.sum(y * of_lane[:, :, None], 0)
+    if WHOLE:
+        y = y / (total + tl.exp2(sink - top))[:, None]
+        tl.store(
+            out + first[:, None] * DIM + dim[None, :], narrow(y, out.dtype.element_ty), mask=mask
+        )
+    else:
+        place = first * parts + part
+        tl.store(out + place[:, None] * DIM + dim[None, :], y, mask=mask)
+        tl.store(stats + place * 2, top, mask=ours)
+        tl.store(stats + place * 2 + 1, total, mask=ours)
+
+
+@triton.jit(do_not_specialize=["parts", "fewest"])
+def _combine(
+    sums, stats, lengths, sinks, out, parts, fewest,
+    HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, MERGED: tl.constexpr,
+    BLOCK: tl.constexpr, LONGEST: tl.constexpr,
+):  # fmt: skip
+    # A program: one head of one sequence. It takes the parts in order, MERGED at a time.
+    head, token = tl.program_id(0), tl.program_id(1)
+    length = tl.load(lengths + token)
+    used = tl.cdiv(length, tl.maximum(_share(length, fewest, LONGEST, BLOCK), 1))
+    dim = tl.arange(0, WIDTH)
+    sink = sink_logits(sinks, head, True)
+    maximum = sink
+    total = tl.full((), 1.0, tl.float32)
+    y = tl.zeros((WIDTH,), tl.float32)
+    first = (token * HEADS + head) * parts
+    for start in range(0, used, MERGED):
+        part = start + tl.arange(0, MERGED)
+        here = part < used
+        tops = tl.load(stats + (first + part) * 2, mask=here, other=-float("inf"))
+        totals = tl.load(stats + (first + part) * 2 + 1, mask=here, other=0.0)
+        at = (first + part)[:, None] * DIM + dim[None, :]
+        parts_y = tl.load(sums + at, mask=here[:, None] & (dim < DIM)[None, :], other=0.0)
+        higher = tl.maximum(maximum, tl.max(tops, 0))
+        shrink, of_part = tl.exp2(maximum - higher), tl.exp2(tops - higher)
+        total = total * shrink + tl.sum(totals * of_part, 0)
+        y = y * shrink + tl.sum(parts_y * of_part[:, None], 0)
+        maximum = higher
+    y = narrow(y / total, out.dtype.element_ty)
+    tl.store(out + (token * HEADS + head) * DIM + dim, y, mask=dim < DIM)
+
+
+def decode_attention(
+    q: torch.Tensor,
+    cache: torch.Tensor,
+    rows: torch.Tensor,
+    lengths: torch.Tensor,
+    sinks: torch.Tensor,
+    scale: float,
+) -> torch.Tensor:
+    """As `reference.decode_attention`, for up to 16 queries to a key-value head and scale > 0.
+
+    The last dimension of the cache must be contiguous; q and cache are of one dtype.
+    """
+    tokens, heads, dim = q.shape
+    kv_heads, capacity = cache.shape[2], cache.shape[3]
+    group = heads // kv_heads
+    if group > ROWS.value or cache.stride(-1) != 1:
+        raise ValueError(f"{group} queries to a key-value head, or a cache with other strides")
+    config = _config(q.dtype, capability(q.device))
+    fewest, parts = split(capacity, tokens * kv_heads, processors(q.device), config.block)
+    out = torch.empty(tokens, heads * dim, dtype=cache.dtype, device=q.device)
+    sums, stats = out, out
+    if parts > 1:
+        sums = torch.empty(tokens, heads, parts, dim, dtype=torch.float32, device=q.device)
+        stats = torch.empty(tokens, heads, parts, 2, dtype=torch.float32, device=q.device)
+    _attend[(parts, kv_heads, tokens)](
+        q.contiguous(), cache, rows, lengths, sinks, sums, stats, scale * LOG2E.value,
+        *cache.stride()[:4], parts, fewest,
+        **_shape(kv_heads, group, dim, config, parts == 1),
+        num_warps=config.warps, num_stages=config.stages,
+    )  # fmt: skip
+    if parts > 1:
+        _combine[(heads, tokens)](
+            sums, stats, lengths, sinks, out, parts, fewest,
+            **_merge(heads, dim, config), num_warps=COMBINE_WARPS,
+        )  # fmt: skip
+    return out
+
+
+def split(capacity: int, pairs: int, processors: int, block: int) -> tuple[int, int]:
+    """(the parts that a sequence is cut into if it is not too long for them, the most there can be)
+
+    pairs: of sequences and key-value heads.
+    """
+    if capacity <= UNDIVIDED:
+        return 1, 1
+    fewest = min(max(BUSY * processors // pairs, 1), triton.cdiv(capacity, block))
+    return fewest, max(fewest, triton.cdiv(capacity, LONGEST))
+
+
+def _config(dtype: torch.dtype, capability: int) -> Config:
+    return WIDE if dtype == torch.float32 else nearest(CONFIGS, capability)
+
+
+def _shape(kv_heads: int, group: int, dim: int, config: Config, whole: bool) -> dict[str, Any]:
+    return {
+        "KV_HEADS": kv_heads,
+        "GROUP": group,
+        "DIM": dim,
+        "WIDTH": padded(dim),
+        "BLOCK": config.block,
+        "LANES": config.warps,
+        "LONGEST": LONGEST,
+        "WHOLE": whole,
+    }
+
+
+def _merge(heads: int, dim: int, config: Config) -> dict[str, Any]:
+    return {
+        "HEADS": heads,
+        "DIM": dim,
+        "WIDTH": padded(dim),
+        "MERGED": MERGED,
+        "BLOCK": config.block,
+        "LONGEST": LONGEST,
+    }
+
+
+def examples(dtype: torch.dtype, device: torch.device) -> Iterator[tuple[Any, ...]]:
+    """Arguments of small calls that reach every part of the kernels."""
+    for heads, kv_heads, dim, lengths, capacity in (
+        (16, 2, 64, (1, 128, 77), 128),  # rings
+        (8, 1, 64, (1, 1000, 577), 1024),
+        (3, 1, 24, (300, 129), 300),
+    ):
+        make = torch.Generator().manual_seed(capacity)
+        rows = torch.randperm(len(lengths) + 1, generator=make)[: len(lengths)]
+        cache = torch.randn(len(lengths) + 1, 2, kv_heads, capacity, dim, generator=make)
+        q = torch.randn(len(lengths), heads, dim, generator=make)
+        sinks = torch.randn(heads, generator=make)
+        yield (
+            q.to(device, dtype),
+            cache.to(device, dtype),
+            rows.to(device, torch.int32),
+            torch.tensor(lengths, dtype=torch.int32, device=device),
+            sinks.to(device, dtype),
+            dim**-0.5,
+        )
+
+
+def builds(capability: int) -> Iterator[Build]:
+    """What gpt-oss compiles: rings and arenas, in bfloat16 and float32."""
+    heads, kv_heads, dim = 64, 8, 64
+    for dtype in (torch.bfloat16, torch.float32):
+        config, t = _config(dtype, capability), TYPES[dtype]
+        types = dict.fromkeys(("q", "cache"), f"*{t}") | {"rows": "*i32", "lengths": "*i32"}
+        numbers = ("row_stride", "half_stride", "head_stride", "place_stride", "parts", "fewest")
+        for whole in (True, False):
+            out = f"*{t}" if whole else "*fp32"
+            constants = _shape(kv_heads, heads // kv_heads, dim, config, whole)
+            yield Build(
+                f"decode_attention {'ring' if whole else 'arena'} {t}",
+                _attend,
+                {**types, "sinks": f"*{t}", "out": out, "stats": out, "scale": "fp32"}
+                | dict.fromkeys(numbers, "i32")
+                | dict.fromkeys(constants, "constexpr"),
+                constants,
+                ("q", "cache", "rows", "lengths", "sinks", "out", "stats", *numbers[:4]),
+                {"num_warps": config.warps, "num_stages": config.stages},
+            )
+        constants = _merge(heads, dim, config)
+        yield Build(
+            f"decode_attention combined {t}",
+            _combine,
+            {"sums": "*fp32", "stats": "*fp32", "lengths": "*i32", "sinks": f"*{t}"}
+            | {"out": f"*{t}", "parts": "i32", "fewest": "i32"}
+            | dict.fromkeys(constants, "constexpr"),
+            constants,
+            ("sums", "stats", "lengths", "sinks", "out"),
+            {"num_warps": COMBINE_WARPS},
+        )

@@ -1,0 +1,160 @@
+"""Rotary embedding of queries and keys; keys and values go to their places in the cache.
+
+An angle is a token's position over a pair's period, rounded to float32. Its cosine and sine are
+computed here, alike on every card: what a card offers is coarse for large angles, or long.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from gptoss_mlx.cuda.kernels.attention import TYPES, narrow
+from gptoss_mlx.cuda.kernels.build import Build
+from gptoss_mlx.cuda.operands import Heads
+
+BLOCK = 16  # heads a program rotates: 80 are five programs a token, 4 pairs to a thread
+WARPS = 4
+
+TWO_OVER_PI = tl.constexpr(0.6366197723675814)
+# pi / 2 in three float32s, each what the ones before leave.
+PART_1 = tl.constexpr(1.57079637050628662109375)
+PART_2 = tl.constexpr(-4.37113900018624283e-08)
+PART_3 = tl.constexpr(-1.71512467e-15)
+
+
+@triton.jit
+def cos_sin(x):
+    """Cosine and sine of 0 <= x <= 131072, each within 8e-8.
+
+    Cody and Waite: x less the nearest multiple of pi / 2. The first difference is exact: it is a
+    multiple of 2^-23, as PART_1 and every x from 1 are, and less than 1.
+    """
+    quarters = tl.floor(x * TWO_OVER_PI + 0.5)
+    rest = tl.fma(-quarters, tl.full(x.shape, PART_1, tl.float32), x)
+    rest = tl.fma(-quarters, tl.full(x.shape, PART_2, tl.float32), rest)
+    rest = tl.fma(-quarters, tl.full(x.shape, PART_3, tl.float32), rest)
+    square = rest * rest
+    # Taylor's, less the coefficients' errors at pi / 4 (Cephes, sinf.c and cosf.c).
+    sine = ((-1.9515295891e-4 * square + 8.3321608736e-3) * square - 1.6666654611e-1) * square
+    sine = sine * rest + rest
+    cosine = (2.443315711809948e-5 * square - 1.388731625493765e-3) * square
+    cosine = (cosine + 4.166664568298827e-2) * square * square - 0.5 * square + 1.0
+    turn = quarters.to(tl.int32) & 3
+    odd = (turn & 1) == 1
+    a, b = tl.where(odd, sine, cosine), tl.where(odd, cosine, sine)
+    return tl.where((turn == 1) | (turn == 2), -a, a), tl.where(turn >= 2, -b, b)
+
+
+@triton.jit
+def _rope_write(
+    qkv, positions, rows, places, cache, periods, out,
+    row_stride, half_stride, head_stride, place_stride,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HALF: tl.constexpr, WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    # A program: BLOCK heads of one token, of queries, then keys, then values. A thread has both
+    # halves of a pair, HALF dimensions apart.
+    token = tl.program_id(0).to(tl.int64)
+    head = (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK))[:, None]
+    pair = tl.arange(0, WIDTH)[None, :]
+    real = (head < HEADS + 2 * KV_HEADS) & (pair < HALF)
+    at = qkv + (token * (HEADS + 2 * KV_HEADS) + head) * (2 * HALF) + pair
+    a = tl.load(at, mask=real, other=0.0).to(tl.float32)
+    b = tl.load(at + HALF, mask=real, other=0.0).to(tl.float32)
+    position = tl.load(positions + token).to(tl.float32)
+    period = tl.load(periods + pair, mask=pair < HALF, other=1.0)
+    cos, sin = cos_sin(tl.div_rn(tl.broadcast_to(position, period.shape), period))
+    kept = head - HEADS  # of keys and then values
+    rotated = kept < KV_HEADS
+    x = narrow(tl.where(rotated, a * cos - b * sin, a), out.dtype.element_ty)
+    y = narrow(tl.where(rotated, b * cos + a * sin, b), out.dtype.element_ty)
+    query = real & (kept < 0)
+    to = out + (token * HEADS + head) * (2 * HALF) + pair
+    tl.store(to, x, mask=query)
+    tl.store(to + HALF, y, mask=query)
+    kept = tl.maximum(kept, 0)
+    row, place = tl.load(rows + token).to(tl.int64), tl.load(places + token).to(tl.int64)
+    cache += row * row_stride + place * place_stride
+    to = cache + kept // KV_HEADS * half_stride + kept % KV_HEADS * head_stride + pair
+    tl.store(to, x, mask=real & (head >= HEADS))
+    tl.store(to + HALF, y, mask=real & (head >= HEADS))
+
+
+def rope_write(
+    qkv: torch.Tensor,
+    positions: torch.Tensor,
+    rows: torch.Tensor,
+    places: torch.Tensor,
+    cache: torch.Tensor,
+    periods: torch.Tensor,
+    heads: Heads,
+) -> torch.Tensor:
+    """As `reference.rope_write`, for positions up to 131072 and periods of at least 1.
+
+    The last dimension of the cache must be contiguous. A place given to two tokens of a row holds
+    one of them, in whole heads' halves.
+    """
+    tokens = len(qkv)
+    if cache.stride(-1) != 1:
+        raise ValueError("a head of the cache is not contiguous")
+    out = torch.empty(tokens, heads.heads, heads.head_dim, dtype=qkv.dtype, device=qkv.device)
+    _rope_write[(tokens, triton.cdiv(heads.heads + 2 * heads.kv_heads, BLOCK))](
+        qkv.contiguous(), positions, rows, places, cache, periods, out,
+        *cache.stride()[:4], **_shape(heads), num_warps=WARPS,
+    )  # fmt: skip
+    return out
+
+
+def _shape(heads: Heads) -> dict[str, Any]:
+    half = heads.head_dim // 2
+    return {
+        "HEADS": heads.heads,
+        "KV_HEADS": heads.kv_heads,
+        "HALF": half,
+        "WIDTH": triton.next_power_of_2(half),
+        "BLOCK": BLOCK,
+    }
+
+
+def examples(dtype: torch.dtype, device: torch.device) -> Iterator[tuple[Any, ...]]:
+    """Arguments of small calls that reach every part of the kernel."""
+    for heads, positions, capacity in (
+        (Heads(64, 8, 64), (0, 131071), 3),
+        (Heads(6, 2, 24), (1, 5, 77), 8),
+    ):
+        make = torch.Generator().manual_seed(capacity)
+        tokens, dim = len(positions), heads.head_dim
+        qkv = torch.randn(tokens, (heads.heads + 2 * heads.kv_heads) * dim, generator=make)
+        cache = torch.randn(tokens, 2, heads.kv_heads, capacity, dim, generator=make)
+        periods = 1.5e5 ** (torch.arange(0, dim, 2) / dim)
+        where = (positions, range(tokens)[::-1], [p % capacity for p in positions])
+        yield (
+            qkv.to(device, dtype),
+            *(torch.tensor(list(x), dtype=torch.int32, device=device) for x in where),
+            cache.to(device, dtype),
+            periods.to(device),
+            heads,
+        )
+
+
+def builds(capability: int) -> Iterator[Build]:
+    """What gpt-oss compiles, in bfloat16 and float32; alike for every card."""
+    constants = _shape(Heads(64, 8, 64))
+    for t in (TYPES[torch.bfloat16], TYPES[torch.float32]):
+        strides = ("row_stride", "half_stride", "head_stride", "place_stride")
+        types = {"qkv": f"*{t}", "positions": "*i32", "rows": "*i32", "places": "*i32"}
+        yield Build(
+            f"rope_write {t}",
+            _rope_write,
+            {**types, "cache": f"*{t}", "periods": "*fp32", "out": f"*{t}"}
+            | dict.fromkeys(strides, "i32")
+            | dict.fromkeys(constants, "constexpr"),
+            constants,
+            (*types, "cache", "periods", "out", *strides),
+            {"num_warps": WARPS},
+        )
