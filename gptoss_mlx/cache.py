@@ -273,6 +273,10 @@ class State:
             )
         self.offset = offset
 
+    def close(self) -> None:
+        """Let go of all keys and values; the sequence is gone."""
+        self.layers.clear()
+
     def arrays(self) -> list[mx.array]:
         return [a for layer in self.layers for a in layer.arrays()]
 

@@ -1,15 +1,13 @@
-"""A conversation on a model: prefill, the decode loop, prefix reuse, and the events they give.
+"""A model with its tokenizer: conversations on it, and the events they give.
 
-The loop is pipelined: the step after a token is queued before the token is read. Where the header
-grammar then turns out to change its mask, only the choice is made again, from the same logits.
 The engine keeps the session of the last stream; a prompt that begins the same way goes on from it.
 An engine serves one thread; its streams may be interleaved, each then has a session of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from itertools import count
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptoss_mlx.checkpoint import Checkpoint, Progress
-from gptoss_mlx.clock import Clock
 from gptoss_mlx.config import ModelConfig
 from gptoss_mlx.errors import CheckpointError, SamplingError
-from gptoss_mlx.events import Event, FinishEvent, FinishReason, PrefillEvent, TokenEvent
-from gptoss_mlx.harmony import Parser
+from gptoss_mlx.events import Event
 from gptoss_mlx.hub import local_folder, locate
 from gptoss_mlx.jsonfile import read_json
 from gptoss_mlx.memory import Plan, make_plan, wired_bytes
@@ -30,9 +26,9 @@ from gptoss_mlx.request import Desk, Prompt, Request
 from gptoss_mlx.result import Result, collect
 from gptoss_mlx.sampling import Sampling
 from gptoss_mlx.session import Model, Session
+from gptoss_mlx.stream import Run, Stream, alone, together
 from gptoss_mlx.tokenizer import Tokenizer, load_tokenizer
 from gptoss_mlx.units import parse_bytes
-from gptoss_mlx.writer import PlainText, Writer
 
 NewSampler = Callable[[Sampling, int, Sequence[int], int], Any]
 
@@ -59,49 +55,42 @@ class Engine:
         self._new_sampler = new_sampler
         self._session: Session | None = None
 
-    def stream(
-        self,
-        prompt: Prompt,
-        *,
-        max_tokens: int | None = None,
-        raw: bool = False,
-        tools: Sequence[Mapping[str, Any]] = (),
-        system: str | None = None,
-        reasoning: str = "medium",
-        response_format: Mapping[str, Any] | None = None,
-        constrain_headers: bool = True,
-        stop: str | Sequence[str] | None = None,
-        cancel: Callable[[], bool] | None = None,
-        **sampling: Any,
-    ) -> Iterator[Event]:
+    def stream(self, prompt: Prompt, **options: Any) -> Iterator[Event]:
         """Generate, as events.
 
         prompt: a user's message, a list of chat messages, or token ids, which are read as they
-        are: in Harmony they end after `<|start|>assistant`.
+        are: in Harmony they end after `<|start|>assistant`. options, all by name:
         max_tokens: tokens to generate; by default until the context is full.
         raw: continue the text as it is, without Harmony.
+        tools, system, reasoning, response_format: what Harmony tells the model.
+        constrain_headers: False lets the model write any header.
+        stop: a text that ends the answer, or several.
         cancel: asked before every token; True ends the stream.
-        sampling: the fields of `Sampling`; those left out are the checkpoint's defaults.
+        And the fields of `Sampling`; those left out are the checkpoint's defaults.
         Raises MessageError, ContextError or SamplingError before anything is computed.
         """
-        request = self._desk.take(
-            prompt,
-            max_tokens=max_tokens,
-            raw=raw,
-            tools=tools,
-            system=system,
-            reasoning=reasoning,
-            response_format=response_format,
-            constrain_headers=constrain_headers,
-            stop=stop,
-            cancel=cancel,
-            sampling=sampling,
-        )
-        return self._run(request)
+        return alone(self._run(self._desk.take(prompt, **options)))
 
     def generate(self, prompt: Prompt, **options: Any) -> Result:
         """`stream`, collected."""
         return collect(self.stream(prompt, **options))
+
+    def stream_many(self, prompts: Sequence[Prompt], **options: Any) -> Iterator[tuple[int, Event]]:
+        """Generate for several prompts side by side, as many at a time as the model has rows:
+        events, each with the number of its prompt. One that ends makes room for the next.
+
+        options and errors: as `stream`; they hold for every prompt.
+        """
+        requests = [self._desk.take(prompt, **options) for prompt in prompts]
+        runs = [self._run(request) for request in requests]
+        return together(runs, self.model.decode_many, self.model.rows)
+
+    def generate_many(self, prompts: Sequence[Prompt], **options: Any) -> list[Result]:
+        """`stream_many`, collected, in the prompts' order."""
+        events: list[list[Event]] = [[] for _ in prompts]
+        for i, event in self.stream_many(prompts, **options):
+            events[i].append(event)
+        return [collect(one) for one in events]
 
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """The logits after every token of a sequence: float32 [tokens, vocabulary]."""
@@ -122,91 +111,27 @@ class Engine:
             "session_tokens": len(session.tokens) if session else 0,
         }
 
-    def _run(self, request: Request) -> Iterator[Event]:
+    def _run(self, request: Request) -> Run:
         """One stream, on the last session or, if another stream has that, on a new one."""
         session, self._session = self._session or Session(self.model), None
-        clock = Clock()
+        vocab = self.config.vocab_size
+        sampler = partial(self._new_sampler, request.sampling, request.seed, request.ids, vocab)
         try:
-            reason: FinishReason = "cancelled"
-            if (yield from self._prefill(session, request, clock)):
-                reason = yield from self._write(session, request, clock)
+            finish = yield from Stream(session, request, self.tokenizer, sampler).run()
         except GeneratorExit:
-            self._session = session
+            self._keep(session)
             raise
-        # After any other exception the state may be half-way through a step: it is let go.
+        except BaseException:
+            session.close()  # it may be half-way through a step
+            raise
+        self._keep(session)
+        yield finish
+
+    def _keep(self, session: Session) -> None:
+        """The next stream goes on from the session that ended last; one that waited is given up."""
+        if self._session is not None:
+            self._session.close()
         self._session = session
-        yield FinishEvent(reason, len(request.ids), clock.tokens, request.seed, clock.timings())
-
-    def _write(
-        self, session: Session, request: Request, clock: Clock
-    ) -> Generator[TokenEvent, None, FinishReason]:
-        """Generate text until something ends it; returns what that was."""
-        reason: FinishReason = "length"
-        writer = self._writer(request)
-        for id, logprob, top in self._decode(session, request):
-            if request.cancel():
-                reason = "cancelled"
-                break
-            clock.token()
-            yield from writer.push(id, logprob, top)
-            if id in self.tokenizer.stop_ids or writer.stopped:
-                reason = "stop"
-                break
-        yield from writer.finish()
-        return "tool_calls" if reason == "stop" and writer.called else reason
-
-    def _prefill(
-        self, session: Session, request: Request, clock: Clock
-    ) -> Generator[PrefillEvent, None, bool]:
-        """Bring the session to the prompt's last token, which the first decode step reads.
-
-        A snapshot is taken there: the next turn's prompt has the same beginning.
-        Returns False if the stream was cancelled on the way.
-        """
-        reused = session.resume(request.ids)
-        total = len(request.ids)
-        yield PrefillEvent(reused, total, reused)
-        for done in session.prefill(request.ids[reused:-1], (*request.marks, total - 1)):
-            yield PrefillEvent(reused + done, total, reused)
-            clock.prefilled(done, reused)
-            if request.cancel():
-                return False
-        clock.prefilled(session.state.offset - reused, reused)
-        return True
-
-    def _decode(
-        self, session: Session, request: Request
-    ) -> Iterator[tuple[int, float | None, tuple[tuple[int, float], ...]]]:
-        """Tokens, each read after the step behind it was queued."""
-        sampler = self._new_sampler(
-            request.sampling, request.seed, request.ids, self.config.vocab_size
-        )
-        grammar = request.grammar
-        logits = session.decode(request.ids[-1:])
-        session.note(request.ids[-1])
-        choice = sampler.choose(logits, 0, grammar and grammar.mask)
-        for step in count(1):
-            if step < request.max_tokens:
-                logits = session.decode(choice.token)
-                sampler.accept(choice)
-                ahead = sampler.choose(logits, step, grammar and grammar.mask)
-            id, logprob, top = choice.read()
-            if step < request.max_tokens:
-                session.note(id)
-            yield id, logprob, top
-            if step == request.max_tokens:
-                return
-            choice = ahead
-            if grammar is not None:
-                before, grammar = grammar, grammar.advance(id)
-                if grammar.mask is not before.mask:
-                    choice = sampler.choose(logits, step, grammar.mask)
-
-    def _writer(self, request: Request) -> Writer:
-        if request.encoding is not None:
-            return Writer(Parser(request.encoding), request.stop)
-        text = PlainText(self.tokenizer.decoder(), self.tokenizer.stop_ids)
-        return Writer(text, request.stop)
 
 
 def open_engine(

@@ -46,5 +46,9 @@ class MemoryBudgetError(GptOssError):
     """What is asked does not fit the memory there is."""
 
 
+class CapacityError(GptOssError):
+    """More sequences at a time than the model was opened for."""
+
+
 class KernelError(GptOssError):
     """A kernel that was insisted on, but cannot be used."""

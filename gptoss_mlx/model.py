@@ -33,6 +33,7 @@ from gptoss_mlx.weights import Loader
 
 CHUNK = 512  # tokens prefilled at a time, unless a plan says otherwise
 SCORED = 64  # tokens whose logits are on the device at a time
+ROWS = 1  # sequences at a time that a plan has memory for
 CACHE_LIMIT = 256 << 20  # bytes of freed buffers MLX may keep
 
 
@@ -182,7 +183,7 @@ class Transformer:
         kv_bits: int | None = None,
         chunk: int = CHUNK,
     ) -> None:
-        self.config, self.chunk, self.streaming = config, chunk, streaming
+        self.config, self.chunk, self.rows, self.streaming = config, chunk, ROWS, streaming
         self.kernels, self.kv_bits = loader.kernels, kv_bits
         self.sliding = tuple(config.is_sliding(i) for i in range(config.num_hidden_layers))
         turns = mx.array(periods(config).astype(np.float32))
@@ -248,6 +249,12 @@ class Transformer:
     def decode(self, token: Sequence[int] | mx.array, state: State) -> mx.array:
         """Append one token, given as its id or as the [1] array it will be in -> [vocabulary]."""
         return self.logits(self.hidden(token, state)).squeeze(0)
+
+    def decode_many(
+        self, tokens: Sequence[Sequence[int] | mx.array], states: Sequence[State]
+    ) -> list[mx.array]:
+        """Append one token to each of several sequences, in turn."""
+        return [self.decode(token, state) for token, state in zip(tokens, states, strict=True)]
 
 
 def _masks(tokens: int, state: State) -> tuple[mx.array | str | None, mx.array | str | None]:

@@ -9,25 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import mlx.core as mx
 import numpy as np
 
-from gptoss_mlx.sampling import Sampling
-
-_WEYL = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: neighbouring steps get unrelated keys
-_WORD = 2**64 - 1
-_COLDEST = 1e-30  # a temperature below it would be 0 in float32
-
-
-class Mask(Protocol):
-    """Which tokens may come: only those in `allow`, or all but those in `ban`."""
-
-    @property
-    def allow(self) -> tuple[int, ...] | None: ...
-    @property
-    def ban(self) -> tuple[int, ...] | None: ...
+from gptoss_mlx.sampling import COLDEST, WEYL, WORD, Mask, Sampling
 
 
 @dataclass(frozen=True)
@@ -102,13 +88,13 @@ class Sampler:
         if options.temperature == 0 or options.top_k == 1:
             return mx.argmax(scores)
         # From the largest on, so that a low temperature overflows to minus infinity only.
-        scores = (scores - scores.max()) / max(options.temperature, _COLDEST)
+        scores = (scores - scores.max()) / max(options.temperature, COLDEST)
         kept = None
         if 0 < options.top_k < scores.size:
             kept = mx.argpartition(scores, kth=scores.size - options.top_k)[-options.top_k :]
             scores = scores[kept]
         scores = _nucleus(scores, options.top_p, options.min_p)
-        key = mx.random.key((self.seed + _WEYL * (step + 1)) & _WORD)
+        key = mx.random.key((self.seed + WEYL * (step + 1)) & WORD)
         drawn = mx.random.categorical(scores, key=key)
         return drawn if kept is None else kept[drawn]
 

@@ -10,12 +10,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 from gptoss_mlx.errors import SamplingError
 
 MAX_TOP_LOGPROBS = 20
 MAX_SEED = 2**63 - 1
+WEYL = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: neighbouring steps get unrelated keys
+WORD = 2**64 - 1
+COLDEST = 1e-30  # a temperature below it would be 0 in float32
+
+
+class Mask(Protocol):
+    """Which tokens may come: only those in `allow`, or all but those in `ban`."""
+
+    @property
+    def allow(self) -> tuple[int, ...] | None: ...
+    @property
+    def ban(self) -> tuple[int, ...] | None: ...
 
 
 @dataclass(frozen=True)

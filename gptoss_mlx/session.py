@@ -30,18 +30,26 @@ class State(Protocol):
     def restore(self, snapshot: Any) -> None: ...
     def can_trim(self, offset: int) -> bool: ...
     def trim(self, offset: int) -> None: ...
+    def close(self) -> None: ...
     @property
     def nbytes(self) -> int: ...
 
 
 class Model(Protocol):
-    """What the engine needs of a model on a device; see gptoss_mlx/model.py."""
+    """What the engine needs of a model on a device; see gptoss_mlx/model.py.
+
+    chunk: tokens prefilled at a time; rows: sequences that it has memory for.
+    """
 
     chunk: int
+
+    @property
+    def rows(self) -> int: ...
 
     def new_state(self) -> Any: ...
     def prefill(self, ids: Sequence[int], state: Any) -> None: ...
     def decode(self, token: Any, state: Any) -> Any: ...
+    def decode_many(self, tokens: Sequence[Any], states: Sequence[Any]) -> Any: ...
     def evaluate(self, ids: Sequence[int], state: Any) -> Any: ...
     def stats(self) -> dict[str, float]: ...
 
@@ -67,6 +75,7 @@ class Session:
         elif kept:
             self.state.restore(kept[-1])
         else:
+            self.state.close()
             self.state = self.model.new_state()
         del self.tokens[self.state.offset :]
         self.snapshots = [s for s in kept if s.offset <= self.state.offset]
@@ -104,6 +113,11 @@ class Session:
         self.snapshots.append(self.state.snapshot())
         while sum(s.nbytes for s in self.snapshots) > self.budget:
             del self.snapshots[0]
+
+    def close(self) -> None:
+        """Give back what the sequence takes; nothing can be done with it any more."""
+        self.snapshots.clear()
+        self.state.close()
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:

@@ -60,6 +60,9 @@ class RingState:
         self.moves.append(("trim", offset))
         self.offset = offset
 
+    def close(self) -> None:
+        self.moves.append(("close", self.offset))
+
     @property
     def nbytes(self) -> int:
         return len(self.arena)
@@ -75,6 +78,7 @@ class RingModel:
         predict: Callable[[list[Any]], Any] = lambda tokens: None,
     ) -> None:
         self.window, self.chunk, self.predict = window, chunk, predict
+        self.rows, self.together = 3, list[int]()  # sequences in each joint step
         self.states: list[RingState] = []
         self.log: list[tuple[str, list[Any]]] = []
 
@@ -95,6 +99,10 @@ class RingModel:
         self.log.append(("decode", one))
         state.append(one[0])
         return self.predict(state.held())
+
+    def decode_many(self, tokens: Sequence[Any], states: Sequence[RingState]) -> list[Any]:
+        self.together.append(len(states))
+        return [self.decode(token, state) for token, state in zip(tokens, states, strict=True)]
 
     def evaluate(self, ids: Sequence[int], state: RingState) -> Any:
         raise NotImplementedError

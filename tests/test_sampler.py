@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-import mlx.core as mx
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
@@ -16,8 +15,8 @@ from numpy.typing import NDArray
 
 from gptoss_mlx.errors import SamplingError
 from gptoss_mlx.harmony import Mask
-from gptoss_mlx.sampler import Sampler
 from gptoss_mlx.sampling import Sampling
+from tests.sampler_backends import BACKENDS, Backend, open_backend
 from tests.sampling_oracle import oracle
 
 VOCAB = 12
@@ -26,13 +25,21 @@ LOGITS = np.array([2, -1, 0.5, 3, -4, 1.25, 2.5, 0, -2, 1, -0.5, 1.75], np.float
 NONE: Mask | None = None
 
 
+@pytest.fixture(scope="module", params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Backend:
+    return open_backend(request.param)
+
+
 def prepared(
-    options: Sampling, prompt: Sequence[int] = (), generated: Sequence[int] = ()
-) -> Sampler:
+    backend: Backend,
+    options: Sampling,
+    prompt: Sequence[int] = (),
+    generated: Sequence[int] = (),
+) -> Any:
     """A sampler that has accepted the generated tokens."""
-    sampler = Sampler(options, 1, prompt, VOCAB)
+    sampler = backend.sampler(options, 1, prompt, VOCAB)
     for step, id in enumerate(generated):
-        only = mx.where(mx.arange(VOCAB) == id, 500.0, -500.0)
+        only = backend.array(np.where(np.arange(VOCAB) == id, 500, -500))
         choice = sampler.choose(only, step, Mask(allow=(id,)))
         assert choice.read()[0] == id
         sampler.accept(choice)
@@ -40,32 +47,33 @@ def prepared(
 
 
 def distribution(
-    sampler: Sampler, logits: NDArray[np.float32], mask: Mask | None = None
+    backend: Backend, sampler: Any, logits: NDArray[np.float32], mask: Mask | None = None
 ) -> dict[int, float]:
     """id -> probability with which the sampler would draw it, read where it draws."""
     handed: list[NDArray[np.float32]] = []
     drawn = 0
 
-    def draw(scores: mx.array, key: mx.array) -> mx.array:
-        handed.append(np.array(scores))
-        return mx.array(drawn)
+    def draw(scores: NDArray[np.float32]) -> int:
+        handed.append(scores)
+        return drawn
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mx.random, "categorical", draw)
-        first = sampler.choose(mx.array(logits), 99, mask).read()[0]
+        backend.draw_by(patch, draw)
+        first = sampler.choose(backend.array(logits), 99, mask).read()[0]
         if not handed:
             return {first: 1.0}
         weights = np.exp(handed[0].astype(np.float64) - handed[0].max())
         p = weights / weights.sum()
         found = {}
         for drawn in np.flatnonzero(p).tolist():
-            id = sampler.choose(mx.array(logits), 99, mask).read()[0]
+            id = sampler.choose(backend.array(logits), 99, mask).read()[0]
             assert id not in found
             found[id] = float(p[drawn])
     return found
 
 
 def check(
+    backend: Backend,
     logits: NDArray[np.float32],
     options: Sampling,
     prompt: Sequence[int] = (),
@@ -73,7 +81,7 @@ def check(
     mask: Mask | None = None,
 ) -> None:
     expected = oracle(logits, options, prompt, generated, mask).kept
-    found = distribution(prepared(options, prompt, generated), logits, mask)
+    found = distribution(backend, prepared(backend, options, prompt, generated), logits, mask)
     negligible = {id for id, p in expected.items() if p < 1e-30}
     assert set(found) - negligible == set(expected) - negligible
     for id, p in found.items():
@@ -114,14 +122,20 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())
-def test_each_option_follows_the_documented_order(options: dict[str, Any]) -> None:
-    check(LOGITS, Sampling(**options), prompt=[3, 4, 9, 9], generated=[0, 0, 2, 0])
+def test_each_option_follows_the_documented_order(
+    backend: Backend, options: dict[str, Any]
+) -> None:
+    check(backend, LOGITS, Sampling(**options), prompt=[3, 4, 9, 9], generated=[0, 0, 2, 0])
 
 
 @pytest.mark.parametrize("mask", [Mask(ban=(3, 6, 0)), Mask(allow=(1, 4, 8)), Mask(allow=(9,))])
 @pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())
-def test_each_option_with_each_kind_of_mask(options: dict[str, Any], mask: Mask) -> None:
-    check(LOGITS, Sampling(**options), prompt=[3, 4, 9, 9], generated=[0, 0, 2, 0], mask=mask)
+def test_each_option_with_each_kind_of_mask(
+    backend: Backend, options: dict[str, Any], mask: Mask
+) -> None:
+    check(
+        backend, LOGITS, Sampling(**options), prompt=[3, 4, 9, 9], generated=[0, 0, 2, 0], mask=mask
+    )
 
 
 IDS = st.lists(st.integers(0, VOCAB - 1), max_size=6)
@@ -155,6 +169,7 @@ OPTIONS = st.builds(
     mask=MASKS,
 )
 def test_any_logits_options_history_and_mask(
+    backend: Backend,
     ranks: list[int],
     scale: float,
     options: Sampling,
@@ -166,17 +181,18 @@ def test_any_logits_options_history_and_mask(
         assume(len([i for i in mask.ban if i < VOCAB]) < VOCAB)
     raw = (np.array(ranks, np.float32) - 5.3) * np.float32(scale)
     assume(oracle(raw, options, prompt, generated, mask).margin > CLOSE)
-    check(raw, options, prompt, generated, mask)
+    check(backend, raw, options, prompt, generated, mask)
 
 
 @pytest.mark.parametrize("name", ["plain", "cool", "top-k", "all"])
-def test_tokens_are_drawn_as_often_as_they_should_be(name: str) -> None:
+def test_tokens_are_drawn_as_often_as_they_should_be(backend: Backend, name: str) -> None:
     options = Sampling(**CASES[name])
     expected = oracle(LOGITS, options).kept
-    logits = mx.array(LOGITS)
+    logits = backend.array(LOGITS)
     draws = 1200
     counts = Counter(
-        Sampler(options, seed, [], VOCAB).choose(logits, 0, NONE).read()[0] for seed in range(draws)
+        backend.sampler(options, seed, [], VOCAB).choose(logits, 0, NONE).read()[0]
+        for seed in range(draws)
     )
     assert set(counts) <= set(expected)
     common = [id for id in expected if expected[id] * draws >= 5]
@@ -190,12 +206,12 @@ def joint(pairs: Sequence[tuple[int, int]], sides: int) -> float:
     return sum((counts[a, b] - cell) ** 2 / cell for a in range(sides) for b in range(sides))
 
 
-def test_steps_and_seeds_are_independent() -> None:
+def test_steps_and_seeds_are_independent(backend: Backend) -> None:
     sides, draws = 4, 500
-    even = mx.zeros(sides)
+    even = backend.array([0.0] * sides)
 
     def drawn(seed: int, step: int) -> int:
-        return Sampler(Sampling(), seed, [], sides).choose(even, step, NONE).read()[0]
+        return backend.sampler(Sampling(), seed, [], sides).choose(even, step, NONE).read()[0]
 
     steps = [drawn(7, step) for step in range(draws + 1)]
     seeds = [drawn(seed, 0) for seed in range(draws + 1)]
@@ -212,55 +228,61 @@ def test_steps_and_seeds_are_independent() -> None:
 
 
 @pytest.mark.parametrize("temperature", [1e-3, 1e-6, 1e-30, 1e-40, 5e-324])
-def test_a_cold_temperature_is_nearly_greedy(temperature: float) -> None:
-    sampler = Sampler(Sampling(temperature=temperature), 3, [], VOCAB)
+def test_a_cold_temperature_is_nearly_greedy(backend: Backend, temperature: float) -> None:
+    sampler = backend.sampler(Sampling(temperature=temperature), 3, [], VOCAB)
     for scale in (1, 1e3, 1e6):
-        logits = mx.array(LOGITS * scale)
+        logits = backend.array(LOGITS * scale)
         assert {sampler.choose(logits, step, NONE).read()[0] for step in range(5)} == {3}
 
 
-def test_greedy_takes_the_first_of_equals_whatever_the_seed() -> None:
-    logits = mx.array([1.0, 5.0, 0.0, 5.0, 5.0])
+def test_greedy_takes_the_first_of_equals_whatever_the_seed(backend: Backend) -> None:
+    logits = backend.array([1.0, 5.0, 0.0, 5.0, 5.0])
     for seed in range(5):
-        sampler = Sampler(Sampling(temperature=0), seed, [], 5)
+        sampler = backend.sampler(Sampling(temperature=0), seed, [], 5)
         assert sampler.choose(logits, seed, NONE).read()[0] == 1
         assert sampler.choose(logits, seed, Mask(ban=(1,))).read()[0] == 3
         assert sampler.choose(logits, seed, Mask(allow=(0, 2))).read()[0] == 0
 
 
-def test_equals_at_the_edge() -> None:
+def test_equals_at_the_edge(backend: Backend) -> None:
     logits = np.array([1, 5, 0, 5, 5], np.float32)
-    kept = distribution(Sampler(Sampling(top_k=2), 1, [], 5), logits)
+    kept = distribution(backend, backend.sampler(Sampling(top_k=2), 1, [], 5), logits)
     assert len(kept) == 2
     assert set(kept) < {1, 3, 4}
     third = pytest.approx(1 / 3, rel=1e-5)
     for options in (Sampling(min_p=1), Sampling(top_p=0.01), Sampling(top_p=0.5, min_p=0.9)):
-        assert distribution(Sampler(options, 1, [], 5), logits) == {1: third, 3: third, 4: third}
+        assert distribution(backend, backend.sampler(options, 1, [], 5), logits) == {
+            1: third,
+            3: third,
+            4: third,
+        }
 
 
 @pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())
 @pytest.mark.parametrize("temperature", [0, 50.0])
-def test_a_banned_token_never_comes(options: dict[str, Any], temperature: float) -> None:
-    sampler = Sampler(Sampling(**{**options, "temperature": temperature}), 5, [], VOCAB)
-    logits = mx.array(LOGITS)
+def test_a_banned_token_never_comes(
+    backend: Backend, options: dict[str, Any], temperature: float
+) -> None:
+    sampler = backend.sampler(Sampling(**{**options, "temperature": temperature}), 5, [], VOCAB)
+    logits = backend.array(LOGITS)
     allowed, banned = (4, 8), tuple(i for i in range(VOCAB) if i not in (4, 8))
     for mask in (Mask(allow=allowed), Mask(ban=banned)):
         for step in range(20):
             assert sampler.choose(logits, step, mask).read()[0] in allowed
 
 
-def test_ids_beyond_the_vocabulary_in_a_mask_are_passed_over() -> None:
-    sampler = Sampler(Sampling(temperature=0), 5, [], VOCAB)
-    logits = mx.array(LOGITS)
+def test_ids_beyond_the_vocabulary_in_a_mask_are_passed_over(backend: Backend) -> None:
+    sampler = backend.sampler(Sampling(temperature=0), 5, [], VOCAB)
+    logits = backend.array(LOGITS)
     assert sampler.choose(logits, 0, Mask(ban=(3, VOCAB, 10**6))).read()[0] == 6
     assert sampler.choose(logits, 0, Mask(allow=(4, VOCAB + 1))).read()[0] == 4
     assert sampler.choose(logits, 0, Mask(ban=(VOCAB,))).read()[0] == 3
 
 
-def test_choosing_again_under_another_mask_disturbs_nothing() -> None:
-    logits = mx.array(LOGITS)
+def test_choosing_again_under_another_mask_disturbs_nothing(backend: Backend) -> None:
+    logits = backend.array(LOGITS)
     options = Sampling(frequency_penalty=0.5, repetition_penalty=1.1)
-    plain, again = (Sampler(options, 11, [1], VOCAB) for _ in range(2))
+    plain, again = (backend.sampler(options, 11, [1], VOCAB) for _ in range(2))
     for step in range(30):
         first = plain.choose(logits, step, NONE)
         if step % 3:
@@ -272,11 +294,11 @@ def test_choosing_again_under_another_mask_disturbs_nothing() -> None:
         again.accept(second)
 
 
-def test_a_seed_repeats_and_seeds_differ() -> None:
-    logits = mx.array(LOGITS)
+def test_a_seed_repeats_and_seeds_differ(backend: Backend) -> None:
+    logits = backend.array(LOGITS)
 
     def run(seed: int) -> list[int]:
-        sampler = Sampler(Sampling(temperature=2), seed, [], VOCAB)
+        sampler = backend.sampler(Sampling(temperature=2), seed, [], VOCAB)
         return [sampler.choose(logits, step, NONE).read()[0] for step in range(40)]
 
     seeds = [0, 1, 2**32, 2**62, 2**63 - 1]
@@ -286,53 +308,60 @@ def test_a_seed_repeats_and_seeds_differ() -> None:
 
 
 @pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())
-def test_logprobs_are_the_models_own_whatever_the_options(options: dict[str, Any]) -> None:
+def test_logprobs_are_the_models_own_whatever_the_options(
+    backend: Backend, options: dict[str, Any]
+) -> None:
     sampling = Sampling(**options, logprobs=True, top_logprobs=5)
-    sampler = prepared(sampling, prompt=[3], generated=[0, 0])
+    sampler = prepared(backend, sampling, prompt=[3], generated=[0, 0])
     exact = LOGITS.astype(np.float64)
     exact = exact - np.log(np.exp(exact).sum())
     best = np.argsort(-exact)[:5]
     for mask in (None, Mask(ban=(3,)), Mask(allow=(10, 4))):
-        id, logprob, top = sampler.choose(mx.array(LOGITS), 4, mask).read()
+        id, logprob, top = sampler.choose(backend.array(LOGITS), 4, mask).read()
         assert logprob == pytest.approx(exact[id], abs=1e-5)
         assert [i for i, _ in top] == best.tolist()
         assert [value for _, value in top] == pytest.approx(exact[best].tolist(), abs=1e-5)
 
 
 @pytest.mark.parametrize("vocab", [1, 255, 256, 257, 201088])
-def test_logprobs_are_as_exact_over_a_large_vocabulary(vocab: int) -> None:
+def test_logprobs_are_as_exact_over_a_large_vocabulary(backend: Backend, vocab: int) -> None:
     logits = np.random.default_rng(vocab).normal(0, 3, vocab).astype(np.float32)
     exact = logits.astype(np.float64)
     exact -= np.log(np.exp(exact).sum())
-    sampler = Sampler(Sampling(logprobs=True), 1, [], vocab)
+    sampler = backend.sampler(Sampling(logprobs=True), 1, [], vocab)
     for step in range(3):
-        id, logprob, _ = sampler.choose(mx.array(logits), step, NONE).read()
+        id, logprob, _ = sampler.choose(backend.array(logits), step, NONE).read()
         assert logprob == pytest.approx(exact[id], abs=5e-6)
 
 
-def test_logprobs_only_when_asked_and_no_more_than_there_are() -> None:
-    logits = mx.array(LOGITS)
-    assert Sampler(Sampling(), 1, [], VOCAB).choose(logits, 0, NONE).read()[1:] == (None, ())
-    alone = Sampler(Sampling(top_logprobs=3), 1, [], VOCAB).choose(logits, 0, NONE).read()
+def test_logprobs_only_when_asked_and_no_more_than_there_are(backend: Backend) -> None:
+    logits = backend.array(LOGITS)
+    assert backend.sampler(Sampling(), 1, [], VOCAB).choose(logits, 0, NONE).read()[1:] == (
+        None,
+        (),
+    )
+    alone = backend.sampler(Sampling(top_logprobs=3), 1, [], VOCAB).choose(logits, 0, NONE).read()
     assert alone[1] is not None
     assert len(alone[2]) == 3
-    _, logprob, top = Sampler(Sampling(logprobs=True), 1, [], VOCAB).choose(logits, 0, NONE).read()
+    _, logprob, top = (
+        backend.sampler(Sampling(logprobs=True), 1, [], VOCAB).choose(logits, 0, NONE).read()
+    )
     assert logprob is not None
     assert top == ()
     most = Sampling(logprobs=True, top_logprobs=20)
-    assert len(Sampler(most, 1, [], VOCAB).choose(logits, 0, NONE).read()[2]) == VOCAB
+    assert len(backend.sampler(most, 1, [], VOCAB).choose(logits, 0, NONE).read()[2]) == VOCAB
 
 
-def test_logits_of_half_precision_are_widened_first() -> None:
-    sampler = Sampler(Sampling(logprobs=True), 1, [], VOCAB)
-    wide = mx.array(LOGITS).astype(mx.bfloat16)
+def test_logits_of_half_precision_are_widened_first(backend: Backend) -> None:
+    sampler = backend.sampler(Sampling(logprobs=True), 1, [], VOCAB)
+    half, wide = backend.halves(LOGITS)
     for step in range(5):
-        choice = sampler.choose(wide, step, NONE)
-        assert choice.read() == sampler.choose(wide.astype(mx.float32), step, NONE).read()
+        choice = sampler.choose(half, step, NONE)
+        assert choice.read() == sampler.choose(wide, step, NONE).read()
         assert choice.logprob is not None
-        assert choice.logprob.dtype == mx.float32
+        assert choice.logprob.dtype == backend.float32
 
 
-def test_bias_beyond_the_vocabulary_is_refused_at_once() -> None:
+def test_bias_beyond_the_vocabulary_is_refused_at_once(backend: Backend) -> None:
     with pytest.raises(SamplingError, match=f"token of logit_bias is {VOCAB}, but must be from 0"):
-        Sampler(Sampling(logit_bias={VOCAB: 1}), 1, [], VOCAB)
+        backend.sampler(Sampling(logit_bias={VOCAB: 1}), 1, [], VOCAB)

@@ -35,8 +35,8 @@ MODULES: Mapping[str, str] = {
     "prefill_attention": "prefill_attention",
     "router_topk": "router_topk",
     "group_pairs": "group_pairs",
-    "moe_gate_up": "moe_gate_up",
-    "moe_down": "moe_down",
+    "moe_gate_up": "moe",
+    "moe_down": "moe",
 }
 """The module under cuda/kernels that has each operation's Triton kernel."""
 
@@ -58,6 +58,8 @@ class Kernels:
     group_pairs: Callable[..., Groups] = reference.group_pairs
     moe_gate_up: Callable[..., torch.Tensor] = reference.moe_gate_up
     moe_down: Callable[..., torch.Tensor] = reference.moe_down
+    tile_for: Callable[[int, int], int] = reference.tile_for
+    """(pairs, slots) -> how many pairs to a tile of `group_pairs`."""
     left_out: Mapping[str, str] = field(default_factory=dict)
     """Operations whose Triton kernel was wanted but cannot be used, and why."""
 

@@ -98,9 +98,10 @@ def decode_attention(
     """One query of each sequence over the first lengths[i] tokens of its row, in any order.
 
     q [tokens, heads, head_dim], cache [rows, 2, kv_heads, capacity, head_dim], rows and lengths
-    [tokens], sinks [heads] -> [tokens, heads * head_dim]
+    [tokens], sinks [heads] -> [tokens, heads * head_dim]. Waits for the device.
     """
-    k, v = cache[rows.long()].unbind(1)
+    seen = int(lengths.max())
+    k, v = cache[:, :, :, :seen][rows.long()].unbind(1)
     visible = torch.arange(k.shape[2], device=q.device) < lengths[:, None]
     y = _attend(q[:, :, None], k, v, visible[:, None, None], sinks, scale)
     return y.flatten(1)
@@ -158,6 +159,11 @@ def router_topk(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tenso
     """
     values, ids = torch.sort(logits, dim=-1, descending=True, stable=True)
     return ids[:, :k].to(torch.int32), values[:, :k].softmax(dim=-1)
+
+
+def tile_for(pairs: int, slots: int) -> int:
+    """Pairs to a tile: any number will do here."""
+    return 64
 
 
 def group_pairs(visits: torch.Tensor, slots: int, tile: int) -> Groups:

@@ -1,0 +1,91 @@
+"""Where the experts are: one bank of slots per layer.
+
+With as many slots as experts, expert e lies in slot e for good; with fewer, see streaming.py for
+which lies where. Biases are small and kept by expert id.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from gptoss_mlx.config import ModelConfig
+from gptoss_mlx.cuda import mxfp4
+from gptoss_mlx.cuda.choice import Kernels
+from gptoss_mlx.cuda.operands import Bank
+from gptoss_mlx.cuda.weights import Loader
+
+PACKED = 8  # experts rearranged at a time
+
+
+class Experts:
+    """The experts of one layer, or the first `slots` of them."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        loader: Loader,
+        kernels: Kernels,
+        layer: int,
+        slots: int | None = None,
+    ) -> None:
+        self.kernels, self.limit = kernels, config.swiglu_limit
+        self.prefix = f"model.layers.{layer}.mlp.experts"
+        self.experts = config.num_local_experts
+        self.size = slots or self.experts
+        self.files = [
+            f"{self.prefix}.{name}_proj_{part}"
+            for name in ("gate_up", "down")
+            for part in ("blocks", "scales")
+        ]
+        self._loaded = [
+            loader.raw(name, rows=self.size).reshape(self.size, rows, -1)
+            for name, rows in zip(self.files, self._rows(config), strict=True)
+        ]
+        self._biases = [loader.dense(f"{self.prefix}.{n}_proj_bias") for n in ("gate_up", "down")]
+
+    def pack(self) -> None:
+        """Arrange what was loaded for the kernels; nothing can be computed before."""
+        gate_up, down = self._loaded[:2], self._loaded[2:]
+        self.bank = Bank(*_packed(*gate_up), *_packed(*down), *self._biases)
+        del self._loaded, self._biases
+
+    def __call__(
+        self, x: torch.Tensor, experts: torch.Tensor, weights: torch.Tensor
+    ) -> torch.Tensor:
+        """x [tokens, hidden], experts and weights [tokens, k] -> float32 [tokens, k, hidden]
+
+        What each expert adds to the residual stream, by choice.
+        """
+        return self.visit(x, experts, experts, weights)
+
+    def visit(
+        self,
+        x: torch.Tensor,
+        slots: torch.Tensor,
+        experts: torch.Tensor,
+        weights: torch.Tensor,
+    ) -> torch.Tensor:
+        """The same for experts that lie in the given slots [tokens, k]."""
+        tile = self.kernels.tile_for(slots.numel(), self.size)
+        groups = self.kernels.group_pairs(slots, self.size, tile)
+        h = self.kernels.moe_gate_up(x, self.bank, groups, experts, self.limit)
+        return self.kernels.moe_down(h, self.bank, groups, experts, weights)
+
+    @staticmethod
+    def _rows(config: ModelConfig) -> tuple[int, int, int, int]:
+        gate_up, down = 2 * config.intermediate_size, config.hidden_size
+        return gate_up, gate_up, down, down
+
+
+def _packed(blocks: torch.Tensor, scales: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`mxfp4.pack` in place, some experts at a time: blocks and scales [slots, rows, ..]."""
+    slots = len(blocks)
+    for i in range(0, slots, PACKED):
+        part = slice(i, i + PACKED)
+        new_blocks, new_scales = mxfp4.pack(blocks[part].clone(), scales[part].clone())
+        blocks[part].view(new_blocks.shape).copy_(new_blocks)
+        scales[part].view(new_scales.shape).copy_(new_scales)
+    return (
+        blocks.view(slots, *new_blocks.shape[1:]),
+        scales.view(slots, *new_scales.shape[1:]),
+    )

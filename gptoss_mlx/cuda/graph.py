@@ -1,0 +1,71 @@
+"""A decoding step as a CUDA graph: one launch instead of hundreds.
+
+A graph is bound to a number of sequences and to fixed addresses, so there is one for each bucket,
+captured when it is first needed, with inputs of its own that are filled before it is replayed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+BUCKETS = (1, 2, 4, 8, 16, 32)
+WARM_UPS = 2  # calls before a capture: kernels compile and libraries set themselves up
+
+Step = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class Graph(NamedTuple):
+    """ids [bucket], where [2, bucket], logits [bucket, vocabulary]; replay fills logits anew."""
+
+    ids: torch.Tensor
+    where: torch.Tensor
+    logits: torch.Tensor
+    replay: Callable[[], None]
+
+
+class Graphs:
+    """A step, replayed. Called as the step itself: ids [n], where int32 [2, n] -> logits."""
+
+    def __init__(self, step: Step, device: torch.device) -> None:
+        self.step, self.device = step, device
+        self._graphs: dict[int, Graph] = {}
+        self._pool: Any = None
+
+    def __call__(self, ids: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+        n = len(ids)
+        size = bucket(n)
+        if n < size:
+            # What is missing repeats the first sequence: the same values go to the same places.
+            ids = torch.cat((ids, ids[:1].expand(size - n)))
+            where = torch.cat((where, where[:, :1].expand(2, size - n)), dim=1)
+        if size not in self._graphs:
+            self._graphs[size] = self.capture(ids, where)
+        graph = self._graphs[size]
+        graph.ids.copy_(ids)
+        graph.where.copy_(where)
+        graph.replay()
+        # A copy: another stream may take a step before this one's sampler is done.
+        return graph.logits[:n].clone()
+
+    def capture(self, ids: torch.Tensor, where: torch.Tensor) -> Graph:
+        """Capture a step of this many sequences. It is taken for these, which does no harm."""
+        ids, where = ids.clone(), where.clone()
+        side = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UPS):
+                self.step(ids, where)
+        torch.cuda.current_stream(self.device).wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            logits = self.step(ids, where)
+        self._pool = graph.pool()
+        return Graph(ids, where, logits, graph.replay)
+
+
+def bucket(sequences: int) -> int:
+    """The least bucket that holds so many sequences."""
+    return next(b for b in BUCKETS if b >= sequences)

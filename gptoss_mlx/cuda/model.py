@@ -1,0 +1,304 @@
+"""gpt-oss in PyTorch: embedding, blocks of attention and experts, logits. The twin of model.py.
+
+x is [tokens, hidden]: a chunk of one sequence while a prompt is read, one token each of up to
+MOST_ROWS sequences while answers are written. What is computed for them differs in attention only,
+so a block takes a `Chunk` or a `Step` that knows where keys and values are. A sum on the way into
+the residual stream travels beside it as `parts` and is added by the norm that follows.
+Formulas: OpenAI, gpt-oss/torch/model.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from gptoss_mlx.checkpoint import Checkpoint, Progress
+from gptoss_mlx.config import ModelConfig
+from gptoss_mlx.cuda.cache import Cache, State
+from gptoss_mlx.cuda.choice import Kernels, choose_kernels
+from gptoss_mlx.cuda.experts import Experts
+from gptoss_mlx.cuda.graph import Graphs
+from gptoss_mlx.cuda.operands import Heads, Matrix
+from gptoss_mlx.cuda.places import Chunk, Places, Step
+from gptoss_mlx.cuda.reference import dense
+from gptoss_mlx.cuda.streaming import StreamedExperts, Streaming
+from gptoss_mlx.cuda.weights import Loader
+from gptoss_mlx.rope import magnitude, periods
+
+MOST_ROWS = 32
+SCORED = 64  # tokens whose logits are on the device at a time
+
+
+class Attention:
+    """Grouped-query attention with one learned sink logit a head."""
+
+    def __init__(
+        self, config: ModelConfig, loader: Loader, kernels: Kernels, layer: int, turns: torch.Tensor
+    ) -> None:
+        prefix = f"model.layers.{layer}.self_attn"
+        self.kernels, self.layer, self.periods = kernels, layer, turns
+        self.heads = Heads(config.num_attention_heads, config.num_key_value_heads, config.head_dim)
+        parts = [f"{prefix}.{name}_proj" for name in "qkv"]
+        self.qkv, self.qkv_bias = loader.matrix(*parts), loader.bias(*parts)
+        self.o, self.o_bias = loader.matrix(f"{prefix}.o_proj"), loader.bias(f"{prefix}.o_proj")
+        self.sinks = loader.dense(f"{prefix}.sinks")
+        self.window = config.sliding_window if config.is_sliding(layer) else None
+        # YaRN scales queries and keys alike; their product may as well be scaled once.
+        self.scale = magnitude(config) ** 2 * config.head_dim**-0.5
+
+    def __call__(self, h: torch.Tensor, places: Places) -> torch.Tensor:
+        """[tokens, hidden] -> [tokens, hidden]"""
+        qkv = self.kernels.linear(h, self.qkv, self.qkv_bias)
+        return self.kernels.linear(places.attend(qkv, self), self.o, self.o_bias)
+
+    def keep(self, h: torch.Tensor, places: Places) -> None:
+        """Only remember the tokens' keys and values."""
+        places.write(self.kernels.linear(h, self.qkv, self.qkv_bias), self)
+
+
+class MoE:
+    """A router and its experts."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        loader: Loader,
+        kernels: Kernels,
+        layer: int,
+        streaming: Streaming | None,
+    ) -> None:
+        router = f"model.layers.{layer}.mlp.router"
+        self.kernels, self.k = kernels, config.num_experts_per_tok
+        self.router, self.router_bias = loader.matrix(router), loader.bias(router)
+        self.experts: Experts | StreamedExperts
+        if streaming is None:
+            self.experts = Experts(config, loader, kernels, layer)
+        else:
+            self.experts = StreamedExperts(
+                Experts(config, loader, kernels, layer, streaming.slots), streaming
+            )
+
+    def __call__(self, h: torch.Tensor) -> torch.Tensor:
+        """[tokens, hidden] -> what is to be added up, float32 [tokens, k, hidden]"""
+        logits = self.kernels.linear(h, self.router, self.router_bias, torch.float32)
+        return self.experts(h, *self.kernels.router_topk(logits, self.k))
+
+
+class Norm:
+    """Adds what is still to be added to the residual stream, and normalizes the sum."""
+
+    def __init__(self, config: ModelConfig, loader: Loader, kernels: Kernels, name: str) -> None:
+        self.kernels, self.eps = kernels, config.rms_norm_eps
+        self.weight = loader.dense(f"{name}.weight")
+
+    def __call__(
+        self, x: torch.Tensor, parts: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.kernels.add_norm(x, parts, self.weight, self.eps)
+
+
+class Block:
+    """Attention, then experts, each behind a norm."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        loader: Loader,
+        kernels: Kernels,
+        layer: int,
+        turns: torch.Tensor,
+        streaming: Streaming | None,
+    ) -> None:
+        name = f"model.layers.{layer}"
+        self.before = Norm(config, loader, kernels, f"{name}.input_layernorm")
+        self.attention = Attention(config, loader, kernels, layer, turns)
+        self.between = Norm(config, loader, kernels, f"{name}.post_attention_layernorm")
+        self.moe = MoE(config, loader, kernels, layer, streaming)
+
+    def __call__(
+        self, x: torch.Tensor, parts: torch.Tensor | None, places: Places
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        x, h = self.before(x, parts)
+        x, h = self.between(x, self.attention(h, places)[:, None])
+        return x, self.moe(h)
+
+    def keep(self, x: torch.Tensor, parts: torch.Tensor | None, places: Places) -> None:
+        """What the sequence remembers of this block, and nothing else."""
+        _, h = self.before(x, parts)
+        self.attention.keep(h, places)
+
+
+class Transformer:
+    """The whole model on one device.
+
+    rows: sequences it has memory for. streaming: None where every expert is resident.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        loader: Loader,
+        kernels: Kernels,
+        cache: Cache,
+        chunk: int,
+        streaming: Streaming | None = None,
+    ) -> None:
+        self.config, self.device, self.cache = config, loader.device, cache
+        self.chunk, self.kernels, self.streaming = chunk, kernels, streaming
+        self.embedding = loader.matrix("model.embed_tokens")
+        turns = torch.from_numpy(periods(config).astype(np.float32)).to(self.device)
+        self.blocks = [
+            Block(config, loader, kernels, layer, turns, streaming)
+            for layer in range(config.num_hidden_layers)
+        ]
+        self.norm = Norm(config, loader, kernels, "model.norm")
+        self.lm_head = loader.matrix("lm_head")
+        self.dtype = loader.dtype
+        captured = self.device.type == "cuda" and kernels.capturable and streaming is None
+        self._step = Graphs(self._one_each, self.device) if captured else self._one_each
+
+    @property
+    def rows(self) -> int:
+        return self.cache.rows
+
+    def new_state(self) -> State:
+        """An empty sequence. Raises CapacityError if there is no room for one more."""
+        return self.cache.new_state()
+
+    @torch.inference_mode()
+    def prefill(self, ids: Sequence[int], state: State) -> None:
+        """Append a chunk and wait until it is in; nothing is predicted from it."""
+        x, parts, places = self._begin(ids, state)
+        for block in self.blocks[:-1]:
+            x, parts = block(x, parts, places)
+        self.blocks[-1].keep(x, parts, places)
+        state.offset += len(ids)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    @torch.inference_mode()
+    def evaluate(self, ids: Sequence[int], state: State) -> NDArray[np.float32]:
+        """Append a chunk -> the logits after each of its tokens, float32 [tokens, vocabulary]."""
+        x, parts, places = self._begin(ids, state)
+        for block in self.blocks:
+            x, parts = block(x, parts, places)
+        state.offset += len(ids)
+        _, h = self.norm(x, parts)
+        out = np.empty((len(ids), self.config.vocab_size), np.float32)
+        for i in range(0, len(out), SCORED):
+            out[i : i + SCORED] = self._logits(h[i : i + SCORED]).cpu().numpy()
+        return out
+
+    def decode(self, token: Sequence[int] | torch.Tensor, state: State) -> torch.Tensor:
+        """Append one token, given as its id or as the [1] tensor it will be in -> [vocabulary]."""
+        return self.decode_many([token], [state])[0]
+
+    @torch.inference_mode()
+    def decode_many(
+        self, tokens: Sequence[Sequence[int] | torch.Tensor], states: Sequence[State]
+    ) -> torch.Tensor:
+        """Append one token to each of several sequences -> logits float32 [n, vocabulary]."""
+        ids = torch.cat([self._on_device(token) for token in tokens])
+        where = self._indices([[s.offset for s in states], [s.row for s in states]])
+        logits = self._step(ids, where)
+        for state in states:
+            state.offset += 1
+        return logits
+
+    def stats(self) -> dict[str, float]:
+        """Bytes PyTorch holds on the device now, and held at most; what streaming did."""
+        counts = {} if self.streaming is None else self.streaming.stats()
+        if self.device.type != "cuda":
+            return counts
+        held, reserved = torch.cuda.memory_allocated, torch.cuda.memory_reserved
+        return {
+            "active_bytes": held(self.device),
+            "peak_bytes": torch.cuda.max_memory_allocated(self.device),
+            "cache_bytes": reserved(self.device) - held(self.device),
+            **counts,
+        }
+
+    def _one_each(self, ids: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+        """ids [n], where int32 [2, n], positions and rows -> logits. What a CUDA graph holds."""
+        x, parts = self._embed(ids), None
+        places = Step(self.cache, where[0], where[1])
+        for block in self.blocks:
+            x, parts = block(x, parts, places)
+        _, h = self.norm(x, parts)
+        return self._logits(h)
+
+    def _begin(self, ids: Sequence[int], state: State) -> tuple[torch.Tensor, None, Chunk]:
+        x = self._embed(self._on_device(ids))
+        return x, None, Chunk(self.cache, state, len(ids))
+
+    def _embed(self, ids: torch.Tensor) -> torch.Tensor:
+        table = self.embedding
+        if table.scales is None or table.biases is None:
+            return table.weight[ids]
+        rows = Matrix(table.weight[ids], table.scales[ids], table.biases[ids])
+        return dense(rows, self.dtype)
+
+    def _logits(self, h: torch.Tensor) -> torch.Tensor:
+        return self.kernels.linear(h, self.lm_head, None, torch.float32)
+
+    def _on_device(self, ids: Sequence[int] | torch.Tensor) -> torch.Tensor:
+        return ids.long() if isinstance(ids, torch.Tensor) else self._indices(ids).long()
+
+    def _indices(self, values: Sequence[int] | Sequence[Sequence[int]]) -> torch.Tensor:
+        """int32 on the device, without waiting for it."""
+        if self.device.type != "cuda":
+            return torch.tensor(values, dtype=torch.int32)
+        pinned = torch.tensor(values, dtype=torch.int32, pin_memory=True)
+        return pinned.to(self.device, non_blocking=True)
+
+
+def open_model(
+    checkpoint: Checkpoint,
+    *,
+    device: str = "cpu",
+    dtype: str | None = None,
+    context: int | None = None,
+    rows: int = 1,
+    slots: int | None = None,
+    chunk: int = 512,
+    kernels: Kernels | None = None,
+    progress: Progress | None = None,
+) -> Transformer:
+    """Load a checkpoint onto a device of PyTorch's.
+
+    dtype: "bfloat16" or "float32"; by default bfloat16 on a card and float32 on a CPU.
+    context: tokens a sequence may have, by default the model's limit; rows: sequences at a time.
+    slots: experts of a layer on the device, all by default; the others are brought when chosen.
+    kernels: by default what `choose_kernels` finds for the device.
+    Raises CheckpointError if a file cannot be read or holds an invalid scale; KernelError.
+    """
+    config, place = checkpoint.config, torch.device(device)
+    compute: torch.dtype = getattr(
+        torch, dtype or ("bfloat16" if place.type == "cuda" else "float32")
+    )
+    checkpoint.check_scales()
+    slots = slots or config.num_local_experts
+    if not config.num_experts_per_tok <= slots <= config.num_local_experts:
+        raise ValueError(f"{slots} slots are not within one token's experts and all of them")
+    kernels = kernels or choose_kernels(place, compute)
+    streaming = None
+    if slots < config.num_local_experts:
+        streaming = Streaming(checkpoint.tensors, place, slots)
+    cache = Cache(config, rows, context or config.max_position_embeddings, compute, place)
+    total = _bytes_to_read(checkpoint, slots)
+    with Loader(checkpoint, compute, place, total, progress) as loader:
+        model = Transformer(config, loader, kernels, cache, chunk, streaming)
+        loader.finish()
+    for block in model.blocks:
+        block.moe.experts.pack()
+    return model
+
+
+def _bytes_to_read(checkpoint: Checkpoint, slots: int) -> int:
+    return sum(
+        (tensor.rows(0, slots) if name.endswith(("_blocks", "_scales")) else tensor).nbytes
+        for name, tensor in checkpoint.tensors.items()
+    )

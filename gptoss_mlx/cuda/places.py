@@ -1,0 +1,130 @@
+"""Where a layer's keys and values go, and what the tokens then see.
+
+A `Step` is one token each of several sequences: everything it knows is on the device, so that a
+CUDA graph can hold it. A `Chunk` is some tokens of one sequence.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from gptoss_mlx.cuda.cache import Cache, State
+
+if TYPE_CHECKING:
+    from gptoss_mlx.cuda.model import Attention
+
+
+class Places(Protocol):
+    def attend(self, qkv: torch.Tensor, layer: Attention) -> torch.Tensor:
+        """Remember the tokens' keys and values, and look: -> [tokens, heads * head_dim]."""
+
+    def write(self, qkv: torch.Tensor, layer: Attention) -> None:
+        """Only remember them."""
+
+
+class Step:
+    """positions and rows [sequences], int32."""
+
+    def __init__(self, cache: Cache, positions: torch.Tensor, rows: torch.Tensor) -> None:
+        self.cache, self.positions, self.rows = cache, positions, rows
+
+    def attend(self, qkv: torch.Tensor, layer: Attention) -> torch.Tensor:
+        q = self._rotate(qkv, layer)
+        lengths = self._seen if layer.window is None else self._seen_in_ring
+        held = self.cache.layers[layer.layer]
+        return layer.kernels.decode_attention(q, held, self.rows, lengths, layer.sinks, layer.scale)
+
+    def write(self, qkv: torch.Tensor, layer: Attention) -> None:
+        self._rotate(qkv, layer)
+
+    def _rotate(self, qkv: torch.Tensor, layer: Attention) -> torch.Tensor:
+        places = self.positions if layer.window is None else self._ring
+        held = self.cache.layers[layer.layer]
+        return layer.kernels.rope_write(
+            qkv, self.positions, self.rows, places, held, layer.periods, layer.heads
+        )
+
+    @cached_property
+    def _ring(self) -> torch.Tensor:
+        return self.positions % self.cache.window
+
+    @cached_property
+    def _seen(self) -> torch.Tensor:
+        return self.positions + 1
+
+    @cached_property
+    def _seen_in_ring(self) -> torch.Tensor:
+        return self._seen.clamp(max=self.cache.window)
+
+
+class Chunk:
+    """`tokens` tokens of one sequence, from its present end on.
+
+    On a sliding layer they may see more than the ring holds once they are in: so they look at a
+    copy of its last window - 1 tokens with their own behind, and the ring is filled last.
+    """
+
+    def __init__(self, cache: Cache, state: State, tokens: int) -> None:
+        device = cache.rings.device
+        self.cache, self.row = cache, state.row
+        self.end, self.tokens = state.offset + tokens, tokens
+        self.earlier = min(state.offset, cache.window - 1)
+        self.positions = torch.arange(state.offset, self.end, dtype=torch.int32, device=device)
+        self.rows = torch.full_like(self.positions, state.row)
+
+    def attend(self, qkv: torch.Tensor, layer: Attention) -> torch.Tensor:
+        q, kv = self._rotate(qkv, layer)
+        y = layer.kernels.prefill_attention(q, kv, layer.sinks, layer.scale, layer.window)
+        self._settle(kv, layer)
+        return y
+
+    def write(self, qkv: torch.Tensor, layer: Attention) -> None:
+        _, kv = self._rotate(qkv, layer)
+        self._settle(kv, layer)
+
+    def _rotate(self, qkv: torch.Tensor, layer: Attention) -> tuple[torch.Tensor, torch.Tensor]:
+        """Queries, and all keys and values that they see: [2, kv_heads, seen, head_dim]."""
+        held = self.cache.layers[layer.layer]
+        rows, places = self.rows, self.positions
+        if layer.window is not None:
+            _, both, heads, _, width = held.shape
+            seen = held.new_empty(1, both, heads, self.earlier + self.tokens, width)
+            seen[0, :, :, : self.earlier] = held[self.row][:, :, self._before]
+            held, rows, places = seen, self._first, self._behind
+        q = layer.kernels.rope_write(
+            qkv, self.positions, rows, places, held, layer.periods, layer.heads
+        )
+        row = self.row if layer.window is None else 0
+        return q, held[row, :, :, : self.end]
+
+    def _settle(self, kv: torch.Tensor, layer: Attention) -> None:
+        """Bring the last tokens into the ring, where the layer has one."""
+        if layer.window is not None:
+            last = self._last
+            ring = self.cache.layers[layer.layer][self.row]
+            ring[:, :, last] = kv[:, :, -len(last) :]
+
+    @cached_property
+    def _before(self) -> torch.Tensor:
+        """The ring's places of the tokens before the chunk, oldest first."""
+        return self._ring(self.end - self.tokens - self.earlier, self.end - self.tokens)
+
+    @cached_property
+    def _last(self) -> torch.Tensor:
+        """The ring's places of the chunk's last tokens."""
+        return self._ring(self.end - min(self.tokens, self.cache.window), self.end)
+
+    @cached_property
+    def _first(self) -> torch.Tensor:
+        return torch.zeros_like(self.rows)
+
+    @cached_property
+    def _behind(self) -> torch.Tensor:
+        """The places of the chunk behind the earlier tokens."""
+        return self.positions - self.positions[0] + self.earlier
+
+    def _ring(self, begin: int, end: int) -> torch.Tensor:
+        return torch.arange(begin, end, device=self.rows.device) % self.cache.window

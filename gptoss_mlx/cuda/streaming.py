@@ -1,0 +1,202 @@
+"""Experts that do not all fit on the device: the output of a resident bank, from fewer slots.
+
+Each layer's choice is read back. Experts that have a slot compute at once, while the others are
+read from the files, which the system keeps in the host's memory as far as there is room, into
+pinned buffers; from there they go to slots of experts that this wave does not need. A chunk that
+needs more experts than there are slots visits them in waves.
+
+Why no slot is written while a computation may read it: both are queued on one stream, in order.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from gptoss_mlx.cuda import mxfp4
+from gptoss_mlx.cuda.experts import Experts
+from gptoss_mlx.reader import FileReader, Load
+from gptoss_mlx.shard import Tensor
+from gptoss_mlx.slots import SlotTable
+
+STAGED = 8
+"""Experts on their way at a time: of gpt-oss 13 MB each, 106 MB of pinned memory."""
+
+
+@dataclass
+class Counts:
+    """What streaming did. An expert counts once for each step of a layer that chose it.
+
+    hits: experts that had a slot; misses: those that were brought. stall: seconds waited for reads.
+    """
+
+    hits: int = 0
+    misses: int = 0
+    bytes_read: int = 0
+    stall: float = 0.0
+
+
+class Streaming:
+    """What the streaming layers of one model share: the reader, the buffers, the counts."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], device: torch.device, slots: int) -> None:
+        self.tensors, self.device, self.slots = tensors, device, slots
+        self.reader = FileReader({tensor.path for tensor in tensors.values()})
+        self.counts = Counts()
+        self._buffers: list[Buffer] = []
+        self._next = 0
+
+    def stats(self) -> dict[str, float]:
+        return {"slots": self.slots, **asdict(self.counts)}
+
+    def buffer(self, nbytes: int) -> Buffer:
+        """The buffer that has waited longest, once the device has taken what was in it."""
+        if len(self._buffers) < STAGED:
+            self._buffers.append(Buffer(nbytes, self.device))
+            return self._buffers[-1]
+        self._next = (self._next + 1) % STAGED
+        self._buffers[self._next].wait()
+        return self._buffers[self._next]
+
+
+class Buffer:
+    """Room for one expert on the host."""
+
+    def __init__(self, nbytes: int, device: torch.device) -> None:
+        self.on_card = device.type == "cuda"
+        self.data = torch.empty(nbytes, dtype=torch.uint8, pin_memory=self.on_card)
+        self._taken: torch.cuda.Event | None = None
+
+    def sent(self) -> None:
+        """The copies to the device are queued."""
+        if self.on_card:
+            self._taken = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._taken.record()
+
+    def wait(self) -> None:
+        if self._taken is not None:
+            self._taken.synchronize()
+
+
+@dataclass(frozen=True)
+class _Coming:
+    """An expert on its way to a buffer; parts: views of the buffer, in the order of the files."""
+
+    expert: int
+    buffer: Buffer
+    parts: tuple[torch.Tensor, ...]
+    load: Load
+
+
+class StreamedExperts:
+    """One layer's experts on a bank of fewer slots. Called as `Experts` is."""
+
+    def __init__(self, experts: Experts, streaming: Streaming) -> None:
+        self.experts, self.streaming = experts, streaming
+        self.table = SlotTable(experts.experts, experts.size)
+        for expert in range(experts.size):  # as the loader fills them
+            self.table.claim(expert, keep=())
+        self._files = [streaming.tensors[name] for name in experts.files]
+
+    def pack(self) -> None:
+        self.experts.pack()
+
+    def __call__(
+        self, x: torch.Tensor, experts: torch.Tensor, weights: torch.Tensor
+    ) -> torch.Tensor:
+        """x [tokens, hidden], experts and weights [tokens, k] -> float32 [tokens, k, hidden]
+
+        Raises CheckpointError if a read fails; the bank is then empty, and the next call fills it.
+        """
+        chosen = experts.cpu().numpy()
+        self.table.use(chosen.reshape(-1).tolist(), steps=len(chosen))
+        out = x.new_empty(chosen.size, x.shape[1], dtype=torch.float32)
+        with self._changing():
+            for wave in self._waves(np.unique(chosen).tolist()):
+                pairs = self._on_device(np.flatnonzero(np.isin(chosen, wave)))
+                visits = chosen.reshape(-1, 1)[np.isin(chosen.reshape(-1), wave)]
+                slots = self._on_device(self._slots(visits))
+                token = torch.div(pairs, chosen.shape[1], rounding_mode="floor")
+                ids, shares = experts.reshape(-1, 1)[pairs], weights.reshape(-1, 1)[pairs]
+                out[pairs] = self.experts.visit(x[token], slots.int(), ids, shares)[:, 0]
+        return out.reshape(*chosen.shape, -1)
+
+    def _waves(self, needed: Sequence[int]) -> Iterator[list[int]]:
+        """The experts needed: those present, then the others as they come, none twice."""
+        present = [e for e in needed if e in self.table.slot_of]
+        missing = [e for e in needed if e not in self.table.slot_of]
+        counts = self.streaming.counts
+        counts.hits += len(present)
+        counts.misses += len(missing)
+        size = min(STAGED // 2, self.experts.size)
+        batches = [missing[i : i + size] for i in range(0, len(missing), size)]
+        coming = [self._read(expert) for expert in batches[0]] if batches else []
+        if present:
+            yield present
+        for i, batch in enumerate(batches):
+            arrived = coming
+            self._await(arrived)
+            following = batches[i + 1] if i + 1 < len(batches) else []
+            for one in arrived:
+                self._place(one, batch)
+            coming = [self._read(expert) for expert in following]
+            yield batch
+
+    def _read(self, expert: int) -> _Coming:
+        """Begin to read an expert into a buffer."""
+        tensors = [tensor[expert] for tensor in self._files]
+        sizes = [tensor.nbytes for tensor in tensors]
+        buffer = self.streaming.buffer(sum(sizes))
+        parts = torch.split(buffer.data, sizes)
+        reads = [(t, part.numpy().data) for t, part in zip(tensors, parts, strict=True)]
+        self.streaming.counts.bytes_read += sum(sizes)
+        return _Coming(expert, buffer, parts, self.streaming.reader.read(reads))
+
+    def _await(self, coming: Sequence[_Coming]) -> None:
+        begun = time.perf_counter()
+        for one in coming:
+            one.load.wait()
+        self.streaming.counts.stall += time.perf_counter() - begun
+
+    def _place(self, coming: _Coming, keep: Sequence[int]) -> None:
+        """Give an expert that has been read a slot, and queue its way there."""
+        slot = self.table.claim(coming.expert, keep)
+        assert slot is not None  # a wave is never larger than the bank
+        bank = self.experts.bank
+        arrays = [getattr(bank, field.name) for field in fields(bank)][: len(coming.parts)]
+        device = self.streaming.device
+        files = [
+            part.to(device, non_blocking=True).reshape(tensor.shape[1], -1)
+            for part, tensor in zip(coming.parts, self._files, strict=True)
+        ]
+        coming.buffer.sent()
+        for at in (0, 2):  # gate_up, down: blocks and scales
+            packed = mxfp4.pack(files[at], files[at + 1])
+            for array, value in zip(arrays[at : at + 2], packed, strict=True):
+                array[slot].copy_(value)
+
+    def _slots(self, visits: NDArray[np.int32]) -> NDArray[np.int64]:
+        slot_of = np.full(self.experts.experts, -1, np.int64)
+        for expert, slot in self.table.slot_of.items():
+            slot_of[expert] = slot
+        return slot_of[visits]
+
+    def _on_device(self, values: NDArray[np.int64]) -> torch.Tensor:
+        return torch.from_numpy(values).to(self.streaming.device)
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """What is cut short leaves the bank empty rather than in doubt."""
+        try:
+            yield
+        except BaseException:
+            self.streaming.reader.stop()
+            for slot in range(len(self.table)):
+                self.table.release(slot)
+            raise
