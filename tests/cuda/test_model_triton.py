@@ -16,7 +16,7 @@ from tests.comparison import argmax_agreement, fresh, relative_l2
 from tests.quantized import write_quantized
 from tests.shapes import tokens
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 pytestmark = pytest.mark.torch
 
@@ -33,7 +33,7 @@ def folder(checkpoint_of: Callable[..., Path]) -> Path:
 
 
 def on_kernels(folder: Path, **options: Any) -> Any:
-    kernels = triton_kernels()
+    kernels = triton_kernels(torch.device("cpu"))
     assert not any(is_reference(kernels, name) for name in MODULES)
     return open_on("torch", folder, kernels=kernels, context=64, **options)
 
