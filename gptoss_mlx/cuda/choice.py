@@ -126,7 +126,7 @@ def triton_kernels(device: torch.device) -> Kernels:
     return Kernels(**found, **tile_of(found, device))
 
 
-def tile_of(found: Mapping[str, Any], device: torch.device) -> dict[str, Callable[..., int]]:
+def tile_of(found: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     """How pairs are tiled for the experts' kernels; their references take any tile."""
     if not found.keys() & {"moe_gate_up", "moe_down"}:
         return {}
