@@ -1,24 +1,30 @@
 """What a model holds in memory, buffer by buffer, from its config and a few choices.
 
-Pure arithmetic: no device, no file. Where a buffer is no tensor of the model, its docstring says
-how it was measured: on x86-64 Linux with MLX 0.32.4 on the CPU, as the growth of resident
-anonymous memory, freed memory being returned (see heap.py). Nothing has been measured on a GPU:
-there MLX allocates ahead of what runs, so everything it allocates for a layer counts, which was
-measured as its own peak on the CPU.
+Pure arithmetic: no device, no file. `Sizes` is what a plan asks, a class for each kind of machine:
+MLX's are here, PyTorch's in torch_buffers.py. Where a buffer is no tensor of the model, its
+docstring says how it was measured: on x86-64 Linux with MLX 0.32.4 on the CPU, as the growth of
+resident anonymous memory, freed memory being returned (see heap.py). Nothing has been measured on a
+GPU: there MLX allocates ahead of what runs, so everything it allocates for a layer counts, which
+was measured as its own peak on the CPU.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
+from typing import ClassVar
 
 from gptoss_mlx.checkpoint import expected_tensors
 from gptoss_mlx.config import ModelConfig
 from gptoss_mlx.shard import ITEM_BYTES
 
 MiB = 1 << 20
+
+CHUNKS = (512, 256, 128, 64)
+"""Tokens prefilled at a time, the preferred number first."""
 
 GROWTH = 256
 """Tokens an arena of keys and values grows by."""
@@ -70,16 +76,36 @@ class Choice:
     chunk: int
     cache_limit: int
     embedding: str
+    rows: int = 1
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """Sizes of one model on one kind of device."""
+class Sizes(ABC):
+    """Sizes of one model on one kind of machine, and what may be chosen there."""
 
     config: ModelConfig
-    gpu: bool
     dtype: str
     kv_bits: int | None
+
+    gpu: ClassVar[bool]
+    chunks: ClassVar[tuple[int, ...]] = CHUNKS
+    """Tokens prefilled at a time, the preferred number first."""
+    sacrificed: ClassVar[int] = 0
+    """How many chunks are given up for a smaller one before an expert goes."""
+    cache_limits: ClassVar[tuple[int, ...]]
+    """Freed buffers MLX may keep; the last where memory is short."""
+    embeddings: ClassVar[tuple[str, ...]]
+    """Where the embedding may be, unasked; the last if all else fits too."""
+    rows: ClassVar[tuple[int, ...]] = (1,)
+    """Sequences at a time, unasked, the preferred number first."""
+
+    @abstractmethod
+    def buffers(self, choice: Choice) -> tuple[Buffer, ...]:
+        """Everything in the memory that the budget is of."""
+
+    def host(self, choice: Choice) -> tuple[Buffer, ...]:
+        """What lies in the host's memory beside that of a card."""
+        return ()
 
     @property
     def width(self) -> int:
@@ -92,20 +118,24 @@ class Sizes:
         config = self.config
         held = dict.fromkeys(("weights", "expert biases", "embedding", "experts"), 0)
         for name, (dtype, shape) in expected_tensors(config, Path("config.json")).items():
-            nbytes = prod(shape) * ITEM_BYTES[dtype]
             if name.startswith("model.embed_tokens."):
-                held["embedding"] += nbytes  # as the file has it
+                held["embedding"] += self._embedded(name, dtype, shape)
             elif ".experts." not in name:
-                held["weights"] += self._computed(dtype, shape)
+                held["weights"] += self._computed(name, dtype, shape)
             elif name.endswith("_bias"):
-                held["expert biases"] += self._computed(dtype, shape)
+                held["expert biases"] += self._computed(name, dtype, shape)
             else:
-                held["experts"] += nbytes // config.num_local_experts
+                held["experts"] += prod(shape) * ITEM_BYTES[dtype] // config.num_local_experts
         held["weights"] += config.head_dim // 2 * 4  # the rotary frequencies
         return held
 
-    def _computed(self, dtype: str, shape: tuple[int, ...]) -> int:
-        return prod(shape) * (self.width if dtype == "BF16" else ITEM_BYTES[dtype])
+    @abstractmethod
+    def _embedded(self, name: str, dtype: str, shape: tuple[int, ...]) -> int:
+        """Bytes of a tensor of the embedding, in memory."""
+
+    @abstractmethod
+    def _computed(self, name: str, dtype: str, shape: tuple[int, ...]) -> int:
+        """Bytes of any other tensor, in memory."""
 
     @property
     def full_layers(self) -> int:
@@ -114,6 +144,34 @@ class Sizes:
     @cached_property
     def sliding_layers(self) -> int:
         return sum(map(self.config.is_sliding, range(self.config.num_hidden_layers)))
+
+    @property
+    def token(self) -> int:
+        """Keys and values of one token in one layer, as computed."""
+        return 2 * self.config.num_key_value_heads * self.config.head_dim * self.width
+
+    def arena(self, context: int) -> int:
+        """Keys, or values, of one full-attention layer and sequence."""
+        tokens = -(-context // GROWTH) * GROWTH
+        values = self.config.num_key_value_heads * self.config.head_dim
+        if self.kv_bits is None:
+            return tokens * values * self.width
+        return tokens * (values * self.kv_bits // 8 + -(-values // _KV_GROUP) * 2 * 4)
+
+    @cached_property
+    def rings(self) -> int:
+        """Keys and values of all sliding layers of one sequence."""
+        return self.sliding_layers * self.config.sliding_window * self.token
+
+    @property
+    def snapshots(self) -> int:
+        """Those of one session."""
+        return SNAPSHOT_BUDGET // self.rings * self.rings if self.rings else 0
+
+
+@dataclass(frozen=True)
+class MLXSizes(Sizes):
+    """On MLX: one sequence at a time."""
 
     def buffers(self, choice: Choice) -> tuple[Buffer, ...]:
         held, resident = self.held, choice.embedding == "resident"
@@ -125,7 +183,7 @@ class Sizes:
             "keys and values": 2 * self.full_layers * self.arena(choice.context),
             "sliding layers": self.rings,
             "pages": self.pages,
-            "snapshots": SNAPSHOT_BUDGET // self.rings * self.rings if self.rings else 0,
+            "snapshots": self.snapshots,
             "scratch": self.scratch(choice),
             "MLX's cache": choice.cache_limit,
             "runtime": RUNTIME,
@@ -133,57 +191,83 @@ class Sizes:
         }
         return tuple(Buffer(name, nbytes) for name, nbytes in sizes.items())
 
-    def arena(self, context: int) -> int:
-        """Keys, or values, of one full-attention layer."""
-        tokens = -(-context // GROWTH) * GROWTH
-        values = self.config.num_key_value_heads * self.config.head_dim
-        if self.kv_bits is None:
-            return tokens * values * self.width
-        return tokens * (values * self.kv_bits // 8 + -(-values // _KV_GROUP) * 2 * 4)
+    def _embedded(self, name: str, dtype: str, shape: tuple[int, ...]) -> int:
+        return prod(shape) * ITEM_BYTES[dtype]  # as the file has it
 
-    @cached_property
-    def rings(self) -> int:
-        """Keys and values of all sliding layers."""
-        config = self.config
-        token = 2 * config.num_key_value_heads * config.head_dim * self.width
-        return self.sliding_layers * config.sliding_window * token
+    def _computed(self, name: str, dtype: str, shape: tuple[int, ...]) -> int:
+        return prod(shape) * (self.width if dtype == "BF16" else ITEM_BYTES[dtype])
 
-    @cached_property
+    @property
     def pages(self) -> int:
-        """On a GPU the newest tokens of full layers; and, of two steps under way, what each writes
-        anew of these and of the sliding layers, while what was before is still read."""
-        if not self.gpu:
-            return 0
-        config = self.config
-        token = 2 * config.num_key_value_heads * config.head_dim * self.width
-        newest = self.full_layers * PAGE * token if self.kv_bits is None else 0
-        return newest + 2 * (newest + self.rings)
+        """The newest tokens of full layers where they are kept apart."""
+        return 0
 
     def scratch(self, choice: Choice) -> int:
         """What is held for a moment: a chunk's attention or experts in one layer while prompts
-        are read; a growing arena and the choice among logits while tokens are written.
-
-        On a CPU the scores [heads, chunk, context] are there twice, queries, keys and values
-        twice, and x; the experts' phase holds 4 arrays of `intermediate` and 2 of `hidden` for
-        every chosen expert. Each fits 20 shapes and chunks within 2 % of the phase. On a GPU
-        attention is fused; MLX allocates 8 queries, keys and values, and 8 and 6 for experts.
-        Over quantized keys the scores come in blocks; see kernels/attention_quantized.py.
-        """
-        config, chunk, width = self.config, min(choice.chunk, choice.context), self.width
-        heads = config.num_attention_heads
-        qkv = chunk * (heads + 2 * config.num_key_value_heads) * config.head_dim * width
-        x = chunk * config.hidden_size * width
-        experts = chunk * config.num_experts_per_tok * width
-        hidden, intermediate = config.hidden_size, config.intermediate_size
+        are read; a growing arena and the choice among logits while tokens are written."""
         arena = 2 * self.arena(choice.context) if self.full_layers else 0
-        writing = arena + LOGITS * config.vocab_size * 4
+        writing = arena + LOGITS * self.config.vocab_size * 4
         blocks = 3 * SCORES_BYTES if self.kv_bits and self.full_layers else 0
-        if self.gpu:
-            reading = 8 * qkv + 2 * x + experts * (8 * intermediate + 6 * hidden) + blocks
-            return max(reading + arena, writing)
-        seen = choice.context
+        return max(self.reading(choice, arena, blocks), writing)
+
+    @abstractmethod
+    def reading(self, choice: Choice, arena: int, blocks: int) -> int:
+        """The most a chunk holds in one layer. arena: one that grows; blocks: scores over
+        quantized keys, which come in blocks; see kernels/attention_quantized.py."""
+
+    def _parts(self, choice: Choice) -> tuple[int, int, int]:
+        """Of a chunk: queries, keys and values; x; a value of each of its chosen experts."""
+        config, width = self.config, self.width
+        chunk = min(choice.chunk, choice.context)
+        heads = config.num_attention_heads + 2 * config.num_key_value_heads
+        qkv = chunk * heads * config.head_dim * width
+        return qkv, chunk * config.hidden_size * width, chunk * config.num_experts_per_tok * width
+
+
+@dataclass(frozen=True)
+class MetalSizes(MLXSizes):
+    """On a Mac's GPU."""
+
+    gpu = True
+    cache_limits = (256 * MiB, 64 * MiB)
+    embeddings = ("file", "resident")
+
+    @property
+    def pages(self) -> int:
+        """The newest tokens of full layers; and, of two steps under way, what each writes anew of
+        these and of the sliding layers, while what was before is still read."""
+        newest = self.full_layers * PAGE * self.token if self.kv_bits is None else 0
+        return newest + 2 * (newest + self.rings)
+
+    def reading(self, choice: Choice, arena: int, blocks: int) -> int:
+        """Attention is fused; MLX allocates 8 queries, keys and values, and for experts 8 arrays
+        of `intermediate` and 6 of `hidden`."""
+        config = self.config
+        qkv, x, experts = self._parts(choice)
+        values = 8 * config.intermediate_size + 6 * config.hidden_size
+        return 8 * qkv + 2 * x + experts * values + blocks + arena
+
+
+@dataclass(frozen=True)
+class MLXCPUSizes(MLXSizes):
+    """Where MLX computes on a CPU.
+
+    0, 16, 32, 64 and 256 MiB of freed buffers made no difference to the time of a decoded token.
+    """
+
+    gpu = False
+    cache_limits = (32 * MiB,)
+    embeddings = ("file",)
+
+    def reading(self, choice: Choice, arena: int, blocks: int) -> int:
+        """The scores [heads, chunk, context] are there twice, queries, keys and values twice, and
+        x; the experts' phase holds 4 arrays of `intermediate` and 2 of `hidden` for every chosen
+        expert. Each fits 20 shapes and chunks within 2 % of the phase."""
+        config = self.config
+        qkv, x, experts = self._parts(choice)
+        chunk, seen = min(choice.chunk, choice.context), choice.context
         if self.kv_bits or not self.full_layers:
             seen = min(seen, chunk + config.sliding_window - 1)
-        scores = max(2 * heads * chunk * seen * width, blocks)
-        attention = scores + 2 * qkv + 2 * x
-        return max(attention, experts * (4 * intermediate + 2 * hidden) + x, writing)
+        scores = max(2 * config.num_attention_heads * chunk * seen * self.width, blocks)
+        values = 4 * config.intermediate_size + 2 * config.hidden_size
+        return max(scores + 2 * qkv + 2 * x, experts * values + x)

@@ -19,13 +19,27 @@ _MEMBERSHIP = Path("/proc/self/cgroup")
 
 
 def this_machine() -> Machine:
-    """This machine; its limit is asked of Metal, or is what is free where a CPU computes."""
-    total = int(psutil.virtual_memory().total)
+    """This machine as MLX has it; its limit is asked of Metal, or is that of `this_computer`."""
     info = device_info()
     if not info["gpu"]:
-        return Machine("this machine", total, free_bytes(), False)
+        return this_computer()
+    total = int(psutil.virtual_memory().total)
     limit = info.get("max_recommended_working_set_size")
     return Machine("this machine", total, int(limit) if limit else None, True)
+
+
+def this_computer(backend: str = "mlx") -> Machine:
+    """This machine where its CPU computes: the limit is what is free."""
+    total = int(psutil.virtual_memory().total)
+    return Machine("this machine", total, free_bytes(), False, backend)
+
+
+def mlx_device() -> str | None:
+    """ "gpu" or "cpu", whichever MLX computes on; None where it is not installed."""
+    try:
+        return "gpu" if device_info()["gpu"] else "cpu"
+    except ImportError:
+        return None
 
 
 def device_info() -> Mapping[str, Any]:

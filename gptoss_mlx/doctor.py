@@ -11,22 +11,27 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from importlib.metadata import version
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import click
 
 from gptoss_mlx import __version__, device
+from gptoss_mlx.backend import Backend, choose_backend, machine_of
 from gptoss_mlx.disk import read_speed
+from gptoss_mlx.errors import DeviceError
 from gptoss_mlx.exits import exit_codes
 from gptoss_mlx.hub import DEFAULT_MODEL, local_folder
 from gptoss_mlx.memory import Plan, make_plan
-from gptoss_mlx.options import BYTES, TOKENS
+from gptoss_mlx.options import BYTES, TOKENS, backend_options
 from gptoss_mlx.plan import as_object, config_of, plan_table
 from gptoss_mlx.terminal import harmless
 from gptoss_mlx.units import show_bytes
+
+Choose = Callable[[], Backend]
 
 
 @dataclass(frozen=True)
@@ -46,15 +51,25 @@ class Fact:
     show_default=True,
     help='A folder, a Hugging Face id, or "tiny".',
 )
+@backend_options
 @click.option("--memory", type=BYTES, help="Bytes to plan with, such as 10GiB.")
 @click.option("--context", type=TOKENS, help="Tokens to plan for, such as 32k.")
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON object.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def main(model: str, memory: int | None, context: int | None, as_json: bool, debug: bool) -> None:
-    """Show the chip, its memory and limits, the disk, versions, and the plan for a model."""
+def main(
+    model: str,
+    backend: str | None,
+    device: str | None,
+    memory: int | None,
+    context: int | None,
+    as_json: bool,
+    debug: bool,
+) -> None:
+    """Show the chip, cards, memory and limits, the disk, versions, and the plan for a model."""
     with exit_codes(debug):
-        facts = list(examine(model))
-        plan, problem = _planned(model, memory, context)
+        choose = cache(lambda: choose_backend(backend, device))
+        facts = list(examine(model, choose))
+        plan, problem = _planned(model, memory, context, choose)
         if as_json:
             value = {fact.name: fact.value for fact in facts}
             value |= {"plan": plan and as_object(plan), "no_plan_because": problem}
@@ -63,21 +78,29 @@ def main(model: str, memory: int | None, context: int | None, as_json: bool, deb
             _print(facts, plan, problem, model)
 
 
-def examine(model: str) -> Iterator[Fact]:
-    """Every fact in turn; the disk's speed is that of the model's folder."""
-    info = _or_nothing(device.device_info)
+def examine(model: str, choose: Choose = choose_backend) -> Iterator[Fact]:
+    """Every fact in turn; the disk's speed is that of the model's folder.
+
+    choose: gives the backend, or raises why there is none.
+    """
+    chosen = _or_nothing(choose)
     folder = _or_nothing(lambda: local_folder(model))
     yield _fact("chip", "chip", lambda: device.device_info()["device_name"])
     yield _fact("cores", "cores", os.cpu_count)
     yield _fact("computes_on", "computes on", lambda: _place(device.device_info()))
-    yield _fact("memory", "memory", lambda: device.this_machine().memory, show_bytes)
-    yield _fact("limit", _limit_title(info), lambda: device.this_machine().limit, show_bytes)
+    yield _fact("backend", "backend", lambda: choose().shown)
+    yield _fact("memory", "memory", lambda: _memory(choose()), show_bytes)
+    yield _fact("limit", _limit_title(chosen), lambda: machine_of(choose()).limit, show_bytes)
     yield _fact("free", "free memory", device.free_bytes, show_bytes)
     yield _fact("system", "system", _system)
     yield _fact("python", "Python", platform.python_version)
-    yield _fact("mlx", "MLX", lambda: version("mlx"))
+    yield _fact("mlx", "MLX", lambda: _version("mlx"))
+    yield _fact("torch", "PyTorch", lambda: _version("torch"))
+    yield _fact("torch_cuda", "PyTorch's CUDA", _built_for)
+    yield _fact("triton", "Triton", lambda: _version("triton"))
+    yield _fact("cards", "NVIDIA cards", _cards, _each_card)
     yield _fact("gptoss_mlx", "gptoss-mlx", lambda: __version__)
-    yield _fact("kernels", "kernels", _kernels, _grouped)
+    yield _fact("kernels", "kernels", lambda: _kernels(chosen), _grouped)
     yield _fact("folder", "model's folder", lambda: _where(model, folder))
     yield _fact("disk_read", "disk reads", lambda: folder and _speed(folder), _per_second)
 
@@ -99,10 +122,12 @@ def _or_nothing(find: Callable[[], Any]) -> Any:
         return None
 
 
-def _planned(model: str, memory: int | None, context: int | None) -> tuple[Plan | None, str | None]:
+def _planned(
+    model: str, memory: int | None, context: int | None, choose: Choose
+) -> tuple[Plan | None, str | None]:
     """The plan, or why there is none."""
     try:
-        machine = device.this_machine()
+        machine = machine_of(choose())
         return make_plan(config_of(model), machine, budget=memory, context=context), None
     except Exception as error:
         return None, " ".join(str(error).split()) or type(error).__name__
@@ -112,8 +137,14 @@ def _place(info: Mapping[str, Any]) -> str:
     return "the GPU" if info["gpu"] else "the CPU"
 
 
-def _limit_title(info: Mapping[str, Any] | None) -> str:
-    return "limit of the GPU" if info and info["gpu"] else "limit for a model"
+def _limit_title(chosen: Backend | None) -> str:
+    return "limit of the GPU" if chosen and chosen.device != "cpu" else "limit for a model"
+
+
+def _memory(chosen: Backend) -> int | None:
+    """Of the machine, not of a card."""
+    on_mlx = chosen.backend == "mlx"
+    return (device.this_machine() if on_mlx else device.this_computer()).memory
 
 
 def _system() -> str:
@@ -128,7 +159,57 @@ def _where(model: str, folder: Path | None) -> str:
     return str(folder)
 
 
-def _kernels() -> dict[str, str]:
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        raise ValueError("it is not installed") from None
+
+
+def _built_for() -> str:
+    from gptoss_mlx.cuda.device import built_for
+
+    return built_for()
+
+
+def _cards() -> list[dict[str, Any]]:
+    """Each with what keeps it from being used, or None."""
+    from gptoss_mlx.cuda.device import ask_card, check_card, count_cards, is_installed
+
+    if not is_installed():
+        raise ValueError("PyTorch is not installed, which would be asked")
+    cards: list[dict[str, Any]] = []
+    for index in range(count_cards()):
+        card = ask_card(index)
+        problem: str | None = None
+        try:
+            check_card(card)
+        except DeviceError as error:
+            problem = str(error)
+        cards.append({**asdict(card), "problem": problem})
+    return cards
+
+
+def _each_card(cards: list[dict[str, Any]]) -> str:
+    return "\n".join(map(_one_card, cards))
+
+
+def _one_card(card: Mapping[str, Any]) -> str:
+    major, minor = divmod(card["capability"], 10)
+    free, total = show_bytes(card["free"]), show_bytes(card["total"])
+    driver = f", driver {card['driver']}" if card["driver"] else ""
+    problem = f"; {card['problem']}" if card["problem"] else ""
+    return (
+        f"cuda:{card['index']} {card['name']}, capability {major}.{minor},"
+        f" {free} of {total} free{driver}{problem}"
+    )
+
+
+def _kernels(chosen: Backend | None) -> dict[str, str]:
+    if chosen is not None and chosen.backend == "torch":
+        from gptoss_mlx.cuda.choice import found_on
+
+        return found_on(chosen.device)
     from gptoss_mlx.kernels.choice import found_here
 
     return found_here()
@@ -167,7 +248,8 @@ def _print(facts: list[Fact], plan: Plan | None, problem: str | None, model: str
     if plan is not None:
         console.print(plan_table(plan, f"{model} on this machine"))
         free = _or_nothing(device.free_bytes)
-        if free is not None and free < plan.total:
+        on_card = plan.gpu and plan.backend == "torch"
+        if not on_card and free is not None and free < plan.total:
             console.print(
                 f"only {show_bytes(free)} are free now: other programs would be pushed out;"
                 " --memory plans with less",

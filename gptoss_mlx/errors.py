@@ -46,6 +46,10 @@ class MemoryBudgetError(GptOssError):
     """What is asked does not fit the memory there is."""
 
 
+class DeviceError(GptOssError):
+    """A device or backend that is asked for, but is not there or cannot be used."""
+
+
 class CapacityError(GptOssError):
     """More sequences at a time than the model was opened for."""
 

@@ -17,7 +17,7 @@ import gptoss_mlx
 from gptoss_mlx.events import Event, FinishEvent, PrefillEvent
 from gptoss_mlx.exits import exit_codes, interruptible
 from gptoss_mlx.hub import DEFAULT_MODEL
-from gptoss_mlx.options import BYTES, TOKENS
+from gptoss_mlx.options import BYTES, TOKENS, backend_options
 from gptoss_mlx.question import Question, question_options, read_question
 from gptoss_mlx.terminal import Bar, Pen, Printer, harmless
 
@@ -35,6 +35,7 @@ BAR_AFTER = 1.0  # seconds; what is quicker needs no bar
     show_default=True,
     help='A folder, a Hugging Face id, or "tiny".',
 )
+@backend_options
 @click.option("--memory", type=BYTES, help="Most memory to use, such as 10GiB.")
 @click.option("--context", type=TOKENS, help="Most tokens, prompt and answer: 32k.")
 @click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), help="Compute precision.")
@@ -49,6 +50,8 @@ BAR_AFTER = 1.0  # seconds; what is quicker needs no bar
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def main(
     model: str,
+    backend: str | None,
+    device: str | None,
     memory: int | None,
     context: int | None,
     dtype: str | None,
@@ -76,6 +79,8 @@ def main(
 
         start = time.perf_counter()
         settings = {
+            "backend": backend,
+            "device": device,
             "memory": memory,
             "context": context,
             "dtype": dtype,

@@ -1,4 +1,7 @@
-"""What a machine has for a model, and the Macs by name. Which one this is, `device.py` asks."""
+"""What a machine has for a model, and the Macs and NVIDIA cards by name.
+
+Which one this is, `device.py` asks of MLX and the system, and `cuda/device.py` of the card.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +9,39 @@ import re
 from dataclasses import dataclass
 from types import MappingProxyType
 
-_NAME = re.compile(r"(\d{1,4})\s*(gi?b?)?\s*(mac)?", re.ASCII)
+_MAC = re.compile(r"(\d{1,4})\s*(gi?b?)?\s*(mac)?", re.ASCII)
+_CARD = re.compile(r"(\d{1,4})\s*(gi?b?)?\s*card", re.ASCII)
 _MEMORY = (8, 1024)  # GB of the smallest and the largest Mac that is believed
+_CARD_MEMORY = (4, 1024)
 
 
 @dataclass(frozen=True)
 class Machine:
     """A machine, in bytes; None is what is not known.
 
-    memory: physical. limit: what a model may take of it: the working set macOS recommends for
-    the GPU, or what is free where a CPU computes. gpu: whether MLX computes on a GPU.
+    memory: physical, of the card where one computes. limit: what a model may take of it: the
+    working set macOS recommends for the GPU, what a card has free, or what is free where a CPU
+    computes. gpu: whether a GPU computes. backend: "mlx" or "torch".
     """
 
     name: str
     memory: int | None
     limit: int | None
     gpu: bool
+    backend: str = "mlx"
+
+    @property
+    def kind(self) -> str:
+        """ "metal", "mlx cpu", "cuda" or "torch cpu": what a plan's sizes depend on."""
+        return _KINDS[self.backend, self.gpu]
+
+
+_KINDS = {
+    ("mlx", True): "metal",
+    ("mlx", False): "mlx cpu",
+    ("torch", True): "cuda",
+    ("torch", False): "torch cpu",
+}
 
 
 def mac(memory: int) -> Machine:
@@ -36,12 +56,70 @@ def mac(memory: int) -> Machine:
     return Machine(f"{memory}GB Mac", nbytes, share, True)
 
 
+def card(name: str, mebibytes: int) -> Machine:
+    """An NVIDIA card with so much memory, of which nothing else takes any.
+
+    Its limit leaves 256 MiB and a hundredth to the driver. A desktop takes more, and so does error
+    correction where the name says nothing of it (a sixteenth of GDDR), so a real card is asked.
+    """
+    nbytes = mebibytes << 20
+    return Machine(name, nbytes, nbytes - nbytes // 100 - (256 << 20), True, "torch")
+
+
 MACHINES = MappingProxyType({m.name: m for m in map(mac, (8, 16, 18, 24, 32, 36, 64, 96, 128))})
+"""Macs."""
+
+CARDS = MappingProxyType(
+    {f"{n}GB card": card(f"{n}GB card", n << 10) for n in (8, 12, 16, 24, 32, 48, 80, 96, 141)}
+)
+"""Cards by their memory alone."""
+
+_MODELS = {
+    "RTX 3060": 12288,
+    "RTX 3080": 10240,
+    "RTX 3090": 24576,
+    "RTX 4060": 8188,
+    "RTX 4070": 12282,
+    "RTX 4080": 16376,
+    "RTX 4090": 24564,
+    "RTX 5070": 12227,
+    "RTX 5080": 16303,
+    "RTX 5090": 32607,
+    "RTX A6000": 49140,
+    "RTX 6000 Ada": 49140,
+    "RTX PRO 6000": 97887,
+    "A10": 23028,
+    "A40": 46068,
+    "A100 40GB": 40960,
+    "A100 80GB": 81920,
+    "L4": 23034,
+    "L40S": 46068,
+    "H100": 81559,
+    "H200": 143771,
+    "B200": 183359,
+}
+"""MiB of memory, as nvidia-smi shows it."""
 
 
 def find_machine(name: str) -> Machine:
-    """A Mac by its memory: "16GB Mac", "16 gb mac", "16". Raises ValueError in one line."""
-    match = _NAME.fullmatch(name.strip().lower())
-    if match is None or not _MEMORY[0] <= int(match[1]) <= _MEMORY[1]:
-        raise ValueError(f"{name!r} is no Mac's memory such as '16GB Mac'")
-    return mac(int(match[1]))
+    """A Mac by its memory ("16GB Mac", "16 gb mac", "16"), or a card ("24GB card", "RTX 4090").
+
+    Raises ValueError in one line.
+    """
+    text = name.strip().lower()
+    if (match := _MAC.fullmatch(text)) and _MEMORY[0] <= int(match[1]) <= _MEMORY[1]:
+        return mac(int(match[1]))
+    if (match := _CARD.fullmatch(text)) and _CARD_MEMORY[0] <= int(match[1]) <= _CARD_MEMORY[1]:
+        return card(f"{match[1]}GB card", int(match[1]) << 10)
+    for model, mebibytes in _MODELS.items():
+        if _bare(model) == _bare(text):
+            return card(model, mebibytes)
+    raise ValueError(
+        f"{name!r} is no Mac's memory such as '16GB Mac', and no card such as '24GB card' or"
+        " 'RTX 4090'"
+    )
+
+
+def _bare(model: str) -> str:
+    """A card's model without its maker's names and spaces."""
+    return re.sub(r"nvidia|geforce|tesla|[\s_-]", "", model.lower())

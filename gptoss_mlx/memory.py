@@ -1,40 +1,58 @@
 """The plan: one list of buffers whose sum is what a model takes, made before anything is loaded.
 
 Pure arithmetic on a config. `make_plan` chooses the context, the slots for experts, the prefill
-chunk, MLX's cache limit and the embedding's place so that the sum stays within a budget, or
-refuses in one line that shows the sum and the largest thing that would fit.
+chunk, the sequences at a time, MLX's cache limit and the embedding's place so that the sum stays
+within a budget, or refuses in one line that shows the sum and the largest thing that would fit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from gptoss_mlx.buffers import GROWTH, Buffer, Choice, MiB, Sizes, least_slots
+from gptoss_mlx.buffers import (
+    CHUNKS,
+    GROWTH,
+    Buffer,
+    Choice,
+    MetalSizes,
+    MiB,
+    MLXCPUSizes,
+    Sizes,
+    least_slots,
+)
 from gptoss_mlx.config import ModelConfig
-from gptoss_mlx.errors import ContextError, MemoryBudgetError
+from gptoss_mlx.errors import ContextError, DeviceError, MemoryBudgetError
 from gptoss_mlx.machine import Machine
+from gptoss_mlx.torch_buffers import CudaSizes, TorchCPUSizes
 from gptoss_mlx.units import show_bytes
 
-__all__ = ["Buffer", "Machine", "Plan", "make_plan", "wired_bytes"]
+__all__ = ["CHUNKS", "Buffer", "Machine", "Plan", "make_plan", "wired_bytes"]
 
-CHUNKS = (512, 256, 128, 64)
-"""Tokens prefilled at a time, the preferred number first."""
+SIZES: Mapping[str, type[Sizes]] = {
+    "metal": MetalSizes,
+    "mlx cpu": MLXCPUSizes,
+    "cuda": CudaSizes,
+    "torch cpu": TorchCPUSizes,
+}
+"""By the machine's kind."""
 
 WORTHWHILE = 512 * MiB
 """What halving the chunk must save."""
 
-CACHE_LIMITS = {True: (256 * MiB, 64 * MiB), False: (32 * MiB, 32 * MiB)}
-"""Freed buffers MLX may keep, by whether a GPU computes; the second where memory is short.
-
-On a CPU 0, 16, 32, 64 and 256 MiB made no difference to the time of a decoded token.
-"""
-
 DEFAULT_CONTEXT = 8192
 """Tokens planned for, unasked, where not every expert fits: a longer context costs slots."""
 
+SHARED_CONTEXT = 32768
+"""Tokens that each of several sequences must have room for, before more than one is planned for
+unasked."""
+
+MOST_ROWS = 32
+"""Sequences at a time."""
+
 _LEAST_CONTEXT = 1024
 _STAYING = ("weights", "expert biases", "embedding", "experts", "keys and values", "sliding layers")
+_OUTSIDE = ("runtime", "CUDA context", "headroom")  # of what the tensor library counts
 
 
 @dataclass(frozen=True)
@@ -45,8 +63,10 @@ class Plan:
     slots: experts in memory, of `experts`, in each layer. chunk: tokens prefilled at a time.
     cache_limit: bytes of freed buffers MLX may keep. embedding: "file" or "resident".
     dtype: "bfloat16" or "float32". kv_bits: 8, or None for keys and values as computed.
+    gpu: whether one computes. backend: "mlx" or "torch". rows: sequences at a time. host: what the
+    host's memory holds beside a card's, which is not in the sum.
     `Engine.logits`, which keeps them for every token, takes more than is planned here, and so do
-    streams that run at the same time, of which each has keys and values of its own.
+    on MLX streams that run at the same time, of which each has keys and values of its own.
     """
 
     budget: int | None
@@ -60,6 +80,9 @@ class Plan:
     kv_bits: int | None
     gpu: bool
     buffers: tuple[Buffer, ...]
+    backend: str = "mlx"
+    rows: int = 1
+    host: tuple[Buffer, ...] = ()
 
     @property
     def total(self) -> int:
@@ -82,13 +105,13 @@ class Plan:
 
 
 def wired_bytes(plan: Plan) -> int:
-    """Bytes to wire: what stays from the first token to the last; 0 where no GPU computes."""
-    return plan.of(*_STAYING) if plan.gpu else 0
+    """Bytes for MLX to wire: what stays from the first token to the last; 0 without its GPU."""
+    return plan.of(*_STAYING) if plan.gpu and plan.backend == "mlx" else 0
 
 
 def device_bytes(plan: Plan) -> int:
-    """The most MLX should hold, its cache included: all but the process itself."""
-    return plan.total - plan.of("runtime", "headroom")
+    """The most MLX or PyTorch should hold, cached memory included: all but the process itself."""
+    return plan.total - plan.of(*_OUTSIDE)
 
 
 def make_plan(
@@ -100,6 +123,7 @@ def make_plan(
     dtype: str | None = None,
     embedding: str | None = None,
     kv_bits: int | None = None,
+    batch: int | None = None,
 ) -> Plan:
     """The plan of a model within `budget` bytes, by default the machine's limit.
 
@@ -107,9 +131,12 @@ def make_plan(
     limit or a power of two, but if that is below DEFAULT_CONTEXT, then DEFAULT_CONTEXT, or the
     largest power of two below it that fits at all.
     dtype: "bfloat16" or "float32"; by default bfloat16 on a GPU and float32 on a CPU.
-    embedding: "file" or "resident"; by default resident only on a GPU, if all else fits too.
-    kv_bits: 8 for quantized keys and values of full-attention layers.
-    Raises MemoryBudgetError with the sum and the largest thing that would fit, ContextError.
+    embedding: "file" or "resident"; by default resident on MLX's GPU, if all else fits too, and
+    always with PyTorch. kv_bits: 8 for quantized keys and values of full-attention layers, on MLX.
+    batch: sequences at a time, more than one with PyTorch only; by default on a card as many of 4,
+    2 and 1 as leave every expert in memory and each sequence SHARED_CONTEXT tokens or those asked.
+    Raises MemoryBudgetError with the sum and the largest thing that would fit, ContextError, and
+    DeviceError for what the machine's backend does not have.
     """
     most = config.max_position_embeddings
     if context is not None and not 1 < context <= most:
@@ -119,12 +146,15 @@ def make_plan(
             f"{show_bytes(budget)} are asked for, but {machine.name} has"
             f" {show_bytes(machine.memory)} in all"
         )
+    _check_backend(machine.backend, embedding, kv_bits, batch)
     dtype = dtype or ("bfloat16" if machine.gpu else "float32")
     planner = _Planner(
-        Sizes(config, machine.gpu, dtype, kv_bits),
+        SIZES[machine.kind](config, dtype, kv_bits),
         machine.limit if budget is None else budget,
         context,
         embedding,
+        machine.backend,
+        batch,
     )
     choice = planner.resident() or planner.streaming()
     if choice is None:
@@ -132,51 +162,74 @@ def make_plan(
     return planner.plan(choice)
 
 
+def _check_backend(
+    backend: str, embedding: str | None, kv_bits: int | None, batch: int | None
+) -> None:
+    if batch is not None and not 1 <= batch <= MOST_ROWS:
+        raise DeviceError(f"{batch} sequences at a time are not within 1 to {MOST_ROWS}")
+    if backend == "mlx" and batch not in (None, 1):
+        raise DeviceError(f"MLX computes one sequence at a time, not {batch}")
+    if backend == "torch" and embedding == "file":
+        raise DeviceError("with PyTorch the embedding is always in memory, not read from the file")
+    if backend == "torch" and kv_bits is not None:
+        raise DeviceError(f"keys and values of {kv_bits} bits are MLX's alone")
+
+
 @dataclass(frozen=True)
 class _Planner:
-    """One question: the sizes, and what was asked. context, embedding: None leaves it open."""
+    """One question: the sizes, and what was asked; what is None was left open."""
 
     sizes: Sizes
     budget: int | None
     context: int | None
     embedding: str | None
+    backend: str
+    batch: int | None
 
     def resident(self) -> Choice | None:
         """Every expert in a slot, with the longest context that allows it."""
-        config = self.sizes.config
-        for context in self._contexts(DEFAULT_CONTEXT, config.max_position_embeddings):
-            chunk = self._chunks(context)[0]
-            for cache in CACHE_LIMITS[self.sizes.gpu]:
-                choice = self._choice(context, chunk, cache, config.num_local_experts)
+        experts = self.sizes.config.num_local_experts
+        for context, chunk, rows in self._ways():
+            for cache in self.sizes.cache_limits:
+                choice = self._choice(context, chunk, cache, experts, rows)
                 if self._fits(choice):
-                    roomy = replace(choice, embedding="resident")
-                    free = self.embedding is None and self.sizes.gpu
-                    return roomy if free and self._fits(roomy) else choice
+                    place = self.embedding or self.sizes.embeddings[-1]
+                    roomy = replace(choice, embedding=place)
+                    return roomy if self._fits(roomy) else choice
         return None
+
+    def _ways(self) -> Iterator[tuple[int, int, int]]:
+        """Contexts, chunks and rows to keep every expert with, the preferred first."""
+        for smaller in range(self.sizes.sacrificed + 1):
+            for rows in (self.batch,) if self.batch else self.sizes.rows:
+                least = DEFAULT_CONTEXT if self.batch or rows == 1 else SHARED_CONTEXT
+                for context in self._contexts(least, self.sizes.config.max_position_embeddings):
+                    for chunk in self._chunks(context, rows)[smaller : smaller + 1]:
+                        yield context, chunk, rows
 
     def streaming(self) -> Choice | None:
         """As many slots as fit, if they are enough for one token."""
         assert self.budget is not None  # without one everything is resident
         config = self.sizes.config
-        cache = CACHE_LIMITS[self.sizes.gpu][1]
+        cache, rows = self.sizes.cache_limits[-1], self.batch or 1
         for context in self._contexts(_LEAST_CONTEXT, DEFAULT_CONTEXT):
-            for chunk in self._chunks(context):
-                choice = self._choice(context, chunk, cache, 0)
+            for chunk in self._chunks(context, rows):
+                choice = self._choice(context, chunk, cache, 0, rows)
                 slots = (self.budget - self._total(choice)) // self.sizes.held["experts"]
                 if slots >= least_slots(config):
                     return replace(choice, slots=min(slots, config.num_local_experts))
         return None
 
-    def _chunks(self, context: int) -> tuple[int, ...]:
+    def _chunks(self, context: int, rows: int) -> tuple[int, ...]:
         """The chunk for a context, and smaller ones for where nothing would fit with it.
 
         The largest whose half would not save WORTHWHILE. It does not depend on the budget: another
         chunk adds in another order, and the output must be the same to the last bit at any budget.
         """
-        cache = CACHE_LIMITS[self.sizes.gpu][1]
-        totals = [self._total(self._choice(context, chunk, cache, 0)) for chunk in CHUNKS]
-        saved = [i for i in range(1, len(CHUNKS)) if totals[i - 1] - totals[i] >= WORTHWHILE]
-        return CHUNKS[max(saved, default=0) :]
+        cache, chunks = self.sizes.cache_limits[-1], self.sizes.chunks
+        totals = [self._total(self._choice(context, chunk, cache, 0, rows)) for chunk in chunks]
+        saved = [i for i in range(1, len(chunks)) if totals[i - 1] - totals[i] >= WORTHWHILE]
+        return chunks[max(saved, default=0) :]
 
     def _contexts(self, least: int, most: int) -> Iterator[int]:
         """What was asked; else the model's limit or `most`, and the powers of two to `least`."""
@@ -189,8 +242,9 @@ class _Planner:
             if 1 << exponent >= least:
                 yield 1 << exponent
 
-    def _choice(self, context: int, chunk: int, cache: int, slots: int) -> Choice:
-        return Choice(context, slots, chunk, cache, self.embedding or "file")
+    def _choice(self, context: int, chunk: int, cache: int, slots: int, rows: int) -> Choice:
+        place = self.embedding or self.sizes.embeddings[0]
+        return Choice(context, slots, chunk, cache, place, rows)
 
     def _total(self, choice: Choice) -> int:
         return sum(buffer.nbytes for buffer in self.sizes.buffers(choice))
@@ -212,6 +266,9 @@ class _Planner:
             kv_bits=sizes.kv_bits,
             gpu=sizes.gpu,
             buffers=sizes.buffers(choice),
+            backend=self.backend,
+            rows=choice.rows,
+            host=sizes.host(choice),
         )
 
     def refusal(self) -> str:
@@ -238,5 +295,6 @@ class _Planner:
 
     def _least(self, context: int) -> Choice:
         """The choice of this context that takes the least."""
-        cache = CACHE_LIMITS[self.sizes.gpu][1]
-        return self._choice(context, CHUNKS[-1], cache, least_slots(self.sizes.config))
+        sizes = self.sizes
+        cache, slots = sizes.cache_limits[-1], least_slots(sizes.config)
+        return self._choice(context, sizes.chunks[-1], cache, slots, self.batch or 1)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from gptoss_mlx.backend import BACKENDS
 from gptoss_mlx.machine import find_machine
 from gptoss_mlx.units import parse_bytes, parse_tokens
 
@@ -34,3 +35,13 @@ class Parsed(_ParamType):
 BYTES = Parsed("size", parse_bytes)
 TOKENS = Parsed("tokens", parse_tokens)
 MACHINE = Parsed("machine", find_machine)
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def backend_options(command: Command) -> Command:
+    """--backend and --device, for `backend.choose_backend`."""
+    device = click.option("--device", help="Of PyTorch: cpu, cuda or such as cuda:1.")
+    help = "What computes; cuda is torch on a card. By default the best there is."
+    backend = click.option("--backend", type=click.Choice(BACKENDS), help=help)
+    return backend(device(command))

@@ -7,21 +7,28 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from gptoss_mlx.backend import choose_backend, machine_of
 from gptoss_mlx.config import ModelConfig
-from gptoss_mlx.errors import ConfigError, ContextError, MemoryBudgetError, ModelNotFoundError
+from gptoss_mlx.errors import (
+    ConfigError,
+    ContextError,
+    DeviceError,
+    MemoryBudgetError,
+    ModelNotFoundError,
+)
 from gptoss_mlx.exits import exit_codes
 from gptoss_mlx.hub import DEFAULT_MODEL, local_folder
 from gptoss_mlx.jsonfile import read_json, shown
-from gptoss_mlx.machine import MACHINES, Machine
-from gptoss_mlx.memory import Plan, make_plan, wired_bytes
-from gptoss_mlx.options import BYTES, MACHINE, TOKENS
+from gptoss_mlx.machine import CARDS, MACHINES, Machine
+from gptoss_mlx.memory import MOST_ROWS, Plan, make_plan, wired_bytes
+from gptoss_mlx.options import BYTES, MACHINE, TOKENS, backend_options
 from gptoss_mlx.recipe import RECIPES, quantization
 from gptoss_mlx.released import CONFIGS
 from gptoss_mlx.terminal import harmless
@@ -30,8 +37,10 @@ from gptoss_mlx.units import show_bytes, show_tokens
 if TYPE_CHECKING:
     from rich.table import Table
 
-UNCONVERTED, CONVERTED = "bf16", "mixed"
-"""Recipes shown of every released model: as it is, and what the converter does by default."""
+UNCONVERTED = "bf16"
+CONVERTED = {"mlx": "mixed", "torch": "8"}
+"""Recipes shown of every released model: as it is, and what the converter does by default, or for
+PyTorch, which keeps no fewer bits, what saves the most."""
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -43,7 +52,11 @@ UNCONVERTED, CONVERTED = "bf16", "mixed"
 )
 @click.option("--memory", type=BYTES, help="Bytes it must stay within, such as 10GiB.")
 @click.option("--context", type=TOKENS, help="Most tokens, prompt and answer, such as 32k.")
-@click.option("--machine", type=MACHINE, help='Instead of this one, such as "16GB Mac".')
+@click.option(
+    "--machine", type=MACHINE, help='Instead of this one: "16GB Mac", "24GB card", "RTX 4090".'
+)
+@backend_options
+@click.option("--batch", type=click.IntRange(1, MOST_ROWS), help="Sequences at a time (PyTorch).")
 @click.option("--bits", type=click.Choice(list(RECIPES)), help="As if converted with these.")
 @click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), help="Compute precision.")
 @click.option("--embedding", type=click.Choice(["file", "resident"]), help="Where its table is.")
@@ -55,6 +68,9 @@ def main(
     memory: int | None,
     context: int | None,
     machine: Machine | None,
+    backend: str | None,
+    device: str | None,
+    batch: int | None,
     bits: str | None,
     dtype: str | None,
     embedding: str | None,
@@ -62,16 +78,18 @@ def main(
     as_json: bool,
     debug: bool,
 ) -> None:
-    """Show what a model takes in memory, and what fits which Mac, before anything is loaded."""
+    """Show what a model takes in memory, and what fits which machine, before it is loaded."""
     with exit_codes(debug):
         if machine is None:
-            from gptoss_mlx.device import this_machine
-
-            machine = this_machine()
+            machine = machine_of(choose_backend(backend, device))
+        elif backend or device:
+            raise click.UsageError("--machine says what computes: leave --backend and --device out")
         settings: dict[str, Any] = {"context": context, "dtype": dtype, "embedding": embedding}
         settings["kv_bits"] = int(kv_bits) if kv_bits else None
+        settings["batch"] = batch
         plan = make_plan(config_of(model, bits), machine, budget=memory, **settings)
-        fits = list(what_fits(bits or CONVERTED, settings))
+        fits = list(what_fits(MACHINES.values(), bits or CONVERTED["mlx"], settings))
+        cards = list(what_fits(CARDS.values(), bits or CONVERTED["torch"], settings))
         if as_json:
             value = {
                 "model": model,
@@ -79,10 +97,12 @@ def main(
                 "machine": asdict(machine),
                 "plan": as_object(plan),
                 "fits": fits,
+                "cards": cards,
             }
             click.echo(json.dumps(value))
             return
-        _print(plan_table(plan, f"{model} on {machine.name}"), _fits_table(fits))
+        title = f"{model} on {machine.name}"
+        _print(plan_table(plan, title), _fits_table(fits, "Mac"), _fits_table(cards, "card"))
 
 
 def config_of(model: str, bits: str | None = None) -> ModelConfig:
@@ -105,8 +125,10 @@ def config_of(model: str, bits: str | None = None) -> ModelConfig:
     return _converted(path, bits)
 
 
-def what_fits(bits: str, settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """For every known Mac and released model, unconverted and converted: the choices, or why not.
+def what_fits(
+    machines: Iterable[Machine], bits: str, settings: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """For every machine and released model, unconverted and converted: the choices, or why not.
 
     settings: what is asked of each plan.
     """
@@ -115,12 +137,12 @@ def what_fits(bits: str, settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
         for model, path in CONFIGS.items()
         for recipe in dict.fromkeys((UNCONVERTED, bits))
     }
-    for machine in MACHINES.values():
+    for machine in machines:
         for (model, recipe), config in configs.items():
             row: dict[str, Any] = {"machine": machine.name, "model": model, "bits": recipe}
             try:
                 plan = make_plan(config, machine, **settings)
-            except (MemoryBudgetError, ContextError) as error:
+            except (MemoryBudgetError, ContextError, DeviceError) as error:
                 yield {**row, "fits": False, "why": str(error)}
                 continue
             yield {
@@ -129,6 +151,7 @@ def what_fits(bits: str, settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
                 "slots": plan.slots,
                 "experts": plan.experts,
                 "context": plan.context,
+                "rows": plan.rows,
                 "bytes": plan.total,
             }
 
@@ -144,6 +167,7 @@ def as_object(plan: Plan) -> dict[str, Any]:
     """A plan's choices and buffers for JSON; sizes in bytes."""
     value = asdict(plan)
     value["buffers"] = {buffer.name: buffer.nbytes for buffer in plan.buffers}
+    value["host"] = {buffer.name: buffer.nbytes for buffer in plan.host}
     return {**value, "total": plan.total, "left": plan.left, "wired": wired_bytes(plan)}
 
 
@@ -155,7 +179,7 @@ def plan_table(plan: Plan, title: str) -> Table:
     notes = {
         "experts": f"{plan.slots} of {plan.experts} in each layer",
         "embedding": "" if plan.embedding == "resident" else "read from the file",
-        "keys and values": f"{plan.context} tokens{', 8 bits' if plan.kv_bits else ''}",
+        "keys and values": f"{_sequences(plan)}{', 8 bits' if plan.kv_bits else ''}",
         "scratch": f"{plan.chunk} tokens of a prompt at a time",
     }
     table = Table(title=escape(harmless(f"{title}, {plan.dtype}")))
@@ -168,13 +192,21 @@ def plan_table(plan: Plan, title: str) -> Table:
     table.add_row("in all", show_bytes(plan.total))
     if plan.budget is not None and plan.left is not None:
         table.add_row("left", show_bytes(plan.left), f"of {show_bytes(plan.budget)}")
+    if plan.host:
+        table.add_section()
+    for buffer in plan.host:
+        table.add_row(buffer.name, show_bytes(buffer.nbytes), "beside it, of the host")
     return table
 
 
-def _fits_table(fits: list[dict[str, Any]]) -> Table:
+def _sequences(plan: Plan) -> str:
+    return f"{plan.rows} x {plan.context} tokens" if plan.rows > 1 else f"{plan.context} tokens"
+
+
+def _fits_table(fits: Sequence[Mapping[str, Any]], kind: str) -> Table:
     from rich.table import Table
 
-    table = Table(title="experts in memory, and the context, by machine")
+    table = Table(title=f"experts in memory, and the context, by {kind}")
     table.add_column("")
     columns = list(dict.fromkeys((row["model"], row["bits"]) for row in fits))
     for model, bits in columns:
@@ -185,11 +217,12 @@ def _fits_table(fits: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _cell(row: dict[str, Any]) -> str:
+def _cell(row: Mapping[str, Any]) -> str:
     if not row["fits"]:
         return "-"
     share = "all" if row["slots"] == row["experts"] else f"{row['slots']} of {row['experts']}"
-    return f"{share}, {show_tokens(row['context'])}"
+    several = f"{row['rows']} x " if row["rows"] > 1 else ""
+    return f"{share}, {several}{show_tokens(row['context'])}"
 
 
 def _print(*tables: Table) -> None:

@@ -71,12 +71,16 @@ def table(
 
 
 def _memory(plan: Plan | None, stats: Mapping[str, float]) -> Iterator[str]:
-    if plan is not None:
-        peak, planned = (show_bytes(int(n)) for n in (stats["peak_bytes"], device_bytes(plan)))
-        yield (
-            f"{'memory':12}{peak} at most in MLX of {planned} planned,"
-            f" {show_bytes(plan.total)} with the process; context {plan.context}"
-        )
+    if plan is None:
+        return
+    peak, total = show_bytes(int(stats["peak_bytes"])), show_bytes(plan.total)
+    if plan.backend == "torch" and not plan.gpu:  # its peak is that of the process
+        found = f"{peak} at most of {total} planned"
+    else:
+        library = "MLX" if plan.backend == "mlx" else "PyTorch"
+        planned = show_bytes(device_bytes(plan))
+        found = f"{peak} at most in {library} of {planned} planned, {total} with the process"
+    yield f"{'memory':12}{found}; context {plan.context}"
 
 
 def _experts(plan: Plan | None, stats: Mapping[str, float]) -> Iterator[str]:

@@ -78,7 +78,7 @@ class RingModel:
         predict: Callable[[list[Any]], Any] = lambda tokens: None,
     ) -> None:
         self.window, self.chunk, self.predict = window, chunk, predict
-        self.rows = 3
+        self.rows, self.together = 3, list[int]()  # sequences in each joint step
         self.states: list[RingState] = []
         self.log: list[tuple[str, list[Any]]] = []
 
@@ -101,6 +101,7 @@ class RingModel:
         return self.predict(state.held())
 
     def decode_many(self, tokens: Sequence[Any], states: Sequence[RingState]) -> list[Any]:
+        self.together.append(len(states))
         return [self.decode(token, state) for token, state in zip(tokens, states, strict=True)]
 
     def evaluate(self, ids: Sequence[int], state: RingState) -> Any:

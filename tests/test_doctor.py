@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ import pytest
 from click.testing import CliRunner
 
 from gptoss_mlx import device, doctor
+from gptoss_mlx.cuda import device as cards
+from gptoss_mlx.cuda.device import Card
+from gptoss_mlx.errors import DeviceError
 from gptoss_mlx.machine import Machine
 from gptoss_mlx.units import show_bytes
 
@@ -17,12 +21,17 @@ FACTS = [
     "chip",
     "cores",
     "computes_on",
+    "backend",
     "memory",
     "limit",
     "free",
     "system",
     "python",
     "mlx",
+    "torch",
+    "torch_cuda",
+    "triton",
+    "cards",
     "gptoss_mlx",
     "kernels",
     "folder",
@@ -119,7 +128,7 @@ def test_what_the_device_does_not_tell_is_said(
 def test_nothing_at_all_may_be_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("device_info", "this_machine", "free_bytes"):
         monkeypatch.setattr(device, name, fail)
-    for name in ("local_folder", "config_of", "version", "read_speed"):
+    for name in ("local_folder", "config_of", "version", "read_speed", "_built_for", "_cards"):
         monkeypatch.setattr(doctor, name, fail)
     found = read("--model", str(tmp_path))
     unknown = [name for name in FACTS if found[name] is None]
@@ -132,6 +141,60 @@ def test_a_folder_without_weights_or_with_small_files(
 ) -> None:
     assert "there are no weights" in shown("--model", str(tmp_path))
     assert "too small to tell" in shown("--model", str(small_checkpoint))
+
+
+def test_cards_are_shown_with_what_keeps_them_from_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {
+        0: Card(0, "Tesla T4", 75, 15 << 30, 14 << 30, "580.1"),
+        1: Card(1, "NVIDIA L4", 89, 22 << 30, 20 << 30, None),
+    }
+
+    def check(card: Card) -> Card:
+        if card.capability < 80:
+            raise DeviceError("it is too old")
+        return card
+
+    monkeypatch.setattr(cards, "is_installed", lambda: True)
+    monkeypatch.setattr(cards, "count_cards", lambda: len(found))
+    monkeypatch.setattr(cards, "ask_card", found.__getitem__)
+    monkeypatch.setattr(cards, "check_card", check)
+    told = read("--model", "tiny")["cards"]
+    assert [card["problem"] for card in told] == ["it is too old", None]
+    assert told[1]["total"] == 22 << 30
+    text = shown("--model", "tiny")
+    assert "cuda:0 Tesla T4, capability 7.5, 14.00 GiB of 15.00 GiB free, driver 580.1; it" in text
+    assert "cuda:1 NVIDIA L4, capability 8.9, 20.00 GiB of 22.00 GiB free " in text
+
+
+def test_without_pytorch_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(doctor, "version", missing)
+    monkeypatch.setattr(cards, "is_installed", lambda: False)
+    text = shown("--model", "tiny")
+    assert text.count("not known: it is not installed") == 3
+    assert "not known: PyTorch is not installed" in text
+
+
+@pytest.mark.torch
+def test_another_backend_may_be_looked_at(
+    small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch")
+    monkeypatch.setattr(device, "free_bytes", lambda: 3 << 30)
+    arguments = ("--model", str(small_checkpoint), "--backend", "torch", "--device", "cpu")
+    found = read(*arguments)
+    assert found["backend"] == "PyTorch on the CPU"
+    assert {"linear", "moe_down"} <= set(found["kernels"])
+    assert found["plan"]["backend"] == "torch"
+    assert found["memory"] > found["limit"] == found["plan"]["budget"] == 3 << 30
+
+
+def test_a_backend_that_is_not_there_is_a_line(small_checkpoint: Path) -> None:
+    found = read("--model", str(small_checkpoint), "--backend", "mlx", "--device", "cuda")
+    assert (found["backend"], found["limit"], found["plan"]) == (None, None, None)
+    assert found["no_plan_because"] == "MLX computes on the CPU here, not on 'cuda'"
 
 
 def test_names_cannot_style_the_terminal() -> None:

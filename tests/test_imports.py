@@ -19,7 +19,7 @@ ROWS = [
     {"generate", "report", "plan", "doctor"},
     {"question", "exits", "terminal", "options"},
     {"__init__"},
-    {"engine", "stream", "session", "writer", "request", "result", "clock"},
+    {"engine", "backend", "stream", "session", "writer", "request", "result", "clock"},
     {"tokenizer", "sampler", "events"},
     {"model", "cuda"},
     {"streaming"},
@@ -30,6 +30,7 @@ ROWS = [
     {"hub", "tiny"},
     {"harmony", "sampling"},
     {"memory", "device"},
+    {"torch_buffers"},
     {"buffers"},
     {"checkpoint", "reader", "recipe"},
     {"shard", "slots", "guesses"},
@@ -41,6 +42,7 @@ ROWS = [
 WITHOUT_TENSORS = {
     "__init__",
     "__main__",
+    "backend",
     "buffers",
     "checkpoint",
     "cli",
@@ -76,6 +78,7 @@ WITHOUT_TENSORS = {
     "terminal",
     "tiny",
     "tokenizer",
+    "torch_buffers",
     "units",
 }
 """Rooms that import neither mlx nor torch, not even lazily."""

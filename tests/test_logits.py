@@ -1,4 +1,5 @@
-"""The model's logits against golden ones, transformers and mlx-lm, all in float32.
+"""The model's logits against golden ones, transformers and mlx-lm, all in float32; and the two
+backends against one another.
 
 The figures the live comparisons measure are printed: `pytest -s -m oracle tests/test_logits.py`.
 """
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tests.backends import open_on
 from tests.comparison import argmax_agreement, fresh, opened, relative_l2, worst_row
 from tests.record_logits import FILE, digest, positions, rows
 from tests.shapes import CASES, GOLDEN, Case
@@ -105,6 +107,35 @@ def test_live_logits_of_transformers(
     assert argmax_agreement(ours, reference) == 1
 
 
+@pytest.fixture(scope="module")
+def pytorch_of(folder_of: Callable[[Case], Path]) -> Callable[[str], Logits]:
+    """A case's name -> the logits of our model in PyTorch."""
+    return cache(lambda name: fresh(open_on("torch", folder_of(CASES[name])), CASES[name].ids()))
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", CASES)
+def test_pytorch_and_mlx_agree(
+    name: str, ours_of: Callable[[str], Logits], pytorch_of: Callable[[str], Logits]
+) -> None:
+    ours, other = ours_of(name), pytorch_of(name)
+    print(f"\n{name}, PyTorch against MLX: {_figures(other, ours)}")
+    assert relative_l2(other, ours) <= LIMIT
+    assert argmax_agreement(other, ours) == 1
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("name", CASES)
+def test_live_logits_of_transformers_in_pytorch(
+    name: str, folder_of: Callable[[Case], Path], pytorch_of: Callable[[str], Logits]
+) -> None:
+    case, ours = CASES[name], pytorch_of(name)
+    reference = _transformers(folder_of(case), case.ids())
+    print(f"\n{name}, PyTorch: {_figures(ours, reference)}")
+    assert relative_l2(ours, reference) <= LIMIT
+    assert argmax_agreement(ours, reference) == 1
+
+
 @pytest.mark.oracle
 @pytest.mark.parametrize("name", CASES)
 def test_live_logits_of_mlx_lm_with_exact_yarn(
@@ -162,6 +193,16 @@ def test_tiny_against_transformers(tiny: Path, tiny_logits: tuple[list[int], Log
     print(f"\ntiny: {_figures(ours, reference)}")
     assert relative_l2(ours, reference) <= LIMIT
     assert argmax_agreement(ours, reference) == 1
+
+
+@pytest.mark.torch
+@pytest.mark.slow
+def test_tiny_in_pytorch_is_that_in_mlx(tiny: Path, tiny_logits: tuple[list[int], Logits]) -> None:
+    ids, ours = tiny_logits
+    other = fresh(open_on("torch", tiny), ids)
+    print(f"\ntiny, PyTorch against MLX: {_figures(other, ours)}")
+    assert relative_l2(other, ours) <= LIMIT
+    assert argmax_agreement(other, ours) == 1
 
 
 @pytest.mark.oracle

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gptoss_mlx.machine import MACHINES, find_machine
+from gptoss_mlx.machine import CARDS, MACHINES, Machine, find_machine
 
 GiB = 2**30
 
@@ -44,4 +44,34 @@ def test_a_mac_that_is_not_in_the_table_follows_its_rule() -> None:
 @pytest.mark.parametrize("name", ["", "Mac", "4GB Mac", "2048GB Mac", "16GB PC", "16TB Mac"])
 def test_what_is_no_mac_is_named(name: str) -> None:
     with pytest.raises(ValueError, match="no Mac's memory"):
+        find_machine(name)
+
+
+def test_cards_are_found_by_memory_or_by_name() -> None:
+    assert find_machine("24GB card") == find_machine(" 24 gb CARD ") == CARDS["24GB card"]
+    for name in ("RTX 4090", "rtx4090", "NVIDIA GeForce RTX 4090", "rtx-4090"):
+        assert find_machine(name).name == "RTX 4090"
+    assert find_machine("40GB card").memory == 40 * GiB
+    assert {find_machine(name).kind for name in ("h100", "Tesla A100 80GB", "L40S")} == {"cuda"}
+
+
+def test_a_card_s_limit_is_below_what_torch_finds_on_it() -> None:
+    """GiB in all, as torch.cuda.get_device_properties shows them; a named machine promises less."""
+    for name, found in (("H100", 79.1), ("H200", 139.8), ("RTX 4090", 23.6), ("L40S", 44.4)):
+        machine = find_machine(name)
+        assert machine.limit is not None
+        assert 0.97 * found * GiB < machine.limit < found * GiB
+
+
+def test_the_kind_is_the_backend_and_whether_a_gpu_computes() -> None:
+    kinds = [
+        Machine("x", None, None, gpu, b).kind for b in ("mlx", "torch") for gpu in (True, False)
+    ]
+    assert kinds == ["metal", "mlx cpu", "cuda", "torch cpu"]
+    assert Machine("x", None, None, True).kind == "metal"
+
+
+@pytest.mark.parametrize("name", ["RTX 1080", "2GB card", "card", "H", "80GB cards"])
+def test_what_is_no_card_is_named(name: str) -> None:
+    with pytest.raises(ValueError, match="no card such as '24GB card' or 'RTX 4090'"):
         find_machine(name)

@@ -1,4 +1,4 @@
-"""The forward pass: against float64 by hand, in any chunks, after any snapshot and trim.
+"""The forward pass on both backends: against float64 by hand, in any chunks, after any snapshot.
 
 Converted folders are in test_model_quantized.
 """
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from benchmarks.make_checkpoint import Shape
 from gptoss_mlx.model import Transformer
+from tests.backends import BACKENDS, open_on, token_on
 from tests.comparison import argmax_agreement, fresh, opened, relative_l2, worst_row
 from tests.numpy_gpt_oss import NumpyGptOss
 from tests.shapes import CASES, tokens
@@ -33,14 +34,19 @@ NARROW = Shape(3, 64, 64, 6, 2, 4, 2, 16, vocab=256, window=12)
 WIDE = Shape(2, 64, 32, 4, 2, 2, 1, 16, vocab=256)
 
 
+@pytest.fixture(scope="session", params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="session")
-def model_of(checkpoint_of: Callable[..., Path]) -> Callable[[Shape], Transformer]:
-    return cache(lambda shape: opened(checkpoint_of(shape)))
+def model_of(backend: str, checkpoint_of: Callable[..., Path]) -> Callable[[Shape], Any]:
+    return cache(lambda shape: open_on(backend, checkpoint_of(shape)))
 
 
 @pytest.fixture(scope="session")
 def one_pass(
-    model_of: Callable[[Shape], Transformer],
+    model_of: Callable[[Shape], Any],
 ) -> Callable[[Shape, int], tuple[list[int], Logits]]:
     """(shape, tokens) -> ids and their logits in one pass."""
 
@@ -53,10 +59,15 @@ def one_pass(
 
 
 @pytest.mark.parametrize("name", ["one_token", "exactly_the_window", "small", "odd_window"])
-def test_forward_pass_by_hand_in_float64(name: str, checkpoint_of: Callable[..., Path]) -> None:
+def test_forward_pass_by_hand_in_float64(
+    name: str, backend: str, checkpoint_of: Callable[..., Path]
+) -> None:
     case = CASES[name]
     folder = checkpoint_of(case.shape, seed=case.seed)
-    ours, exact = fresh(opened(folder), case.ids()), NumpyGptOss(folder).logits(case.ids())
+    ours, exact = (
+        fresh(open_on(backend, folder), case.ids()),
+        NumpyGptOss(folder).logits(case.ids()),
+    )
     assert ours.shape == (case.length, case.shape.vocab)
     assert relative_l2(ours, exact) < LIMIT
     assert argmax_agreement(ours, exact) == 1
@@ -127,12 +138,13 @@ def test_unchanged_model_agrees_where_each_change_shows(
     assert relative_l2(ours, NumpyGptOss(checkpoint_of(NARROW)).logits(ids)) < LIMIT
 
 
-def test_changed_sinks_are_used(checkpoint_of: Callable[..., Path]) -> None:
+def test_changed_sinks_are_used(backend: str, checkpoint_of: Callable[..., Path]) -> None:
     folder, ids = checkpoint_of(NARROW), tokens(NARROW.vocab, 30)
-    model, oracle = opened(folder), NumpyGptOss(folder)
+    model, oracle = open_on(backend, folder), NumpyGptOss(folder)
     before = fresh(model, ids)
     for layer, block in enumerate(model.blocks):
-        block.attend.sinks = block.attend.sinks + 1.5
+        attention = block.attend if backend == "mlx" else block.attention
+        attention.sinks = attention.sinks + 1.5
         oracle.weights[f"model.layers.{layer}.self_attn.sinks"] += 1.5
     after = fresh(model, ids)
     assert relative_l2(after, before) > 1e-2
@@ -140,11 +152,11 @@ def test_changed_sinks_are_used(checkpoint_of: Callable[..., Path]) -> None:
 
 
 def test_a_sliding_layer_forgets_the_token_that_leaves_the_window(
-    checkpoint_of: Callable[..., Path],
+    model_of: Callable[[Shape], Any],
 ) -> None:
     # One layer, which slides: token 5 is seen up to position 5 + 127 and not at 5 + 128.
     shape = Shape(1, 64, 32, 4, 2, 2, 1, 16, vocab=256)
-    model, ids = opened(checkpoint_of(shape)), tokens(256, 140)
+    model, ids = model_of(shape), tokens(256, 140)
     other = [*ids[:5], (ids[5] + 1) % 256, *ids[6:]]
     differs = (fresh(model, ids) != fresh(model, other)).any(axis=-1)
     assert np.flatnonzero(differs).tolist() == list(range(5, 5 + 128))
@@ -156,7 +168,7 @@ SPLITS = st.lists(st.one_of(st.just(1), st.integers(1, 20), st.sampled_from([127
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(SPLITS)
 def test_any_split_into_chunks_gives_one_pass(
-    model_of: Callable[[Shape], Transformer], one_pass: Any, splits: list[int]
+    model_of: Callable[[Shape], Any], one_pass: Any, splits: list[int]
 ) -> None:
     for shape, length in ((NARROW, 70), (WIDE, 300)):
         model = model_of(shape)
@@ -172,18 +184,18 @@ def test_any_split_into_chunks_gives_one_pass(
 
 @pytest.mark.parametrize("shape", [NARROW, WIDE], ids=["narrow", "wide"])
 def test_token_by_token_past_two_windows(
-    shape: Shape, model_of: Callable[[Shape], Transformer], one_pass: Any
+    shape: Shape, backend: str, model_of: Callable[[Shape], Any], one_pass: Any
 ) -> None:
     model = model_of(shape)
     ids, reference = one_pass(shape, 300 if shape is WIDE else 70)
     state = model.new_state()
     # From arrays, as a decode loop hands on a token that is still being computed.
-    rows = [np.array(model.decode(mx.array([token]), state)) for token in ids]
+    rows = [np.asarray(model.decode(token_on(backend, token), state)) for token in ids]
     assert worst_row(np.stack(rows), reference) < LIMIT
 
 
 def test_prefill_leaves_the_state_that_evaluate_leaves(
-    model_of: Callable[[Shape], Transformer], one_pass: Any
+    model_of: Callable[[Shape], Any], one_pass: Any
 ) -> None:
     model = model_of(WIDE)
     ids, reference = one_pass(WIDE, 300)
@@ -197,7 +209,7 @@ def test_prefill_leaves_the_state_that_evaluate_leaves(
 class _Walk:
     """A state led about, with all it should now hold and the logits it gave on the way."""
 
-    def __init__(self, model: Transformer) -> None:
+    def __init__(self, model: Any) -> None:
         self.model, self.state = model, model.new_state()
         self.ids: list[int] = []
         self.rows: list[Logits] = []
@@ -250,7 +262,7 @@ STEPS = st.lists(
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(STEPS)
 def test_any_snapshots_restores_and_trims_give_one_pass(
-    model_of: Callable[[Shape], Transformer], steps: list[tuple[str, int]]
+    model_of: Callable[[Shape], Any], steps: list[tuple[str, int]]
 ) -> None:
     walk = _Walk(model_of(NARROW))
     for step, number in steps:
@@ -263,7 +275,7 @@ def test_any_snapshots_restores_and_trims_give_one_pass(
 
 @pytest.mark.parametrize("at", [1, 60, 128, 200])
 def test_a_snapshot_replays_bit_for_bit_whatever_was_written_since(
-    at: int, model_of: Callable[[Shape], Transformer]
+    at: int, model_of: Callable[[Shape], Any]
 ) -> None:
     model, ids = model_of(WIDE), tokens(WIDE.vocab, 300)
     state = model.new_state()
@@ -271,7 +283,7 @@ def test_a_snapshot_replays_bit_for_bit_whatever_was_written_since(
     snapshot = state.snapshot()
 
     def replay() -> list[Logits]:
-        rows = [np.array(model.decode([token], state)) for token in ids[at : at + 20]]
+        rows = [np.asarray(model.decode([token], state)) for token in ids[at : at + 20]]
         return [*rows, *model.evaluate(ids[at + 20 : at + 60], state)]
 
     first = replay()
@@ -279,14 +291,12 @@ def test_a_snapshot_replays_bit_for_bit_whatever_was_written_since(
         state.restore(snapshot)
         model.prefill(other, state)
         if len(other) > 100:
-            np.array(model.decode([5], state))
+            np.asarray(model.decode([5], state))
         state.restore(snapshot)
         np.testing.assert_array_equal(np.stack(replay()), np.stack(first))
 
 
-def test_sequences_do_not_touch_each_other(
-    model_of: Callable[[Shape], Transformer], one_pass: Any
-) -> None:
+def test_sequences_do_not_touch_each_other(model_of: Callable[[Shape], Any], one_pass: Any) -> None:
     model = model_of(NARROW)
     ids, reference = one_pass(NARROW, 70)
     one, other = model.new_state(), model.new_state()
@@ -298,17 +308,19 @@ def test_sequences_do_not_touch_each_other(
 
 
 def test_resident_embedding_gives_the_same_logits_bit_for_bit(
-    checkpoint_of: Callable[..., Path], one_pass: Any
+    checkpoint_of: Callable[..., Path],
 ) -> None:
-    ids, mapped = one_pass(NARROW, 70)
+    ids = tokens(NARROW.vocab, 70)
+    mapped = fresh(opened(checkpoint_of(NARROW)), ids)
     resident = fresh(opened(checkpoint_of(NARROW), embedding="resident"), ids)
     np.testing.assert_array_equal(resident, mapped)
 
 
-def test_bfloat16_is_close(checkpoint_of: Callable[..., Path], one_pass: Any) -> None:
+def test_bfloat16_is_close(checkpoint_of: Callable[..., Path]) -> None:
     # Each of a few dozen roundings to 8 bits of mantissa adds 2e-3, MLX's quantized products on a
     # CPU up to 2e-2 more, and a router's near tie can go to another expert: loose on purpose.
-    ids, reference = one_pass(NARROW, 70)
+    ids = tokens(NARROW.vocab, 70)
+    reference = fresh(opened(checkpoint_of(NARROW)), ids)
     model = opened(checkpoint_of(NARROW), dtype="bfloat16")
     ours = fresh(model, ids)
     assert model.blocks[0].attend.o.matrix.weight.dtype == mx.bfloat16

@@ -6,9 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from benchmarks.make_checkpoint import Shape
+from tests.backends import open_on
 from tests.comparison import argmax_agreement, fresh, opened, relative_l2
 from tests.numpy_gpt_oss import NumpyGptOss
 from tests.quantized import write_quantized
@@ -54,11 +57,34 @@ def test_converted_folders_against_dequantization_by_hand(
     ids = tokens(SHAPE.vocab, 40)
     exact = NumpyGptOss(folder).logits(ids)
     for embedding in ("file", "resident"):
-        ours = fresh(opened(folder, embedding=embedding), ids)
-        assert relative_l2(ours, exact) < LIMIT
-        assert argmax_agreement(ours, exact) == 1
+        _assert_close(opened(folder, embedding=embedding), ids, exact)
     released = NumpyGptOss(checkpoint_of(SHAPE)).logits(ids)
     assert relative_l2(exact, released) > 1e-3, "nothing was quantized"
+
+
+def _assert_close(model: Any, ids: list[int], exact: NDArray[np.float64]) -> None:
+    ours = fresh(model, ids)
+    assert relative_l2(ours, exact) < LIMIT
+    assert argmax_agreement(ours, exact) == 1
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", QUANTIZATIONS)
+def test_the_same_in_pytorch(name: str, checkpoint_of: Callable[..., Path], tmp_path: Path) -> None:
+    folder = write_quantized(checkpoint_of(SHAPE), tmp_path / "made", QUANTIZATIONS[name])
+    ids = tokens(SHAPE.vocab, 40)
+    _assert_close(open_on("torch", folder), ids, NumpyGptOss(folder).logits(ids))
+
+
+@pytest.mark.torch
+def test_pytorch_keeps_eight_bits_and_widens_others(
+    checkpoint_of: Callable[..., Path], tmp_path: Path
+) -> None:
+    made = write_quantized(checkpoint_of(SHAPE), tmp_path / "made", QUANTIZATIONS["rest in bf16"])
+    model = open_on("torch", made)
+    assert str(model.blocks[0].attention.qkv.weight.dtype) == "torch.uint8"
+    assert model.blocks[0].attention.qkv.group == 64
+    assert str(model.lm_head.weight.dtype) == "torch.float32"
 
 
 def test_different_specs_split_the_joint_projection(

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from benchmarks.make_checkpoint import SHAPES, config_json
 from gptoss_mlx.config import ModelConfig
-from gptoss_mlx.machine import MACHINES, mac
+from gptoss_mlx.machine import CARDS, MACHINES, mac
 from gptoss_mlx.memory import make_plan
 from gptoss_mlx.plan import main
 from gptoss_mlx.recipe import RECIPES, quantization
@@ -133,6 +133,55 @@ def test_what_cannot_fit_is_refused_with_the_sum() -> None:
 def test_a_model_that_is_neither_here_nor_known() -> None:
     assert "openai/gpt-oss-20b" in refused("--model", "somebody/something")
     assert "is not on this machine" in refused("--model", "no such folder")
+
+
+def test_a_card_is_planned_for_by_name_with_the_host_beside_it() -> None:
+    plan = make_plan(ModelConfig.from_file(CONFIGS["openai/gpt-oss-120b"]), CARDS["80GB card"])
+    arguments = ("--machine", "80 gb card", "--model", "openai/gpt-oss-120b")
+    text = shown(*arguments)
+    assert "openai/gpt-oss-120b on 80GB card, bfloat16" in text
+    assert "4 x 65536 tokens" in text
+    assert text.count("beside it, of the host") == len(plan.host)
+    found = read(*arguments)
+    assert (found["machine"]["backend"], found["plan"]["backend"]) == ("torch", "torch")
+    assert found["plan"]["host"] == {b.name: b.nbytes for b in plan.host}
+    assert found["plan"]["total"] == plan.total
+
+
+def test_what_fits_is_shown_for_cards_too() -> None:
+    text = shown("--machine", "RTX 4090")
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines()]
+    cards = {row[0]: row[1:] for row in rows if row and row[0] in CARDS}
+    assert list(cards) == list(CARDS)
+    assert cards["80GB card"] == ["all, 4 x 128k", "all, 4 x 128k", "all, 4 x 64k", "all, 4 x 128k"]
+    assert cards["24GB card"][2].endswith("of 128, 8k")
+
+
+def test_json_says_what_fits_cards() -> None:
+    found = read("--machine", "H100", "--batch", "32", "--context", "2k")
+    assert found["plan"]["rows"] == 32
+    assert len(found["cards"]) == len(CARDS) * 2 * 2
+    assert {row["bits"] for row in found["cards"]} == {"bf16", "8"}
+    fitting = [row for row in found["cards"] if row["fits"]]
+    assert {row["rows"] for row in fitting} == {32}
+    assert all(row["bytes"] <= (CARDS[row["machine"]].limit or 0) for row in fitting)
+    assert "MLX computes one sequence" in found["fits"][0]["why"]
+    quantized = read("--machine", "16GB Mac", "--kv-bits", "8")["cards"]
+    assert all("are MLX's alone" in row["why"] for row in quantized)
+
+
+@pytest.mark.torch
+def test_a_backend_is_planned_for_where_it_is() -> None:
+    pytest.importorskip("torch")
+    found = read("--model", "tiny", "--backend", "torch", "--device", "cpu")
+    assert (found["machine"]["backend"], found["machine"]["gpu"]) == ("torch", False)
+    assert found["plan"]["embedding"] == "resident"
+    assert refused("--backend", "mlx", "--device", "cuda:7").startswith("error: MLX computes on")
+
+
+def test_a_named_machine_has_its_own_backend() -> None:
+    line = refused("--machine", "H100", "--backend", "mlx", code=2)
+    assert "--machine says what computes" in line
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,7 @@ class State:
 
     def __init__(self, cache: Cache, row: int) -> None:
         self.cache, self.row, self.offset = cache, row, 0
+        self.window = cache.window
         self._closed = False
 
     def close(self) -> None:
@@ -109,7 +110,7 @@ class State:
 
     def can_trim(self, offset: int) -> bool:
         """Whether `trim(offset)` is possible: nothing has been overwritten in the rings yet."""
-        return offset == self.offset or 0 <= offset < self.offset <= self.cache.window
+        return offset == self.offset or 0 <= offset < self.offset <= self.window
 
     def trim(self, offset: int) -> None:
         """Forget all tokens from `offset` on.
@@ -118,8 +119,7 @@ class State:
         """
         if not self.can_trim(offset):
             raise ValueError(
-                f"cannot go back from {self.offset} to {offset}:"
-                f" rings hold {self.cache.window} tokens"
+                f"cannot go back from {self.offset} to {offset}: rings hold {self.window} tokens"
             )
         self.offset = offset
 

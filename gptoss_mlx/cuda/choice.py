@@ -35,8 +35,8 @@ MODULES: Mapping[str, str] = {
     "prefill_attention": "prefill_attention",
     "router_topk": "router_topk",
     "group_pairs": "group_pairs",
-    "moe_gate_up": "moe_gate_up",
-    "moe_down": "moe_down",
+    "moe_gate_up": "moe",
+    "moe_down": "moe",
 }
 """The module under cuda/kernels that has each operation's Triton kernel."""
 
@@ -122,6 +122,12 @@ def implementations(kernels: Kernels) -> dict[str, str]:
         or ("reference" if is_reference(kernels, name) else "triton")
         for name in MODULES
     }
+
+
+def found_on(device: str) -> dict[str, str]:
+    """The `implementations` of a device such as "cuda:0", in the dtype a model has there."""
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    return implementations(choose_kernels(torch.device(device), dtype))
 
 
 def is_reference(kernels: Kernels, name: str) -> bool:

@@ -9,9 +9,11 @@ Formulas: OpenAI, gpt-oss/torch/model.py.
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Sequence
 
 import numpy as np
+import psutil
 import torch
 from numpy.typing import NDArray
 
@@ -209,15 +211,21 @@ class Transformer:
         return logits
 
     def stats(self) -> dict[str, float]:
-        """Bytes PyTorch holds on the device now, and held at most; what streaming did."""
+        """Bytes PyTorch holds on the card now, held at most, and keeps to use again; on a CPU those
+        of the whole process. And what streaming did (`streaming.Counts`).
+        """
         counts = {} if self.streaming is None else self.streaming.stats()
         if self.device.type != "cuda":
-            return counts
-        held, reserved = torch.cuda.memory_allocated, torch.cuda.memory_reserved
+            resident = psutil.Process().memory_info().rss
+            peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            return {"active_bytes": resident, "peak_bytes": peak, "cache_bytes": 0, **counts}
+        active, reserved = (
+            ask(self.device) for ask in (torch.cuda.memory_allocated, torch.cuda.memory_reserved)
+        )
         return {
-            "active_bytes": held(self.device),
+            "active_bytes": active,
             "peak_bytes": torch.cuda.max_memory_allocated(self.device),
-            "cache_bytes": reserved(self.device) - held(self.device),
+            "cache_bytes": reserved - active,
             **counts,
         }
 

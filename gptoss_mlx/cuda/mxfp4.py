@@ -2,6 +2,13 @@
 
 `pack` arranges what a file holds for the kernels, `dequantize` gives the numbers back. OCP
 Microscaling Formats v1.0, section 5.3: e2m1 codes, e8m0 scales.
+
+A bank's bytes are [inputs / 32, outputs, 16], its scales [inputs / 32, outputs]: what the tile of
+some rows reads at a time is contiguous. The 16 bytes are four words of 32 bits, and word i holds,
+for each quarter q of a group, the inputs 8 q + 2 i (its place in the low half) and 8 q + 2 i + 1
+(the high half). Turned left by TURNS[q], a word has the codes of quarter q where bfloat16 has its
+sign, the two low bits of its exponent and the first of its mantissa: values times 2^-126. Four
+such places do not fit into 16 bits however they are turned, so the last is in two parts.
 """
 
 from __future__ import annotations
@@ -13,19 +20,61 @@ VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 """Of the codes 0 to 7; 8 to 15 are their negatives."""
 BIAS = 127  # of a scale's exponent
 
+PLACE = 0x81C0  # of a code in 16 bits: its sign at bit 15, its magnitude at bits 8 to 6
+PARTS = ((0, 0, PLACE), (1, 6, PLACE), (2, 12, PLACE), (3, 10, 0x8180), (3, 2, 0x0040))
+"""(quarter, turn, bits) of a word turned left that are bits of the quarter's codes."""
+
 
 def pack(blocks: torch.Tensor, scales: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What a file holds -> what a bank keeps, the same bytes in all.
+    """What a file holds -> what a bank keeps, the same bytes and shapes in all.
 
     blocks [..., outputs, inputs / 2], the even input in the low half of a byte; scales
-    [..., outputs, inputs / 32]; both uint8.
+    [..., outputs, inputs / 32]; both uint8. Needs memory for about ten times one expert.
     """
-    return blocks, scales
+    packed, turned = torch.empty_like(blocks), torch.empty_like(scales)
+    arrays = (t.reshape(-1, *t.shape[-2:]) for t in (blocks, packed, scales, turned))
+    for source, target, scale, target_scale in zip(*arrays, strict=True):
+        outputs, groups = scale.shape
+        pairs = source.reshape(outputs, groups, 4, 4).to(torch.int32)
+        codes = (pairs & 8) << 12 | (pairs & 7) << 6 | (pairs & 0x80) << 24 | (pairs & 0x70) << 18
+        words = torch.zeros_like(codes[:, :, 0])
+        for quarter, turn, bits in PARTS:
+            words |= _left(codes[:, :, quarter] & _halves(bits), 32 - turn)
+        target.view(groups, outputs, 16).copy_(words.transpose(0, 1).contiguous().view(torch.uint8))
+        target_scale.view(groups, outputs).copy_(scale.T)
+    return packed, turned
+
+
+def unpack(blocks: torch.Tensor, scales: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a bank keeps -> what a file holds."""
+    *experts, outputs, groups = scales.shape
+    words = blocks.reshape(*experts, groups, outputs, 16).contiguous().view(torch.int32)
+    codes = words.new_zeros(*experts, groups, outputs, 4, 4)
+    for quarter, turn, bits in PARTS:
+        codes[..., quarter, :] |= _left(words, turn) & _halves(bits)
+    pairs = (codes >> 12 & 8) | (codes >> 6 & 7) | (codes >> 24 & 0x80) | (codes >> 18 & 0x70)
+    bytes_ = pairs.to(torch.uint8).flatten(-2).transpose(-3, -2)
+    turned = scales.reshape(*experts, groups, outputs).transpose(-2, -1)
+    return bytes_.reshape(blocks.shape), turned.reshape(scales.shape)
 
 
 def dequantize(blocks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     """Packed blocks and scales -> float32 [..., outputs, inputs], exactly."""
+    blocks, scales = unpack(blocks, scales)
     values = torch.tensor((*VALUES, *(-v for v in VALUES)), device=blocks.device)
     codes = torch.stack((blocks & 15, blocks >> 4), dim=-1).flatten(-2)
     exponents = torch.repeat_interleave(scales.to(torch.int32) - BIAS, GROUP, dim=-1)
     return torch.ldexp(values[codes.to(torch.int32)], exponents)
+
+
+def _left(words: torch.Tensor, turn: int) -> torch.Tensor:
+    """int32 words turned left by 0 to 32 bits."""
+    if turn % 32 == 0:
+        return words
+    return words << turn | (words >> (32 - turn) & ((1 << turn) - 1))
+
+
+def _halves(bits: int) -> int:
+    """The same 16 bits in both halves of an int32."""
+    word = bits << 16 | bits
+    return word - (1 << 32) if word >> 31 else word

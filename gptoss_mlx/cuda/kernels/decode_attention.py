@@ -52,7 +52,7 @@ CONFIGS: Mapping[int, Config] = {
     90: Config(128, 4, 3),
     120: Config(64, 4, 3),
 }
-WIDE = Config(64, 4, 1)  # float32, multiplied without tensor cores
+WIDE = Config(32, 4, 1)  # float32, multiplied without tensor cores
 COMBINE_WARPS = 2
 
 
@@ -116,7 +116,9 @@ def _attend(
     y = tl.sum(y * of_lane[:, :, None], 0)
     if WHOLE:
         y = y / (total + tl.exp2(sink - top))[:, None]
-        tl.store(out + first[:, None] * DIM + dim[None, :], narrow(y, out.dtype.element_ty), mask=mask)
+        tl.store(
+            out + first[:, None] * DIM + dim[None, :], narrow(y, out.dtype.element_ty), mask=mask
+        )
     else:
         place = first * parts + part
         tl.store(out + place[:, None] * DIM + dim[None, :], y, mask=mask)

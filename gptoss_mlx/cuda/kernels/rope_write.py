@@ -29,10 +29,10 @@ PART_3 = tl.constexpr(-1.71512467e-15)
 
 @triton.jit
 def cos_sin(x):
-    """Cosine and sine of 0 <= x <= 131072, each within 1.5e-7.
+    """Cosine and sine of 0 <= x <= 131072, each within 8e-8.
 
-    Cody and Waite: x less the nearest multiple of pi / 2. Below 2^23 quarter turns the first
-    difference is exact, since both numbers are multiples of 2^-23 and it is less than one.
+    Cody and Waite: x less the nearest multiple of pi / 2. The first difference is exact: it is a
+    multiple of 2^-23, as PART_1 and every x from 1 are, and less than 1.
     """
     quarters = tl.floor(x * TWO_OVER_PI + 0.5)
     rest = tl.fma(-quarters, tl.full(x.shape, PART_1, tl.float32), x)

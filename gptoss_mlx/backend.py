@@ -1,0 +1,140 @@
+"""Which library computes on which device, from what a person asks and what this machine has.
+
+Asked nothing: MLX where it has a GPU; else PyTorch where there is a card it can use; else MLX on
+the CPU, and where MLX is not installed PyTorch there.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from gptoss_mlx.errors import DeviceError
+from gptoss_mlx.machine import Machine
+from gptoss_mlx.torch_buffers import CUDA_CONTEXT
+
+BACKENDS = ("mlx", "torch", "cuda")
+"""What may be asked for; "cuda" is PyTorch on a card."""
+
+_DEVICE = re.compile(r"cpu|gpu|cuda(?::(\d{1,3}))?", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """backend: "mlx" or "torch". device: "gpu" or "cpu" of MLX's, "cpu" or "cuda:N" of torch's.
+
+    note: why a card that seems to be there was passed over, where none was asked for.
+    """
+
+    backend: str
+    device: str
+    note: str | None = None
+
+    @property
+    def shown(self) -> str:
+        """For people: "MLX on the CPU", "PyTorch on cuda:0"."""
+        place = self.device if self.device.startswith("cuda") else f"the {self.device.upper()}"
+        return f"{'MLX' if self.backend == 'mlx' else 'PyTorch'} on {place}"
+
+
+def choose_backend(backend: str | None = None, device: str | None = None) -> Backend:
+    """What computes here.
+
+    backend: one of BACKENDS, None for the best there is. device: "cpu", "cuda" (the first card that
+    can be used) or "cuda:N"; with "torch" alone a card that can be used, else the CPU. MLX has one
+    device, "gpu" or "cpu", and no other can be asked of it.
+    Raises DeviceError.
+    """
+    if backend not in (None, *BACKENDS):
+        raise DeviceError(f"the backend {backend!r} is none of {', '.join(BACKENDS)}")
+    if device is not None and _DEVICE.fullmatch(device) is None:
+        raise DeviceError(f"the device {device!r} is neither cpu nor cuda nor such as cuda:1")
+    if backend == "mlx" or (backend is None and device == "gpu"):
+        return _mlx(device)
+    if backend == "cuda" or (device is not None and device.startswith("cuda")):
+        return _card(device)
+    if backend == "torch":
+        return _torch(device)
+    return _cpu() if device == "cpu" else _best()
+
+
+def machine_of(chosen: Backend) -> Machine:
+    """The machine as a plan for this backend sees it. Raises DeviceError."""
+    from gptoss_mlx import device
+
+    if chosen.backend == "mlx":
+        return device.this_machine()
+    if chosen.device == "cpu":
+        return device.this_computer("torch")
+    from gptoss_mlx.cuda.device import find_card
+
+    card = find_card(_number(chosen.device))
+    # By now CUDA has been started on the card; a plan counts what that took with the rest.
+    limit = min(card.total, card.free + CUDA_CONTEXT)
+    return Machine(card.name, card.total, limit, True, "torch")
+
+
+def _best() -> Backend:
+    from gptoss_mlx.cuda.device import find_card, has_driver, is_installed
+    from gptoss_mlx.device import mlx_device
+
+    mlx, note = mlx_device(), None
+    if mlx == "gpu":
+        return Backend("mlx", mlx)
+    if is_installed() and has_driver():
+        try:
+            return Backend("torch", find_card().device)
+        except DeviceError as problem:
+            note = str(problem)
+    return _cpu(note)
+
+
+def _cpu(note: str | None = None) -> Backend:
+    from gptoss_mlx.cuda.device import is_installed
+    from gptoss_mlx.device import mlx_device
+
+    if mlx_device() == "cpu":
+        return Backend("mlx", "cpu", note)
+    if is_installed():
+        return Backend("torch", "cpu", note)
+    if mlx_device() == "gpu":
+        raise DeviceError("MLX computes on the GPU here, and PyTorch is not installed")
+    raise DeviceError("neither MLX nor PyTorch is installed: pip install 'mlx[cpu]'")
+
+
+def _mlx(device: str | None) -> Backend:
+    from gptoss_mlx.device import mlx_device
+
+    has = mlx_device()
+    if has is None:
+        raise DeviceError("MLX is not installed: pip install mlx, on Linux pip install 'mlx[cpu]'")
+    if device not in (None, has):
+        raise DeviceError(f"MLX computes on the {has.upper()} here, not on {device!r}")
+    return Backend("mlx", has)
+
+
+def _card(device: str | None) -> Backend:
+    from gptoss_mlx.cuda.device import find_card
+
+    if device is not None and not device.startswith("cuda"):
+        raise DeviceError(f"the backend cuda computes on a card, not on {device!r}")
+    return Backend("torch", find_card(_number(device)).device)
+
+
+def _torch(device: str | None) -> Backend:
+    from gptoss_mlx.cuda.device import find_card, has_driver, load_torch
+
+    if device == "gpu":
+        raise DeviceError("the backend torch computes on cpu, cuda or such as cuda:1, not on 'gpu'")
+    load_torch()
+    if device is None and has_driver():
+        try:
+            return Backend("torch", find_card().device)
+        except DeviceError as problem:
+            return Backend("torch", "cpu", str(problem))
+    return Backend("torch", "cpu")
+
+
+def _number(device: str | None) -> int | None:
+    match = _DEVICE.fullmatch(device or "")
+    return int(match[1]) if match and match[1] else None

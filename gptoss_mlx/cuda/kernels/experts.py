@@ -1,0 +1,152 @@
+"""One tile of W x^T with W in MXFP4: what the two kernels of the experts have in common.
+
+The weights are the left operand, so that their rows fill a tensor core's 16 or 64 rows and one to
+128 tokens are its columns: decoding and prefill are the same kernel. Bytes go to shared memory as
+they are, from there to registers in the order in which the tensor cores want bfloat16, and become
+that four numbers at a time: 9 integer instructions for 8 weights and one product for each 2.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from gptoss_mlx.cuda.kernels.build import INTERPRETED
+from gptoss_mlx.cuda.mxfp4 import PARTS, PLACE
+
+HELD = 60
+"""Weights in bfloat16 are held times 2^-HELD, which their sum undoes.
+
+A code in bfloat16's place is its value times 2^-126, and no multiplier is above 2^127, so one
+multiplication is exact for 133 scales and no more: here 55 to 188, weights from 2^-73 to 2^63.
+"""
+LEAST_SCALE, MOST_SCALE = HELD - 5, HELD + 128
+
+_OFFSET = tl.constexpr((126 - HELD) * 0x00800080)  # in the exponents of two multipliers
+_UNDO = tl.constexpr(2.0**HELD)
+_PLACE, _FIRST, _SECOND = tl.constexpr(PLACE), tl.constexpr(PARTS[3][2]), tl.constexpr(PARTS[4][2])
+_TURN_1, _TURN_2 = tl.constexpr(PARTS[1][1]), tl.constexpr(PARTS[2][1])
+_TURN_3, _TURN_4 = tl.constexpr(PARTS[3][1]), tl.constexpr(PARTS[4][1])
+
+
+def _ptx() -> str:
+    """A word $4 of a bank -> $0 to $3, two bfloat16 of each quarter, times the two in $5."""
+    lines = [".reg .b32 w, zero;", "mov.b32 zero, 0x80008000;"]
+    for i, (quarter, turn, bits) in enumerate(PARTS):
+        word, mask = "w" if turn else "$4", f"0x{bits << 16 | bits:08X}"
+        if turn:
+            lines.append(f"shf.l.wrap.b32 w, $4, $4, {turn};")
+        if i and PARTS[i - 1][0] == quarter:  # (word & mask) | what there is
+            lines.append(f"lop3.b32 ${quarter}, {word}, {mask}, ${quarter}, 0xEA;")
+        else:
+            lines.append(f"and.b32 ${quarter}, {word}, {mask};")
+    lines += [f"fma.rn.bf16x2 ${q}, ${q}, $5, zero;" for q in range(4)]
+    return "{\n" + "\n".join(lines) + "\n}"
+
+
+PTX = tl.constexpr(_ptx())
+REGISTERS = tl.constexpr("=&r,=&r,=&r,=&r,r,r,r")
+
+
+@triton.jit
+def left(word, turn: tl.constexpr):
+    """A uint32 turned left."""
+    return (word << turn) | (word >> (32 - turn))
+
+
+@triton.jit
+def number(code):
+    """A code where bfloat16 has it -> float32."""
+    magnitude = (code >> 6) & 7
+    bits = ((magnitude >> 1) + 126) << 23 | (magnitude & 1) << 22
+    small = magnitude.to(tl.float32) * 0.5
+    value = tl.where(magnitude < 2, small, bits.to(tl.float32, bitcast=True))
+    return tl.where((code >> 15) & 1 == 0, value, -value)
+
+
+@triton.jit
+def numbers(words, at, mask, power):
+    """The quarters of a group in float32: `at` of the 16-bit pieces, `power` their scales."""
+    words = words.to(tl.pointer_type(tl.uint32), bitcast=True)
+    word = tl.load(words + at // 2, mask=mask, other=0)
+    half = (at % 2 * 16).to(tl.uint32)
+    bits = tl.where(power == 0, 1 << 22, power << 23)
+    scale = bits.to(tl.float32, bitcast=True)
+    a = number((word & (_PLACE * 0x10001)) >> half) * scale
+    b = number((left(word, _TURN_1) & (_PLACE * 0x10001)) >> half) * scale
+    c = number((left(word, _TURN_2) & (_PLACE * 0x10001)) >> half) * scale
+    d = left(word, _TURN_3) & (_FIRST * 0x10001) | left(word, _TURN_4) & (_SECOND * 0x10001)
+    return a, b, c, number(d >> half) * scale
+
+
+@triton.jit
+def multiply(a, x, acc):
+    if INTERPRETED:
+        x = x.to(tl.float32)
+    return tl.dot(a, x, acc, input_precision="ieee")
+
+
+@triton.jit
+def product(
+    x,
+    rows,
+    used,
+    blocks,
+    scales,
+    slot,
+    first,
+    OUTPUTS: tl.constexpr,
+    INPUTS: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Outputs first .. first + BM of one slot for BN rows of x -> float32 [BM, BN].
+
+    blocks *int16 as `mxfp4.pack` has them, 8 pieces of 16 bits to a group of 32 inputs.
+    """
+    PLAIN: tl.constexpr = INTERPRETED or x.dtype.element_ty == tl.float32
+    piece = tl.arange(0, BK // 4)
+    group = tl.arange(0, BK // 32)
+    row = first + tl.arange(0, BM)
+    fits = (row < OUTPUTS)[:, None]
+    slot = slot.to(tl.int64)
+    blocks += slot * (OUTPUTS * INPUTS // 4)
+    scales += slot * (OUTPUTS * INPUTS // 32)
+    at = row[:, None] * 8 + (piece // 8 * (OUTPUTS * 8) + piece % 8)[None, :]
+    at_scale = row[:, None] + (group * OUTPUTS)[None, :]
+    x += (rows * INPUTS)[None, :] + (piece // 8 * 32 + piece % 8)[:, None]
+    acc = tl.zeros([BM, BN], tl.float32)
+    for g in tl.range(0, INPUTS // 32, BK // 32, num_stages=STAGES):
+        there, here, seen = fits, fits, used[None, :]
+        if INPUTS % BK != 0:
+            there = there & (group < INPUTS // 32 - g)[None, :]
+            here = here & (piece // 8 < INPUTS // 32 - g)[None, :]
+            seen = seen & (piece // 8 < INPUTS // 32 - g)[:, None]
+        power = tl.load(scales + at_scale, mask=there, other=0).to(tl.int32)
+        if not PLAIN:
+            power = power * 0x00800080 + _OFFSET
+        power = tl.broadcast_to(power[:, :, None], [BM, BK // 32, 8])
+        power = tl.reshape(power, [BM, BK // 4])
+        if PLAIN:
+            a, b, c, d = numbers(blocks, at, here, power)
+        else:
+            a, b, c, d = tl.inline_asm_elementwise(
+                PTX,
+                REGISTERS,
+                [tl.load(blocks + at, mask=here, other=0), power],
+                dtype=(tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16),
+                is_pure=True,
+                pack=2,
+            )
+        acc = multiply(a, tl.load(x, mask=seen, other=0.0), acc)
+        acc = multiply(b, tl.load(x + 8, mask=seen, other=0.0), acc)
+        acc = multiply(c, tl.load(x + 16, mask=seen, other=0.0), acc)
+        acc = multiply(d, tl.load(x + 24, mask=seen, other=0.0), acc)
+        blocks += BK // 32 * OUTPUTS * 8
+        scales += BK // 32 * OUTPUTS
+        x += BK
+    if PLAIN:
+        return acc
+    return acc * _UNDO

@@ -1,0 +1,48 @@
+"""The backends that the same promises are tested on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptoss_mlx.engine import Engine, open_engine
+
+BACKENDS = ["mlx", pytest.param("torch", marks=pytest.mark.torch)]
+
+ROWS, CONTEXT = 4, 2048
+"""Sequences at a time, and tokens of each, that a model in PyTorch is opened for in tests."""
+
+
+def open_on(backend: str, folder: Path, **options: Any) -> Any:
+    """The model of a folder on a backend's CPU, float32 unless asked otherwise."""
+    if backend == "mlx":
+        from tests.comparison import opened
+
+        return opened(folder, **options)
+    pytest.importorskip("torch")
+    from gptoss_mlx.checkpoint import Checkpoint
+    from gptoss_mlx.cuda.model import open_model
+
+    with Checkpoint.open(folder) as checkpoint:
+        return open_model(checkpoint, **{"rows": ROWS, "context": CONTEXT, **options})
+
+
+def engine_on(backend: str, folder: Path, **options: Any) -> Engine:
+    """An engine on a backend's CPU."""
+    if backend == "mlx":
+        return open_engine(str(folder), backend=backend, **options)
+    pytest.importorskip("torch")
+    return open_engine(str(folder), backend=backend, device="cpu", **{"batch": ROWS, **options})
+
+
+def token_on(backend: str, token: int) -> Any:
+    """A token's id as the [1] array that a sampler hands on."""
+    if backend == "mlx":
+        import mlx.core as mx
+
+        return mx.array([token])
+    import torch
+
+    return torch.tensor([token])

@@ -1,0 +1,126 @@
+"""Experts brought when they are chosen: the bits of a resident bank, and failures that end well."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmarks.make_checkpoint import Shape
+from gptoss_mlx.errors import CheckpointError
+from tests.backends import open_on
+from tests.comparison import fresh
+from tests.shapes import tokens
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.torch
+
+from gptoss_mlx.cuda import streaming  # noqa: E402
+
+SHAPE = Shape(3, 64, 64, 12, 3, 4, 2, 16, vocab=256, window=12)
+
+
+@pytest.fixture(scope="module")
+def model_of(checkpoint_of: Callable[..., Path]) -> Callable[[int], Any]:
+    """Slots -> a model; each is opened once."""
+    made: dict[int, Any] = {}
+
+    def find(slots: int) -> Any:
+        if slots not in made:
+            made[slots] = open_on("torch", checkpoint_of(SHAPE), slots=slots)
+        return made[slots]
+
+    return find
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(st.integers(3, 11), st.lists(st.integers(1, 30), min_size=1, max_size=5), st.integers(0, 9))
+def test_any_slots_and_chunks_give_the_resident_bits(
+    model_of: Callable[[int], Any], slots: int, chunks: list[int], seed: int
+) -> None:
+    few, whole = model_of(slots), model_of(12)
+    states = few.new_state(), whole.new_state()
+    for number, count in enumerate(chunks):
+        ids = tokens(SHAPE.vocab, count, seed=seed + number)
+        a, b = (m.evaluate(ids, s) for m, s in zip((few, whole), states, strict=True))
+        np.testing.assert_array_equal(a, b)
+    a, b = (m.decode([7], s) for m, s in zip((few, whole), states, strict=True))
+    assert torch.equal(a, b)
+
+
+def test_several_sequences_share_the_banks(model_of: Callable[[int], Any]) -> None:
+    rows = []
+    for model in (model_of(3), model_of(12)):
+        states = [model.new_state() for _ in range(4)]
+        rows.append([model.decode_many([[t], [9], [t + 3], [4]], states) for t in range(8)])
+    for a, b in zip(*rows, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_counts_add_up(checkpoint_of: Callable[..., Path]) -> None:
+    model = open_on("torch", checkpoint_of(SHAPE), slots=6)
+    fresh(model, tokens(SHAPE.vocab, 3))
+    stats = model.stats()
+    expert = sum(t.nbytes // 12 for t in _files(model))
+    assert stats["slots"] == 6
+    assert stats["bytes_read"] == stats["misses"] * expert > 0
+    assert 3 * 3 <= stats["hits"] + stats["misses"] <= 3 * 9
+    assert stats["stall"] > 0
+
+
+def _files(model: Any) -> Any:
+    return model.blocks[0].moe.experts._files
+
+
+def test_more_experts_on_their_way_than_buffers(
+    checkpoint_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streaming, "STAGED", 2)
+    folder, ids = checkpoint_of(SHAPE), tokens(SHAPE.vocab, 40)
+    few = open_on("torch", folder, slots=3)
+    np.testing.assert_array_equal(fresh(few, ids), fresh(open_on("torch", folder), ids))
+    assert len(few.streaming._buffers) == 2
+
+
+def test_a_read_error_ends_the_step_and_the_next_one_is_right(
+    checkpoint_of: Callable[..., Path],
+    model_of: Callable[[int], Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, ids = open_on("torch", checkpoint_of(SHAPE), slots=4), tokens(SHAPE.vocab, 20)
+    calls = []
+    preadv = os.preadv
+
+    def failing(*arguments: Any) -> int:
+        calls.append(1)
+        if len(calls) == 5:
+            raise OSError(5, "Input/output error")
+        return preadv(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "preadv", failing)
+        with pytest.raises(CheckpointError, match="cannot be read: Input/output error"):
+            fresh(model, ids)
+    np.testing.assert_array_equal(fresh(model, ids), fresh(model_of(12), ids))
+
+
+def test_a_changed_file_is_noticed(checkpoint_of: Callable[..., Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(checkpoint_of(SHAPE), tmp_path / "copy"))
+    model = open_on("torch", folder, slots=4)
+    for path in folder.glob("*.safetensors"):
+        os.utime(path, ns=(1, 1))
+    with pytest.raises(CheckpointError, match="was changed while in use"):
+        fresh(model, tokens(SHAPE.vocab, 20))
+
+
+@pytest.mark.parametrize("slots", [2, 13])
+def test_slots_must_hold_one_tokens_experts(checkpoint_of: Callable[..., Path], slots: int) -> None:
+    with pytest.raises(ValueError, match=f"{slots} slots are not within"):
+        open_on("torch", checkpoint_of(SHAPE), slots=slots)
