@@ -28,10 +28,11 @@ from rich.console import Console
 
 from benchmarks.cuda_layers import layers
 from benchmarks.cuda_pieces import pieces
-from benchmarks.cuda_setup import LITTLE, QUICK, Amounts, Bench, Row, Section, config_of
+from benchmarks.cuda_setup import LITTLE, QUICK, Amounts, Bench, Row, Section, config_of, line
 from benchmarks.cuda_speed import card, decode, memory, prefill
 from benchmarks.cuda_tables import say, show
 from benchmarks.cuda_talk import engine, folder
+from gptoss_mlx.backend import choose_backend
 from gptoss_mlx.cuda.choice import choose_kernels
 from gptoss_mlx.errors import GptOssError
 
@@ -46,6 +47,8 @@ SECTIONS: Mapping[str, Callable[[Bench], Section]] = {
     "folder": folder,
 }
 """In the order they run: the goals' figures first, should time run out."""
+
+TRIAL = "--device cpu --model tiny tries the benchmark itself"
 
 
 @dataclass
@@ -94,17 +97,12 @@ def run(bench: Bench, report: Report, names: Sequence[str], limit: float) -> Non
                     kept["rows"].append({"left_out": f"{limit:g} s are over"})
                     break
         except Exception as error:  # whatever it is, the other sections can still be measured
-            kept["rows"].append({"error": _line(error)})
+            kept["rows"].append({"error": line(error)})
             say(name, kept["rows"][-1])
         kept["seconds"] = time.perf_counter() - started
         report.write()
         if bench.model is not None:
             bench.release()
-
-
-def _line(error: Exception) -> str:
-    text = " ".join(str(error).split())[:300]
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 @click.command()
@@ -119,10 +117,10 @@ def _line(error: Exception) -> str:
 )
 @click.option("--layers", "count", type=click.IntRange(2), help="Instead of all.")
 @click.option("--bits", type=click.Choice(["8"]), help="Of matrices other than the experts'.")
-@click.option("--device", default="cuda", show_default=True, help="cuda, or cpu for a trial.")
+@click.option("--device", default="cuda", show_default=True, help="cuda, cuda:1, .., or cpu.")
 @click.option("--chunk", default=2048, show_default=True, type=click.IntRange(1, 2048))
 @click.option("--quick", is_flag=True, help="Fewer sizes, and one layer in six.")
-@click.option("--only", multiple=True, type=click.Choice(list(SECTIONS)), help="Not all sections.")
+@click.option("--only", multiple=True, type=click.Choice(list(SECTIONS)), help="Not all.")
 @click.option("--limit", default=480.0, show_default=True, help="Seconds; the rest is left out.")
 @click.option(
     "--folder",
@@ -143,20 +141,16 @@ def main(
     path: Path | None,
 ) -> None:
     """Measure the model on a card; one JSON line last."""
-    place = torch.device(device)
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise click.ClickException(
-            "PyTorch finds no CUDA card here; --device cpu --model tiny tries the benchmark itself"
-        )
-    if place.type != "cuda" and name != "tiny":
-        raise click.ClickException(f"{name} is measured on a card; a CPU tries --model tiny")
-    dtype = torch.bfloat16 if place.type == "cuda" else torch.float32
+    if device == "cpu" and name != "tiny":
+        raise click.ClickException(f"the {name} is measured on a card; {TRIAL}")
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
     amounts = LITTLE if name == "tiny" else QUICK if quick else Amounts()
     begun = time.perf_counter()
     try:
+        place = torch.device(choose_backend("torch", device).device)
         kernels = choose_kernels(place, dtype)
     except GptOssError as error:
-        raise click.ClickException(str(error)) from None
+        raise click.ClickException(f"{error}; {TRIAL}") from None
     config = config_of(name, count)
     bench = Bench(config, amounts, place, dtype, kernels, chunk, bits and int(bits), folder)
     head: Row = {
@@ -170,9 +164,7 @@ def main(
         "checked_s": time.perf_counter() - begun,
     }
     report = Report(head, path)
-    wanted = [section for section in SECTIONS if not only or section in only]
-    if set(wanted) - {"card", "folder"} and "memory" not in wanted:
-        wanted.insert(wanted.index("card") + 1 if "card" in wanted else 0, "memory")
+    wanted = [n for n in SECTIONS if not only or n in only or n in ("card", "memory")]
     with torch.no_grad():
         run(bench, report, wanted, limit)
     show(Console(stderr=True, width=150), report.head, report.sections)

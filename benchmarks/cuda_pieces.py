@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from benchmarks.cuda_setup import Bench, Row, Section
+from benchmarks.cuda_setup import Bench, Row, Section, tried
 from benchmarks.cuda_timing import Work, each
 from gptoss_mlx.cuda import reference
 from gptoss_mlx.cuda.choice import is_reference
@@ -49,17 +49,12 @@ def pieces(bench: Bench) -> Section:
     for tokens in (*bench.amounts.piece_batches, bench.amounts.piece_prefill):
         decoding = tokens != bench.amounts.piece_prefill
         for made in _made(bench, tokens, decoding):
-            row: Row = {"tokens": tokens}
-            try:
-                yield {**row, **_timed(bench, made())}
-            except (RuntimeError, ValueError, torch.OutOfMemoryError) as error:
-                if "CUDA error" in str(error):
-                    raise
-                yield {**row, "error": f"{made.keywords or made.args}: {error}"}
+            yield tried({"tokens": tokens}, partial(_timed, bench, made))
             bench.release()
 
 
-def _timed(bench: Bench, piece: Piece) -> Row:
+def _timed(bench: Bench, made: Callable[[], Piece]) -> Row:
+    piece = made()
     plain_waits = piece.operation in WAITS and piece.what == "reference"
     by_reference = is_reference(bench.kernels, piece.operation)
     waits = by_reference and piece.operation in WAITS
@@ -75,8 +70,8 @@ def _timed(bench: Bench, piece: Piece) -> Row:
     return {**row, "plain": piece.what, "plain_us": 1e6 * plain, "times_plain": taken / plain}
 
 
-def _made(bench: Bench, tokens: int, decoding: bool) -> Iterator[Any]:
-    """What makes each piece, so that one which cannot be made is a row of its own."""
+def _made(bench: Bench, tokens: int, decoding: bool) -> Iterator[Callable[[], Piece]]:
+    """What makes each piece, so that no more than one is there at a time."""
     for name in ("qkv", "o", "router", *(["lm_head"] if decoding else [])):
         yield partial(_linear, bench, tokens, name)
     yield partial(_add_norm, bench, tokens)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,10 @@ LITTLE = Amounts(
 )
 
 
+class NoRoom(RuntimeError):
+    """The card has no memory for what is asked."""
+
+
 @dataclass
 class Yardsticks:
     """Measured on this device, per second; 0 until they are. copy counts read and written bytes."""
@@ -122,16 +127,23 @@ class Bench:
         return Sizes(self.config, self.dtype.itemsize, self.bits)
 
     def build(self) -> None:
-        context = min(self.amounts.contexts) + self.amounts.slack
-        rows, context = self.room(max(self.amounts.batches), context, 0)
-        cache = Cache(self.config, rows, context, self.dtype, self.device)
+        """The model, with memory for as many sequences as can be. Raises NoRoom."""
+        cache = Cache(self.config, *self._first_room(), self.dtype, self.device)
         self.model = random_model(self.config, self.kernels, cache, self.chunk, self.bits)
         fill(cache)
+
+    def _first_room(self) -> tuple[int, int]:
+        context = min(self.amounts.contexts) + self.amounts.slack
+        *more, least = sorted(self.amounts.batches, reverse=True)
+        for rows in more:
+            with suppress(NoRoom):
+                return self.room(rows, context, 0)
+        return self.room(least, context, 0)
 
     def opened(self, rows: int, context: int) -> Transformer:
         """The model with memory for so many sequences of so many tokens, and then some.
 
-        Raises RuntimeError without a model, or where the card has no room for that.
+        Raises NoRoom, or RuntimeError without a model.
         """
         model = self.model
         if model is None:
@@ -151,7 +163,7 @@ class Bench:
     def room(self, rows: int, context: int, held: int) -> tuple[int, int]:
         """(rows, context) of a cache: of all that is measured if there is room, or as asked.
 
-        held: bytes in use that will be free. Raises RuntimeError where there is none.
+        held: bytes in use that will be free. Raises NoRoom.
         """
         amounts = self.amounts
         most = max(*amounts.contexts, *amounts.prefill) + amounts.slack
@@ -164,8 +176,8 @@ class Bench:
             if self.sizes.cache(*choice) <= free:
                 return choice
         need = self.sizes.cache(rows, context)
-        raise RuntimeError(
-            f"keys and values of {rows} sequences of {context} tokens take"
+        raise NoRoom(
+            f"keys and values of {rows} x {context} tokens take"
             f" {need / GIB:.1f} GiB, but {max(free, 0) / GIB:.1f} GiB are free"
         )
 
@@ -180,6 +192,23 @@ class Bench:
         random = torch.Generator(self.device).manual_seed(7)
         vocab = self.config.vocab_size
         return torch.randint(vocab, shape, device=self.device, generator=random)
+
+
+def tried(what: Row, work: Callable[[], Row]) -> Row:
+    """What a measurement finds; where it fails, why."""
+    try:
+        return {**what, **work()}
+    except NoRoom as error:
+        return {**what, "left_out": line(error)}
+    except Exception as error:  # whatever it is, the rest can still be measured
+        return {**what, "error": line(error)}
+
+
+def line(error: Exception) -> str:
+    text = " ".join(str(error).split())[:300]
+    if isinstance(error, NoRoom):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def config_of(name: str, layers: int | None) -> ModelConfig:

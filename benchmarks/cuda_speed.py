@@ -5,13 +5,15 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 
-from benchmarks.cuda_setup import GIB, Bench, Row, Section, at, twin
+from benchmarks.cuda_setup import GIB, Bench, Row, Section, at, tried, twin
 from benchmarks.cuda_timing import median, seconds
 from gptoss_mlx.cuda.cache import State
 from gptoss_mlx.cuda.choice import implementations
+from gptoss_mlx.cuda.device import driver_version
 from gptoss_mlx.cuda.model import Transformer
 
 PRODUCTS = 4  # in a row
@@ -21,6 +23,8 @@ def card(bench: Bench) -> Section:
     """What this runs on, and what it can do at best."""
     yield {"what": "software", **_software(bench)}
     buffer = bench.amounts.buffer
+    if bench.on_card:
+        buffer = min(buffer, torch.cuda.mem_get_info(bench.device)[0] // 4)
     bench.yard.copy, bench.yard.read = _bandwidths(buffer, bench.device)
     yield {"what": "copy", "buffer_bytes": buffer, "gb_s": bench.yard.copy / 1e9}
     yield {"what": "read", "buffer_bytes": buffer, "gb_s": bench.yard.read / 1e9}
@@ -60,18 +64,9 @@ def _software(bench: Bench) -> Row:
         "memory_gib": of.total_memory / GIB,
         "l2_mib": of.L2_cache_size / (1 << 20),
         "cuda": torch.version.cuda,
-        "driver": _driver(),
+        "driver": driver_version(),
         **row,
     }
-
-
-def _driver() -> str | None:
-    """The driver's version as its own file has it."""
-    try:
-        with open("/proc/driver/nvidia/version", encoding="utf-8") as file:
-            return file.readline().strip()
-    except OSError:
-        return None
 
 
 def memory(bench: Bench) -> Section:
@@ -108,22 +103,27 @@ def prefill(bench: Bench) -> Section:
     """Prompts read by an empty sequence, in the model's chunks."""
     ids = bench.ids(max(bench.amounts.prefill)).tolist()
     for tokens in bench.amounts.prefill:
-        model = bench.opened(1, tokens)
-        [state] = at(model, 1, 0)
-        if bench.on_card:
-            torch.cuda.reset_peak_memory_stats(bench.device)
-            held = torch.cuda.memory_allocated(bench.device)
-        first = seconds(_reading(model, state, ids[:tokens]), bench.device)
-        taken = median(_reading(model, state, ids[:tokens]), bench.device, bench.amounts.runs, 12.0)
-        flops = bench.sizes.prefill_flops(tokens) / taken
-        row: Row = {"tokens": tokens, "chunk": bench.chunk, "tok_s": tokens / taken}
-        row |= {"first_s": first, "tflop_s": flops / 1e12}
-        row["share_of_matmul"] = flops / bench.yard.flops if bench.yard.flops else None
-        if bench.on_card:
-            peak = torch.cuda.max_memory_allocated(bench.device)
-            row["activations_gib"] = (peak - held) / GIB
-        del model, state  # they would hold a cache that gives way to a longer one
-        yield row
+        yield tried({"tokens": tokens}, partial(_prefilled, bench, ids[:tokens]))
+
+
+def _prefilled(bench: Bench, ids: Sequence[int]) -> Row:
+    model = bench.opened(1, len(ids))
+    [state] = at(model, 1, 0)
+    held = 0
+    if bench.on_card:
+        torch.cuda.reset_peak_memory_stats(bench.device)
+        held = torch.cuda.memory_allocated(bench.device)
+    read = _reading(model, state, ids)
+    first = seconds(read, bench.device)
+    taken = median(read, bench.device, bench.amounts.runs, 12.0)
+    flops = bench.sizes.prefill_flops(len(ids)) / taken
+    row: Row = {"chunk": bench.chunk, "tok_s": len(ids) / taken, "first_s": first}
+    row["tflop_s"] = flops / 1e12
+    if bench.yard.flops:
+        row["share_of_matmul"] = flops / bench.yard.flops
+    if bench.on_card:
+        row["activations_gib"] = (torch.cuda.max_memory_allocated(bench.device) - held) / GIB
+    return row
 
 
 def _reading(model: Transformer, state: State, ids: Sequence[int]) -> Callable[[], None]:
@@ -137,25 +137,25 @@ def _reading(model: Transformer, state: State, ids: Sequence[int]) -> Callable[[
 
 def decode(bench: Bench) -> Section:
     """Steps of several sequences in what a cache of random keys and values says they have read."""
+    shortest = min(bench.amounts.contexts)
     for context in bench.amounts.contexts:
         for batch in bench.amounts.batches:
-            try:
-                model = bench.opened(batch, context)
-            except RuntimeError as error:
-                yield {"batch": batch, "context": context, "left_out": str(error)}
-                continue
-            yield _decoded(bench, model, batch, context, "random")
-            if batch == 1 and context == min(bench.amounts.contexts):
-                yield _decoded(bench, model, batch, context, "argmax")
-                if bench.on_card:
-                    eager = twin(model, eager=True)
-                    yield _decoded(bench, eager, batch, context, "random, no CUDA graph")
+            ways = ["random"]
+            if batch == 1 and context == shortest:
+                ways += ["argmax", "random, no CUDA graph"]
+            for fed in ways:
+                what = {"batch": batch, "context": context, "fed": fed}
+                if fed.endswith("graph") and not bench.on_card:
+                    yield {**what, "left_out": "a CUDA graph needs a card"}
                 else:
-                    yield {"batch": 1, "context": context, "left_out": "a CUDA graph needs a card"}
+                    yield tried(what, partial(_decoded, bench, batch, context, fed))
 
 
-def _decoded(bench: Bench, model: Transformer, batch: int, context: int, fed: str) -> Row:
+def _decoded(bench: Bench, batch: int, context: int, fed: str) -> Row:
     """fed: "argmax" for the most probable token, else random ones, so that experts vary."""
+    model = bench.opened(batch, context)
+    if fed.endswith("graph"):
+        model = twin(model, eager=True)
     steps, states = bench.amounts.steps, at(model, batch, context - 1)
     ids = bench.ids(steps, batch, 1)
 
@@ -178,7 +178,7 @@ def _decoded(bench: Bench, model: Transformer, batch: int, context: int, fed: st
     # Sequences grow while they are timed.
     nbytes = bench.sizes.step(batch, context + (steps - 1) // 2, experts)
     rate = nbytes / taken
-    row: Row = {"batch": batch, "context": context, "fed": fed, "tok_s": batch / taken}
+    row: Row = {"tok_s": batch / taken}
     row |= {"ms": 1000 * taken, "first_s": first, "experts_a_layer": experts}
     row |= {"bytes": nbytes, "gb_s": rate / 1e9}
     if bench.yard.read:

@@ -13,11 +13,11 @@ from click.testing import CliRunner, Result
 
 torch = pytest.importorskip("torch")
 
-from benchmarks import bench_cuda, cuda_layers  # noqa: E402
+from benchmarks import bench_cuda, cuda_layers, cuda_pieces  # noqa: E402
 from benchmarks.bench_cuda import SECTIONS, main, plain  # noqa: E402
 from benchmarks.cuda_bytes import Sizes  # noqa: E402
 from benchmarks.cuda_random import RandomLoader, random_model  # noqa: E402
-from benchmarks.cuda_setup import LITTLE, Bench, Section, at, config_of, twin  # noqa: E402
+from benchmarks.cuda_setup import LITTLE, Amounts, Bench, NoRoom, Section, at, config_of, twin  # noqa: E402
 from benchmarks.cuda_speed import distinct_experts  # noqa: E402
 from benchmarks.cuda_tables import goals  # noqa: E402
 from gptoss_mlx.cuda.cache import Cache  # noqa: E402
@@ -91,7 +91,7 @@ def test_every_section_has_its_rows_and_the_report_is_the_last_line(
     assert [row["tokens"] for row in rows["prefill"]] == list(LITTLE.prefill)
     decoded = {(row["batch"], row["context"]) for row in rows["decode"] if "tok_s" in row}
     assert decoded == {(b, c) for b in LITTLE.batches for c in LITTLE.contexts}
-    assert {row["fed"] for row in rows["decode"] if "fed" in row} == {"random", "argmax"}
+    assert {row["fed"] for row in rows["decode"] if "tok_s" in row} == {"random", "argmax"}
     assert {row["operation"] for row in rows["pieces"]} == set(MODULES)
     compared = [row["layer"] for row in rows["layers"] if isinstance(row["layer"], int)]
     assert sorted(compared) == sorted([*range(4)] * 2)
@@ -117,6 +117,39 @@ def test_a_section_that_fails_is_a_row_and_the_others_go_on(
         {"error": "RuntimeError: CUDA error: an illegal memory access"},
     ]
     assert report["sections"]["engine"]["rows"][0]["tok_s"] > 0
+
+
+def test_an_operation_that_fails_is_a_row_and_the_others_go_on() -> None:
+    def failing(*arguments: Any) -> torch.Tensor:
+        raise ValueError("16 queries")
+
+    kernels = Kernels(router_topk=failing)
+    bench = Bench(config_of("tiny", None), LITTLE, CPU, torch.float32, kernels, 16)
+    bench.build()
+    with torch.no_grad():
+        rows = list(cuda_pieces.pieces(bench))
+    failed = [row for row in rows if "error" in row]
+    assert failed == [{"tokens": n, "error": "ValueError: 16 queries"} for n in (1, 4, 24)]
+    assert {row["operation"] for row in rows if "us" in row} == set(MODULES) - {"router_topk"}
+
+
+@pytest.mark.parametrize(
+    ("gib", "rows", "context"), [(139, 32, 32768), (78, 32, 1024), (66, 1, 1024), (63, 0, 0)]
+)
+def test_keys_and_values_take_what_a_card_has(
+    gib: int, rows: int, context: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that is measured at once if there is room, else what the next row needs."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (gib << 30, gib << 30))
+    amounts, card = Amounts(), torch.device("cuda", 0)
+    bench = Bench(config_of("120b", None), amounts, card, torch.bfloat16, Kernels(), 2048)
+    if rows == 0:
+        with pytest.raises(NoRoom, match=r"of 1 x 33088 tokens take 1\.1 GiB, but 0\.0"):
+            bench.room(1, 33088, 0)
+        return
+    asked = (rows, context + amounts.slack)
+    assert bench.room(*asked, 0) == asked
+    assert bench._first_room() == asked
 
 
 def test_what_was_measured_is_written_before_the_next(
@@ -256,12 +289,9 @@ def test_goals_stand_beside_what_was_measured() -> None:
     assert [cells[1] for cells in others] == ["-", "-"]
 
 
-@pytest.mark.parametrize("options", [(), ("--device", "cpu")])
-def test_without_a_card_it_says_so_in_one_line(
-    options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    result = CliRunner().invoke(main, list(options))
+@pytest.mark.parametrize("device", ["cpu", "cuda:99", "cude"])
+def test_without_a_card_it_says_so_in_one_line(device: str) -> None:
+    result = CliRunner().invoke(main, ["--device", device])
     assert result.exit_code == 1
     assert result.output.count("\n") == 1
     assert "--model tiny" in result.output
