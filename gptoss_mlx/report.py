@@ -71,12 +71,18 @@ def table(
 
 
 def _memory(plan: Plan | None, stats: Mapping[str, float]) -> Iterator[str]:
-    if plan is not None:
+    if plan is None:
+        return
+    library = "MLX" if plan.backend == "mlx" else "PyTorch"
+    context = f"{plan.rows} x {plan.context}" if plan.rows > 1 else f"{plan.context}"
+    if "peak_bytes" in stats:  # PyTorch does not count what it holds on a CPU
         peak, planned = (show_bytes(int(n)) for n in (stats["peak_bytes"], device_bytes(plan)))
         yield (
-            f"{'memory':12}{peak} at most in MLX of {planned} planned,"
-            f" {show_bytes(plan.total)} with the process; context {plan.context}"
+            f"{'memory':12}{peak} at most in {library} of {planned} planned,"
+            f" {show_bytes(plan.total)} with the process; context {context}"
         )
+    else:
+        yield f"{'memory':12}{show_bytes(plan.total)} planned with the process; context {context}"
 
 
 def _experts(plan: Plan | None, stats: Mapping[str, float]) -> Iterator[str]:

@@ -17,7 +17,12 @@ from gptoss_mlx.config import ModelConfig
 from gptoss_mlx.errors import DeviceError, MemoryBudgetError
 from gptoss_mlx.machine import CARDS, Machine, card, mac
 from gptoss_mlx.memory import MOST_ROWS, SHARED_CONTEXT, Plan, device_bytes, make_plan, wired_bytes
-from gptoss_mlx.torch_buffers import CARD_HEADROOM, CUBLAS, CUDA_CONTEXT, buckets
+from gptoss_mlx.torch_buffers import (
+    CARD_HEADROOM,
+    CUBLAS,
+    CUDA_CONTEXT,
+    buckets,
+)
 from tests.test_memory import RELEASED, config_of, least_total, shapes
 
 MiB, GiB = 2**20, 2**30
@@ -102,7 +107,7 @@ def test_keys_and_values_are_there_for_every_row_in_steps_of_256(
 
 
 @pytest.mark.parametrize(
-    ("rows", "captured"), [(1, (1,)), (4, (1, 2, 4)), (6, (1, 2, 4, 6)), (32, (1, 2, 4, 8, 16, 32))]
+    ("rows", "captured"), [(1, (1,)), (4, (1, 2, 4)), (6, (1, 2, 4, 8)), (32, (1, 2, 4, 8, 16, 32))]
 )
 def test_a_step_is_captured_for_powers_of_two_and_all_rows(
     rows: int, captured: tuple[int, ...]
