@@ -53,6 +53,7 @@ def load(
     memory: int | str | None = None,
     embedding: str | None = None,
     kv_bits: int | None = None,
+    batch: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Engine:
     """Open a model: a folder, a Hugging Face id, or "tiny".
@@ -68,6 +69,8 @@ def load(
     default the plan decides.
     kv_bits: 8 keeps the keys and values of full-attention layers in 8 bits, in 0.56 of the room
     that bfloat16 takes; by default they are kept as computed.
+    batch: sequences at a time (`Engine.stream_many`), 1 to 32, with PyTorch; by default 1, and on a
+    card up to 4 where there is room.
     progress: called with (bytes read, bytes in all) while the weights are read.
     Raises GptOssError (ModelNotFoundError, CheckpointError, ...) in one line.
     """
@@ -82,5 +85,6 @@ def load(
         memory=memory,
         embedding=embedding,
         kv_bits=kv_bits,
+        batch=batch,
         progress=progress,
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from gptoss_mlx.backend import choose_backend, machine_of
 from gptoss_mlx.checkpoint import Checkpoint, Progress
 from gptoss_mlx.config import ModelConfig
-from gptoss_mlx.errors import CheckpointError, DeviceError, SamplingError
+from gptoss_mlx.errors import CheckpointError, SamplingError
 from gptoss_mlx.events import Event
 from gptoss_mlx.hub import local_folder, locate
 from gptoss_mlx.jsonfile import read_json
@@ -145,11 +145,12 @@ def open_engine(
     memory: int | str | None = None,
     embedding: str | None = None,
     kv_bits: int | None = None,
+    batch: int | None = None,
     progress: Progress | None = None,
 ) -> Engine:
     """Open a model argument (a folder, an id, "tiny") on a device of this machine, by plan.
 
-    backend, device: as `choose_backend` takes them.
+    backend, device: as `choose_backend` takes them; the rest as `make_plan` does.
     Raises ModelNotFoundError, CheckpointError, VocabularyError, ContextError, KernelError or,
     before weights are read, DeviceError and MemoryBudgetError.
     """
@@ -159,16 +160,14 @@ def open_engine(
         raise ValueError(f"embedding {embedding!r} is neither file nor resident")
     if kv_bits not in (None, 8):
         raise ValueError(f"kv_bits {kv_bits!r} is neither None nor 8")
-    # A tensor library is imported here, when a model is opened, and not before.
     chosen = choose_backend(backend, device)
-    if chosen.backend != "mlx":
-        raise DeviceError(f"a model cannot be opened with {chosen.shown} yet")
     asked: dict[str, Any] = {
         "budget": parse_bytes(memory) if isinstance(memory, str) else memory and int(memory),
         "context": context,
         "dtype": dtype,
         "embedding": embedding,
         "kv_bits": kv_bits,
+        "batch": batch,
     }
     if model in CONFIGS and local_folder(model) is None:  # refuse before downloading
         make_plan(ModelConfig.from_file(CONFIGS[model]), machine_of(chosen), **asked)
@@ -176,11 +175,26 @@ def open_engine(
     checkpoint = Checkpoint.open(folder)
     config = checkpoint.config
     defaults = _generation_defaults(folder)
+    plan = make_plan(config, machine_of(chosen), **asked)
+    tokenizer = load_tokenizer(folder, config)
+    opened = _with_mlx if chosen.backend == "mlx" else partial(_with_torch, chosen.device)
+    network, sampler, left_out = opened(checkpoint, plan, progress)
+    notes = [] if chosen.note is None else [f"no card is used: {chosen.note}"]
+    notes += [f"the kernel {name} is not used here: {why}" for name, why in left_out.items()]
+    return Engine(network, sampler, tokenizer, config, plan.context, defaults, plan, notes)
+
+
+Opened: TypeAlias = tuple[Model, NewSampler, Mapping[str, str]]
+"""A model, what makes its samplers, and the kernels that it does without, and why."""
+
+
+# A tensor library is imported when a model is opened, and not before.
+
+
+def _with_mlx(checkpoint: Checkpoint, plan: Plan, progress: Progress | None) -> Opened:
     from gptoss_mlx.model import open_model
     from gptoss_mlx.sampler import Sampler
 
-    plan = make_plan(config, machine_of(chosen), **asked)
-    tokenizer = load_tokenizer(folder, config)
     network = open_model(
         checkpoint,
         dtype=plan.dtype,
@@ -192,12 +206,26 @@ def open_engine(
         wired=wired_bytes(plan),
         progress=progress,
     )
-    notes = [] if chosen.note is None else [f"no card is used: {chosen.note}"]
-    notes += [
-        f"the Metal kernel {name} is not used here: {why}"
-        for name, why in network.kernels.left_out.items()
-    ]
-    return Engine(network, Sampler, tokenizer, config, plan.context, defaults, plan, notes)
+    return network, Sampler, network.kernels.left_out
+
+
+def _with_torch(
+    device: str, checkpoint: Checkpoint, plan: Plan, progress: Progress | None
+) -> Opened:
+    from gptoss_mlx.cuda.model import open_model
+    from gptoss_mlx.cuda.sampler import Sampler
+
+    network = open_model(
+        checkpoint,
+        device=device,
+        dtype=plan.dtype,
+        context=plan.context,
+        rows=plan.rows,
+        slots=plan.slots,
+        chunk=plan.chunk,
+        progress=progress,
+    )
+    return network, partial(Sampler, device=network.device), network.kernels.left_out
 
 
 def _generation_defaults(folder: Path) -> dict[str, Any]:

@@ -73,16 +73,15 @@ def table(
 def _memory(plan: Plan | None, stats: Mapping[str, float]) -> Iterator[str]:
     if plan is None:
         return
-    library = "MLX" if plan.backend == "mlx" else "PyTorch"
-    context = f"{plan.rows} x {plan.context}" if plan.rows > 1 else f"{plan.context}"
-    if "peak_bytes" in stats:  # PyTorch does not count what it holds on a CPU
-        peak, planned = (show_bytes(int(n)) for n in (stats["peak_bytes"], device_bytes(plan)))
-        yield (
-            f"{'memory':12}{peak} at most in {library} of {planned} planned,"
-            f" {show_bytes(plan.total)} with the process; context {context}"
-        )
+    peak, total = show_bytes(int(stats["peak_bytes"])), show_bytes(plan.total)
+    if plan.backend == "torch" and not plan.gpu:  # its peak is that of the process
+        found = f"{peak} at most of {total} planned"
     else:
-        yield f"{'memory':12}{show_bytes(plan.total)} planned with the process; context {context}"
+        library = "MLX" if plan.backend == "mlx" else "PyTorch"
+        planned = show_bytes(device_bytes(plan))
+        found = f"{peak} at most in {library} of {planned} planned, {total} with the process"
+    context = f"{plan.rows} x {plan.context}" if plan.rows > 1 else plan.context
+    yield f"{'memory':12}{found}; context {context}"
 
 
 def _experts(plan: Plan | None, stats: Mapping[str, float]) -> Iterator[str]:

@@ -156,12 +156,12 @@ class TorchSizes(Sizes):
         return config.num_experts_per_tok * each
 
     def streamed(self, choice: Choice, tokens: int) -> int:
-        """Where experts are brought: a wave of them, its tokens, and what it adds to the rest."""
+        """Where experts are brought: one of them, a wave's tokens, and what it adds to the rest."""
         config = self.config
         if choice.slots == config.num_local_experts:
             return 0
         each = config.hidden_size * (self.width + _FLOAT)
-        return self.packing(STAGED // 2) + tokens * config.num_experts_per_tok * each
+        return self.packing(1) + tokens * config.num_experts_per_tok * each
 
     @cached_property
     def qkv(self) -> int:

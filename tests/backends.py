@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from gptoss_mlx.engine import Engine, open_engine
+
 BACKENDS = ["mlx", pytest.param("torch", marks=pytest.mark.torch)]
 
 ROWS, CONTEXT = 4, 2048
@@ -25,6 +27,14 @@ def open_on(backend: str, folder: Path, **options: Any) -> Any:
 
     with Checkpoint.open(folder) as checkpoint:
         return open_model(checkpoint, **{"rows": ROWS, "context": CONTEXT, **options})
+
+
+def engine_on(backend: str, folder: Path, **options: Any) -> Engine:
+    """An engine on a backend's CPU."""
+    if backend == "mlx":
+        return open_engine(str(folder), backend=backend, **options)
+    pytest.importorskip("torch")
+    return open_engine(str(folder), backend=backend, device="cpu", **{"batch": ROWS, **options})
 
 
 def token_on(backend: str, token: int) -> Any:

@@ -1,4 +1,6 @@
-"""The engine on a small random model with the whole vocabulary, against the plainest of loops."""
+"""The engine on a small random model with the whole vocabulary, on both backends, against the
+plainest of loops.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +22,7 @@ from gptoss_mlx.events import Event, TokenEvent
 from gptoss_mlx.harmony import Headers, Mask, Parser
 from gptoss_mlx.harmony.encoding import CALL, CHANNEL, END, RETURN, VOCAB_SIZE
 from gptoss_mlx.sampler import Sampler
+from tests.backends import BACKENDS, engine_on
 from tests.ring_model import RingModel
 from tests.scripted_model import F, encoding, finish_of, ids_of, tokenizer
 
@@ -51,9 +54,9 @@ PERMITTED = {
 }
 
 
-@pytest.fixture(scope="module")
-def opened(checkpoint_of: Callable[..., Path]) -> Engine:
-    engine = open_engine(str(checkpoint_of(SHAPE)), context=100)
+@pytest.fixture(scope="module", params=BACKENDS)
+def opened(request: pytest.FixtureRequest, checkpoint_of: Callable[..., Path]) -> Engine:
+    engine = engine_on(request.param, checkpoint_of(SHAPE), context=100)
     engine.model.chunk = 7
     return engine
 
@@ -71,9 +74,10 @@ def run(engine: Engine, prompt: Any = PROMPT, **options: Any) -> list[Event]:
 
 def last_logits(engine: Engine, ids: Sequence[int]) -> NDArray[np.float64]:
     """The logits after a whole sequence, read in one piece."""
-    model: Any = engine.model
-    hidden = model.hidden(ids, model.new_state())
-    return np.array(model.logits(hidden[-1:])[0]).astype(np.float64)
+    state = engine.model.new_state()
+    found = np.asarray(engine.model.evaluate(ids, state))[-1].astype(np.float64)
+    state.close()
+    return found
 
 
 def greedy(
@@ -261,6 +265,16 @@ def test_interleaved_streams_are_as_if_alone(engine: Engine) -> None:
     turns = list(zip_longest(*streams))
     for column, expected in zip(zip(*turns, strict=True), alone, strict=True):
         assert_same([event for event in column if event is not None], expected)
+
+
+def test_streams_side_by_side_are_as_if_alone(engine: Engine) -> None:
+    prompts: list[Any] = [PROMPT, PROMPT[:30], "hi", PROMPT[5:], [7]]
+    alone = [run(engine, prompt, **SEEDED) for prompt in prompts]
+    found: list[list[Event]] = [[] for _ in prompts]
+    for i, event in engine.stream_many(prompts, **SEEDED):
+        found[i].append(event)
+    for events, expected in zip(found, alone, strict=True):
+        assert_same(events, expected)
 
 
 def test_reuse_gives_what_reading_all_again_gives(engine: Engine) -> None:

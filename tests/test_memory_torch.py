@@ -188,15 +188,16 @@ def test_a_cpu_plans_for_one_sequence_unless_asked() -> None:
 def test_a_smaller_chunk_comes_before_an_expert_goes() -> None:
     config = RELEASED["120b", "bf16"]
     total = make_plan(config, CARD, context=8192, batch=1).total
-    chunks = []
-    for less in range(0, 256 * MiB, 32 * MiB):
-        plan = make_plan(config, CARD, context=8192, budget=total - less)
-        chunks.append((plan.slots, plan.chunk))
-    assert chunks[0] == (128, 2048)
-    assert (128, 1024) in chunks
-    assert (128, 512) in chunks
-    assert chunks[-1] == (127, 2048)
-    assert [c for c in chunks if c[0] == 128] == sorted(chunks[: chunks.index((127, 2048))])[::-1]
+    plans = [
+        make_plan(config, CARD, context=8192, budget=total - less)
+        for less in range(0, 256 * MiB, 16 * MiB)
+    ]
+    chunks = [plan.chunk for plan in plans if plan.resident]
+    assert set(chunks) == {2048, 1024, 512}
+    assert chunks == sorted(chunks, reverse=True)
+    streaming = [plan for plan in plans if not plan.resident]
+    assert plans == [*plans[: len(chunks)], *streaming]
+    assert {plan.chunk for plan in streaming} == {2048}
 
 
 def test_more_rows_take_more_of_all_that_is_theirs() -> None:

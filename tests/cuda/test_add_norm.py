@@ -97,4 +97,4 @@ def test_arguments_are_left_as_they_were() -> None:
 def test_a_row_is_spread_over_whole_warps() -> None:
     for hidden in (1, 33, 512, 513, 2880, 8192, 40000):
         for capability in (80, 90, 120):
-            assert op._warps(hidden, capability) in (1, 2, 4, 8, 16)
+            assert op.warps(hidden, capability) in (1, 2, 4, 8, 16)

@@ -9,7 +9,9 @@ import torch
 import triton
 import triton.language as tl
 
-from gptoss_mlx.cuda.kernels.build import Build, nearest
+
+from gptoss_mlx.cuda.kernels.attention import narrow
+from gptoss_mlx.cuda.kernels.build import Build, capability_of, nearest
 
 VALUES = {80: 16}
 """Of a row to a thread, by capability. With four float32 parts that is 16 loads of 16 bytes in
@@ -44,12 +46,12 @@ def add_norm_kernel(
         for part in tl.static_range(PARTS):
             at = parts + token * token_stride + part * part_stride + i
             added += tl.load(at, mask=inside, other=0.0).to(tl.float32)
-        rounded = (value + added).to(total.dtype.element_ty)
+        rounded = narrow(value + added, total.dtype.element_ty)
         tl.store(total + row, rounded, mask=inside)
         value = rounded.to(tl.float32)
     mean = tl.sum(value * value, axis=0) / HIDDEN
     normed = value * tl.rsqrt(mean + eps) * scale
-    tl.store(out + row, normed.to(out.dtype.element_ty), mask=inside)
+    tl.store(out + row, narrow(normed, out.dtype.element_ty), mask=inside)
 
 
 def add_norm(
@@ -73,20 +75,13 @@ def add_norm(
         HIDDEN=hidden,
         PARTS=0 if parts is None else parts.shape[1],
         BLOCK=triton.next_power_of_2(hidden),
-        num_warps=_warps(hidden, _capability(x.device)),
+        num_warps=warps(hidden, capability_of(x.device)),
     )
     return total, out
 
 
-def _capability(device: torch.device) -> int:
-    if device.type != "cuda":
-        return min(VALUES)
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
-
-
-def _warps(hidden: int, capability: int) -> int:
-    threads = triton.next_power_of_2(hidden) // nearest(VALUES, capability)
+def warps(hidden: int, capability: int) -> int:
+    threads: int = triton.next_power_of_2(hidden) // nearest(VALUES, capability)
     return min(max(threads // 32, 1), MOST_WARPS)
 
 
@@ -121,5 +116,5 @@ def builds(capability: int) -> Iterator[Build]:
             types=types,
             constants={"HIDDEN": hidden, "PARTS": count, "BLOCK": triton.next_power_of_2(hidden)},
             aligned=("x", "parts", "weight", "total", "out", "token_stride", "part_stride"),
-            options={"num_warps": _warps(hidden, capability)},
+            options={"num_warps": warps(hidden, capability)},
         )

@@ -15,7 +15,7 @@ LOWEST = tl.constexpr(-1e30)
 """A sink below is taken for it, so that no difference of two logits is without a value."""
 
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
-LIKE = (9, 0)  # the capability that is assumed where there is no card
+PROCESSORS = 132  # that are assumed where there is no card
 
 
 @triton.jit
@@ -45,17 +45,11 @@ def sink_logits(sinks, heads, mask):
 
 def padded(size: int) -> int:
     """A size as a product of matrices takes it: a power of two, at least 16."""
-    return max(16, triton.next_power_of_2(size))
-
-
-def capability(device: torch.device) -> int:
-    """The compute capability, times ten, of a tensor's card."""
-    major, minor = torch.cuda.get_device_capability(device) if device.type == "cuda" else LIKE
-    return 10 * major + minor
+    return max(16, int(triton.next_power_of_2(size)))
 
 
 def processors(device: torch.device) -> int:
     """How many multiprocessors a tensor's card has."""
     if device.type != "cuda":
-        return 1
+        return PROCESSORS
     return int(torch.cuda.get_device_properties(device).multi_processor_count)

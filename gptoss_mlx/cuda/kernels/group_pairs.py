@@ -151,10 +151,10 @@ def group_pairs(visits: torch.Tensor, slots: int, tile: int) -> Groups:
 def empty_groups(pairs: int, slots: int, tile: int, device: torch.device) -> Groups:
     """Room for the groups of so many pairs, to be written by a kernel."""
     tiles = most_tiles(pairs, slots, tile)
-    order, *columns = (
-        torch.empty(size, dtype=torch.int32, device=device) for size in (pairs, *[tiles] * 3)
+    order, slot, begin, end = (
+        torch.empty(size, dtype=torch.int32, device=device) for size in (pairs, tiles, tiles, tiles)
     )
-    return Groups(order, *columns, tile=tile)
+    return Groups(order, slot, begin, end, tile)
 
 
 def warps(size: int) -> int:

@@ -16,13 +16,12 @@ import triton.language as tl
 from gptoss_mlx.cuda.kernels.attention import (
     LOG2E,
     TYPES,
-    capability,
     dot,
     narrow,
     padded,
     sink_logits,
 )
-from gptoss_mlx.cuda.kernels.build import Build, nearest
+from gptoss_mlx.cuda.kernels.build import Build, capability_of, nearest
 
 
 @dataclass(frozen=True)
@@ -35,11 +34,16 @@ class Config:
     stages: int
 
 
+# 128 queries to a key, lest the card's cache be read more than it can give. Four warps would need
+# 255 registers of each thread; with eight and 64 keys it is 125 on 9.0, and two programs fit there,
+# of which one multiplies while the other takes exponents. On 10.0 sums have a memory of their own.
 CONFIGS: Mapping[int, Config] = {
-    80: Config(128, 64, 4, 3),
-    90: Config(128, 128, 8, 3),
+    80: Config(128, 64, 8, 3),
+    100: Config(128, 128, 8, 3),
+    120: Config(128, 64, 8, 3),
 }
-WIDE = Config(32, 32, 4, 1)  # float32, multiplied without tensor cores
+WINDOWED = Config(128, 64, 8, 3)  # a window of 128 and 16 tokens are 143 keys: 3 blocks of 64
+WIDE = Config(32, 32, 8, 1)  # float32, multiplied without tensor cores
 
 
 @triton.jit
@@ -134,7 +138,7 @@ def prefill_attention(
     if kv.stride(-1) != 1:
         raise ValueError("a head of the cache is not contiguous")
     group = heads // kv_heads
-    config = _config(q.dtype, capability(q.device))
+    config = _config(q.dtype, window, capability_of(q.device))
     out = torch.empty(tokens, heads * dim, dtype=kv.dtype, device=q.device)
     _attend[(triton.cdiv(tokens * group, config.queries), kv_heads)](
         q.contiguous(), kv, sinks, out, scale * LOG2E.value, tokens, seen, *kv.stride()[:3],
@@ -144,8 +148,10 @@ def prefill_attention(
     return out
 
 
-def _config(dtype: torch.dtype, capability: int) -> Config:
-    return WIDE if dtype == torch.float32 else nearest(CONFIGS, capability)
+def _config(dtype: torch.dtype, window: int | None, capability: int) -> Config:
+    if dtype == torch.float32:
+        return WIDE
+    return WINDOWED if window else nearest(CONFIGS, capability)
 
 
 def _shape(kv_heads: int, group: int, dim: int, config: Config, window: int) -> dict[str, Any]:
@@ -181,8 +187,9 @@ def builds(capability: int) -> Iterator[Build]:
     heads, kv_heads, dim = 64, 8, 64
     numbers = ("tokens", "seen", "half_stride", "head_stride", "place_stride")
     for dtype in (torch.bfloat16, torch.float32):
-        config, t = _config(dtype, capability), TYPES[dtype]
+        t = TYPES[dtype]
         for window in (0, 128):
+            config = _config(dtype, window, capability)
             constants = _shape(kv_heads, heads // kv_heads, dim, config, window)
             yield Build(
                 f"prefill_attention {'window' if window else 'full'} {t}",

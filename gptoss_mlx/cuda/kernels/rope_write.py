@@ -29,10 +29,10 @@ PART_3 = tl.constexpr(-1.71512467e-15)
 
 @triton.jit
 def cos_sin(x):
-    """Cosine and sine of 0 <= x <= 131072, each within 1.5e-7.
+    """Cosine and sine of 0 <= x <= 131072, each within 8e-8.
 
-    Cody and Waite: x less the nearest multiple of pi / 2. Below 2^23 quarter turns the first
-    difference is exact, since both numbers are multiples of 2^-23 and it is less than one.
+    Cody and Waite: x less the nearest multiple of pi / 2. The first difference is exact: it is a
+    multiple of 2^-23, as PART_1 and every x from 1 are, and less than 1.
     """
     quarters = tl.floor(x * TWO_OVER_PI + 0.5)
     rest = tl.fma(-quarters, tl.full(x.shape, PART_1, tl.float32), x)
@@ -96,8 +96,7 @@ def rope_write(
 ) -> torch.Tensor:
     """As `reference.rope_write`, for positions up to 131072 and periods of at least 1.
 
-    The last dimension of the cache must be contiguous. A place given to two tokens of a row holds
-    one of them, in whole heads' halves.
+    The last dimension of the cache must be contiguous; tokens that share a place must be equal.
     """
     tokens = len(qkv)
     if cache.stride(-1) != 1:

@@ -26,6 +26,12 @@ _NAN = tl.constexpr(0x7FC00000)
 
 
 @triton.jit
+def number(key):
+    """The float32 that a key stands for."""
+    return (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def choose(x, experts, K: tl.constexpr, KB: tl.constexpr):
     """x float32 [T, E], the first `experts` of them real -> ids and weights [T, KB], K real."""
     expert = tl.arange(0, x.shape[1])[None, :]
@@ -36,15 +42,17 @@ def choose(x, experts, K: tl.constexpr, KB: tl.constexpr):
     nth = tl.arange(0, KB)[None, :]
     ids = tl.zeros([x.shape[0], KB], tl.int32)
     keys = tl.zeros([x.shape[0], KB], tl.int32)
+    top = tl.max(key, axis=1)[:, None]
+    best = top
     for j in tl.static_range(K):
-        best = tl.max(key, axis=1)[:, None]
         at = tl.min(tl.where(key == best, expert, x.shape[1]), axis=1)[:, None]
         ids = tl.where(nth == j, at, ids)
         keys = tl.where(nth == j, best, keys)
-        key = tl.where(expert == at, _LOWEST, key)
-    values = (keys ^ ((keys >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
-    values = tl.where(nth < K, values, -float("inf"))
-    powers = tl.exp(values - tl.max(values, axis=1)[:, None])
+        if j + 1 < K:
+            key = tl.where(expert == at, _LOWEST, key)
+            best = tl.max(key, axis=1)[:, None]
+    values = tl.where(nth < K, number(keys), -float("inf"))
+    powers = tl.exp(values - number(top))
     return ids, powers / tl.sum(powers, axis=1)[:, None]
 
 
@@ -52,6 +60,8 @@ def choose(x, experts, K: tl.constexpr, KB: tl.constexpr):
 def load(logits, token, tokens, experts, E: tl.constexpr):
     """Rows token [T] of logits [tokens, experts] -> [T, E]"""
     expert = tl.arange(0, E)[None, :]
+    if token.shape[0] == 1:  # a lane takes every 32nd, or each would do the group's work four times
+        expert = tl.max_contiguous(expert, [1, 1])
     inside = (token[:, None] < tokens) & (expert < experts)
     return tl.load(logits + token[:, None] * experts + expert, mask=inside, other=0.0)
 
