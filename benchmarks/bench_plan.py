@@ -47,6 +47,7 @@ INTERVAL = 0.001  # seconds
 
 MANY_EXPERTS = Shape(6, 1024, 1024, 64, 4, 16, 4, 64)
 MANY_HEADS = Shape(8, 768, 256, 8, 4, 16, 16, 128)
+FEW_LAYERS = Shape(4, 768, 256, 8, 4, 16, 16, 128)
 WIDE = Shape(layers=4, experts=4)
 
 
@@ -85,14 +86,13 @@ STREAMING = {
 """Fewer slots than experts."""
 
 TORCH = {
-    "many heads, long": Case(MANY_HEADS, 3072, backend="torch"),
-    "many heads, 4 sequences": Case(MANY_HEADS, 2048, backend="torch", rows=4),
-    "many heads, bfloat16": Case(MANY_HEADS, 1536, dtype="bfloat16", backend="torch"),
-    "many experts": Case(MANY_EXPERTS, 1536, backend="torch"),
-    "many experts, half of them": Case(MANY_EXPERTS, 1024, budget="2GiB", backend="torch"),
-    "released widths": Case(WIDE, 768, backend="torch"),
-    "released widths, 8 bits": Case(WIDE, 768, recipe="8", backend="torch"),
-    "released widths, mixed bits": Case(WIDE, 1280, recipe="mixed", backend="torch"),
+    "many heads": Case(FEW_LAYERS, 2048, backend="torch"),
+    "many heads, 4 sequences": Case(FEW_LAYERS, 1024, backend="torch", rows=4),
+    "many heads, bfloat16": Case(FEW_LAYERS, 1536, dtype="bfloat16", backend="torch"),
+    "many experts": Case(MANY_EXPERTS, 768, backend="torch"),
+    "many experts, half of them": Case(MANY_EXPERTS, 512, budget="2400MiB", backend="torch"),
+    "many experts, 8 bits": Case(MANY_EXPERTS, 512, recipe="8", backend="torch"),
+    "many experts, mixed bits": Case(MANY_EXPERTS, 512, recipe="mixed", backend="torch"),
 }
 """With PyTorch on the CPU."""
 
