@@ -29,6 +29,22 @@ _SUM_STD = math.sqrt(4 * (256**2 - 1) / 12)
 
 def draw(name: str, config: ModelConfig) -> Draw:
     """How a tensor's values are drawn, by its name."""
+    normal = normal_of(name, config)
+    if normal is not None:
+        mean, std = np.float32(normal[0]), np.float32(normal[1])
+        return lambda rng, count: _bf16(mean + std * _normal(rng, count))
+    if name.endswith("gate_up_proj_bias"):
+        return _heavy_tailed
+    if name.endswith("_blocks"):
+        return _bytes
+    if not name.endswith("_scales"):
+        raise AssertionError(name)
+    lowest = middle_scale(name, config) - 1
+    return lambda rng, count: _bytes(rng, count) % np.uint8(3) + np.uint8(lowest)
+
+
+def normal_of(name: str, config: ModelConfig) -> tuple[float, float] | None:
+    """Mean and standard deviation of a tensor's values, where those are normal."""
     hidden = config.hidden_size
     unit = 1 / math.sqrt(hidden)
     normals = {
@@ -41,20 +57,16 @@ def draw(name: str, config: ModelConfig) -> Draw:
         r"o_proj\.weight": (0.0, 1 / math.sqrt(config.num_attention_heads * config.head_dim)),
         r"_proj\.bias|router\.bias|down_proj_bias": (0.0, 0.25),
     }
-    for pattern, (mean, std) in normals.items():
+    for pattern, normal in normals.items():
         if re.search(f"(?:{pattern})$", name):
-            return lambda rng, count: _bf16(
-                np.float32(mean) + np.float32(std) * _normal(rng, count)
-            )
-    if name.endswith("gate_up_proj_bias"):
-        return _heavy_tailed
-    if name.endswith("_blocks"):
-        return _bytes
-    if not name.endswith("_scales"):
-        raise AssertionError(name)
-    width = config.intermediate_size if "down_proj" in name else hidden
-    middle = 127 + round(math.log2(1 / math.sqrt(width) / _CODE_RMS / _SCALE_RMS))
-    return lambda rng, count: _bytes(rng, count) % np.uint8(3) + np.uint8(middle - 1)
+            return normal
+    return None
+
+
+def middle_scale(name: str, config: ModelConfig) -> int:
+    """The byte about which the scales of a tensor of experts lie, each at most one away."""
+    width = config.intermediate_size if "down_proj" in name else config.hidden_size
+    return 127 + round(math.log2(1 / math.sqrt(width) / _CODE_RMS / _SCALE_RMS))
 
 
 def _bits(rng: np.random.Generator, count: int) -> NDArray[np.uint32]:

@@ -36,6 +36,7 @@ MODULES: Mapping[str, str] = {
     "prefill_attention": "prefill_attention",
     "router_topk": "router_topk",
     "group_pairs": "group_pairs",
+    "route": "router_topk",
     "moe_gate_up": "moe",
     "moe_down": "moe",
 }
@@ -57,6 +58,7 @@ class Kernels:
     prefill_attention: Callable[..., torch.Tensor] = reference.prefill_attention
     router_topk: Callable[..., Two] = reference.router_topk
     group_pairs: Callable[..., Groups] = reference.group_pairs
+    route: Callable[..., tuple[torch.Tensor, torch.Tensor, Groups]] = reference.route
     moe_gate_up: Callable[..., torch.Tensor] = reference.moe_gate_up
     moe_down: Callable[..., torch.Tensor] = reference.moe_down
     tile_for: Callable[[int, int], int] = reference.tile_for

@@ -75,7 +75,7 @@ class MoE:
         streaming: Streaming | None,
     ) -> None:
         router = f"model.layers.{layer}.mlp.router"
-        self.kernels, self.k = kernels, config.num_experts_per_tok
+        self.kernels = kernels
         self.router, self.router_bias = loader.matrix(router), loader.bias(router)
         self.experts: Experts | StreamedExperts
         if streaming is None:
@@ -88,7 +88,7 @@ class MoE:
     def __call__(self, h: torch.Tensor) -> torch.Tensor:
         """[tokens, hidden] -> what is to be added up, float32 [tokens, k, hidden]"""
         logits = self.kernels.linear(h, self.router, self.router_bias, torch.float32)
-        return self.experts(h, *self.kernels.router_topk(logits, self.k))
+        return self.experts(h, logits)
 
 
 class Norm:

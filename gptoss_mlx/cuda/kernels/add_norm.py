@@ -9,7 +9,6 @@ import torch
 import triton
 import triton.language as tl
 
-
 from gptoss_mlx.cuda.kernels.attention import narrow
 from gptoss_mlx.cuda.kernels.build import Build, capability_of, nearest
 
