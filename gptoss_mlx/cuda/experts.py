@@ -14,7 +14,7 @@ from gptoss_mlx.cuda.choice import Kernels
 from gptoss_mlx.cuda.operands import Bank, Groups
 from gptoss_mlx.cuda.weights import Loader
 
-PACKED = 8  # experts rearranged at a time
+PACKED = 2  # experts rearranged at a time
 
 
 class Experts:

@@ -29,6 +29,7 @@ from gptoss_mlx.cuda.places import Chunk, Places, Step
 from gptoss_mlx.cuda.reference import dense
 from gptoss_mlx.cuda.streaming import StreamedExperts, Streaming
 from gptoss_mlx.cuda.weights import Loader
+from gptoss_mlx.heap import return_freed
 from gptoss_mlx.rope import magnitude, periods
 
 MOST_ROWS = 32
@@ -287,6 +288,7 @@ def open_model(
     kernels: by default what `choose_kernels` finds for the device.
     Raises CheckpointError if a file cannot be read or holds an invalid scale; KernelError.
     """
+    return_freed()
     config, place = checkpoint.config, torch.device(device)
     compute: torch.dtype = getattr(
         torch, dtype or ("bfloat16" if place.type == "cuda" else "float32")
