@@ -80,6 +80,19 @@ def numbers(words, at, mask, power):
 
 
 @triton.jit
+def powers(pairs, BM: tl.constexpr, BK: tl.constexpr):
+    """Scales of two rows each, int16 [BM / 2, groups] -> int32 [BM, pieces].
+
+    Two bytes are of rows r and r + 8: of those a lane has both, so it reads shared memory once.
+    """
+    two = pairs.to(tl.uint16, bitcast=True).to(tl.uint32)
+    one = tl.reshape(tl.join(two & 255, two >> 8), [BM // 16, 8, BK // 32, 2])
+    one = tl.permute(one, [0, 3, 1, 2]).to(tl.int32)
+    one = tl.reshape(one, [BM, BK // 32, 1])
+    return tl.reshape(tl.broadcast_to(one, [BM, BK // 32, 8]), [BM, BK // 4])
+
+
+@triton.jit
 def multiply(a, x, acc):
     if INTERPRETED:
         x = x.to(tl.float32)
@@ -107,45 +120,45 @@ def product(
     blocks *int16 as `mxfp4.pack` has them, 8 pieces of 16 bits to a group of 32 inputs.
     """
     PLAIN: tl.constexpr = INTERPRETED or x.dtype.element_ty == tl.float32
+    GROUPS: tl.constexpr = INPUTS // 32
     piece = tl.arange(0, BK // 4)
     group = tl.arange(0, BK // 32)
     row = first + tl.arange(0, BM)
-    fits = (row < OUTPUTS)[:, None]
+    pair = first // 2 + tl.arange(0, BM // 2)
     slot = slot.to(tl.int64)
     blocks += slot * (OUTPUTS * INPUTS // 4)
-    scales += slot * (OUTPUTS * INPUTS // 32)
+    scales += slot * (OUTPUTS * GROUPS // 2)
     at = row[:, None] * 8 + (piece // 8 * (OUTPUTS * 8) + piece % 8)[None, :]
-    at_scale = row[:, None] + (group * OUTPUTS)[None, :]
+    at_scale = pair[:, None] + (group * (OUTPUTS // 2))[None, :]
     x += (rows * INPUTS)[None, :] + (piece // 8 * 32 + piece % 8)[:, None]
+    here, there, seen = row[:, None] >= 0, pair[:, None] >= 0, used[None, :]
+    if OUTPUTS % BM != 0:
+        here, there = row[:, None] < OUTPUTS, pair[:, None] < OUTPUTS // 2
     acc = tl.zeros([BM, BN], tl.float32)
-    for g in tl.range(0, INPUTS // 32, BK // 32, num_stages=STAGES):
-        there, here, seen = fits, fits, used[None, :]
+    for g in tl.range(0, GROUPS, BK // 32, num_stages=STAGES):
+        inside, within, visible = here, there, seen
         if INPUTS % BK != 0:
-            there = there & (group < INPUTS // 32 - g)[None, :]
-            here = here & (piece // 8 < INPUTS // 32 - g)[None, :]
-            seen = seen & (piece // 8 < INPUTS // 32 - g)[:, None]
-        power = tl.load(scales + at_scale, mask=there, other=0).to(tl.int32)
-        if not PLAIN:
-            power = power * 0x00800080 + _OFFSET
-        power = tl.broadcast_to(power[:, :, None], [BM, BK // 32, 8])
-        power = tl.reshape(power, [BM, BK // 4])
+            inside = here & (piece // 8 < GROUPS - g)[None, :]
+            within = there & (group < GROUPS - g)[None, :]
+            visible = seen & (piece // 8 < GROUPS - g)[:, None]
+        power = powers(tl.load(scales + at_scale, mask=within, other=0), BM, BK)
         if PLAIN:
-            a, b, c, d = numbers(blocks, at, here, power)
+            a, b, c, d = numbers(blocks, at, inside, power)
         else:
             a, b, c, d = tl.inline_asm_elementwise(
                 PTX,
                 REGISTERS,
-                [tl.load(blocks + at, mask=here, other=0), power],
+                [tl.load(blocks + at, mask=inside, other=0), power * 0x00800080 + _OFFSET],
                 dtype=(tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16),
                 is_pure=True,
                 pack=2,
             )
-        acc = multiply(a, tl.load(x, mask=seen, other=0.0), acc)
-        acc = multiply(b, tl.load(x + 8, mask=seen, other=0.0), acc)
-        acc = multiply(c, tl.load(x + 16, mask=seen, other=0.0), acc)
-        acc = multiply(d, tl.load(x + 24, mask=seen, other=0.0), acc)
+        acc = multiply(a, tl.load(x, mask=visible, other=0.0), acc)
+        acc = multiply(b, tl.load(x + 8, mask=visible, other=0.0), acc)
+        acc = multiply(c, tl.load(x + 16, mask=visible, other=0.0), acc)
+        acc = multiply(d, tl.load(x + 24, mask=visible, other=0.0), acc)
         blocks += BK // 32 * OUTPUTS * 8
-        scales += BK // 32 * OUTPUTS
+        scales += BK // 32 * (OUTPUTS // 2)
         x += BK
     if PLAIN:
         return acc
