@@ -65,11 +65,9 @@ def number(code):
 
 
 @triton.jit
-def numbers(words, at, mask, power):
-    """The quarters of a group in float32: `at` of the 16-bit pieces, `power` their scales."""
-    words = words.to(tl.pointer_type(tl.uint32), bitcast=True)
-    word = tl.load(words + at // 2, mask=mask, other=0)
-    half = (at % 2 * 16).to(tl.uint32)
+def numbers(word, power, BK: tl.constexpr):
+    """Words uint32, each there for both of its pieces, and scales -> float32, by quarter."""
+    half = (tl.arange(0, BK // 4) % 2 * 16)[None, :].to(tl.uint32)
     bits = tl.where(power == 0, 1 << 22, power << 23)
     scale = bits.to(tl.float32, bitcast=True)
     a = number((word & (_PLACE * 0x10001)) >> half) * scale
@@ -87,16 +85,68 @@ def powers(pairs, BM: tl.constexpr, BK: tl.constexpr):
     """
     two = pairs.to(tl.uint16, bitcast=True).to(tl.uint32)
     one = tl.reshape(tl.join(two & 255, two >> 8), [BM // 16, 8, BK // 32, 2])
-    one = tl.permute(one, [0, 3, 1, 2]).to(tl.int32)
-    one = tl.reshape(one, [BM, BK // 32, 1])
-    return tl.reshape(tl.broadcast_to(one, [BM, BK // 32, 8]), [BM, BK // 4])
+    one = tl.reshape(tl.permute(one, [0, 3, 1, 2]), [BM, BK // 32, 1])
+    return tl.reshape(tl.broadcast_to(one, [BM, BK // 32, 8]), [BM, BK // 4]).to(tl.int32)
 
 
 @triton.jit
-def multiply(a, x, acc):
-    if INTERPRETED:
+def load(
+    x,
+    blocks,
+    scales,
+    first,
+    used,
+    OUTPUTS: tl.constexpr,
+    HERE: tl.constexpr,
+    BM: tl.constexpr,
+    BK: tl.constexpr,
+):
+    """Pieces, scales and inputs of the next BK inputs, of which HERE are there.
+
+    Inputs come in the order of quarters, and of groups within one.
+    """
+    piece = tl.arange(0, BK // 4)
+    group = tl.arange(0, BK // 32)
+    row = first + tl.arange(0, BM)
+    pair = first // 2 + tl.arange(0, BM // 2)
+    k = tl.arange(0, BK)
+    of = tl.max_constancy(k % (BK // 4) // 8, 8)
+    k = tl.max_contiguous(tl.multiple_of(of * 32 + k // (BK // 4) * 8 + k % 8, 8), 8)
+    at = row[:, None] * 8 + (piece // 8 * (OUTPUTS * 8) + piece % 8)[None, :]
+    at_scale = pair[:, None] + (group * (OUTPUTS // 2))[None, :]
+    inside, within, seen = row[:, None] >= 0, pair[:, None] >= 0, used[None, :]
+    if OUTPUTS % BM != 0:
+        inside, within = row[:, None] < OUTPUTS, pair[:, None] < OUTPUTS // 2
+    if HERE < BK:
+        inside = inside & (piece // 8 < HERE // 32)[None, :]
+        within = within & (group < HERE // 32)[None, :]
+        seen = seen & (of < HERE // 32)[:, None]
+    if INTERPRETED or x.dtype.element_ty == tl.float32:
+        blocks, at = blocks.to(tl.pointer_type(tl.uint32), bitcast=True), at // 2
+    w = tl.load(blocks + at, mask=inside, other=0)
+    scale = tl.load(scales + at_scale, mask=within, other=0)
+    return w, scale, tl.load(x + k[:, None], mask=seen, other=0.0)
+
+
+@triton.jit
+def multiply(w, scale, x, acc, BM: tl.constexpr, BK: tl.constexpr):
+    """acc + W x of what `load` brought."""
+    power = powers(scale, BM, BK)
+    if w.dtype == tl.uint32:
+        a, b, c, d = numbers(w, power, BK)
         x = x.to(tl.float32)
-    return tl.dot(a, x, acc, input_precision="ieee")
+    else:
+        a, b, c, d = tl.inline_asm_elementwise(
+            PTX,
+            REGISTERS,
+            [w, power * 0x00800080 + _OFFSET],
+            dtype=(tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16),
+            is_pure=True,
+            pack=2,
+        )
+    quarters = tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), [BM, BK // 4, 4])
+    whole = tl.reshape(tl.permute(quarters, [0, 2, 1]), [BM, BK])
+    return tl.dot(whole, x, acc, input_precision="ieee")
 
 
 @triton.jit
@@ -117,49 +167,37 @@ def product(
 ):
     """Outputs first .. first + BM of one slot for BN rows of x -> float32 [BM, BN].
 
-    blocks *int16 as `mxfp4.pack` has them, 8 pieces of 16 bits to a group of 32 inputs.
+    blocks *int16 and scales *int16 as `mxfp4.pack` has them: 8 pieces of 16 bits to a group of 32
+    inputs, the scales of two rows. What is left over by BK is loaded first and multiplied last.
     """
-    PLAIN: tl.constexpr = INTERPRETED or x.dtype.element_ty == tl.float32
-    GROUPS: tl.constexpr = INPUTS // 32
-    piece = tl.arange(0, BK // 4)
-    group = tl.arange(0, BK // 32)
-    row = first + tl.arange(0, BM)
-    pair = first // 2 + tl.arange(0, BM // 2)
     slot = slot.to(tl.int64)
     blocks += slot * (OUTPUTS * INPUTS // 4)
-    scales += slot * (OUTPUTS * GROUPS // 2)
-    at = row[:, None] * 8 + (piece // 8 * (OUTPUTS * 8) + piece % 8)[None, :]
-    at_scale = pair[:, None] + (group * (OUTPUTS // 2))[None, :]
-    x += (rows * INPUTS)[None, :] + (piece // 8 * 32 + piece % 8)[:, None]
-    here, there, seen = row[:, None] >= 0, pair[:, None] >= 0, used[None, :]
-    if OUTPUTS % BM != 0:
-        here, there = row[:, None] < OUTPUTS, pair[:, None] < OUTPUTS // 2
+    scales += slot * (OUTPUTS * INPUTS // 64)
+    x += (rows * INPUTS)[None, :]
     acc = tl.zeros([BM, BN], tl.float32)
-    for g in tl.range(0, GROUPS, BK // 32, num_stages=STAGES):
-        inside, within, visible = here, there, seen
-        if INPUTS % BK != 0:
-            inside = here & (piece // 8 < GROUPS - g)[None, :]
-            within = there & (group < GROUPS - g)[None, :]
-            visible = seen & (piece // 8 < GROUPS - g)[:, None]
-        power = powers(tl.load(scales + at_scale, mask=within, other=0), BM, BK)
-        if PLAIN:
-            a, b, c, d = numbers(blocks, at, inside, power)
-        else:
-            a, b, c, d = tl.inline_asm_elementwise(
-                PTX,
-                REGISTERS,
-                [tl.load(blocks + at, mask=inside, other=0), power * 0x00800080 + _OFFSET],
-                dtype=(tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16),
-                is_pure=True,
-                pack=2,
-            )
-        acc = multiply(a, tl.load(x, mask=visible, other=0.0), acc)
-        acc = multiply(b, tl.load(x + 8, mask=visible, other=0.0), acc)
-        acc = multiply(c, tl.load(x + 16, mask=visible, other=0.0), acc)
-        acc = multiply(d, tl.load(x + 24, mask=visible, other=0.0), acc)
+    END: tl.constexpr = INPUTS // BK * BK
+    REST: tl.constexpr = INPUTS - END
+    LAST: tl.constexpr = max(64, triton.next_power_of_2(REST))
+    if REST:
+        w, scale, some = load(
+            x + END,
+            blocks + END // 32 * OUTPUTS * 8,
+            scales + END // 32 * OUTPUTS // 2,
+            first,
+            used,
+            OUTPUTS,
+            REST,
+            BM,
+            LAST,
+        )
+    for _ in tl.range(0, END, BK, num_stages=STAGES):
+        wi, si, xi = load(x, blocks, scales, first, used, OUTPUTS, BK, BM, BK)
+        acc = multiply(wi, si, xi, acc, BM, BK)
         blocks += BK // 32 * OUTPUTS * 8
-        scales += BK // 32 * (OUTPUTS // 2)
+        scales += BK // 32 * OUTPUTS // 2
         x += BK
-    if PLAIN:
+    if REST:
+        acc = multiply(w, scale, some, acc, BM, LAST)
+    if INTERPRETED or x.dtype.element_ty == tl.float32:
         return acc
     return acc * _UNDO
