@@ -46,6 +46,7 @@ def _ptx() -> str:
 
 PTX = tl.constexpr(_ptx())
 REGISTERS = tl.constexpr("=&r,=&r,=&r,=&r,r,r,r")
+WHOLE = tl.constexpr(32)  # tokens from which the quarters make one product
 
 
 @triton.jit
@@ -99,42 +100,58 @@ def load(
     OUTPUTS: tl.constexpr,
     HERE: tl.constexpr,
     BM: tl.constexpr,
+    BN: tl.constexpr,
     BK: tl.constexpr,
 ):
-    """Pieces, scales and inputs of the next BK inputs, of which HERE are there.
-
-    Inputs come in the order of quarters, and of groups within one.
-    """
+    """Pieces, scales and columns of x of the next BK inputs, of which HERE are there."""
     piece = tl.arange(0, BK // 4)
     group = tl.arange(0, BK // 32)
     row = first + tl.arange(0, BM)
     pair = first // 2 + tl.arange(0, BM // 2)
-    k = tl.arange(0, BK)
-    of = tl.max_constancy(k % (BK // 4) // 8, 8)
-    k = tl.max_contiguous(tl.multiple_of(of * 32 + k // (BK // 4) * 8 + k % 8, 8), 8)
     at = row[:, None] * 8 + (piece // 8 * (OUTPUTS * 8) + piece % 8)[None, :]
     at_scale = pair[:, None] + (group * (OUTPUTS // 2))[None, :]
-    inside, within, seen = row[:, None] >= 0, pair[:, None] >= 0, used[None, :]
+    inside, within = row[:, None] >= 0, pair[:, None] >= 0
     if OUTPUTS % BM != 0:
         inside, within = row[:, None] < OUTPUTS, pair[:, None] < OUTPUTS // 2
     if HERE < BK:
         inside = inside & (piece // 8 < HERE // 32)[None, :]
         within = within & (group < HERE // 32)[None, :]
-        seen = seen & (of < HERE // 32)[:, None]
     if INTERPRETED or x.dtype.element_ty == tl.float32:
         blocks, at = blocks.to(tl.pointer_type(tl.uint32), bitcast=True), at // 2
     w = tl.load(blocks + at, mask=inside, other=0)
     scale = tl.load(scales + at_scale, mask=within, other=0)
-    return w, scale, tl.load(x + k[:, None], mask=seen, other=0.0)
+    return w, scale, columns(x, used, HERE, BN, BK)
 
 
 @triton.jit
-def multiply(w, scale, x, acc, BM: tl.constexpr, BK: tl.constexpr):
+def columns(x, used, HERE: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
+    """The next BK inputs of x's rows: [BK / 4, BN] of each quarter, or [BK, BN] of one by one."""
+    if BN < WHOLE:
+        k = tl.arange(0, BK // 4)
+        seen = used[None, :]
+        if HERE < BK:
+            seen = seen & (k // 8 < HERE // 32)[:, None]
+        x += (k // 8 * 32 + k % 8)[:, None]
+        a, b = tl.load(x, mask=seen, other=0.0), tl.load(x + 8, mask=seen, other=0.0)
+        c, d = tl.load(x + 16, mask=seen, other=0.0), tl.load(x + 24, mask=seen, other=0.0)
+        return a, b, c, d
+    else:
+        k = tl.arange(0, BK)
+        group = tl.max_constancy(k % (BK // 4) // 8, 8)
+        seen = used[None, :]
+        if HERE < BK:
+            seen = seen & (group < HERE // 32)[:, None]
+        k = tl.max_contiguous(tl.multiple_of(group * 32 + k // (BK // 4) * 8 + k % 8, 8), 8)
+        x = tl.load(x + k[:, None], mask=seen, other=0.0)
+        return x, x, x, x
+
+
+@triton.jit
+def multiply(w, scale, x, acc, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
     """acc + W x of what `load` brought."""
     power = powers(scale, BM, BK)
     if w.dtype == tl.uint32:
         a, b, c, d = numbers(w, power, BK)
-        x = x.to(tl.float32)
     else:
         a, b, c, d = tl.inline_asm_elementwise(
             PTX,
@@ -144,9 +161,19 @@ def multiply(w, scale, x, acc, BM: tl.constexpr, BK: tl.constexpr):
             is_pure=True,
             pack=2,
         )
-    quarters = tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), [BM, BK // 4, 4])
-    whole = tl.reshape(tl.permute(quarters, [0, 2, 1]), [BM, BK])
-    return tl.dot(whole, x, acc, input_precision="ieee")
+    if BN < WHOLE:
+        acc = dot(a, x[0], acc)
+        acc = dot(b, x[1], acc)
+        acc = dot(c, x[2], acc)
+        return dot(d, x[3], acc)
+    else:
+        quarters = tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), [BM, BK // 4, 4])
+        return dot(tl.reshape(tl.permute(quarters, [0, 2, 1]), [BM, BK]), x[0], acc)
+
+
+@triton.jit
+def dot(w, x, acc):
+    return tl.dot(w, x.to(w.dtype), acc, input_precision="ieee")
 
 
 @triton.jit
@@ -188,16 +215,17 @@ def product(
             OUTPUTS,
             REST,
             BM,
+            BN,
             LAST,
         )
     for _ in tl.range(0, END, BK, num_stages=STAGES):
-        wi, si, xi = load(x, blocks, scales, first, used, OUTPUTS, BK, BM, BK)
-        acc = multiply(wi, si, xi, acc, BM, BK)
+        wi, si, xi = load(x, blocks, scales, first, used, OUTPUTS, BK, BM, BN, BK)
+        acc = multiply(wi, si, xi, acc, BM, BN, BK)
         blocks += BK // 32 * OUTPUTS * 8
         scales += BK // 32 * OUTPUTS // 2
         x += BK
     if REST:
-        acc = multiply(w, scale, some, acc, BM, LAST)
+        acc = multiply(w, scale, some, acc, BM, BN, LAST)
     if INTERPRETED or x.dtype.element_ty == tl.float32:
         return acc
     return acc * _UNDO
