@@ -105,7 +105,10 @@ def choose_kernels(device: torch.device, dtype: torch.dtype, wish: str | None = 
 def checked(name: str, device: torch.device, dtype: torch.dtype) -> Callable[..., Any]:
     """An operation's Triton kernel. Raises KernelError if it does not agree with its reference."""
     kernel: Callable[..., Any] = getattr(module_of(name), name)
-    for arguments in examples_of(name, dtype, device):
+    calls = list(examples_of(name, dtype, device))
+    if not calls:
+        raise KernelError("it has no examples to agree on")
+    for arguments in calls:
         off = difference(kernel, getattr(reference, name), arguments)
         if not off <= AGREEMENT[dtype]:
             raise KernelError(f"it differs from its reference by {off:.1e}")
