@@ -48,6 +48,8 @@ INTERVAL = 0.001  # seconds
 MANY_EXPERTS = Shape(6, 1024, 1024, 64, 4, 16, 4, 64)
 MANY_HEADS = Shape(8, 768, 256, 8, 4, 16, 16, 128)
 FEW_LAYERS = Shape(4, 768, 256, 8, 4, 16, 16, 128)
+SMALL_EXPERTS = Shape(4, 768, 768, 64, 4, 16, 16, 128)
+WIDE_EXPERTS = Shape(4, 768, 1536, 16, 4, 16, 16, 128)
 WIDE = Shape(layers=4, experts=4)
 
 
@@ -89,10 +91,10 @@ TORCH = {
     "many heads": Case(FEW_LAYERS, 2048, backend="torch"),
     "many heads, 4 sequences": Case(FEW_LAYERS, 1024, backend="torch", rows=4),
     "many heads, bfloat16": Case(FEW_LAYERS, 1536, dtype="bfloat16", backend="torch"),
-    "many experts": Case(MANY_EXPERTS, 768, backend="torch"),
-    "many experts, half of them": Case(MANY_EXPERTS, 512, budget="2400MiB", backend="torch"),
-    "many experts, 8 bits": Case(MANY_EXPERTS, 512, recipe="8", backend="torch"),
-    "many experts, mixed bits": Case(MANY_EXPERTS, 512, recipe="mixed", backend="torch"),
+    "wide experts": Case(WIDE_EXPERTS, 512, backend="torch"),
+    "small experts, half of them": Case(SMALL_EXPERTS, 512, budget="1850MiB", backend="torch"),
+    "wide experts, 8 bits": Case(WIDE_EXPERTS, 512, recipe="8", backend="torch"),
+    "wide experts, mixed bits": Case(WIDE_EXPERTS, 512, recipe="mixed", backend="torch"),
 }
 """With PyTorch on the CPU."""
 

@@ -182,6 +182,8 @@ def plan_table(plan: Plan, title: str) -> Table:
         "keys and values": f"{_sequences(plan)}{', 8 bits' if plan.kv_bits else ''}",
         "scratch": f"{plan.chunk} tokens of a prompt at a time",
     }
+    if plan.host:  # on a card
+        notes |= dict.fromkeys(("CUDA graphs", "CUDA context", "headroom"), "an estimate")
     table = Table(title=escape(harmless(f"{title}, {plan.dtype}")))
     table.add_column("buffer")
     table.add_column("bytes", justify="right")
@@ -195,7 +197,8 @@ def plan_table(plan: Plan, title: str) -> Table:
     if plan.host:
         table.add_section()
     for buffer in plan.host:
-        table.add_row(buffer.name, show_bytes(buffer.nbytes), "beside it, of the host")
+        estimate = ", an estimate" if buffer.name == "runtime" else ""
+        table.add_row(buffer.name, show_bytes(buffer.nbytes), f"beside it, of the host{estimate}")
     return table
 
 

@@ -62,6 +62,9 @@ options; and what each sequence keeps: logits of two steps, what was said."""
 CPU_RUNTIME = 224 * MiB
 """Python, PyTorch, numpy 145 MiB, the vocabulary 75."""
 
+CPU_SHAPES = 32 * MiB
+"""What oneDNN, which multiplies bfloat16, keeps of shapes it has met; see heap.keep_few_shapes."""
+
 CPU_HEADROOM = 48 * MiB
 
 _FLOAT = 4  # bytes
@@ -82,11 +85,11 @@ class TorchSizes(Sizes):
     def kept(self, module: str) -> bool:
         """Whether a matrix stays in 8 bits: queries, keys and values only if all three do."""
         attention, dot, part = module.rpartition(".")
-        alike = ("q_proj", "k_proj", "v_proj")
-        names = [attention + dot + name for name in alike] if part in alike else [module]
-        first, *others = {self.spec(name) for name in names}
-        eight = first is not None and first.mode == "affine" and first.bits == 8
-        return eight and not others
+        joined = ("q_proj", "k_proj", "v_proj")
+        names = [attention + dot + name for name in joined] if part in joined else [module]
+        spec = self.spec(module)
+        alike = {self.spec(name) for name in names} == {spec}
+        return alike and spec is not None and (spec.bits, spec.mode) == (8, "affine")
 
     def _embedded(self, name: str, dtype: str, shape: tuple[int, ...]) -> int:
         return self._computed(name, dtype, shape)
@@ -254,7 +257,7 @@ class TorchCPUSizes(TorchSizes):
         sizes = {
             **self.lasting(choice),
             "scratch": self.scratch(choice) + staged,
-            "runtime": CPU_RUNTIME,
+            "runtime": CPU_RUNTIME + (CPU_SHAPES if self.width < _FLOAT else 0),
             "headroom": CPU_HEADROOM,
         }
         return tuple(Buffer(name, nbytes) for name, nbytes in sizes.items())

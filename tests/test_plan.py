@@ -142,6 +142,7 @@ def test_a_card_is_planned_for_by_name_with_the_host_beside_it() -> None:
     assert "openai/gpt-oss-120b on 80GB card, bfloat16" in text
     assert "4 x 65536 tokens" in text
     assert text.count("beside it, of the host") == len(plan.host)
+    assert text.count("an estimate") == 4
     found = read(*arguments)
     assert (found["machine"]["backend"], found["plan"]["backend"]) == ("torch", "torch")
     assert found["plan"]["host"] == {b.name: b.nbytes for b in plan.host}

@@ -29,7 +29,7 @@ from gptoss_mlx.cuda.places import Chunk, Places, Step
 from gptoss_mlx.cuda.reference import dense
 from gptoss_mlx.cuda.streaming import StreamedExperts, Streaming
 from gptoss_mlx.cuda.weights import Loader
-from gptoss_mlx.heap import return_freed
+from gptoss_mlx.heap import keep_few_shapes, return_freed
 from gptoss_mlx.rope import magnitude, periods
 
 MOST_ROWS = 32
@@ -289,6 +289,7 @@ def open_model(
     Raises CheckpointError if a file cannot be read or holds an invalid scale; KernelError.
     """
     return_freed()
+    keep_few_shapes()
     config, place = checkpoint.config, torch.device(device)
     compute: torch.dtype = getattr(
         torch, dtype or ("bfloat16" if place.type == "cuda" else "float32")

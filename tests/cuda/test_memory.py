@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -110,3 +112,30 @@ def test_what_is_planned_for_follows_the_code_that_takes_it() -> None:
             for context in (4096, 131072):
                 _, parts = decode_attention.split(context, rows * 8, processors, 64)
                 assert parts <= torch_buffers.SPLITS
+
+
+SHAPES = """
+import torch
+from gptoss_mlx.heap import keep_few_shapes, return_freed
+
+def resident():
+    with open('/proc/self/status') as lines:
+        return next(int(line.split()[1]) >> 10 for line in lines if line.startswith('VmRSS'))
+
+return_freed()
+keep_few_shapes()
+torch.set_num_threads(1)
+w = torch.ones(512, 256, dtype=torch.bfloat16)
+x = torch.ones(400, 256, dtype=torch.bfloat16)
+torch.nn.functional.linear(x, w)
+before = resident()
+for n in range(1, 400):
+    torch.nn.functional.linear(x[:n], w)
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_shapes_that_were_multiplied_are_forgotten() -> None:
+    run = subprocess.run([sys.executable, "-c", SHAPES], check=True, capture_output=True, text=True)
+    assert int(run.stdout) << 20 < torch_buffers.CPU_SHAPES
