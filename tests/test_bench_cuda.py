@@ -134,7 +134,7 @@ def test_an_operation_that_fails_is_a_row_and_the_others_go_on() -> None:
 
 
 @pytest.mark.parametrize(
-    ("gib", "rows", "context"), [(139, 32, 32768), (78, 32, 1024), (66, 1, 1024), (63, 0, 0)]
+    ("gib", "rows", "context"), [(139, 32, 32768), (78, 32, 1024), (65, 16, 1024), (63, 0, 0)]
 )
 def test_keys_and_values_take_what_a_card_has(
     gib: int, rows: int, context: int, monkeypatch: pytest.MonkeyPatch
