@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
-from gptoss_mlx.sampling import COLDEST, WEYL, WORD, Mask, Sampling
+from gptoss_mlx.sampling import SMALLEST, WEYL, WORD, Mask, Sampling
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Sampler:
         if options.temperature == 0 or options.top_k == 1:
             return mx.argmax(scores)
         # From the largest on, so that a low temperature overflows to minus infinity only.
-        scores = (scores - scores.max()) / max(options.temperature, COLDEST)
+        scores = (scores - scores.max()) / max(options.temperature, SMALLEST)
         kept = None
         if 0 < options.top_k < scores.size:
             kept = mx.argpartition(scores, kth=scores.size - options.top_k)[-options.top_k :]
@@ -122,7 +122,7 @@ def _nucleus(scores: mx.array, top_p: float, min_p: float) -> mx.array:
     if top_p < 1:
         descending = -mx.sort(-p)
         before = mx.cumsum(descending) - descending
-        last = mx.where(before < top_p, descending, mx.inf).min()
+        last = mx.where(before < max(top_p, SMALLEST), descending, mx.inf).min()
         floor = mx.maximum(floor, last)
     return mx.where(p >= floor, scores, -mx.inf)
 

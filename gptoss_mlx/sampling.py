@@ -18,7 +18,7 @@ MAX_TOP_LOGPROBS = 20
 MAX_SEED = 2**63 - 1
 WEYL = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: neighbouring steps get unrelated keys
 WORD = 2**64 - 1
-COLDEST = 1e-30  # a temperature below it would be 0 in float32
+SMALLEST = 1e-30  # temperature or top-p: one below it might be 0 in float32
 
 
 class Mask(Protocol):

@@ -98,6 +98,7 @@ CASES: dict[str, dict[str, Any]] = {
     "top-k beyond the vocabulary": {"top_k": 1000},
     "top-p": {"top_p": 0.8},
     "top-p tiny": {"top_p": 1e-9},
+    "top-p tiniest": {"top_p": 5e-324},
     "top-p almost one": {"top_p": 0.9999},
     "min-p": {"min_p": 0.2},
     "min-p 1": {"min_p": 1.0},
@@ -230,9 +231,16 @@ def test_steps_and_seeds_are_independent(backend: Backend) -> None:
 @pytest.mark.parametrize("temperature", [1e-3, 1e-6, 1e-30, 1e-40, 5e-324])
 def test_a_cold_temperature_is_nearly_greedy(backend: Backend, temperature: float) -> None:
     sampler = backend.sampler(Sampling(temperature=temperature), 3, [], VOCAB)
-    for scale in (1, 1e3, 1e6):
+    for scale in (1, 1e3, 1e9):
         logits = backend.array(LOGITS * scale)
         assert {sampler.choose(logits, step, NONE).read()[0] for step in range(5)} == {3}
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-30, 1e-40, 5e-324])
+def test_equals_share_a_cold_temperature(backend: Backend, temperature: float) -> None:
+    sampler = backend.sampler(Sampling(temperature=temperature), 3, [], 5)
+    logits = backend.array([1.0, 5.0, 0.0, 5.0, 5.0])
+    assert {sampler.choose(logits, step, NONE).read()[0] for step in range(40)} == {1, 3, 4}
 
 
 def test_greedy_takes_the_first_of_equals_whatever_the_seed(backend: Backend) -> None:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -96,23 +97,43 @@ def choose_kernels(device: torch.device, dtype: torch.dtype, wish: str | None = 
     if left_out and wish == "triton":
         name, why = next(iter(left_out.items()))
         raise KernelError(f"the Triton kernel {name} cannot be used: {why}")
-    return Kernels(**found, left_out=left_out)
+    return Kernels(**found, **tile_of(found, device), left_out=left_out)
 
 
 def checked(name: str, device: torch.device, dtype: torch.dtype) -> Callable[..., Any]:
     """An operation's Triton kernel. Raises KernelError if it does not agree with its reference."""
-    module = module_of(name)
-    kernel: Callable[..., Any] = getattr(module, name)
-    for arguments in module.examples(dtype, device):
+    kernel: Callable[..., Any] = getattr(module_of(name), name)
+    for arguments in examples_of(name, dtype, device):
         off = difference(kernel, getattr(reference, name), arguments)
         if not off <= AGREEMENT[dtype]:
             raise KernelError(f"it differs from its reference by {off:.1e}")
     return kernel
 
 
-def triton_kernels() -> Kernels:
+def examples_of(name: str, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[Any, ...]]:
+    """Arguments of small calls; the module of several operations says of which each is."""
+    several = list(MODULES.values()).count(MODULES[name]) > 1
+    for example in module_of(name).examples(dtype, device):
+        if not several:
+            yield example
+        elif example[0] == name:
+            yield example[1]
+
+
+def triton_kernels(device: torch.device) -> Kernels:
     """Every Triton kernel, unchecked."""
-    return Kernels(**{name: getattr(module_of(name), name) for name in MODULES})
+    found = {name: getattr(module_of(name), name) for name in MODULES}
+    return Kernels(**found, **tile_of(found, device))
+
+
+def tile_of(found: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """How pairs are tiled for the experts' kernels; their references take any tile."""
+    if not found.keys() & {"moe_gate_up", "moe_down"}:
+        return {}
+    from gptoss_mlx.cuda.kernels.build import capability_of
+
+    tile_for = module_of("moe_down").tile_for
+    return {"tile_for": partial(tile_for, capability=capability_of(device))}
 
 
 def implementations(kernels: Kernels) -> dict[str, str]:

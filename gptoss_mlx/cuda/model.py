@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import psutil
@@ -173,25 +174,27 @@ class Transformer:
     @torch.inference_mode()
     def prefill(self, ids: Sequence[int], state: State) -> None:
         """Append a chunk and wait until it is in; nothing is predicted from it."""
-        x, parts, places = self._begin(ids, state)
-        for block in self.blocks[:-1]:
-            x, parts = block(x, parts, places)
-        self.blocks[-1].keep(x, parts, places)
-        state.offset += len(ids)
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        with launching_on(self.device):
+            x, parts, places = self._begin(ids, state)
+            for block in self.blocks[:-1]:
+                x, parts = block(x, parts, places)
+            self.blocks[-1].keep(x, parts, places)
+            state.offset += len(ids)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()
 
     @torch.inference_mode()
     def evaluate(self, ids: Sequence[int], state: State) -> NDArray[np.float32]:
         """Append a chunk -> the logits after each of its tokens, float32 [tokens, vocabulary]."""
-        x, parts, places = self._begin(ids, state)
-        for block in self.blocks:
-            x, parts = block(x, parts, places)
-        state.offset += len(ids)
-        _, h = self.norm(x, parts)
         out = np.empty((len(ids), self.config.vocab_size), np.float32)
-        for i in range(0, len(out), SCORED):
-            out[i : i + SCORED] = self._logits(h[i : i + SCORED]).cpu().numpy()
+        with launching_on(self.device):
+            x, parts, places = self._begin(ids, state)
+            for block in self.blocks:
+                x, parts = block(x, parts, places)
+            state.offset += len(ids)
+            _, h = self.norm(x, parts)
+            for i in range(0, len(out), SCORED):
+                out[i : i + SCORED] = self._logits(h[i : i + SCORED]).cpu().numpy()
         return out
 
     def decode(self, token: Sequence[int] | torch.Tensor, state: State) -> torch.Tensor:
@@ -205,7 +208,8 @@ class Transformer:
         """Append one token to each of several sequences -> logits float32 [n, vocabulary]."""
         ids = torch.cat([self._on_device(token) for token in tokens])
         where = self._indices([[s.offset for s in states], [s.row for s in states]])
-        logits = self._step(ids, where)
+        with launching_on(self.device):
+            logits = self._step(ids, where)
         for state in states:
             state.offset += 1
         return logits
@@ -291,18 +295,24 @@ def open_model(
     slots = slots or config.num_local_experts
     if not config.num_experts_per_tok <= slots <= config.num_local_experts:
         raise ValueError(f"{slots} slots are not within one token's experts and all of them")
-    kernels = kernels or choose_kernels(place, compute)
     streaming = None
     if slots < config.num_local_experts:
         streaming = Streaming(checkpoint.tensors, place, slots)
     cache = Cache(config, rows, context or config.max_position_embeddings, compute, place)
     total = _bytes_to_read(checkpoint, slots)
-    with Loader(checkpoint, compute, place, total, progress) as loader:
-        model = Transformer(config, loader, kernels, cache, chunk, streaming)
-        loader.finish()
-    for block in model.blocks:
-        block.moe.experts.pack()
+    with launching_on(place):
+        kernels = kernels or choose_kernels(place, compute)
+        with Loader(checkpoint, compute, place, total, progress) as loader:
+            model = Transformer(config, loader, kernels, cache, chunk, streaming)
+            loader.finish()
+        for block in model.blocks:
+            block.moe.experts.pack()
     return model
+
+
+def launching_on(device: torch.device) -> AbstractContextManager[object]:
+    """Triton launches on the thread's current card, so the model's must be that."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _bytes_to_read(checkpoint: Checkpoint, slots: int) -> int:

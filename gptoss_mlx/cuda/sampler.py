@@ -13,9 +13,8 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from gptoss_mlx.sampling import COLDEST, WEYL, WORD, Mask, Sampling
+from gptoss_mlx.sampling import SMALLEST, WEYL, WORD, Mask, Sampling
 
-_TINIEST = 1e-300  # in place of a drawn zero, whose logarithm is infinite
 _WHOLE = 2**52  # what a probability of 1 is when counted in whole numbers
 
 
@@ -46,8 +45,8 @@ class Choice:
         if self._copy is None:
             reported = [] if self.logprob is None else [self.logprob]
             columns = (self.token, *reported, *(self.top or ()))
-            # float64 holds ids and float32 exactly, so one copy brings all.
-            self._copy = _Copy(torch.cat([column.double() for column in columns]))
+            # One copy brings all; beside float32, ids become that, which is exact below 2^24.
+            self._copy = _Copy(torch.cat(columns))
 
 
 class _Copy:
@@ -132,8 +131,9 @@ class Sampler:
         options = self.options
         if options.temperature == 0 or options.top_k == 1:
             return scores.argmax(0, keepdim=True)
-        # From the largest on, so that a low temperature overflows to minus infinity only.
-        scores = (scores - scores.max()) / max(options.temperature, COLDEST)
+        if options.temperature != 1:
+            # From the largest on, so that a low temperature overflows to minus infinity only.
+            scores = (scores - scores.max()) / max(options.temperature, SMALLEST)
         kept = None
         if 0 < options.top_k < len(scores):
             scores, kept = largest(scores, options.top_k)
@@ -145,7 +145,7 @@ class Sampler:
     def _report(self, token: torch.Tensor, raw: torch.Tensor) -> Choice:
         if not (self.options.logprobs or self.options.top_logprobs):
             return Choice(token)
-        logprobs = raw - raw.double().logsumexp(0).float()
+        logprobs = raw - raw.logsumexp(0)
         count = min(self.options.top_logprobs, self.vocab)
         if count == 0:
             return Choice(token, logprobs[token])
@@ -184,14 +184,13 @@ def nucleus(scores: torch.Tensor, top_p: float, min_p: float) -> torch.Tensor:
 def categorical(scores: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """A draw with the probabilities softmax(scores): scores [n] -> [1] int64.
 
-    The smallest of exponentially distributed times at rates exp(scores). In float64: times in
-    float32 are too coarse for a token of one in ten million to come as often as it should.
+    Whose exponentially distributed time, at the rate exp(score), is the smallest. In float64: in
+    float32 a token of one in a hundred million would never come.
     """
     uniform = torch.rand(
         scores.shape, generator=generator, dtype=torch.float64, device=scores.device
-    )
-    time = (-torch.log1p(-uniform)).clamp_min(_TINIEST)
-    return (scores.double() - time.log()).argmax(0, keepdim=True)
+    )  # below 1, so that no time is 0
+    return (scores - uniform.log_().neg_().log_()).argmax(0, keepdim=True)
 
 
 def _key(seed: int, step: int) -> int:

@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 
 pytest.importorskip("torch")
+pytest.importorskip("triton")
 
 import torch
 
 from gptoss_mlx.cuda import choice, reference
 from gptoss_mlx.cuda.agreement import difference
 from gptoss_mlx.cuda.choice import MODULES, Kernels, choose_kernels, implementations
+from gptoss_mlx.cuda.kernels import build
 from gptoss_mlx.cuda.operands import Heads, Matrix
 from gptoss_mlx.errors import KernelError
 
@@ -42,14 +44,18 @@ def examples(name: str) -> Iterator[tuple[Any, ...]]:
 
 
 def install(monkeypatch: pytest.MonkeyPatch, make: Callable[[str], Any]) -> None:
-    """Every operation's module has examples on the CPU and what `make` gives."""
+    """Every operation has examples on the CPU and what `make` gives, as of a card of 9.0."""
     modules = {
-        name: SimpleNamespace(
-            **{name: make(name), "examples": lambda dtype, device, name=name: examples(name)}
-        )
-        for name in MODULES
+        name: SimpleNamespace(**{name: make(name), "tile_for": tile_for}) for name in MODULES
     }
     monkeypatch.setattr(choice, "module_of", modules.__getitem__)
+    monkeypatch.setattr(choice, "examples_of", lambda name, dtype, device: examples(name))
+    monkeypatch.setattr(build, "capability_of", lambda device: 90)
+
+
+def tile_for(pairs: int, slots: int, capability: int) -> int:
+    """Of every argument something."""
+    return pairs + 10 * slots + 100 * capability
 
 
 def right(name: str) -> Callable[..., Any]:
@@ -123,14 +129,15 @@ def test_a_step_can_be_captured_without_the_kernel_of_prefill(
 ) -> None:
     install(monkeypatch, lambda name: (broken if name == "group_pairs" else right)(name))
     assert not choose_kernels(CARD, torch.float32, "").capturable
-    monkeypatch.setattr(choice, "checked", lambda name, device, dtype: _checked(name))
+    wanted = "prefill_attention"
+    monkeypatch.setattr(choice, "checked", lambda name, device, dtype: _without(name, wanted))
     kernels = choose_kernels(CARD, torch.float32, "")
-    assert set(kernels.left_out) == {"prefill_attention"}
+    assert set(kernels.left_out) == {wanted}
     assert kernels.capturable
 
 
-def _checked(name: str) -> Callable[..., Any]:
-    if name == "prefill_attention":
+def _without(name: str, *others: str) -> Callable[..., Any]:
+    if name in others:
         raise KernelError("too long")
     return right(name)
 
@@ -152,6 +159,29 @@ def test_insisting_on_triton_fails_rather_than_fall_back(
         choose_kernels(CARD, torch.float32, "triton")
 
 
+def test_pairs_are_tiled_as_the_experts_kernels_want(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, right)
+    assert choose_kernels(CARD, torch.float32, "").tile_for(1, 2) == 9021
+    assert choice.triton_kernels(CARD).tile_for(1, 2) == 9021
+    both = ("moe_gate_up", "moe_down")
+    monkeypatch.setattr(choice, "checked", lambda name, device, dtype: _without(name, *both))
+    assert choose_kernels(CARD, torch.float32, "").tile_for is reference.tile_for
+    monkeypatch.setattr(choice, "checked", lambda name, device, dtype: _without(name, "moe_down"))
+    assert choose_kernels(CARD, torch.float32, "").tile_for(1, 2) == 9021
+
+
+def test_examples_are_of_one_operation(monkeypatch: pytest.MonkeyPatch) -> None:
+    def named(dtype: torch.dtype, device: torch.device) -> Iterator[tuple[str, tuple[Any, ...]]]:
+        yield "moe_gate_up", (1,)
+        yield "moe_down", (2,)
+
+    modules = {"moe_down": SimpleNamespace(examples=named)}
+    modules["add_norm"] = SimpleNamespace(examples=lambda dtype, device: [(3,), (4,)])
+    monkeypatch.setattr(choice, "module_of", modules.__getitem__)
+    assert list(choice.examples_of("moe_down", torch.float32, CPU)) == [(2,)]
+    assert list(choice.examples_of("add_norm", torch.float32, CPU)) == [(3,), (4,)]
+
+
 def test_the_environment_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, broken)
     monkeypatch.setenv("GPTOSS_KERNELS", "reference")
@@ -166,7 +196,6 @@ def test_the_environment_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_cpu_runs_triton_only_in_its_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, right)
-    pytest.importorskip("triton")
     assert set(implementations(choose_kernels(CPU, torch.float32, "triton")).values()) == {"triton"}
     monkeypatch.setattr(choice, "_interpreted", lambda: False)
     with pytest.raises(KernelError, match='is "triton", but the model computes on the CPU here'):

@@ -9,9 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
-from gptoss_mlx.cuda.kernels import attention
 from gptoss_mlx.cuda.kernels.attention import narrow
-from gptoss_mlx.cuda.kernels.build import Build, nearest
+from gptoss_mlx.cuda.kernels.build import Build, capability_of, nearest
 
 VALUES = {80: 16}
 """Of a row to a thread, by capability. With four float32 parts that is 16 loads of 16 bytes in
@@ -75,7 +74,7 @@ def add_norm(
         HIDDEN=hidden,
         PARTS=0 if parts is None else parts.shape[1],
         BLOCK=triton.next_power_of_2(hidden),
-        num_warps=warps(hidden, attention.capability(x.device)),
+        num_warps=warps(hidden, capability_of(x.device)),
     )
     return total, out
 

@@ -15,7 +15,7 @@ LOWEST = tl.constexpr(-1e30)
 """A sink below is taken for it, so that no difference of two logits is without a value."""
 
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
-NO_CARD = ((9, 0), 132)  # the capability and the multiprocessors that are assumed without one
+PROCESSORS = 132  # that are assumed where there is no card
 
 
 @triton.jit
@@ -48,14 +48,8 @@ def padded(size: int) -> int:
     return max(16, int(triton.next_power_of_2(size)))
 
 
-def capability(device: torch.device) -> int:
-    """The compute capability, times ten, of a tensor's card."""
-    major, minor = torch.cuda.get_device_capability(device) if device.type == "cuda" else NO_CARD[0]
-    return 10 * major + minor
-
-
 def processors(device: torch.device) -> int:
     """How many multiprocessors a tensor's card has."""
     if device.type != "cuda":
-        return NO_CARD[1]
+        return PROCESSORS
     return int(torch.cuda.get_device_properties(device).multi_processor_count)

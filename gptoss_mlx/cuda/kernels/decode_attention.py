@@ -19,14 +19,13 @@ import triton.language as tl
 from gptoss_mlx.cuda.kernels.attention import (
     LOG2E,
     TYPES,
-    capability,
     dot,
     narrow,
     padded,
     processors,
     sink_logits,
 )
-from gptoss_mlx.cuda.kernels.build import Build, nearest
+from gptoss_mlx.cuda.kernels.build import Build, capability_of, nearest
 
 ROWS = tl.constexpr(16)  # of a product: the queries that share a key-value head, at most
 LONGEST = 4096  # keys a program takes at most: those of a long sequence go to more programs
@@ -62,43 +61,29 @@ def _share(length, fewest, LONGEST: tl.constexpr, BLOCK: tl.constexpr):
     return tl.minimum(tl.cdiv(tl.cdiv(length, fewest), BLOCK) * BLOCK, LONGEST)
 
 
-@triton.jit(do_not_specialize=["parts", "fewest"])
-def _attend(
-    q, cache, rows, lengths, sinks, out, stats, scale,
-    row_stride, half_stride, head_stride, place_stride, parts, fewest,
-    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr,
-    BLOCK: tl.constexpr, LANES: tl.constexpr, LONGEST: tl.constexpr, WHOLE: tl.constexpr,
+@triton.jit
+def _gather(
+    query, sink, cache, begin, end, half_stride, place_stride, scale,
+    DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    # A program: a part of a sequence's keys and all queries of one key-value head. Every lane, a
-    # warp, goes through its own keys of each block with a maximum and a sum of its own, so that
-    # warps wait for each other only for what is loaded.
-    part, kv_head, token = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    length = tl.load(lengths + token)
-    share = _share(length, fewest, LONGEST, BLOCK)
-    begin = part * share
-    if not WHOLE and begin >= length:
-        return
-    end = tl.minimum(begin + share, length)
-    head = tl.arange(0, ROWS)
-    dim = tl.arange(0, WIDTH)
-    ours = head < GROUP
-    first = (token * KV_HEADS + kv_head) * GROUP + head
-    mask = ours[:, None] & (dim < DIM)[None, :]
-    one = tl.load(q + first[:, None] * DIM + dim[None, :], mask=mask, other=0.0)
-    queries = tl.broadcast_to(one[None], (LANES, ROWS, WIDTH))
-    sink = sink_logits(sinks, kv_head * GROUP + head, ours)
+    """The keys from begin to end -> the maximum of their logits and the sink, and sums over them.
+
+    Every lane, a warp, goes through its own keys of each block with a maximum and sums of its own,
+    so that warps wait for each other only for what is loaded.
+    """
+    queries = tl.broadcast_to(query[None], (LANES, ROWS, WIDTH))
     maximum = tl.broadcast_to(sink[None], (LANES, ROWS))
     total = tl.zeros((LANES, ROWS), tl.float32)
     y = tl.zeros((LANES, ROWS, WIDTH), tl.float32)
-    cache += tl.load(rows + token).to(tl.int64) * row_stride + kv_head * head_stride
     KEYS: tl.constexpr = BLOCK // LANES
     key = tl.arange(0, LANES)[:, None] * KEYS + tl.arange(0, KEYS)[None, :]
-    at = key[:, :, None] * place_stride + dim[None, None, :]
+    dim = tl.arange(0, WIDTH)[None, None, :]
+    at = key[:, :, None] * place_stride + dim
     for start in range(begin, end, BLOCK):
         seen = start + key < end
         held = seen[:, :, None]
         if DIM < WIDTH:
-            held = held & (dim < DIM)[None, None, :]
+            held = held & (dim < DIM)
         block = cache + start * place_stride
         keys = tl.load(block + at, mask=held, other=0.0)
         logits = dot(queries, tl.trans(keys, 0, 2, 1), tl.zeros((LANES, ROWS, KEYS), tl.float32))
@@ -112,18 +97,44 @@ def _attend(
         maximum = higher
     top = tl.max(maximum, 0)
     of_lane = tl.exp2(maximum - top[None])
-    total = tl.sum(total * of_lane, 0)
-    y = tl.sum(y * of_lane[:, :, None], 0)
+    return top, tl.sum(total * of_lane, 0), tl.sum(y * of_lane[:, :, None], 0)
+
+
+@triton.jit(do_not_specialize=["parts", "fewest"])
+def _attend(
+    q, cache, rows, lengths, sinks, out, stats, scale,
+    row_stride, half_stride, head_stride, place_stride, parts, fewest,
+    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr, LANES: tl.constexpr, LONGEST: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
+    # A program: a part of a sequence's keys, or the whole, and all queries of one key-value head.
+    part, kv_head, token = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    length = tl.load(lengths + token)
+    share = _share(length, fewest, LONGEST, BLOCK)
+    begin = part * share
+    if not WHOLE and begin >= length:
+        return
+    head = tl.arange(0, ROWS)
+    dim = tl.arange(0, WIDTH)
+    ours = head < GROUP
+    mask = ours[:, None] & (dim < DIM)[None, :]
+    first = (token * KV_HEADS + kv_head) * GROUP + head
+    query = tl.load(q + first[:, None] * DIM + dim[None, :], mask=mask, other=0.0)
+    sink = sink_logits(sinks, kv_head * GROUP + head, ours)
+    cache += tl.load(rows + token).to(tl.int64) * row_stride + kv_head * head_stride
+    top, total, y = _gather(
+        query, sink, cache, begin, tl.minimum(begin + share, length), half_stride, place_stride,
+        scale, DIM, WIDTH, BLOCK, LANES,
+    )  # fmt: skip
     if WHOLE:
         y = y / (total + tl.exp2(sink - top))[:, None]
-        tl.store(
-            out + first[:, None] * DIM + dim[None, :], narrow(y, out.dtype.element_ty), mask=mask
-        )
+        place = first
     else:
         place = first * parts + part
-        tl.store(out + place[:, None] * DIM + dim[None, :], y, mask=mask)
         tl.store(stats + place * 2, top, mask=ours)
         tl.store(stats + place * 2 + 1, total, mask=ours)
+    y = narrow(y, out.dtype.element_ty)
+    tl.store(out + place[:, None] * DIM + dim[None, :], y, mask=mask)
 
 
 @triton.jit(do_not_specialize=["parts", "fewest"])
@@ -175,7 +186,7 @@ def decode_attention(
     group = heads // kv_heads
     if group > ROWS.value or cache.stride(-1) != 1:
         raise ValueError(f"{group} queries to a key-value head, or a cache with other strides")
-    config = _config(q.dtype, capability(q.device))
+    config = _config(q.dtype, capability_of(q.device))
     fewest, parts = split(capacity, tokens * kv_heads, processors(q.device), config.block)
     out = torch.empty(tokens, heads * dim, dtype=cache.dtype, device=q.device)
     sums, stats = out, out

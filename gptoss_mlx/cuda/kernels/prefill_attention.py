@@ -16,13 +16,12 @@ import triton.language as tl
 from gptoss_mlx.cuda.kernels.attention import (
     LOG2E,
     TYPES,
-    capability,
     dot,
     narrow,
     padded,
     sink_logits,
 )
-from gptoss_mlx.cuda.kernels.build import Build, nearest
+from gptoss_mlx.cuda.kernels.build import Build, capability_of, nearest
 
 
 @dataclass(frozen=True)
@@ -139,7 +138,7 @@ def prefill_attention(
     if kv.stride(-1) != 1:
         raise ValueError("a head of the cache is not contiguous")
     group = heads // kv_heads
-    config = _config(q.dtype, window, capability(q.device))
+    config = _config(q.dtype, window, capability_of(q.device))
     out = torch.empty(tokens, heads * dim, dtype=kv.dtype, device=q.device)
     _attend[(triton.cdiv(tokens * group, config.queries), kv_heads)](
         q.contiguous(), kv, sinks, out, scale * LOG2E.value, tokens, seen, *kv.stride()[:3],

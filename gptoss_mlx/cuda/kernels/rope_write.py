@@ -96,8 +96,7 @@ def rope_write(
 ) -> torch.Tensor:
     """As `reference.rope_write`, for positions up to 131072 and periods of at least 1.
 
-    The last dimension of the cache must be contiguous. A place given to two tokens of a row holds
-    one of them, in whole heads' halves.
+    The last dimension of the cache must be contiguous; tokens that share a place must be equal.
     """
     tokens = len(qkv)
     if cache.stride(-1) != 1:
