@@ -61,10 +61,8 @@ def _timed(bench: Bench, made: Callable[[], Piece]) -> Row:
     taken = each(piece.calls, bench.device, waits, bench.amounts.runs)
     row: Row = {"operation": piece.operation, "where": piece.where, "us": 1e6 * taken}
     row["by"] = "reference" if by_reference else "triton"
-    row |= {"gb_s": piece.nbytes / taken / 1e9, "tflop_s": piece.flops / taken / 1e12}
-    if bench.yard.read:
-        row["share_of_read"] = piece.nbytes / taken / bench.yard.read
-        row["share_of_matmul"] = piece.flops / taken / bench.yard.flops
+    row |= bench.yard.read_at(piece.nbytes / taken) if piece.nbytes else {}
+    row |= bench.yard.multiplied_at(piece.flops / taken) if piece.flops else {}
     row["rotating_mib"] = piece.rotating / (1 << 20)
     plain = each(piece.plain, bench.device, plain_waits, bench.amounts.runs)
     return {**row, "plain": piece.what, "plain_us": 1e6 * plain, "times_plain": taken / plain}

@@ -21,7 +21,7 @@ from gptoss_mlx.checkpoint import Checkpoint
 from gptoss_mlx.cuda.agreement import relative
 from gptoss_mlx.cuda.choice import MODULES, checked, is_reference
 from gptoss_mlx.cuda.graph import Graphs
-from gptoss_mlx.cuda.model import Transformer, open_model
+from gptoss_mlx.cuda.model import Transformer, launching_on, open_model
 from gptoss_mlx.engine import Engine
 from gptoss_mlx.events import Event, FinishEvent, PrefillEvent, TokenEvent
 
@@ -36,7 +36,8 @@ Check = Callable[[str, Path], None]
 
 def kernel(name: str, dtype: str, device: str, folder: Path) -> None:
     """A kernel gives what its reference gives."""
-    checked(name, torch.device(device), getattr(torch, dtype))
+    with launching_on(torch.device(device)):
+        checked(name, torch.device(device), getattr(torch, dtype))
 
 
 def nothing_is_left_out(device: str, folder: Path) -> None:
