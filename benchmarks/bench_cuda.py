@@ -162,6 +162,7 @@ def main(
         "model": name,
         "layers": config.num_hidden_layers,
         "bits": bits and int(bits),
+        "quick": quick,
         "weights": "random, made on the device",
         "checked_s": time.perf_counter() - begun,
     }

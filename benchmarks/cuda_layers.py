@@ -66,7 +66,9 @@ def layers(bench: Bench) -> Section:
     sides = _sides(bench)
     rows: list[Row] = []
     forms = _forms(bench, sides[0].cache)
-    streams = {name: (model._embed(ids), None) for name, (ids, _) in forms.items()}
+    streams: dict[str, tuple[torch.Tensor, Inputs]] = {
+        name: (model._embed(ids), None) for name, (ids, _) in forms.items()
+    }
     for layer, block in enumerate(model.blocks):
         compared = layer % bench.amounts.layers_apart == 0
         for name, (_, take) in forms.items():
