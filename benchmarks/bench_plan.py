@@ -6,7 +6,7 @@ tokens drawn with top-p, penalties and log-probabilities. The parent samples the
 anonymous resident memory (RssAnon: pages of mapped files can be dropped at any time and do not
 count) every millisecond; the figure is its peak over the plan's sum. Linux only.
 
-    python -m benchmarks.bench_plan
+    python -m benchmarks.bench_plan [--torch]
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -47,6 +47,7 @@ INTERVAL = 0.001  # seconds
 
 MANY_EXPERTS = Shape(6, 1024, 1024, 64, 4, 16, 4, 64)
 MANY_HEADS = Shape(8, 768, 256, 8, 4, 16, 16, 128)
+FEW_LAYERS = Shape(4, 768, 256, 8, 4, 16, 16, 128)
 WIDE = Shape(layers=4, experts=4)
 
 
@@ -60,6 +61,8 @@ class Case:
     recipe: str | None = None
     dtype: str = "float32"
     embedding: str | None = None
+    backend: str = "mlx"
+    rows: int = 1
 
 
 CASES = {
@@ -82,17 +85,29 @@ STREAMING = {
 }
 """Fewer slots than experts."""
 
+TORCH = {
+    "many heads": Case(FEW_LAYERS, 2048, backend="torch"),
+    "many heads, 4 sequences": Case(FEW_LAYERS, 1024, backend="torch", rows=4),
+    "many heads, bfloat16": Case(FEW_LAYERS, 1536, dtype="bfloat16", backend="torch"),
+    "many experts": Case(MANY_EXPERTS, 768, backend="torch"),
+    "many experts, half of them": Case(MANY_EXPERTS, 512, budget="2400MiB", backend="torch"),
+    "many experts, 8 bits": Case(MANY_EXPERTS, 512, recipe="8", backend="torch"),
+    "many experts, mixed bits": Case(MANY_EXPERTS, 512, recipe="mixed", backend="torch"),
+}
+"""With PyTorch on the CPU."""
+
 
 @click.command()
 @click.option("--only", multiple=True, help="Cases whose name begins so.")
 @click.option("--streaming", is_flag=True, help="Also cases with fewer slots than experts.")
+@click.option("--torch", "with_torch", is_flag=True, help="Those of PyTorch instead.")
 @click.option("--worker", hidden=True)
-def main(only: tuple[str, ...], streaming: bool, worker: str | None) -> None:
+def main(only: tuple[str, ...], streaming: bool, with_torch: bool, worker: str | None) -> None:
     """Compare plans with measurements; one JSON line last."""
     if worker is not None:
         _drive(**json.loads(worker))
         return
-    cases = {**CASES, **(STREAMING if streaming else {})}
+    cases = TORCH if with_torch else {**CASES, **(STREAMING if streaming else {})}
     rows = []
     with tempfile.TemporaryDirectory() as work:
         for name, case in cases.items():
@@ -104,7 +119,13 @@ def main(only: tuple[str, ...], streaming: bool, worker: str | None) -> None:
     worst = max((abs(row["measured_over_plan"] - 1) for row in rows), default=0.0)
     print(
         json.dumps(
-            {"benchmark": "plan", "machine": machine, "worst": round(worst, 4), "cases": rows}
+            {
+                "benchmark": "plan",
+                "backend": "torch" if with_torch else "mlx",
+                "machine": machine,
+                "worst": round(worst, 4),
+                "cases": rows,
+            }
         )
     )
 
@@ -132,11 +153,12 @@ def plan_of(case: Case, checkpoint: Checkpoint) -> Plan:
     """The case's plan on a CPU, of a machine nothing else is known of."""
     return make_plan(
         checkpoint.config,
-        CPU,
+        replace(CPU, backend=case.backend),
         budget=None if case.budget is None else parse_bytes(case.budget),
         context=case.context,
         dtype=case.dtype,
         embedding=case.embedding,
+        batch=case.rows,
     )
 
 
@@ -175,7 +197,17 @@ def _peak(folder: Path, plan: Plan) -> int:
     return peaks[0]
 
 
-_FOLLOWED = ("context", "slots", "experts", "chunk", "cache_limit", "embedding", "dtype")
+_FOLLOWED = (
+    "context",
+    "slots",
+    "experts",
+    "chunk",
+    "cache_limit",
+    "embedding",
+    "dtype",
+    "backend",
+    "rows",
+)
 
 
 def _anonymous(pid: int) -> int:
@@ -186,46 +218,76 @@ def _anonymous(pid: int) -> int:
     return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon:"))
 
 
-def _drive(
-    folder: str,
+def _drive(folder: str, context: int, **plan: Any) -> None:
+    """Open a model as planned and take it to its limits."""
+    from gptoss_mlx.engine import Engine
+    from gptoss_mlx.tokenizer import load_tokenizer
+
+    checkpoint = Checkpoint.open(Path(folder))
+    tokenizer = load_tokenizer(Path(folder), checkpoint.config)
+    opened = _open_torch if plan["backend"] == "torch" else _open_mlx
+    model, sampler = opened(checkpoint, context, **plan)
+    engine = Engine(model, sampler, tokenizer, checkpoint.config, context, {})
+    rng = np.random.default_rng(0)
+    ids = [int(id) for id in rng.integers(0, 50000, context - DECODED)]
+    rows: int = plan["rows"]
+    options: dict[str, Any] = {
+        "raw": True,
+        "seed": 0,
+        "top_p": 0.9,
+        "repetition_penalty": 1.1,
+        "presence_penalty": 0.1,
+        "top_logprobs": 5,
+        "logit_bias": {id: -100.0 for id in tokenizer.stop_ids},
+    }
+    for length in _turns(model, len(ids), model.chunk):
+        limit = DECODED if length == len(ids) else 1
+        if rows == 1:
+            engine.generate(ids[:length], max_tokens=limit, **options)
+    if rows > 1:
+        engine.generate_many([ids[i:] + ids[:i] for i in range(rows)], max_tokens=8, **options)
+
+
+def _open_mlx(
+    checkpoint: Checkpoint,
     context: int,
+    *,
     slots: int,
     experts: int,
     chunk: int,
     cache_limit: int,
     embedding: str,
     dtype: str,
-) -> None:
-    """Open a model as planned and take it to its limits."""
+    **other: Any,
+) -> tuple[Any, Any]:
     import mlx.core as mx
 
-    from gptoss_mlx.engine import Engine
     from gptoss_mlx.model import open_model
     from gptoss_mlx.sampler import Sampler
-    from gptoss_mlx.tokenizer import load_tokenizer
 
     mx.set_default_device(mx.Device(mx.cpu))
-    checkpoint = Checkpoint.open(Path(folder))
-    tokenizer = load_tokenizer(Path(folder), checkpoint.config)
     fewer: dict[str, Any] = {"slots": slots} if slots < experts else {}
     model = open_model(checkpoint, dtype=dtype, embedding=embedding, **fewer)
     model.chunk = chunk
     mx.set_cache_limit(cache_limit)
-    engine = Engine(model, Sampler, tokenizer, checkpoint.config, context, {})
-    rng = np.random.default_rng(0)
-    ids = [int(id) for id in rng.integers(0, 50000, context - DECODED)]
-    for length in _turns(model, len(ids), chunk):
-        engine.generate(
-            ids[:length],
-            max_tokens=DECODED if length == len(ids) else 1,
-            raw=True,
-            seed=0,
-            top_p=0.9,
-            repetition_penalty=1.1,
-            presence_penalty=0.1,
-            top_logprobs=5,
-            logit_bias={id: -100.0 for id in tokenizer.stop_ids},
-        )
+    return model, Sampler
+
+
+def _open_torch(
+    checkpoint: Checkpoint,
+    context: int,
+    *,
+    slots: int,
+    chunk: int,
+    dtype: str,
+    rows: int,
+    **other: Any,
+) -> tuple[Any, Any]:
+    from gptoss_mlx.cuda.model import open_model
+    from gptoss_mlx.cuda.sampler import Sampler
+
+    asked: dict[str, Any] = {"dtype": dtype, "context": context, "rows": rows}
+    return open_model(checkpoint, slots=slots, chunk=chunk, **asked), Sampler
 
 
 def _turns(model: Any, length: int, chunk: int) -> Sequence[int]:

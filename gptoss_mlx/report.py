@@ -80,7 +80,8 @@ def _memory(plan: Plan | None, stats: Mapping[str, float]) -> Iterator[str]:
         library = "MLX" if plan.backend == "mlx" else "PyTorch"
         planned = show_bytes(device_bytes(plan))
         found = f"{peak} at most in {library} of {planned} planned, {total} with the process"
-    yield f"{'memory':12}{found}; context {plan.context}"
+    context = f"{plan.rows} x {plan.context}" if plan.rows > 1 else plan.context
+    yield f"{'memory':12}{found}; context {context}"
 
 
 def _experts(plan: Plan | None, stats: Mapping[str, float]) -> Iterator[str]:

@@ -3,18 +3,18 @@
 Weights lie in the compute dtype, 8-bit affine ones as bytes with their scales and biases; what a
 conversion keeps in other bits is widened when it is loaded. The embedding is always resident, and
 keys and values are allocated at once for every row (a sequence at a time). Figures of the CPU were
-measured on x86-64 Linux with PyTorch 2.13.0, as the growth of resident anonymous memory, freed
-memory being returned (see heap.py). Nothing has been measured on a card: what is an estimate there
-says so.
+measured on x86-64 Linux with PyTorch 2.13.0, as the growth of resident memory, freed memory being
+returned (see heap.py). Nothing has been measured on a card: what is an estimate there says so.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 
-from gptoss_mlx.buffers import LOGITS, Buffer, Choice, MiB, Sizes
+from gptoss_mlx.buffers import Buffer, Choice, MiB, Sizes
 from gptoss_mlx.config import QuantizationSpec
 from gptoss_mlx.shard import ITEM_BYTES
 
@@ -23,22 +23,41 @@ CUDA_CONTEXT = 504 * MiB
 card is asked what is free, its error does not matter (see backend.machine_of)."""
 
 CUBLAS = 96 * MiB
-"""Workspaces of cuBLAS, 32 MiB on Hopper, and code of kernels as it is loaded. An estimate."""
+"""Workspaces of cuBLAS, 32 MiB for each of three streams on Hopper. An estimate."""
 
 GRAPH = 16 * MiB
 """A captured step of decoding: 500 launches and what the driver keeps of each. An estimate."""
 
 SPLITS = 64
-"""Parts that a sequence's attention may be divided in while a token is decoded."""
+"""Parts that a sequence's attention is divided in at most while a token is decoded: 132
+multiprocessors twice over 8 heads make 33, 131072 tokens by 4096 make 32."""
 
 CARD_HEADROOM = 256 * MiB
 """What PyTorch's allocator loses to rounding and holes. An estimate."""
 
-STAGING = 256 * MiB
-"""Pinned host memory that weights and experts go through to a card."""
-
 CARD_RUNTIME = 1536 * MiB
 """Python, PyTorch with CUDA, Triton, the vocabulary, in the host's memory. An estimate."""
+
+STAGING = 128 * MiB
+"""Host memory that weights pass through: 8 threads, 16 MiB each. See cuda/weights.py."""
+
+STAGED = 8
+"""Experts on their way from the file at a time. See cuda/streaming.py."""
+
+PACKED = 2
+"""Experts rearranged at a time after loading, each there twice, and 10 of one beside them. See
+cuda/experts.py."""
+
+SLICE = 64 * MiB
+"""Of an 8-bit matrix, widened for a chunk. See cuda/kernels/linear.py."""
+
+WIDENED = 16 * MiB
+"""Values a conversion's matrix is widened by at a time: 3 arrays of a byte for each of its bits.
+See cuda/quantized.py."""
+
+SAMPLED, SAMPLED_ROW = 12, 4
+"""Arrays of float32 [vocabulary] alive while a token is chosen: 10.6 at the peak, whatever the
+options; and what each sequence keeps: logits of two steps, what was said."""
 
 CPU_RUNTIME = 224 * MiB
 """Python, PyTorch, numpy 145 MiB, the vocabulary 75."""
@@ -60,6 +79,15 @@ class TorchSizes(Sizes):
         quantization = self.config.quantization
         return None if quantization is None else quantization.of(module)
 
+    def kept(self, module: str) -> bool:
+        """Whether a matrix stays in 8 bits: queries, keys and values only if all three do."""
+        attention, dot, part = module.rpartition(".")
+        alike = ("q_proj", "k_proj", "v_proj")
+        names = [attention + dot + name for name in alike] if part in alike else [module]
+        first, *others = {self.spec(name) for name in names}
+        eight = first is not None and first.mode == "affine" and first.bits == 8
+        return eight and not others
+
     def _embedded(self, name: str, dtype: str, shape: tuple[int, ...]) -> int:
         return self._computed(name, dtype, shape)
 
@@ -67,7 +95,7 @@ class TorchSizes(Sizes):
         module, _, part = name.rpartition(".")
         quantized = part in ("scales", "biases") or dtype == "U32"
         spec = self.spec(module) if quantized else None
-        if spec is None or kept(spec):
+        if spec is None or self.kept(module):
             return prod(shape) * (self.width if dtype == "BF16" else ITEM_BYTES[dtype])
         if part == "weight":  # words of 32 bits
             return prod(shape) * 32 // spec.bits * self.width
@@ -87,11 +115,53 @@ class TorchSizes(Sizes):
         }
 
     @cached_property
+    def expert(self) -> int:
+        """One expert as a file has it."""
+        return self.held["experts"] // self.config.num_hidden_layers
+
+    @cached_property
+    def matrices(self) -> dict[str, int]:
+        """Values of the matrices that are joined and multiplied as one, by a module of each."""
+        config = self.config
+        width = config.num_attention_heads * config.head_dim
+        qkv = width + 2 * config.num_key_value_heads * config.head_dim
+        found = {"lm_head": config.vocab_size * config.hidden_size}
+        for layer in range(config.num_hidden_layers):
+            prefix = f"model.layers.{layer}.self_attn"
+            found[f"{prefix}.q_proj"] = qkv * config.hidden_size
+            found[f"{prefix}.o_proj"] = width * config.hidden_size
+        return found
+
+    @cached_property
+    def loading(self) -> int:
+        """The most that is there for a moment while a model is opened, beside what stays."""
+        return max(self.packing(PACKED), STAGING + max(self._widening(), default=0))
+
+    def _widening(self) -> Iterator[int]:
+        for module, values in self.matrices.items():
+            spec = self.spec(module)
+            if spec is not None and not self.kept(module):
+                joined = 0 if module == "lm_head" else values * self.width
+                yield values * spec.bits // 8 + joined + 3 * spec.bits * WIDENED
+
+    def packing(self, experts: int) -> int:
+        """So many experts, rearranged."""
+        return (2 * experts + 10) * self.expert
+
+    @cached_property
     def pair(self) -> int:
         """What a token holds for each expert it visits: the activation, and float32 of hidden."""
         config = self.config
         each = config.intermediate_size * self.width + config.hidden_size * _FLOAT
         return config.num_experts_per_tok * each
+
+    def streamed(self, choice: Choice, tokens: int) -> int:
+        """Where experts are brought: one of them, a wave's tokens, and what it adds to the rest."""
+        config = self.config
+        if choice.slots == config.num_local_experts:
+            return 0
+        each = config.hidden_size * (self.width + _FLOAT)
+        return self.packing(1) + tokens * config.num_experts_per_tok * each
 
     @cached_property
     def qkv(self) -> int:
@@ -108,10 +178,9 @@ class TorchSizes(Sizes):
         """Keys and values a chunk sees in a sliding layer, put in order."""
         return (tokens + self.config.sliding_window) * self.token if self.sliding_layers else 0
 
-
-def kept(spec: QuantizationSpec) -> bool:
-    """Whether PyTorch keeps such a matrix as it is."""
-    return spec.mode == "affine" and spec.bits == 8
+    def choosing(self, rows: int) -> int:
+        """The choice among logits."""
+        return (SAMPLED + SAMPLED_ROW * rows) * self.config.vocab_size * _FLOAT
 
 
 @dataclass(frozen=True)
@@ -124,18 +193,24 @@ class CudaSizes(TorchSizes):
     rows = (4, 2, 1)
 
     def buffers(self, choice: Choice) -> tuple[Buffer, ...]:
+        lasting = self.lasting(choice)
+        decoding, graphs = self.decoding(choice.rows), self.graphs(choice)
+        later = lasting["snapshots"] + decoding + graphs  # than the model is opened
         sizes = {
-            **self.lasting(choice),
-            "scratch": self.reading(choice),
-            "decoding": self.decoding(choice.rows),
-            "CUDA graphs": GRAPH * len(buckets(choice.rows)),
+            **lasting,
+            "scratch": max(self.reading(choice), self.loading - later),
+            "decoding": decoding,
+            "CUDA graphs": graphs,
             "CUDA context": CUDA_CONTEXT + CUBLAS,
             "headroom": CARD_HEADROOM,
         }
         return tuple(Buffer(name, nbytes) for name, nbytes in sizes.items())
 
     def host(self, choice: Choice) -> tuple[Buffer, ...]:
-        return (Buffer("runtime", CARD_RUNTIME), Buffer("pinned buffers", STAGING))
+        streaming = choice.slots < self.config.num_local_experts
+        # Pinned memory comes in powers of two.
+        experts = STAGED << (self.expert - 1).bit_length() if streaming else 0
+        return (Buffer("runtime", CARD_RUNTIME), Buffer("pinned buffers", STAGING + experts))
 
     def reading(self, choice: Choice) -> int:
         """A chunk in one layer: x before and after, its norm and what is added to it; attention
@@ -143,32 +218,29 @@ class CudaSizes(TorchSizes):
         tokens = min(choice.chunk, choice.context)
         x = self.config.hidden_size * self.width
         chunk = tokens * (4 * x + self.qkv + self.pair) + self.routing(tokens)
-        return chunk + self.window(tokens) + self.widened
-
-    @cached_property
-    def widened(self) -> int:
-        """The largest 8-bit matrix that chunks meet, once in the compute dtype."""
-        config = self.config
-        if config.quantization is None:
-            return 0
-        width = config.num_attention_heads * config.head_dim
-        qkv = width + 2 * config.num_key_value_heads * config.head_dim
-        return max(qkv, width) * config.hidden_size * self.width
+        slices = SLICE if any(map(self.kept, self.matrices)) else 0
+        return chunk + self.window(tokens) + slices + self.streamed(choice, tokens)
 
     def decoding(self, rows: int) -> int:
         """The choice among logits, and a step's arrays, which graphs keep: those of a chunk as
         long as the rows are many, and attention's parts, each with a maximum and a sum."""
         config = self.config
-        logits = LOGITS * config.vocab_size * _FLOAT
         parts = config.num_attention_heads * SPLITS * (config.head_dim + 2) * _FLOAT
         x = 4 * config.hidden_size * self.width
-        return rows * (logits + parts + x + self.qkv + self.pair) + self.routing(rows)
+        step = rows * (parts + x + self.qkv + self.pair) + self.routing(rows)
+        return step + self.choosing(rows)
+
+    def graphs(self, choice: Choice) -> int:
+        """Each has logits of its own. Experts that are brought cannot be captured."""
+        if choice.slots < self.config.num_local_experts:
+            return 0
+        captured = buckets(choice.rows)
+        return GRAPH * len(captured) + sum(captured) * self.config.vocab_size * _FLOAT
 
 
 def buckets(rows: int) -> tuple[int, ...]:
-    """Sequences that a step of decoding is captured for: 1, 2, 4, .. up to all rows."""
-    powers = [1 << i for i in range(rows.bit_length()) if 1 << i < rows]
-    return (*powers, rows)
+    """Sequences that a step of decoding is captured for: 1, 2, 4, .. until it holds all rows."""
+    return tuple(1 << i for i in range((rows - 1).bit_length() + 1))
 
 
 @dataclass(frozen=True)
@@ -178,53 +250,51 @@ class TorchCPUSizes(TorchSizes):
     gpu = False
 
     def buffers(self, choice: Choice) -> tuple[Buffer, ...]:
+        staged = STAGED * self.expert if choice.slots < self.config.num_local_experts else 0
         sizes = {
             **self.lasting(choice),
-            "scratch": self.scratch(choice),
+            "scratch": self.scratch(choice) + staged,
             "runtime": CPU_RUNTIME,
             "headroom": CPU_HEADROOM,
         }
         return tuple(Buffer(name, nbytes) for name, nbytes in sizes.items())
 
     def scratch(self, choice: Choice) -> int:
-        """The most that one phase holds for a moment."""
-        tokens = min(choice.chunk, choice.context)
-        x = tokens * self.config.hidden_size * self.width
-        reading = max(
-            self.scores(tokens, self.seen(choice, tokens)) + self.window(tokens),
-            self.expert + tokens * self.pair + self.routing(tokens),
-        )
-        writing = choice.rows * LOGITS * self.config.vocab_size * _FLOAT
-        return max(reading + tokens * self.qkv + 4 * x, self.step(choice), self.matrix, writing)
+        """The most that one phase holds for a moment: opening the model, a chunk's attention or
+        experts in one layer, a step's attention, a matrix or an expert becoming floats, a choice.
 
-    def seen(self, choice: Choice, tokens: int) -> int:
-        """Keys that a chunk's queries meet at most."""
-        window = tokens + self.config.sliding_window
-        return choice.context if self.full_layers else min(choice.context, window)
+        An expert's gate and up take 25.5 bytes a value, and the phases fit 6 shapes within 8 %.
+        """
+        config, tokens = self.config, min(choice.chunk, choice.context)
+        seen = choice.context
+        if not self.full_layers:
+            seen = min(seen, tokens + config.sliding_window)
+        gate_up = 51 * config.intermediate_size * config.hidden_size
+        experts = gate_up + tokens * self.pair + self.routing(tokens)
+        chunk = tokens * (self.qkv + 4 * config.hidden_size * self.width)
+        reading = chunk + max(
+            self.scores(tokens, seen) + self.window(tokens),
+            experts + self.streamed(choice, tokens),
+            self.matrix,
+        )
+        loading = self.loading - self.snapshots * choice.rows  # of which none is taken then
+        return max(reading, self.step(choice), loading, self.choosing(choice.rows))
 
     def scores(self, tokens: int, seen: int) -> int:
-        """[heads, tokens, seen + 1] in float32 3 times, and keys and values in float32."""
-        config = self.config
-        scores = 3 * config.num_attention_heads * tokens * (seen + 1) * _FLOAT
-        return scores + 2 * config.num_key_value_heads * seen * config.head_dim * _FLOAT
+        """[heads, tokens, seen + 1] in float32, 3 times."""
+        return 3 * self.config.num_attention_heads * tokens * (seen + 1) * _FLOAT
 
     def step(self, choice: Choice) -> int:
-        """A token of every row: its row's keys and values copied, in float32, and their scores."""
-        capacity = self.arena(choice.context) if self.full_layers else 0
-        copies = 2 * capacity * (1 + _FLOAT // self.width)
-        return choice.rows * (copies + self.scores(1, choice.context if capacity else 0))
-
-    @property
-    def expert(self) -> int:
-        """Gate and up of one expert while they become float32: 25.5 bytes a value."""
-        config = self.config
-        return 51 * config.intermediate_size * config.hidden_size
+        """A token of every row: its row's keys and values copied, one of both once more in
+        float32, and the scores."""
+        tokens, config = choice.context, self.config
+        if not self.full_layers:
+            tokens = min(tokens, config.sliding_window)
+        wide = config.num_key_value_heads * config.head_dim * _FLOAT
+        return choice.rows * (tokens * (self.token + wide) + self.scores(1, tokens))
 
     @cached_property
     def matrix(self) -> int:
-        """lm_head while it becomes floats, 3 times in float32, where it is kept in 8 bits."""
-        config = self.config
-        spec = self.spec("lm_head")
-        if spec is None or not kept(spec):
-            return 0
-        return 3 * config.vocab_size * config.hidden_size * _FLOAT
+        """The largest that is kept in 8 bits while it becomes floats: 3 times in float32."""
+        kept = (values for name, values in self.matrices.items() if self.kept(name))
+        return 3 * _FLOAT * max(kept, default=0)

@@ -98,10 +98,20 @@ def test_every_option_reaches_the_engine(ask: Ask, engine: ScriptedEngine, writt
     options += ["--system", "Be brief.", "--reasoning", "low", "--no-constrain"]
     options += ["--tools", written([TOOL]), "--response-format", "json", "--json"]
     options += ["--model", "tiny", "--context", "99", "--dtype", "float32"]
-    options += ["--embedding", "resident", "--kv-bits", "8"]
+    options += [
+        "--embedding",
+        "resident",
+        "--kv-bits",
+        "8",
+        "--backend",
+        "torch",
+        "--device",
+        "cpu",
+    ]
     result = ask("hi", *options)
     assert result.exit_code == 1  # the scripted engine has no tokenizer for --json's logprobs
     loading = {"context": 99, "dtype": "float32", "embedding": "resident", "kv_bits": 8}
+    loading |= {"backend": "torch", "device": "cpu"}
     assert engine.loads == [("tiny", loading)]
     assert engine.asked[0][1] == {
         **numbers,

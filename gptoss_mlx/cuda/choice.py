@@ -36,6 +36,7 @@ MODULES: Mapping[str, str] = {
     "prefill_attention": "prefill_attention",
     "router_topk": "router_topk",
     "group_pairs": "group_pairs",
+    "route": "router_topk",
     "moe_gate_up": "moe",
     "moe_down": "moe",
 }
@@ -57,6 +58,7 @@ class Kernels:
     prefill_attention: Callable[..., torch.Tensor] = reference.prefill_attention
     router_topk: Callable[..., Two] = reference.router_topk
     group_pairs: Callable[..., Groups] = reference.group_pairs
+    route: Callable[..., tuple[torch.Tensor, torch.Tensor, Groups]] = reference.route
     moe_gate_up: Callable[..., torch.Tensor] = reference.moe_gate_up
     moe_down: Callable[..., torch.Tensor] = reference.moe_down
     tile_for: Callable[[int, int], int] = reference.tile_for
@@ -103,7 +105,10 @@ def choose_kernels(device: torch.device, dtype: torch.dtype, wish: str | None = 
 def checked(name: str, device: torch.device, dtype: torch.dtype) -> Callable[..., Any]:
     """An operation's Triton kernel. Raises KernelError if it does not agree with its reference."""
     kernel: Callable[..., Any] = getattr(module_of(name), name)
-    for arguments in examples_of(name, dtype, device):
+    calls = list(examples_of(name, dtype, device))
+    if not calls:
+        raise KernelError("it has no examples to agree on")
+    for arguments in calls:
         off = difference(kernel, getattr(reference, name), arguments)
         if not off <= AGREEMENT[dtype]:
             raise KernelError(f"it differs from its reference by {off:.1e}")

@@ -11,10 +11,10 @@ import torch
 from gptoss_mlx.config import ModelConfig
 from gptoss_mlx.cuda import mxfp4
 from gptoss_mlx.cuda.choice import Kernels
-from gptoss_mlx.cuda.operands import Bank
+from gptoss_mlx.cuda.operands import Bank, Groups
 from gptoss_mlx.cuda.weights import Loader
 
-PACKED = 8  # experts rearranged at a time
+PACKED = 2  # experts rearranged at a time
 
 
 class Experts:
@@ -30,7 +30,7 @@ class Experts:
     ) -> None:
         self.kernels, self.limit = kernels, config.swiglu_limit
         self.prefix = f"model.layers.{layer}.mlp.experts"
-        self.experts = config.num_local_experts
+        self.experts, self.k = config.num_local_experts, config.num_experts_per_tok
         self.size = slots or self.experts
         self.files = [
             f"{self.prefix}.{name}_proj_{part}"
@@ -49,25 +49,19 @@ class Experts:
         self.bank = Bank(*_packed(*gate_up), *_packed(*down), *self._biases)
         del self._loaded, self._biases
 
-    def __call__(
-        self, x: torch.Tensor, experts: torch.Tensor, weights: torch.Tensor
-    ) -> torch.Tensor:
-        """x [tokens, hidden], experts and weights [tokens, k] -> float32 [tokens, k, hidden]
+    def __call__(self, x: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """x [tokens, hidden], the router's logits [tokens, experts] -> float32 [tokens, k, hidden]
 
         What each expert adds to the residual stream, by choice.
         """
-        return self.visit(x, experts, experts, weights)
+        tile = self.kernels.tile_for(len(x) * self.k, self.size)
+        experts, weights, groups = self.kernels.route(logits, self.k, tile)
+        return self.visit(x, groups, experts, weights)
 
     def visit(
-        self,
-        x: torch.Tensor,
-        slots: torch.Tensor,
-        experts: torch.Tensor,
-        weights: torch.Tensor,
+        self, x: torch.Tensor, groups: Groups, experts: torch.Tensor, weights: torch.Tensor
     ) -> torch.Tensor:
-        """The same for experts that lie in the given slots [tokens, k]."""
-        tile = self.kernels.tile_for(slots.numel(), self.size)
-        groups = self.kernels.group_pairs(slots, self.size, tile)
+        """The same for experts chosen [tokens, k], grouped by the slots they lie in."""
         h = self.kernels.moe_gate_up(x, self.bank, groups, experts, self.limit)
         return self.kernels.moe_down(h, self.bank, groups, experts, weights)
 

@@ -29,6 +29,7 @@ from gptoss_mlx.cuda.places import Chunk, Places, Step
 from gptoss_mlx.cuda.reference import dense
 from gptoss_mlx.cuda.streaming import StreamedExperts, Streaming
 from gptoss_mlx.cuda.weights import Loader
+from gptoss_mlx.heap import return_freed
 from gptoss_mlx.rope import magnitude, periods
 
 MOST_ROWS = 32
@@ -74,7 +75,7 @@ class MoE:
         streaming: Streaming | None,
     ) -> None:
         router = f"model.layers.{layer}.mlp.router"
-        self.kernels, self.k = kernels, config.num_experts_per_tok
+        self.kernels = kernels
         self.router, self.router_bias = loader.matrix(router), loader.bias(router)
         self.experts: Experts | StreamedExperts
         if streaming is None:
@@ -87,7 +88,7 @@ class MoE:
     def __call__(self, h: torch.Tensor) -> torch.Tensor:
         """[tokens, hidden] -> what is to be added up, float32 [tokens, k, hidden]"""
         logits = self.kernels.linear(h, self.router, self.router_bias, torch.float32)
-        return self.experts(h, *self.kernels.router_topk(logits, self.k))
+        return self.experts(h, logits)
 
 
 class Norm:
@@ -287,6 +288,7 @@ def open_model(
     kernels: by default what `choose_kernels` finds for the device.
     Raises CheckpointError if a file cannot be read or holds an invalid scale; KernelError.
     """
+    return_freed()
     config, place = checkpoint.config, torch.device(device)
     compute: torch.dtype = getattr(
         torch, dtype or ("bfloat16" if place.type == "cuda" else "float32")

@@ -41,7 +41,8 @@ def pack(blocks: torch.Tensor, scales: torch.Tensor) -> tuple[torch.Tensor, torc
         for quarter, turn, bits in PARTS:
             words |= _left(codes[:, :, quarter] & _halves(bits), 32 - turn)
         target.view(groups, outputs, 16).copy_(words.transpose(0, 1).contiguous().view(torch.uint8))
-        target_scale.view(groups, outputs).copy_(scale.T)
+        rows = scale.T.reshape(groups, -1, 2, 8).transpose(2, 3)
+        target_scale.view(groups, -1, 8, 2).copy_(rows)
     return packed, turned
 
 
@@ -54,7 +55,8 @@ def unpack(blocks: torch.Tensor, scales: torch.Tensor) -> tuple[torch.Tensor, to
         codes[..., quarter, :] |= _left(words, turn) & _halves(bits)
     pairs = (codes >> 12 & 8) | (codes >> 6 & 7) | (codes >> 24 & 0x80) | (codes >> 18 & 0x70)
     bytes_ = pairs.to(torch.uint8).flatten(-2).transpose(-3, -2)
-    turned = scales.reshape(*experts, groups, outputs).transpose(-2, -1)
+    rows = scales.reshape(*experts, groups, -1, 8, 2).transpose(-2, -1)
+    turned = rows.reshape(*experts, groups, outputs).transpose(-2, -1)
     return bytes_.reshape(blocks.shape), turned.reshape(scales.shape)
 
 

@@ -189,6 +189,12 @@ def group_pairs(visits: torch.Tensor, slots: int, tile: int) -> Groups:
     return Groups(order, slot, begin, end, tile)
 
 
+def route(logits: torch.Tensor, k: int, tile: int) -> tuple[torch.Tensor, torch.Tensor, Groups]:
+    """`router_topk`, and the pairs grouped with expert e in slot e."""
+    experts, weights = router_topk(logits, k)
+    return experts, weights, group_pairs(experts, logits.shape[1], tile)
+
+
 def moe_gate_up(
     x: torch.Tensor, bank: Bank, groups: Groups, experts: torch.Tensor, limit: float
 ) -> torch.Tensor:

@@ -107,13 +107,13 @@ class StreamedExperts:
     def pack(self) -> None:
         self.experts.pack()
 
-    def __call__(
-        self, x: torch.Tensor, experts: torch.Tensor, weights: torch.Tensor
-    ) -> torch.Tensor:
-        """x [tokens, hidden], experts and weights [tokens, k] -> float32 [tokens, k, hidden]
+    def __call__(self, x: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """x [tokens, hidden], the router's logits [tokens, experts] -> float32 [tokens, k, hidden]
 
         Raises CheckpointError if a read fails; the bank is then empty, and the next call fills it.
         """
+        kernels = self.experts.kernels
+        experts, weights = kernels.router_topk(logits, self.experts.k)
         chosen = experts.cpu().numpy()
         self.table.use(chosen.reshape(-1).tolist(), steps=len(chosen))
         out = x.new_empty(chosen.size, x.shape[1], dtype=torch.float32)
@@ -121,10 +121,12 @@ class StreamedExperts:
             for wave in self._waves(np.unique(chosen).tolist()):
                 pairs = self._on_device(np.flatnonzero(np.isin(chosen, wave)))
                 visits = chosen.reshape(-1, 1)[np.isin(chosen.reshape(-1), wave)]
-                slots = self._on_device(self._slots(visits))
+                slots = self._on_device(self._slots(visits)).int()
+                tile = kernels.tile_for(len(pairs), self.experts.size)
+                groups = kernels.group_pairs(slots, self.experts.size, tile)
                 token = torch.div(pairs, chosen.shape[1], rounding_mode="floor")
                 ids, shares = experts.reshape(-1, 1)[pairs], weights.reshape(-1, 1)[pairs]
-                out[pairs] = self.experts.visit(x[token], slots.int(), ids, shares)[:, 0]
+                out[pairs] = self.experts.visit(x[token], groups, ids, shares)[:, 0]
         return out.reshape(*chosen.shape, -1)
 
     def _waves(self, needed: Sequence[int]) -> Iterator[list[int]]:

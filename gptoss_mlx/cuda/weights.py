@@ -90,7 +90,8 @@ class Loader:
             scales = self.dense(*(f"{module}.scales" for module in modules))
             biases = self.dense(*(f"{module}.biases" for module in modules))
             return Matrix(codes, scales, biases)
-        return Matrix(torch.cat([self._widened(module) for module in modules]))
+        parts = [self._widened(module) for module in modules]
+        return Matrix(parts[0] if len(parts) == 1 else torch.cat(parts))
 
     def bias(self, *modules: str) -> torch.Tensor:
         """The named modules' biases as one."""

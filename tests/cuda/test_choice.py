@@ -19,7 +19,7 @@ from gptoss_mlx.cuda import choice, reference
 from gptoss_mlx.cuda.agreement import difference
 from gptoss_mlx.cuda.choice import MODULES, Kernels, choose_kernels, implementations
 from gptoss_mlx.cuda.kernels import build
-from gptoss_mlx.cuda.operands import Heads, Matrix
+from gptoss_mlx.cuda.operands import Bank, Heads, Matrix
 from gptoss_mlx.errors import KernelError
 
 pytestmark = pytest.mark.torch
@@ -31,16 +31,26 @@ def examples(name: str) -> Iterator[tuple[Any, ...]]:
     """Small arguments of an operation, on the CPU."""
     x = torch.arange(24.0).reshape(2, 12).cos()
     at = torch.tensor([0, 1], dtype=torch.int32)
-    heads = Heads(1, 1, 4)
-    calls = {
+    visits = torch.tensor([[0, 3], [3, 1]], dtype=torch.int32)
+    heads, cache = Heads(1, 1, 4), x.reshape(2, 2, 1, 3, 2)
+    wide = torch.arange(64.0).reshape(2, 32).cos()
+    codes = torch.arange(4 * 64 * 16).reshape(4, 64, 16).to(torch.uint8)
+    scales = torch.full((4, 64, 1), 126, dtype=torch.uint8)
+    bias = torch.zeros(4, 64)
+    bank = Bank(codes, scales, codes[:, :32], scales[:, :32], bias, bias[:, :32])
+    groups = reference.group_pairs(visits, 4, 2)
+    yield {
         "linear": (x, Matrix(x)),
         "add_norm": (x, None, x[0], 1e-5),
         "rope_write": (x, at, at, at, torch.zeros(2, 2, 1, 3, 4), torch.ones(2), heads),
+        "decode_attention": (x.reshape(2, 6, 2), cache, at, at + 1, x[0, :6], 0.5),
+        "prefill_attention": (x.reshape(2, 6, 2), cache[0], x[0, :6], 0.5),
         "router_topk": (x, 2),
-        "group_pairs": (torch.tensor([[0, 3], [3, 1]], dtype=torch.int32), 4, 2),
-    }
-    if name in calls:
-        yield calls[name]
+        "group_pairs": (visits, 4, 2),
+        "route": (x, 2, 2),
+        "moe_gate_up": (wide, bank, groups, visits, 7.0),
+        "moe_down": (wide.repeat(2, 1), bank, groups, visits, x[:, :2]),
+    }[name]
 
 
 def install(monkeypatch: pytest.MonkeyPatch, make: Callable[[str], Any]) -> None:
@@ -168,6 +178,13 @@ def test_pairs_are_tiled_as_the_experts_kernels_want(monkeypatch: pytest.MonkeyP
     assert choose_kernels(CARD, torch.float32, "").tile_for is reference.tile_for
     monkeypatch.setattr(choice, "checked", lambda name, device, dtype: _without(name, "moe_down"))
     assert choose_kernels(CARD, torch.float32, "").tile_for(1, 2) == 9021
+
+
+def test_a_kernel_without_examples_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, right)
+    monkeypatch.setattr(choice, "examples_of", lambda name, dtype, device: iter(()))
+    left_out = choose_kernels(CARD, torch.float32, "").left_out
+    assert set(left_out.values()) == {"it has no examples to agree on"}
 
 
 def test_examples_are_of_one_operation(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,6 +46,7 @@ def _ptx() -> str:
 
 PTX = tl.constexpr(_ptx())
 REGISTERS = tl.constexpr("=&r,=&r,=&r,=&r,r,r,r")
+WHOLE = tl.constexpr(32)  # tokens from which the quarters make one product
 
 
 @triton.jit
@@ -65,11 +66,9 @@ def number(code):
 
 
 @triton.jit
-def numbers(words, at, mask, power):
-    """The quarters of a group in float32: `at` of the 16-bit pieces, `power` their scales."""
-    words = words.to(tl.pointer_type(tl.uint32), bitcast=True)
-    word = tl.load(words + at // 2, mask=mask, other=0)
-    half = (at % 2 * 16).to(tl.uint32)
+def numbers(word, power, BK: tl.constexpr):
+    """Words uint32, each there for both of its pieces, and scales -> float32, by quarter."""
+    half = (tl.arange(0, BK // 4) % 2 * 16)[None, :].to(tl.uint32)
     bits = tl.where(power == 0, 1 << 22, power << 23)
     scale = bits.to(tl.float32, bitcast=True)
     a = number((word & (_PLACE * 0x10001)) >> half) * scale
@@ -80,10 +79,101 @@ def numbers(words, at, mask, power):
 
 
 @triton.jit
-def multiply(a, x, acc):
-    if INTERPRETED:
-        x = x.to(tl.float32)
-    return tl.dot(a, x, acc, input_precision="ieee")
+def powers(pairs, BM: tl.constexpr, BK: tl.constexpr):
+    """Scales of two rows each, int16 [BM / 2, groups] -> int32 [BM, pieces].
+
+    Two bytes are of rows r and r + 8: of those a lane has both, so it reads shared memory once.
+    """
+    two = pairs.to(tl.uint16, bitcast=True).to(tl.uint32)
+    one = tl.reshape(tl.join(two & 255, two >> 8), [BM // 16, 8, BK // 32, 2])
+    one = tl.reshape(tl.permute(one, [0, 3, 1, 2]), [BM, BK // 32, 1])
+    return tl.reshape(tl.broadcast_to(one, [BM, BK // 32, 8]), [BM, BK // 4]).to(tl.int32)
+
+
+@triton.jit
+def load(
+    x,
+    blocks,
+    scales,
+    first,
+    used,
+    OUTPUTS: tl.constexpr,
+    HERE: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+):
+    """Pieces, scales and columns of x of the next BK inputs, of which HERE are there."""
+    piece = tl.arange(0, BK // 4)
+    group = tl.arange(0, BK // 32)
+    row = first + tl.arange(0, BM)
+    pair = first // 2 + tl.arange(0, BM // 2)
+    at = row[:, None] * 8 + (piece // 8 * (OUTPUTS * 8) + piece % 8)[None, :]
+    at_scale = pair[:, None] + (group * (OUTPUTS // 2))[None, :]
+    inside, within = row[:, None] >= 0, pair[:, None] >= 0
+    if OUTPUTS % BM != 0:
+        inside, within = row[:, None] < OUTPUTS, pair[:, None] < OUTPUTS // 2
+    if HERE < BK:
+        inside = inside & (piece // 8 < HERE // 32)[None, :]
+        within = within & (group < HERE // 32)[None, :]
+    if INTERPRETED or x.dtype.element_ty == tl.float32:
+        blocks, at = blocks.to(tl.pointer_type(tl.uint32), bitcast=True), at // 2
+    w = tl.load(blocks + at, mask=inside, other=0)
+    scale = tl.load(scales + at_scale, mask=within, other=0)
+    return w, scale, columns(x, used, HERE, BN, BK)
+
+
+@triton.jit
+def columns(x, used, HERE: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
+    """The next BK inputs of x's rows: [BK / 4, BN] of each quarter, or [BK, BN] of one by one."""
+    if BN < WHOLE:
+        k = tl.arange(0, BK // 4)
+        seen = used[None, :]
+        if HERE < BK:
+            seen = seen & (k // 8 < HERE // 32)[:, None]
+        x += (k // 8 * 32 + k % 8)[:, None]
+        a, b = tl.load(x, mask=seen, other=0.0), tl.load(x + 8, mask=seen, other=0.0)
+        c, d = tl.load(x + 16, mask=seen, other=0.0), tl.load(x + 24, mask=seen, other=0.0)
+        return a, b, c, d
+    else:
+        k = tl.arange(0, BK)
+        group = tl.max_constancy(k % (BK // 4) // 8, 8)
+        seen = used[None, :]
+        if HERE < BK:
+            seen = seen & (group < HERE // 32)[:, None]
+        k = tl.max_contiguous(tl.multiple_of(group * 32 + k // (BK // 4) * 8 + k % 8, 8), 8)
+        x = tl.load(x + k[:, None], mask=seen, other=0.0)
+        return x, x, x, x
+
+
+@triton.jit
+def multiply(w, scale, x, acc, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
+    """acc + W x of what `load` brought."""
+    power = powers(scale, BM, BK)
+    if w.dtype == tl.uint32:
+        a, b, c, d = numbers(w, power, BK)
+    else:
+        a, b, c, d = tl.inline_asm_elementwise(
+            PTX,
+            REGISTERS,
+            [w, power * 0x00800080 + _OFFSET],
+            dtype=(tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16),
+            is_pure=True,
+            pack=2,
+        )
+    if BN < WHOLE:
+        acc = dot(a, x[0], acc)
+        acc = dot(b, x[1], acc)
+        acc = dot(c, x[2], acc)
+        return dot(d, x[3], acc)
+    else:
+        quarters = tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), [BM, BK // 4, 4])
+        return dot(tl.reshape(tl.permute(quarters, [0, 2, 1]), [BM, BK]), x[0], acc)
+
+
+@triton.jit
+def dot(w, x, acc):
+    return tl.dot(w, x.to(w.dtype), acc, input_precision="ieee")
 
 
 @triton.jit
@@ -104,49 +194,38 @@ def product(
 ):
     """Outputs first .. first + BM of one slot for BN rows of x -> float32 [BM, BN].
 
-    blocks *int16 as `mxfp4.pack` has them, 8 pieces of 16 bits to a group of 32 inputs.
+    blocks *int16 and scales *int16 as `mxfp4.pack` has them: 8 pieces of 16 bits to a group of 32
+    inputs, the scales of two rows. What is left over by BK is loaded first and multiplied last.
     """
-    PLAIN: tl.constexpr = INTERPRETED or x.dtype.element_ty == tl.float32
-    piece = tl.arange(0, BK // 4)
-    group = tl.arange(0, BK // 32)
-    row = first + tl.arange(0, BM)
-    fits = (row < OUTPUTS)[:, None]
     slot = slot.to(tl.int64)
     blocks += slot * (OUTPUTS * INPUTS // 4)
-    scales += slot * (OUTPUTS * INPUTS // 32)
-    at = row[:, None] * 8 + (piece // 8 * (OUTPUTS * 8) + piece % 8)[None, :]
-    at_scale = row[:, None] + (group * OUTPUTS)[None, :]
-    x += (rows * INPUTS)[None, :] + (piece // 8 * 32 + piece % 8)[:, None]
+    scales += slot * (OUTPUTS * INPUTS // 64)
+    x += (rows * INPUTS)[None, :]
     acc = tl.zeros([BM, BN], tl.float32)
-    for g in tl.range(0, INPUTS // 32, BK // 32, num_stages=STAGES):
-        there, here, seen = fits, fits, used[None, :]
-        if INPUTS % BK != 0:
-            there = there & (group < INPUTS // 32 - g)[None, :]
-            here = here & (piece // 8 < INPUTS // 32 - g)[None, :]
-            seen = seen & (piece // 8 < INPUTS // 32 - g)[:, None]
-        power = tl.load(scales + at_scale, mask=there, other=0).to(tl.int32)
-        if not PLAIN:
-            power = power * 0x00800080 + _OFFSET
-        power = tl.broadcast_to(power[:, :, None], [BM, BK // 32, 8])
-        power = tl.reshape(power, [BM, BK // 4])
-        if PLAIN:
-            a, b, c, d = numbers(blocks, at, here, power)
-        else:
-            a, b, c, d = tl.inline_asm_elementwise(
-                PTX,
-                REGISTERS,
-                [tl.load(blocks + at, mask=here, other=0), power],
-                dtype=(tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16),
-                is_pure=True,
-                pack=2,
-            )
-        acc = multiply(a, tl.load(x, mask=seen, other=0.0), acc)
-        acc = multiply(b, tl.load(x + 8, mask=seen, other=0.0), acc)
-        acc = multiply(c, tl.load(x + 16, mask=seen, other=0.0), acc)
-        acc = multiply(d, tl.load(x + 24, mask=seen, other=0.0), acc)
+    END: tl.constexpr = INPUTS // BK * BK
+    REST: tl.constexpr = INPUTS - END
+    LAST: tl.constexpr = max(64, triton.next_power_of_2(REST))
+    if REST:
+        w, scale, some = load(
+            x + END,
+            blocks + END // 32 * OUTPUTS * 8,
+            scales + END // 32 * OUTPUTS // 2,
+            first,
+            used,
+            OUTPUTS,
+            REST,
+            BM,
+            BN,
+            LAST,
+        )
+    for _ in tl.range(0, END, BK, num_stages=STAGES):
+        wi, si, xi = load(x, blocks, scales, first, used, OUTPUTS, BK, BM, BN, BK)
+        acc = multiply(wi, si, xi, acc, BM, BN, BK)
         blocks += BK // 32 * OUTPUTS * 8
-        scales += BK // 32 * OUTPUTS
+        scales += BK // 32 * OUTPUTS // 2
         x += BK
-    if PLAIN:
+    if REST:
+        acc = multiply(w, scale, some, acc, BM, BN, LAST)
+    if INTERPRETED or x.dtype.element_ty == tl.float32:
         return acc
     return acc * _UNDO

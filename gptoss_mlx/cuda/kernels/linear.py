@@ -16,6 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
+from gptoss_mlx.cuda.kernels.attention import narrow
 from gptoss_mlx.cuda.kernels.build import INTERPRETED, Build, capability_of, nearest
 from gptoss_mlx.cuda.operands import Matrix
 
@@ -95,7 +96,7 @@ def _few(
         y += tl.load(bias + there).to(tl.float32)[:, None]
     out_at = out + token.to(tl.int64)[None, :] * rows + row[:, None]
     live = (row < rows)[:, None] & (token < tokens)[None, :]
-    tl.store(out_at, y.to(out.dtype.element_ty), mask=live)
+    tl.store(out_at, narrow(y, out.dtype.element_ty), mask=live)
 
 
 @triton.jit
@@ -126,7 +127,7 @@ def _widen(codes, scales, biases, out, count, GROUP: tl.constexpr, WIDENED: tl.c
     q = _floats(tl.load(codes + at, mask=live, other=0), tl.float32)
     scale = tl.load(scales + at // GROUP, mask=live, other=0).to(tl.float32)
     shift = tl.load(biases + at // GROUP, mask=live, other=0).to(tl.float32)
-    tl.store(out + at, (q * scale + shift).to(out.dtype.element_ty), mask=live)
+    tl.store(out + at, narrow(q * scale + shift, out.dtype.element_ty), mask=live)
 
 
 @dataclass(frozen=True)
@@ -244,10 +245,12 @@ def examples(dtype: torch.dtype, device: torch.device) -> Iterator[tuple[Any, ..
     def normal(*shape: int, wanted: torch.dtype = dtype) -> torch.Tensor:
         return torch.randn(shape, generator=random).to(device, wanted)
 
-    for tokens, rows, inputs in ((1, 33, 64), (5, 17, 192), (9, 35, 96), (33, 5, 96)):
+    for tokens, rows, inputs in ((1, 33, 64), (9, 35, 96), (33, 5, 96), (5, SPARSE_ROWS + 3, 192)):
         yield normal(tokens, inputs), Matrix(normal(rows, inputs)), normal(rows)
-    yield normal(3, 192), Matrix(normal(SPARSE_ROWS + 3, 192)), None, torch.float32
-    yield normal(35, 64), Matrix(normal(32, 64)), normal(32), torch.float32
+    for tokens, rows in ((3, 32), (35, 32), (9, SPARSE_ROWS + 3)):
+        yield normal(tokens, 64), Matrix(normal(rows, 64)), normal(rows), torch.float32
+    if dtype != torch.float32:  # whose tile is one for all
+        yield normal(2, 64), Matrix(normal(MANY_ROWS + 5, 64)), None, torch.float32
     for tokens, rows, inputs, group in ((1, 33, 192, 64), (3, 5, 96, 32), (9, 7, 384, 128)):
         for scale_dtype, some in ((dtype, tokens), (torch.float32, FEW + tokens)):
             codes = torch.randint(256, (rows, inputs), generator=random, dtype=torch.uint8)

@@ -150,7 +150,7 @@ def moe_gate_up(
     gate_up_kernel[(len(groups.slot), triton.cdiv(outputs, shape.rows))](
         x,
         bank.gate_up_blocks.view(torch.int16),
-        bank.gate_up_scales,
+        bank.gate_up_scales.flatten(1).view(torch.int16),
         bank.gate_up_bias,
         experts,
         groups.order,
@@ -183,7 +183,7 @@ def moe_down(
     down_kernel[(len(groups.slot), triton.cdiv(outputs, shape.rows))](
         h,
         bank.down_blocks.view(torch.int16),
-        bank.down_scales,
+        bank.down_scales.flatten(1).view(torch.int16),
         bank.down_bias,
         experts,
         weights,
@@ -223,7 +223,7 @@ def examples(dtype: torch.dtype, device: torch.device) -> Iterator[tuple[str, tu
 
 def builds(capability: int) -> Iterator[Build]:
     """Both kernels at gpt-oss's widths, which are the 20b's and the 120b's alike."""
-    bank = {"x": "*bf16", "blocks": "*i16", "scales": "*u8", "bias": "*bf16", "experts": "*i32"}
+    bank = {"x": "*bf16", "blocks": "*i16", "scales": "*i16", "bias": "*bf16", "experts": "*i32"}
     groups = dict.fromkeys(("order", "slots", "begins", "ends"), "*i32")
     for tile, shape in nearest(TABLE, capability).items():
         for name, kernel, outputs, types, more in (

@@ -171,12 +171,17 @@ def _warps(tokens: int) -> int:
     return min(tokens, 8)
 
 
-def examples(dtype: torch.dtype, device: torch.device | str) -> Iterator[tuple[Any, ...]]:
-    """Arguments of small calls that reach every part of the kernel."""
+def examples(
+    dtype: torch.dtype, device: torch.device | str
+) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """(operation, arguments) of small calls that reach every part of the kernels."""
     for experts, k in ((32, 4), (128, 4), (100, 5), (5, 1)):
         generator = torch.Generator().manual_seed(experts)
-        yield 3 * torch.randn((3, experts), generator=generator).to(device), k
-    yield torch.zeros((2, 40), device=device), 3
+        yield "router_topk", (3 * torch.randn((3, experts), generator=generator).to(device), k)
+        for tokens in (1, 5, 40):
+            logits = 3 * torch.randn((tokens, experts), generator=generator)
+            yield "route", (logits.to(device), k, 8)
+    yield "router_topk", (torch.zeros((2, 40), device=device), 3)
 
 
 def builds(capability: int) -> Iterator[Build]:
