@@ -24,6 +24,7 @@ from gptoss_mlx.cuda.model import Block, Transformer
 from gptoss_mlx.cuda.places import Chunk, Places, Step
 
 Take = Callable[[Cache], Places]
+Inputs = torch.Tensor | None
 
 
 class Given(NamedTuple):
@@ -57,16 +58,15 @@ class Side:
         return Given(out, added.sum(1), chosen[0])
 
 
-Inputs = torch.Tensor | None
-
-
 def layers(bench: Bench) -> Section:
     """Each layer's agreement for a chunk and for a step, the worst, and that of the logits."""
     model = bench.opened(1, 1)
     sides = _sides(bench)
     rows: list[Row] = []
-    forms = _forms(bench, sides[0].cache)
-    streams = {name: (model._embed(ids), None) for name, (ids, _) in forms.items()}
+    forms = _forms(bench)
+    streams: dict[str, tuple[torch.Tensor, Inputs]] = {
+        name: (model._embed(ids), None) for name, (ids, _) in forms.items()
+    }
     for layer, block in enumerate(model.blocks):
         compared = layer % bench.amounts.layers_apart == 0
         for name, (_, take) in forms.items():
@@ -106,7 +106,7 @@ def _sides(bench: Bench) -> tuple[Side, Side, Side]:
     return sides[0], sides[1], sides[2]
 
 
-def _forms(bench: Bench, cache: Cache) -> dict[str, tuple[torch.Tensor, Take]]:
+def _forms(bench: Bench) -> dict[str, tuple[torch.Tensor, Take]]:
     """(tokens, where they go) of a chunk in row 0 and of a step in the other rows."""
     offsets, chunk = bench.amounts.compared_offsets, bench.amounts.compared_chunk
     positions = torch.tensor(offsets, dtype=torch.int32, device=bench.device)
