@@ -21,6 +21,7 @@ from gptoss_mlx.cuda.agreement import copied, relative
 from gptoss_mlx.cuda.cache import Cache, State
 from gptoss_mlx.cuda.choice import AGREEMENT, Kernels
 from gptoss_mlx.cuda.model import Block, Transformer
+from gptoss_mlx.cuda.operands import Routed
 from gptoss_mlx.cuda.places import Chunk, Places, Step
 
 Take = Callable[[Cache], Places]
@@ -46,12 +47,12 @@ class Side:
     def compute(self, block: Block, x: torch.Tensor, parts: Inputs, take: Take) -> Given:
         chosen: list[torch.Tensor] = []
 
-        def noted(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-            found = self.kernels.router_topk(logits, k)
+        def noted(logits: torch.Tensor, k: int, tile: int) -> Routed:
+            found = self.kernels.route(logits, k, tile)
             chosen.append(found[0])
             return found
 
-        own = with_kernels(block, replace(self.kernels, router_topk=noted))
+        own = with_kernels(block, replace(self.kernels, route=noted))
         if self.dtype != x.dtype:
             widen(own, self.dtype)
         out, added = own(x.to(self.dtype), parts, take(self.cache))

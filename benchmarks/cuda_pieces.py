@@ -92,8 +92,7 @@ def _made(bench: Bench, tokens: int, decoding: bool) -> Iterator[tuple[str, Make
         for seen in sorted({tokens, max(tokens, lengths[-1])}):
             yield "prefill_attention", partial(_prefill_attention, bench, tokens, seen, False)
         yield "prefill_attention", partial(_prefill_attention, bench, tokens, tokens, True)
-    yield "router_topk", partial(_router_topk, bench, tokens)
-    yield "group_pairs", partial(_group_pairs, bench, tokens)
+    yield "route", partial(_route, bench, tokens)
     for operation in ("moe_gate_up", "moe_down"):
         yield operation, partial(_experts, bench, tokens, operation)
 
@@ -215,19 +214,11 @@ def _sdpa(
     )  # fmt: skip
 
 
-def _router_topk(bench: Bench, tokens: int) -> Piece:
-    logits = _normal(bench, tokens, bench.config.num_local_experts, dtype=torch.float32)
-    arguments = [(logits, bench.config.num_experts_per_tok)] * bench.config.num_hidden_layers
-    return _alike(bench, "router_topk", "", arguments, logits.nbytes, 0, 0)
-
-
-def _group_pairs(bench: Bench, tokens: int) -> Piece:
-    experts, tile = bench.config.num_local_experts, _tile(bench, tokens)
-    arguments = [
-        (ids, experts, tile)
-        for ids, _ in (_visits(bench, tokens, i) for i in range(bench.config.num_hidden_layers))
-    ]
-    return _alike(bench, "group_pairs", f"tiles of {tile}", arguments, 0, 0, 0)
+def _route(bench: Bench, tokens: int) -> Piece:
+    config, tile = bench.config, _tile(bench, tokens)
+    logits = _normal(bench, tokens, config.num_local_experts, dtype=torch.float32)
+    arguments = [(logits, config.num_experts_per_tok, tile)] * config.num_hidden_layers
+    return _alike(bench, "route", f"tiles of {tile}", arguments, logits.nbytes, 0, 0)
 
 
 def _experts(bench: Bench, tokens: int, operation: str) -> Piece:

@@ -15,6 +15,7 @@ from gptoss_mlx.cuda.cache import State
 from gptoss_mlx.cuda.choice import implementations
 from gptoss_mlx.cuda.device import driver_version
 from gptoss_mlx.cuda.model import Transformer
+from gptoss_mlx.cuda.operands import Routed
 
 PRODUCTS = 4  # in a row
 
@@ -191,12 +192,12 @@ def distinct_experts(
     """Different experts that one step visits in a layer, on average over layers."""
     chosen: list[torch.Tensor] = []
 
-    def noted(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        found = bench.kernels.router_topk(logits, k)
+    def noted(logits: torch.Tensor, k: int, tile: int) -> Routed:
+        found = bench.kernels.route(logits, k, tile)
         chosen.append(found[0])
         return found
 
-    looked_at = twin(model, kernels=replace(bench.kernels, router_topk=noted), eager=True)
+    looked_at = twin(model, kernels=replace(bench.kernels, route=noted), eager=True)
     for state in states:
         state.offset = context - 1
     looked_at.decode_many(list(ids), states)
