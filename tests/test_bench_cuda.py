@@ -124,15 +124,15 @@ def test_an_operation_that_fails_is_a_row_and_the_others_go_on() -> None:
     def failing(*arguments: Any) -> torch.Tensor:
         raise ValueError("16 queries")
 
-    kernels = Kernels(router_topk=failing)
+    kernels = Kernels(route=failing)
     bench = Bench(config_of("tiny", None), LITTLE, CPU, torch.float32, kernels, 16)
     bench.build()
     with torch.no_grad():
         rows = list(cuda_pieces.pieces(bench))
     failed = [row for row in rows if "error" in row]
-    what = {"operation": "router_topk", "error": "ValueError: 16 queries"}
+    what = {"operation": "route", "error": "ValueError: 16 queries"}
     assert failed == [{"tokens": tokens, **what} for tokens in (1, 4, 24)]
-    assert {row["operation"] for row in rows if "us" in row} == set(MODULES) - {"router_topk"}
+    assert {row["operation"] for row in rows if "us" in row} == set(MODULES) - {"route", "router_topk", "group_pairs"}
 
 
 @pytest.mark.parametrize(
