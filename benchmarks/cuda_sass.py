@@ -17,17 +17,12 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
 
 import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
 from gptoss_mlx.cuda.kernels import moe
-from gptoss_mlx.cuda.kernels.build import CAPABILITIES, INTERPRETED, Build
+from gptoss_mlx.cuda.kernels.build import CAPABILITIES, INTERPRETED, Build, compile
 
-TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 LANES = 32
 KINDS = 12  # of instructions named in a row of the table
 
@@ -38,55 +33,35 @@ class Figures:
 
     name: str
     registers: int
-    stack: int
+    spilled: int
     shared: int
     loop: int
     a_weight: float
     kinds: dict[str, int]
 
 
-def compiled(build: Build, capability: int) -> Any:
-    """The kernel in all its forms: `.asm`, `.metadata`."""
-    names = list(build.types)
-    attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in build.aligned}
-    source = ASTSource(
-        build.kernel,
-        {name: build.types[name] for name in build.kernel.arg_names},
-        dict(build.constants),
-        {(build.kernel.arg_names.index(names[i]),): v for (i,), v in attributes.items()},
-    )
-    options = {"enable_fp_fusion": True, **build.options}
-    return triton.compile(source, target=GPUTarget("cuda", capability, LANES), options=options)
-
-
 def figures(build: Build, capability: int) -> Figures:
-    kernel = compiled(build, capability)
+    kernel = compile(build, capability)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(kernel.asm["cubin"])
+        file.write(kernel.cubin)
         file.flush()
-        usage = _output("cuobjdump", "-res-usage", file.name)
-        text = _output("nvdisasm", "-c", file.name)
+        command = [triton.knobs.nvidia.nvdisasm.path, "-c", file.name]
+        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     kinds = max((Counter(loop) for loop in loops(text)), key=Counter.total, default=Counter())
     weights = build.constants["BM"] * build.constants["BK"]
     return Figures(
         build.name,
-        int(re.search(r"REG:(\d+)", usage)[1]),
-        int(re.search(r"STACK:(\d+)", usage)[1]),
-        kernel.metadata.shared,
+        kernel.registers,
+        kernel.spilled,
+        kernel.shared,
         kinds.total(),
         round(kinds.total() * LANES * build.options["num_warps"] / weights, 2),
         dict(kinds.most_common(KINDS)),
     )
 
 
-def _output(tool: str, *arguments: str) -> str:
-    return subprocess.run(
-        [TOOLS / tool, *arguments], check=True, capture_output=True, text=True
-    ).stdout
-
-
 def loops(text: str) -> Iterator[list[str]]:
-    """The innermost and outer loops of a disassembly: the operations from a label to a jump back."""
+    """The operations of each loop of a disassembly, from a label to a jump back to it."""
     labels: dict[str, int] = {}
     operations: list[str] = []
     for line in text.splitlines():
@@ -111,16 +86,15 @@ def main() -> None:
     if INTERPRETED:
         parser.error("unset TRITON_INTERPRET: interpreted kernels have no machine instructions")
     rows = []
-    print("kernel              registers  stack   shared  loop  a weight")
+    titles = ("registers", "spilled", "shared", "loop", "a weight")
+    print(f"{'kernel':<22}" + "".join(f"{title:>10}" for title in titles))
     for build in moe.builds(arguments.capability):
         if arguments.only in build.name:
             row = figures(build, arguments.capability)
             rows.append(asdict(row))
-            print(
-                f"{row.name:<18} {row.registers:>10} {row.stack:>6} {row.shared:>8} {row.loop:>5} "
-                f"{row.a_weight:>9}  " + " ".join(f"{k} {n}" for k, n in row.kinds.items()),
-                flush=True,
-            )
+            columns = (row.registers, row.spilled, row.shared, row.loop, row.a_weight)
+            kinds = " ".join(f"{kind} {n}" for kind, n in row.kinds.items())
+            print(f"{row.name:<22}" + "".join(f"{n:>10}" for n in columns) + "  " + kinds)
     print(json.dumps({"capability": arguments.capability, "kernels": rows}))
 
 

@@ -18,7 +18,8 @@ HELD = 60
 """Weights in bfloat16 are held times 2^-HELD, which their sum undoes.
 
 A code in bfloat16's place is its value times 2^-126, and no multiplier is above 2^127, so one
-multiplication is exact for 133 scales and no more: here 55 to 188, weights from 2^-73 to 2^63.
+multiplication is exact for 134 scales and no more: here 55 to 188, weights from 2^-73 to 2^63.
+Below, weights are rounded; above, they are wrong.
 """
 LEAST_SCALE, MOST_SCALE = HELD - 5, HELD + 128
 

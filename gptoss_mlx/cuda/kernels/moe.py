@@ -38,7 +38,8 @@ class Shape(NamedTuple):
     whole: bool = False
 
 
-_DECODE = {8: Shape(64, 256, 2, 4), 16: Shape(64, 256, 2, 3)}
+_DECODE = {8: Shape(64, 256, 2, 3), 16: Shape(64, 256, 2, 3)}
+_FEW = Shape(32, 256, 2, 4)
 _MMA = {32: Shape(64, 128, 2, 3), 64: Shape(128, 128, 4, 2)}
 _WGMMA = {32: Shape(128, 128, 4, 3, True), 64: Shape(128, 128, 4, 3, True)}
 TABLE: Mapping[int, Mapping[int, Shape]] = {80: _DECODE | _MMA, 90: _DECODE | _WGMMA}
@@ -47,11 +48,11 @@ TABLE = {**TABLE, 120: TABLE[80]}
 
 From arithmetic: a lane has at least 128 weights at a time, so that it loads four bytes of scales
 (fewer are not loaded ahead), and what is not a weight costs it little: 2.4 instructions a weight.
-To decode, 64 rows of 256 inputs are 8 KiB, four of them on the way to each of 3 to 5 programs of a
-multiprocessor. A tile of 128 pairs spills registers and saves no more than wgmma hides.
+To decode, 64 rows of 256 inputs are 8 KiB, two of them on the way to each of the 6 programs for
+which a multiprocessor has registers. A tile of 128 pairs spills, and saves what wgmma hides.
 """
-FEW = 1024  # programs, eight to a multiprocessor, below which each takes half the rows
-FLOAT32 = Shape(32, 64, 4, 2)
+FEW = 1024  # programs, eight to a multiprocessor, below which each takes 32 rows
+FLOAT32 = Shape(64, 64, 8, 2)
 """In float32, which no tensor core multiplies exactly."""
 
 
@@ -104,6 +105,8 @@ def gate_up_kernel(
     gate = tl.minimum(gate, limit, propagate_nan=EVERY)
     up = tl.clamp(up, -limit, limit, propagate_nan=EVERY)
     y = gate / (1 + tl.exp(gate * -ALPHA)) * (up + 1)
+    # Again, as registers are short until here; volatile, or it would be the same load.
+    pair = tl.load(order + place, mask=used, other=0, volatile=True)
     row = first // 2 + tl.arange(0, BM // 2)
     at = pair[None, :] * (OUTPUTS // 2) + row[:, None]
     mask = used[None, :] & (row < OUTPUTS // 2)[:, None]
@@ -143,6 +146,8 @@ def down_kernel(
     y = product(
         x, pair, used, blocks, scales, slot, first, OUTPUTS, INPUTS, BM, BN, BK, STAGES, WHOLE
     )
+    # Again, as registers are short until here; volatile, or it would be the same load.
+    pair = tl.load(order + place, mask=used, other=0, volatile=True)
     row = first + tl.arange(0, BM)
     fits = row < OUTPUTS
     expert = tl.load(experts + tl.load(order + begin))
@@ -217,7 +222,7 @@ def _shape(x: torch.Tensor, tile: int, tiles: int, outputs: int) -> Shape:
         return FLOAT32
     shape = nearest(TABLE, capability_of(x.device))[tile]
     few = tile in _DECODE and tiles * triton.cdiv(outputs, shape.rows) < FEW
-    return shape._replace(rows=shape.rows // 2) if few else shape
+    return _FEW if few else shape
 
 
 def _constants(outputs: int, inputs: int, tile: int, shape: Shape) -> dict[str, int]:
@@ -269,7 +274,7 @@ def builds(capability: int) -> Iterator[Build]:
     for tile, shape in nearest(TABLE, capability).items():
         yield from _builds(tile, shape, "bf16", str(tile))
         if tile in _DECODE:
-            yield from _builds(tile, shape._replace(rows=shape.rows // 2), "bf16", f"{tile}_few")
+            yield from _builds(tile, _FEW, "bf16", f"{tile}_few")
         yield from _builds(tile, FLOAT32, "fp32", f"{tile}_float32")
 
 
