@@ -3,8 +3,8 @@
 `pack` arranges what a file holds for the kernels, `dequantize` gives the numbers back. OCP
 Microscaling Formats v1.0, section 5.3: e2m1 codes, e8m0 scales.
 
-A bank's bytes are [inputs / 32, outputs, 16], its scales [inputs / 32, outputs]: what the tile of
-some rows reads at a time is contiguous. The 16 bytes are four words of 32 bits, and word i holds,
+A bank's bytes are [inputs / 32, outputs, 16], its scales [inputs / 32, outputs]: what some rows
+read at a time is contiguous. Of 16 rows' scales, those of rows r and r + 8 are neighbours. The 16 bytes are four words of 32 bits, and word i holds,
 for each quarter q of a group, the inputs 8 q + 2 i (its place in the low half) and 8 q + 2 i + 1
 (the high half). Turned left by TURNS[q], a word has the codes of quarter q where bfloat16 has its
 sign, the two low bits of its exponent and the first of its mantissa: values times 2^-126. Four
@@ -29,7 +29,8 @@ def pack(blocks: torch.Tensor, scales: torch.Tensor) -> tuple[torch.Tensor, torc
     """What a file holds -> what a bank keeps, the same bytes and shapes in all.
 
     blocks [..., outputs, inputs / 2], the even input in the low half of a byte; scales
-    [..., outputs, inputs / 32]; both uint8. Needs memory for about ten times one expert.
+    [..., outputs, inputs / 32]; both uint8; outputs a multiple of 16. Needs memory for about ten
+    times one expert.
     """
     packed, turned = torch.empty_like(blocks), torch.empty_like(scales)
     arrays = (t.reshape(-1, *t.shape[-2:]) for t in (blocks, packed, scales, turned))

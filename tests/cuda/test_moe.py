@@ -127,8 +127,8 @@ def test_a_slot_with_more_pairs_than_a_tile_and_one_with_none() -> None:
     assert off(moe.moe_gate_up(x, made.bank, groups, made.ids, LIMIT), gate_up(made, x)) < 1e-6
 
 
-def test_tiles_not_in_use_compute_nothing() -> None:
-    """All pairs visit one slot, so that tiles are left; they would write to the first pair."""
+def test_tiles_not_in_use_change_nothing() -> None:
+    """All pairs visit one slot, so that tiles are left; their range of pairs is empty."""
     made = case(64, 32, [[1], [1], [1]], torch.float32)
     x = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
     groups = group_pairs(made.visits, 3, 8)
