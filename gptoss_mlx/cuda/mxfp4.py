@@ -4,11 +4,13 @@
 Microscaling Formats v1.0, section 5.3: e2m1 codes, e8m0 scales.
 
 A bank's bytes are [inputs / 32, outputs, 16], its scales [inputs / 32, outputs]: what some rows
-read at a time is contiguous. Of 16 rows' scales, those of rows r and r + 8 are neighbours. The 16 bytes are four words of 32 bits, and word i holds,
-for each quarter q of a group, the inputs 8 q + 2 i (its place in the low half) and 8 q + 2 i + 1
-(the high half). Turned left by TURNS[q], a word has the codes of quarter q where bfloat16 has its
-sign, the two low bits of its exponent and the first of its mantissa: values times 2^-126. Four
-such places do not fit into 16 bits however they are turned, so the last is in two parts.
+read at a time is contiguous. Of 16 rows' scales, those of rows r and r + 8 are neighbours.
+
+The 16 bytes are four words of 32 bits, and word i holds, for each quarter q of a group, the inputs
+8 q + 2 i (its place in the low half) and 8 q + 2 i + 1 (the high half). Turned left as PARTS says,
+a word has the codes of a quarter where bfloat16 has its sign, the two low bits of its exponent and
+the first of its mantissa: values times 2^-126. Four such places do not fit into 16 bits however
+they are turned, so the last is in two parts.
 """
 
 from __future__ import annotations
