@@ -17,6 +17,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,6 +35,7 @@ from benchmarks.cuda_tables import say, show
 from benchmarks.cuda_talk import engine, folder
 from gptoss_mlx.backend import choose_backend
 from gptoss_mlx.cuda.choice import choose_kernels
+from gptoss_mlx.cuda.model import launching_on
 from gptoss_mlx.errors import GptOssError
 
 SECTIONS: Mapping[str, Callable[[Bench], Section]] = {
@@ -80,9 +82,8 @@ def plain(value: Any) -> Any:
     return value
 
 
-def run(bench: Bench, report: Report, names: Sequence[str], limit: float) -> None:
-    """Every named section, until `limit` seconds after the start are over."""
-    begun = time.perf_counter()
+def run(bench: Bench, report: Report, names: Sequence[str], begun: float, limit: float) -> None:
+    """Every named section, until `limit` seconds after the beginning are over."""
     for name in names:
         kept: Row = {"seconds": 0.0, "rows": []}
         report.sections[name] = kept
@@ -101,7 +102,7 @@ def run(bench: Bench, report: Report, names: Sequence[str], limit: float) -> Non
             say(name, kept["rows"][-1])
         kept["seconds"] = time.perf_counter() - started
         report.write()
-        if bench.model is not None:
+        with suppress(Exception):  # after some errors a card does nothing more
             bench.release()
 
 
@@ -148,7 +149,8 @@ def main(
     begun = time.perf_counter()
     try:
         place = torch.device(choose_backend("torch", device).device)
-        kernels = choose_kernels(place, dtype)
+        with launching_on(place):
+            kernels = choose_kernels(place, dtype)
     except GptOssError as error:
         raise click.ClickException(f"{error}; {TRIAL}") from None
     config = config_of(name, count)
@@ -160,13 +162,14 @@ def main(
         "model": name,
         "layers": config.num_hidden_layers,
         "bits": bits and int(bits),
+        "quick": quick,
         "weights": "random, made on the device",
         "checked_s": time.perf_counter() - begun,
     }
     report = Report(head, path)
     wanted = [n for n in SECTIONS if not only or n in only or n in ("card", "memory")]
-    with torch.no_grad():
-        run(bench, report, wanted, limit)
+    with torch.no_grad(), launching_on(place):
+        run(bench, report, wanted, begun, limit)
     show(Console(stderr=True, width=150), report.head, report.sections)
     click.echo(report.text())
 

@@ -21,9 +21,11 @@ from gptoss_mlx.cuda.agreement import copied, relative
 from gptoss_mlx.cuda.cache import Cache, State
 from gptoss_mlx.cuda.choice import AGREEMENT, Kernels
 from gptoss_mlx.cuda.model import Block, Transformer
+from gptoss_mlx.cuda.operands import Routed
 from gptoss_mlx.cuda.places import Chunk, Places, Step
 
 Take = Callable[[Cache], Places]
+Inputs = torch.Tensor | None
 
 
 class Given(NamedTuple):
@@ -45,19 +47,16 @@ class Side:
     def compute(self, block: Block, x: torch.Tensor, parts: Inputs, take: Take) -> Given:
         chosen: list[torch.Tensor] = []
 
-        def noted(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-            found = self.kernels.router_topk(logits, k)
+        def noted(logits: torch.Tensor, k: int, tile: int) -> Routed:
+            found = self.kernels.route(logits, k, tile)
             chosen.append(found[0])
             return found
 
-        own = with_kernels(block, replace(self.kernels, router_topk=noted))
+        own = with_kernels(block, replace(self.kernels, route=noted))
         if self.dtype != x.dtype:
             widen(own, self.dtype)
         out, added = own(x.to(self.dtype), parts, take(self.cache))
         return Given(out, added.sum(1), chosen[0])
-
-
-Inputs = torch.Tensor | None
 
 
 def layers(bench: Bench) -> Section:
@@ -65,8 +64,10 @@ def layers(bench: Bench) -> Section:
     model = bench.opened(1, 1)
     sides = _sides(bench)
     rows: list[Row] = []
-    forms = _forms(bench, sides[0].cache)
-    streams = {name: (model._embed(ids), None) for name, (ids, _) in forms.items()}
+    forms = _forms(bench)
+    streams: dict[str, tuple[torch.Tensor, Inputs]] = {
+        name: (model._embed(ids), None) for name, (ids, _) in forms.items()
+    }
     for layer, block in enumerate(model.blocks):
         compared = layer % bench.amounts.layers_apart == 0
         for name, (_, take) in forms.items():
@@ -106,7 +107,7 @@ def _sides(bench: Bench) -> tuple[Side, Side, Side]:
     return sides[0], sides[1], sides[2]
 
 
-def _forms(bench: Bench, cache: Cache) -> dict[str, tuple[torch.Tensor, Take]]:
+def _forms(bench: Bench) -> dict[str, tuple[torch.Tensor, Take]]:
     """(tokens, where they go) of a chunk in row 0 and of a step in the other rows."""
     offsets, chunk = bench.amounts.compared_offsets, bench.amounts.compared_chunk
     positions = torch.tensor(offsets, dtype=torch.int32, device=bench.device)

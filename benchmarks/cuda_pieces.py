@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from benchmarks.cuda_setup import Bench, Row, Section, tried
+from benchmarks.cuda_setup import Bench, Row, Section, line, tried
 from benchmarks.cuda_timing import Work, each
 from gptoss_mlx.cuda import reference
 from gptoss_mlx.cuda.choice import is_reference
@@ -44,52 +44,57 @@ class Piece:
     rotating: float
 
 
+Maker = Callable[[], Piece]
+
+
 def pieces(bench: Bench) -> Section:
     """Decode steps of some sequences, then a chunk of a prompt."""
     for tokens in (*bench.amounts.piece_batches, bench.amounts.piece_prefill):
         decoding = tokens != bench.amounts.piece_prefill
-        for made in _made(bench, tokens, decoding):
-            yield tried({"tokens": tokens}, partial(_timed, bench, made))
+        for operation, made in _made(bench, tokens, decoding):
+            what = {"tokens": tokens, "operation": operation}
+            yield tried(what, partial(_timed, bench, made))
             bench.release()
 
 
-def _timed(bench: Bench, made: Callable[[], Piece]) -> Row:
+def _timed(bench: Bench, made: Maker) -> Row:
     piece = made()
     plain_waits = piece.operation in WAITS and piece.what == "reference"
     by_reference = is_reference(bench.kernels, piece.operation)
     waits = by_reference and piece.operation in WAITS
     taken = each(piece.calls, bench.device, waits, bench.amounts.runs)
-    row: Row = {"operation": piece.operation, "where": piece.where, "us": 1e6 * taken}
+    row: Row = {"where": piece.where, "us": 1e6 * taken}
     row["by"] = "reference" if by_reference else "triton"
-    row |= {"gb_s": piece.nbytes / taken / 1e9, "tflop_s": piece.flops / taken / 1e12}
-    if bench.yard.read:
-        row["share_of_read"] = piece.nbytes / taken / bench.yard.read
-        row["share_of_matmul"] = piece.flops / taken / bench.yard.flops
+    row |= bench.yard.read_at(piece.nbytes / taken) if piece.nbytes else {}
+    row |= bench.yard.multiplied_at(piece.flops / taken) if piece.flops else {}
     row["rotating_mib"] = piece.rotating / (1 << 20)
-    plain = each(piece.plain, bench.device, plain_waits, bench.amounts.runs)
-    return {**row, "plain": piece.what, "plain_us": 1e6 * plain, "times_plain": taken / plain}
+    row["plain"] = piece.what
+    try:
+        plain = each(piece.plain, bench.device, plain_waits, bench.amounts.runs)
+    except Exception as error:  # what a comparison lacks, the measurement need not
+        return {**row, "plain_failed": line(error)}
+    return {**row, "plain_us": 1e6 * plain, "times_plain": taken / plain}
 
 
-def _made(bench: Bench, tokens: int, decoding: bool) -> Iterator[Callable[[], Piece]]:
-    """What makes each piece, so that no more than one is there at a time."""
+def _made(bench: Bench, tokens: int, decoding: bool) -> Iterator[tuple[str, Maker]]:
+    """Operations and what makes their pieces, so that no more than one is there at a time."""
     for name in ("qkv", "o", "router", *(["lm_head"] if decoding else [])):
-        yield partial(_linear, bench, tokens, name)
-    yield partial(_add_norm, bench, tokens)
-    yield partial(_rope_write, bench, tokens, decoding)
+        yield "linear", partial(_linear, bench, tokens, name)
+    yield "add_norm", partial(_add_norm, bench, tokens)
+    yield "rope_write", partial(_rope_write, bench, tokens, decoding)
     shortest, *longer = bench.amounts.contexts
     lengths = [shortest, *longer[:1]]
     if decoding:
         for length in lengths:
-            yield partial(_decode_attention, bench, tokens, length, False)
-        yield partial(_decode_attention, bench, tokens, lengths[0], True)
+            yield "decode_attention", partial(_decode_attention, bench, tokens, length, False)
+        yield "decode_attention", partial(_decode_attention, bench, tokens, lengths[0], True)
     else:
         for seen in sorted({tokens, max(tokens, lengths[-1])}):
-            yield partial(_prefill_attention, bench, tokens, seen, False)
-        yield partial(_prefill_attention, bench, tokens, tokens, True)
-    yield partial(_router_topk, bench, tokens)
-    yield partial(_group_pairs, bench, tokens)
-    yield partial(_experts, bench, tokens, "moe_gate_up")
-    yield partial(_experts, bench, tokens, "moe_down")
+            yield "prefill_attention", partial(_prefill_attention, bench, tokens, seen, False)
+        yield "prefill_attention", partial(_prefill_attention, bench, tokens, tokens, True)
+    yield "route", partial(_route, bench, tokens)
+    for operation in ("moe_gate_up", "moe_down"):
+        yield operation, partial(_experts, bench, tokens, operation)
 
 
 def _linear(bench: Bench, tokens: int, name: str) -> Piece:
@@ -209,19 +214,11 @@ def _sdpa(
     )  # fmt: skip
 
 
-def _router_topk(bench: Bench, tokens: int) -> Piece:
-    logits = _normal(bench, tokens, bench.config.num_local_experts, dtype=torch.float32)
-    arguments = [(logits, bench.config.num_experts_per_tok)] * bench.config.num_hidden_layers
-    return _alike(bench, "router_topk", "", arguments, logits.nbytes, 0, 0)
-
-
-def _group_pairs(bench: Bench, tokens: int) -> Piece:
-    experts, tile = bench.config.num_local_experts, _tile(bench, tokens)
-    arguments = [
-        (ids, experts, tile)
-        for ids, _ in (_visits(bench, tokens, i) for i in range(bench.config.num_hidden_layers))
-    ]
-    return _alike(bench, "group_pairs", f"tiles of {tile}", arguments, 0, 0, 0)
+def _route(bench: Bench, tokens: int) -> Piece:
+    config, tile = bench.config, _tile(bench, tokens)
+    logits = _normal(bench, tokens, config.num_local_experts, dtype=torch.float32)
+    arguments = [(logits, config.num_experts_per_tok, tile)] * config.num_hidden_layers
+    return _alike(bench, "route", f"tiles of {tile}", arguments, logits.nbytes, 0, 0)
 
 
 def _experts(bench: Bench, tokens: int, operation: str) -> Piece:

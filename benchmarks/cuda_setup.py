@@ -102,6 +102,18 @@ class Yardsticks:
     read: float = 0.0
     flops: float = 0.0
 
+    def read_at(self, rate: float) -> Row:
+        """Bytes read a second, beside what can be."""
+        row: Row = {"gb_s": rate / 1e9}
+        if self.read and self.copy:
+            row |= {"share_of_read": rate / self.read, "share_of_copy": rate / self.copy}
+        return row
+
+    def multiplied_at(self, rate: float) -> Row:
+        """Operations a second, beside what can be."""
+        row: Row = {"tflop_s": rate / 1e12}
+        return {**row, "share_of_matmul": rate / self.flops} if self.flops else row
+
 
 @dataclass
 class Bench:

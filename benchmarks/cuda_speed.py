@@ -15,6 +15,7 @@ from gptoss_mlx.cuda.cache import State
 from gptoss_mlx.cuda.choice import implementations
 from gptoss_mlx.cuda.device import driver_version
 from gptoss_mlx.cuda.model import Transformer
+from gptoss_mlx.cuda.operands import Routed
 
 PRODUCTS = 4  # in a row
 
@@ -62,7 +63,7 @@ def _software(bench: Bench) -> Row:
         "capability": f"{of.major}.{of.minor}",
         "processors": of.multi_processor_count,
         "memory_gib": of.total_memory / GIB,
-        "l2_mib": of.L2_cache_size / (1 << 20),
+        "l2_mib": getattr(of, "L2_cache_size", 0) / (1 << 20),
         "cuda": torch.version.cuda,
         "driver": driver_version(),
         **row,
@@ -71,7 +72,10 @@ def _software(bench: Bench) -> Row:
 
 def memory(bench: Bench) -> Section:
     """The model is built; what it takes beside what it should."""
-    before = torch.cuda.memory_allocated(bench.device) if bench.on_card else 0
+    before = 0
+    if bench.on_card:
+        before = torch.cuda.memory_allocated(bench.device)
+        torch.cuda.reset_peak_memory_stats(bench.device)
     taken = seconds(bench.build, bench.device)
     assert bench.model is not None
     cache = bench.model.cache
@@ -118,9 +122,7 @@ def _prefilled(bench: Bench, ids: Sequence[int]) -> Row:
     taken = median(read, bench.device, bench.amounts.runs, 12.0)
     flops = bench.sizes.prefill_flops(len(ids)) / taken
     row: Row = {"chunk": bench.chunk, "tok_s": len(ids) / taken, "first_s": first}
-    row["tflop_s"] = flops / 1e12
-    if bench.yard.flops:
-        row["share_of_matmul"] = flops / bench.yard.flops
+    row |= bench.yard.multiplied_at(flops)
     if bench.on_card:
         row["activations_gib"] = (torch.cuda.max_memory_allocated(bench.device) - held) / GIB
     return row
@@ -177,13 +179,9 @@ def _decoded(bench: Bench, batch: int, context: int, fed: str) -> Row:
     experts = distinct_experts(bench, model, ids[0], states, context)
     # Sequences grow while they are timed.
     nbytes = bench.sizes.step(batch, context + (steps - 1) // 2, experts)
-    rate = nbytes / taken
-    row: Row = {"tok_s": batch / taken}
-    row |= {"ms": 1000 * taken, "first_s": first, "experts_a_layer": experts}
-    row |= {"bytes": nbytes, "gb_s": rate / 1e9}
+    row: Row = {"tok_s": batch / taken, "ms": 1000 * taken, "first_s": first}
+    row |= {"experts_a_layer": experts, "bytes": nbytes, **bench.yard.read_at(nbytes / taken)}
     if bench.yard.read:
-        row["share_of_read"] = rate / bench.yard.read
-        row["share_of_copy"] = rate / bench.yard.copy
         row["limit_tok_s"] = batch * bench.yard.read / nbytes
     return row
 
@@ -194,12 +192,12 @@ def distinct_experts(
     """Different experts that one step visits in a layer, on average over layers."""
     chosen: list[torch.Tensor] = []
 
-    def noted(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        found = bench.kernels.router_topk(logits, k)
+    def noted(logits: torch.Tensor, k: int, tile: int) -> Routed:
+        found = bench.kernels.route(logits, k, tile)
         chosen.append(found[0])
         return found
 
-    looked_at = twin(model, kernels=replace(bench.kernels, router_topk=noted), eager=True)
+    looked_at = twin(model, kernels=replace(bench.kernels, route=noted), eager=True)
     for state in states:
         state.offset = context - 1
     looked_at.decode_many(list(ids), states)

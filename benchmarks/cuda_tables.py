@@ -77,7 +77,7 @@ def goals(sections: Mapping[str, Row]) -> Iterator[tuple[str, str, str, str]]:
     """(what, measured, wanted, the card's limit) of each goal."""
     for what, section, wanted, goal in GOALS:
         rows = sections.get(section, {}).get("rows", [])
-        row = next((r for r in rows if wanted.items() <= r.items() and "tok_s" in r), {})
+        row: Row = next((r for r in rows if wanted.items() <= r.items() and "tok_s" in r), {})
         said = f"{goal}, limit {LIMIT}" if goal == GOALS[0][3] else str(goal)
         yield what, shown(row.get("tok_s")), said, shown(row.get("limit_tok_s"))
 

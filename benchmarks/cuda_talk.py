@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,7 +16,7 @@ from gptoss_mlx.checkpoint import Checkpoint
 from gptoss_mlx.cuda.model import open_model
 from gptoss_mlx.cuda.sampler import Sampler
 from gptoss_mlx.engine import Engine
-from gptoss_mlx.events import TokenEvent
+from gptoss_mlx.events import Event, TokenEvent
 from gptoss_mlx.tokenizer import Decoder
 
 
@@ -66,7 +67,12 @@ def _answered(
     engine: Engine, prompts: list[list[int]], tokens: int, temperature: float
 ) -> list[list[float]]:
     """When each token of each prompt's answer came."""
-    options = {"raw": True, "temperature": temperature, "seed": 0, "max_tokens": tokens}
+    options: dict[str, Any] = {
+        "raw": True,
+        "temperature": temperature,
+        "seed": 0,
+        "max_tokens": tokens,
+    }
     times: list[list[float]] = [[] for _ in prompts]
     for i, event in _events(engine, prompts, options):
         if isinstance(event, TokenEvent):
@@ -75,8 +81,8 @@ def _answered(
 
 
 def _events(
-    engine: Engine, prompts: list[list[int]], options: dict[str, object]
-) -> Iterator[object]:
+    engine: Engine, prompts: list[list[int]], options: dict[str, Any]
+) -> Iterator[tuple[int, Event]]:
     if len(prompts) == 1:
         return ((0, event) for event in engine.stream(prompts[0], **options))
     return engine.stream_many(prompts, **options)

@@ -20,6 +20,7 @@ from benchmarks.cuda_random import RandomLoader, random_model  # noqa: E402
 from benchmarks.cuda_setup import LITTLE, Amounts, Bench, NoRoom, Section, at, config_of, twin  # noqa: E402
 from benchmarks.cuda_speed import distinct_experts  # noqa: E402
 from benchmarks.cuda_tables import goals  # noqa: E402
+from gptoss_mlx.cuda import reference  # noqa: E402
 from gptoss_mlx.cuda.cache import Cache  # noqa: E402
 from gptoss_mlx.cuda.choice import MODULES, Kernels  # noqa: E402
 from gptoss_mlx.cuda.model import Transformer  # noqa: E402
@@ -27,6 +28,8 @@ from gptoss_mlx.cuda.model import Transformer  # noqa: E402
 pytestmark = pytest.mark.torch
 
 CPU = torch.device("cpu")
+TIMED = set(MODULES) - {"router_topk", "group_pairs"}
+"""Where every expert is resident, `route` does both."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -92,7 +95,7 @@ def test_every_section_has_its_rows_and_the_report_is_the_last_line(
     decoded = {(row["batch"], row["context"]) for row in rows["decode"] if "tok_s" in row}
     assert decoded == {(b, c) for b in LITTLE.batches for c in LITTLE.contexts}
     assert {row["fed"] for row in rows["decode"] if "tok_s" in row} == {"random", "argmax"}
-    assert {row["operation"] for row in rows["pieces"]} == set(MODULES)
+    assert {row["operation"] for row in rows["pieces"]} == TIMED
     compared = [row["layer"] for row in rows["layers"] if isinstance(row["layer"], int)]
     assert sorted(compared) == sorted([*range(4)] * 2)
     assert all(row["off"] == 0 for row in rows["layers"])
@@ -123,18 +126,19 @@ def test_an_operation_that_fails_is_a_row_and_the_others_go_on() -> None:
     def failing(*arguments: Any) -> torch.Tensor:
         raise ValueError("16 queries")
 
-    kernels = Kernels(router_topk=failing)
+    kernels = Kernels(route=failing)
     bench = Bench(config_of("tiny", None), LITTLE, CPU, torch.float32, kernels, 16)
     bench.build()
     with torch.no_grad():
         rows = list(cuda_pieces.pieces(bench))
     failed = [row for row in rows if "error" in row]
-    assert failed == [{"tokens": n, "error": "ValueError: 16 queries"} for n in (1, 4, 24)]
-    assert {row["operation"] for row in rows if "us" in row} == set(MODULES) - {"router_topk"}
+    what = {"operation": "route", "error": "ValueError: 16 queries"}
+    assert failed == [{"tokens": tokens, **what} for tokens in (1, 4, 24)]
+    assert {row["operation"] for row in rows if "us" in row} == TIMED - {"route"}
 
 
 @pytest.mark.parametrize(
-    ("gib", "rows", "context"), [(139, 32, 32768), (78, 32, 1024), (66, 1, 1024), (63, 0, 0)]
+    ("gib", "rows", "context"), [(139, 32, 32768), (78, 32, 1024), (65, 16, 1024), (63, 0, 0)]
 )
 def test_keys_and_values_take_what_a_card_has(
     gib: int, rows: int, context: int, monkeypatch: pytest.MonkeyPatch
@@ -208,11 +212,15 @@ def test_the_120b_is_as_large_as_it_should_be() -> None:
     assert sizes.cache(32, 1024) < 2**30 * 1.5
 
 
-def test_random_weights_keep_activations_near_one() -> None:
-    model = model_of()
+@pytest.mark.parametrize("bits", [None, 8])
+def test_random_weights_keep_activations_near_one(bits: int | None) -> None:
+    model = model_of(bits)
     logits = model.evaluate(list(range(16)), model.new_state())
     assert 0.3 < logits.std() < 20
-    assert 0.5 < model.embedding.weight.std() < 1.5
+    for matrix, std in ((model.embedding, 1), (model.blocks[0].attention.qkv, 64**-0.5)):
+        values = reference.dense(matrix, torch.float32)
+        assert float(values.std()) == pytest.approx(std, rel=0.1)
+        assert abs(float(values.mean())) < std / 10
 
 
 def test_a_name_has_its_values_wherever_it_is_asked_for() -> None:
@@ -280,6 +288,20 @@ def test_a_twin_has_the_models_weights_and_its_own_memory() -> None:
     logits = [one.evaluate([5, 6, 7], one.new_state()) for one in (model, other)]
     assert (logits[0] == logits[1]).all()
     assert other.cache.rows == 1
+
+
+def test_a_twin_computes_with_other_kernels_only() -> None:
+    def refused(*arguments: Any) -> Any:
+        raise AssertionError("the model's own kernel")
+
+    expected = model_of()
+    config, refusing = expected.config, Kernels(**dict.fromkeys(MODULES, refused))
+    model = random_model(config, refusing, Cache(config, 1, 20, torch.float32, CPU), 16)
+    other = twin(model, kernels=Kernels())
+    found = other.evaluate([5, 6, 7], other.new_state())
+    assert (found == expected.evaluate([5, 6, 7], expected.new_state())).all()
+    with pytest.raises(AssertionError, match="own kernel"):
+        model.evaluate([5], other.new_state())
 
 
 def test_goals_stand_beside_what_was_measured() -> None:

@@ -20,7 +20,7 @@ import torch
 
 from gptoss_mlx.cuda import reference
 from gptoss_mlx.cuda.agreement import difference
-from gptoss_mlx.cuda.operands import Groups
+from gptoss_mlx.cuda.operands import Groups, Routed
 from gptoss_mlx.errors import KernelError
 
 VARIABLE = "GPTOSS_KERNELS"
@@ -58,7 +58,7 @@ class Kernels:
     prefill_attention: Callable[..., torch.Tensor] = reference.prefill_attention
     router_topk: Callable[..., Two] = reference.router_topk
     group_pairs: Callable[..., Groups] = reference.group_pairs
-    route: Callable[..., tuple[torch.Tensor, torch.Tensor, Groups]] = reference.route
+    route: Callable[..., Routed] = reference.route
     moe_gate_up: Callable[..., torch.Tensor] = reference.moe_gate_up
     moe_down: Callable[..., torch.Tensor] = reference.moe_down
     tile_for: Callable[[int, int], int] = reference.tile_for

@@ -6,7 +6,7 @@ Pairs: a token that visits k experts makes k pairs, pair p = token * k + choice.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 
@@ -72,6 +72,10 @@ class Groups:
     begin: torch.Tensor
     end: torch.Tensor
     tile: int
+
+
+Routed: TypeAlias = tuple[torch.Tensor, torch.Tensor, Groups]
+"""Experts int32 and their weights float32 [tokens, k], the pairs grouped."""
 
 
 def most_tiles(pairs: int, slots: int, tile: int) -> int:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from gptoss_mlx.cuda import mxfp4
-from gptoss_mlx.cuda.operands import Bank, Groups, Heads, Matrix, most_tiles
+from gptoss_mlx.cuda.operands import Bank, Groups, Heads, Matrix, Routed, most_tiles
 
 SWIGLU_ALPHA = 1.702
 
@@ -189,7 +189,7 @@ def group_pairs(visits: torch.Tensor, slots: int, tile: int) -> Groups:
     return Groups(order, slot, begin, end, tile)
 
 
-def route(logits: torch.Tensor, k: int, tile: int) -> tuple[torch.Tensor, torch.Tensor, Groups]:
+def route(logits: torch.Tensor, k: int, tile: int) -> Routed:
     """`router_topk`, and the pairs grouped with expert e in slot e."""
     experts, weights = router_topk(logits, k)
     return experts, weights, group_pairs(experts, logits.shape[1], tile)

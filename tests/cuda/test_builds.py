@@ -23,6 +23,7 @@ from gptoss_mlx.errors import KernelError
 pytestmark = pytest.mark.torch
 
 ROOT = Path(__file__).parents[2]
+WORKERS = str(max(os.cpu_count() or 1, 2))
 PLANTED = """
 import triton
 import triton.language as tl
@@ -67,7 +68,7 @@ def builds(capability):
 def built(*arguments: str, path: Path = ROOT) -> tuple[int, str, list[dict[str, Any]]]:
     """The command's exit status, its output, and the rows of its last line."""
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{path}"}
-    command = [sys.executable, "-m", "benchmarks.cuda_builds", "--workers", "2", *arguments]
+    command = [sys.executable, "-m", "benchmarks.cuda_builds", "--workers", WORKERS, *arguments]
     run = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
     assert run.stdout, run.stderr
     return run.returncode, run.stdout, json.loads(run.stdout.splitlines()[-1])["builds"]

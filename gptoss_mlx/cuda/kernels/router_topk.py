@@ -16,7 +16,7 @@ import triton.language as tl
 from gptoss_mlx.cuda import reference
 from gptoss_mlx.cuda.kernels.build import Build
 from gptoss_mlx.cuda.kernels.group_pairs import FEW, empty_groups, group, group_pairs
-from gptoss_mlx.cuda.operands import Groups
+from gptoss_mlx.cuda.operands import Routed
 
 EXPERTS = 1024  # up to which a program holds a token's logits in registers
 CHOSEN = 8
@@ -135,7 +135,7 @@ def router_topk(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tenso
     return chosen, weights
 
 
-def route(logits: torch.Tensor, k: int, tile: int) -> tuple[torch.Tensor, torch.Tensor, Groups]:
+def route(logits: torch.Tensor, k: int, tile: int) -> Routed:
     """`router_topk` and the `group_pairs` of what it chose, expert e in slot e.
 
     logits float32 [tokens, experts] -> ids int32 [tokens, k], weights float32 [tokens, k], groups.
