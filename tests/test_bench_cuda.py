@@ -86,6 +86,7 @@ def test_every_section_has_its_rows_and_the_report_is_the_last_line(
     result = run("--json", path, "--folder", small_checkpoint)
     report = report_of(result)
     assert path.read_text() == result.stdout
+    assert "without kernels of their own: {'linear': 'reference'" in result.stderr
     sections = report["sections"]
     assert list(sections) == list(SECTIONS)
     rows = {name: section["rows"] for name, section in sections.items()}
