@@ -49,10 +49,12 @@ class Experts:
         Where there are none, a file's arrangement stays: it is quicker to load, and to dequantize.
         """
         packed = not all(is_reference(self.kernels, name) for name in ("moe_gate_up", "moe_down"))
+        gate_up, gate_up_scales, down, down_scales = self._loaded
         if packed:
-            _pack(*self._loaded[:2])
-            _pack(*self._loaded[2:])
-        self.bank = Bank(*self._loaded, *self._biases, packed=packed)
+            _pack(gate_up, gate_up_scales)
+            _pack(down, down_scales)
+        bias, down_bias = self._biases
+        self.bank = Bank(gate_up, gate_up_scales, down, down_scales, bias, down_bias, packed)
         del self._loaded, self._biases
 
     def __call__(self, x: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
