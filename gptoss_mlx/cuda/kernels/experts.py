@@ -46,7 +46,6 @@ def _ptx() -> str:
 
 PTX = tl.constexpr(_ptx())
 REGISTERS = tl.constexpr("=&r,=&r,=&r,=&r,r,r,r")
-WHOLE = tl.constexpr(32)  # tokens from which the quarters make one product
 
 
 @triton.jit
@@ -100,8 +99,8 @@ def load(
     OUTPUTS: tl.constexpr,
     HERE: tl.constexpr,
     BM: tl.constexpr,
-    BN: tl.constexpr,
     BK: tl.constexpr,
+    WHOLE: tl.constexpr,
 ):
     """Pieces, scales and columns of x of the next BK inputs, of which HERE are there."""
     piece = tl.arange(0, BK // 4)
@@ -120,13 +119,13 @@ def load(
         blocks, at = blocks.to(tl.pointer_type(tl.uint32), bitcast=True), at // 2
     w = tl.load(blocks + at, mask=inside, other=0)
     scale = tl.load(scales + at_scale, mask=within, other=0)
-    return w, scale, columns(x, used, HERE, BN, BK)
+    return w, scale, columns(x, used, HERE, BK, WHOLE)
 
 
 @triton.jit
-def columns(x, used, HERE: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
-    """The next BK inputs of x's rows: [BK / 4, BN] of each quarter, or [BK, BN] of one by one."""
-    if BN < WHOLE:
+def columns(x, used, HERE: tl.constexpr, BK: tl.constexpr, WHOLE: tl.constexpr):
+    """The next BK inputs of x's rows: [BK / 4, BN] of each quarter, or all of them [BK, BN]."""
+    if not WHOLE:
         k = tl.arange(0, BK // 4)
         seen = used[None, :]
         if HERE < BK:
@@ -147,7 +146,7 @@ def columns(x, used, HERE: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
 
 
 @triton.jit
-def multiply(w, scale, x, acc, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
+def multiply(w, scale, x, acc, BM: tl.constexpr, BK: tl.constexpr, WHOLE: tl.constexpr):
     """acc + W x of what `load` brought."""
     power = powers(scale, BM, BK)
     if w.dtype == tl.uint32:
@@ -161,7 +160,7 @@ def multiply(w, scale, x, acc, BM: tl.constexpr, BN: tl.constexpr, BK: tl.conste
             is_pure=True,
             pack=2,
         )
-    if BN < WHOLE:
+    if not WHOLE:
         acc = dot(a, x[0], acc)
         acc = dot(b, x[1], acc)
         acc = dot(c, x[2], acc)
@@ -191,6 +190,7 @@ def product(
     BN: tl.constexpr,
     BK: tl.constexpr,
     STAGES: tl.constexpr,
+    WHOLE: tl.constexpr,
 ):
     """Outputs first .. first + BM of one slot for BN rows of x -> float32 [BM, BN].
 
@@ -215,17 +215,17 @@ def product(
             OUTPUTS,
             REST,
             BM,
-            BN,
             LAST,
+            WHOLE,
         )
     for _ in tl.range(0, END, BK, num_stages=STAGES):
-        wi, si, xi = load(x, blocks, scales, first, used, OUTPUTS, BK, BM, BN, BK)
-        acc = multiply(wi, si, xi, acc, BM, BN, BK)
+        wi, si, xi = load(x, blocks, scales, first, used, OUTPUTS, BK, BM, BK, WHOLE)
+        acc = multiply(wi, si, xi, acc, BM, BK, WHOLE)
         blocks += BK // 32 * OUTPUTS * 8
         scales += BK // 32 * OUTPUTS // 2
         x += BK
     if REST:
-        acc = multiply(w, scale, some, acc, BM, BN, LAST)
+        acc = multiply(w, scale, some, acc, BM, LAST, WHOLE)
     if INTERPRETED or x.dtype.element_ty == tl.float32:
         return acc
     return acc * _UNDO

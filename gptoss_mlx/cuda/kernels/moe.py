@@ -7,7 +7,7 @@ many tiles it has. The experts of a token are not added up here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from gptoss_mlx.cuda import mxfp4
-from gptoss_mlx.cuda.kernels.build import Build, nearest
+from gptoss_mlx.cuda.kernels.build import Build, capability_of, nearest
 from gptoss_mlx.cuda.kernels.experts import product
 from gptoss_mlx.cuda.operands import Bank, Groups
 from gptoss_mlx.cuda.reference import SWIGLU_ALPHA, group_pairs
@@ -25,24 +25,34 @@ EVERY = tl.constexpr(tl.PropagateNan.ALL)
 
 
 class Shape(NamedTuple):
-    """Of a program's tile: its rows, inputs at a time, warps and stages of loading."""
+    """Of a program: its rows, inputs at a time, warps and stages of loading.
+
+    whole: one product of all inputs at a time, as wgmma and tcgen05 want, or one of each quarter,
+    which takes fewer registers.
+    """
 
     rows: int
     inputs: int
     warps: int
     stages: int
+    whole: bool = False
 
 
-TABLE = {
-    80: {
-        8: Shape(32, 256, 2, 4),
-        16: Shape(32, 256, 2, 4),
-        32: Shape(64, 128, 4, 3),
-        64: Shape(64, 128, 4, 3),
-        128: Shape(128, 64, 8, 3),
-    },
-}
-"""By capability and tile of pairs."""
+_DECODE = {8: Shape(64, 256, 2, 4), 16: Shape(64, 256, 2, 3)}
+_MMA = {32: Shape(64, 128, 2, 3), 64: Shape(128, 128, 4, 2)}
+_WGMMA = {32: Shape(128, 128, 4, 3, True), 64: Shape(128, 128, 4, 3, True)}
+TABLE: Mapping[int, Mapping[int, Shape]] = {80: _DECODE | _MMA, 90: _DECODE | _WGMMA}
+TABLE = {**TABLE, 120: TABLE[80]}
+"""By capability and tile of pairs.
+
+From arithmetic: a lane has at least 128 weights at a time, so that it loads four bytes of scales
+(fewer are not loaded ahead), and what is not a weight costs it little: 2.4 instructions a weight.
+To decode, 64 rows of 256 inputs are 8 KiB, four of them on the way to each of 3 to 5 programs of a
+multiprocessor. A tile of 128 pairs spills registers and saves no more than wgmma hides.
+"""
+FEW = 1024  # programs, eight to a multiprocessor, below which each takes half the rows
+FLOAT32 = Shape(32, 64, 4, 2)
+"""In float32, which no tensor core multiplies exactly."""
 
 
 def tile_for(pairs: int, slots: int, capability: int) -> int:
@@ -72,6 +82,7 @@ def gate_up_kernel(
     BN: tl.constexpr,
     BK: tl.constexpr,
     STAGES: tl.constexpr,
+    WHOLE: tl.constexpr,
 ):
     slot = tl.load(slots + tl.program_id(0))
     if slot < 0:
@@ -81,14 +92,14 @@ def gate_up_kernel(
     used = place < tl.load(ends + tl.program_id(0))
     pair = tl.load(order + place, mask=used, other=0)
     first = tl.program_id(1) * BM
+    token = pair // ACTIVE
     y = product(
-        x, pair // ACTIVE, used, blocks, scales, slot, first, OUTPUTS, INPUTS, BM, BN, BK, STAGES
+        x, token, used, blocks, scales, slot, first, OUTPUTS, INPUTS, BM, BN, BK, STAGES, WHOLE
     )
     row = first + tl.arange(0, BM)
     expert = tl.load(experts + tl.load(order + begin))
-    y += tl.load(bias + expert * OUTPUTS + row, mask=row < OUTPUTS, other=0.0).to(tl.float32)[
-        :, None
-    ]
+    b = tl.load(bias + expert * OUTPUTS + row, mask=row < OUTPUTS, other=0.0)
+    y += b.to(tl.float32)[:, None]
     gate, up = tl.split(tl.permute(tl.reshape(y, [BM // 2, 2, BN]), [0, 2, 1]))
     gate = tl.minimum(gate, limit, propagate_nan=EVERY)
     up = tl.clamp(up, -limit, limit, propagate_nan=EVERY)
@@ -119,6 +130,7 @@ def down_kernel(
     BN: tl.constexpr,
     BK: tl.constexpr,
     STAGES: tl.constexpr,
+    WHOLE: tl.constexpr,
 ):
     slot = tl.load(slots + tl.program_id(0))
     if slot < 0:
@@ -128,11 +140,14 @@ def down_kernel(
     used = place < tl.load(ends + tl.program_id(0))
     pair = tl.load(order + place, mask=used, other=0)
     first = tl.program_id(1) * BM
-    y = product(x, pair, used, blocks, scales, slot, first, OUTPUTS, INPUTS, BM, BN, BK, STAGES)
+    y = product(
+        x, pair, used, blocks, scales, slot, first, OUTPUTS, INPUTS, BM, BN, BK, STAGES, WHOLE
+    )
     row = first + tl.arange(0, BM)
     fits = row < OUTPUTS
     expert = tl.load(experts + tl.load(order + begin))
-    y += tl.load(bias + expert * OUTPUTS + row, mask=fits, other=0.0).to(tl.float32)[:, None]
+    b = tl.load(bias + expert * OUTPUTS + row, mask=fits, other=0.0)
+    y += b.to(tl.float32)[:, None]
     y *= tl.load(weights + pair, mask=used, other=0.0)[None, :]
     tl.store(out + pair[None, :] * OUTPUTS + row[:, None], y, mask=used[None, :] & fits[:, None])
 
@@ -146,7 +161,7 @@ def moe_gate_up(
     """
     outputs, inputs = bank.gate_up_bias.shape[1], x.shape[1]
     out = x.new_empty(experts.numel(), outputs // 2)
-    shape = _shape(x, groups.tile)
+    shape = _shape(x, groups.tile, len(groups.slot), outputs)
     gate_up_kernel[(len(groups.slot), triton.cdiv(outputs, shape.rows))](
         x,
         bank.gate_up_blocks.view(torch.int16),
@@ -179,7 +194,7 @@ def moe_down(
     """
     outputs, inputs = bank.down_bias.shape[1], h.shape[1]
     out = h.new_empty(*experts.shape, outputs, dtype=torch.float32)
-    shape = _shape(h, groups.tile)
+    shape = _shape(h, groups.tile, len(groups.slot), outputs)
     down_kernel[(len(groups.slot), triton.cdiv(outputs, shape.rows))](
         h,
         bank.down_blocks.view(torch.int16),
@@ -197,12 +212,12 @@ def moe_down(
     return out
 
 
-def _shape(x: torch.Tensor, tile: int) -> Shape:
-    capability = 80
-    if x.is_cuda:
-        major, minor = torch.cuda.get_device_capability(x.device)
-        capability = 10 * major + minor
-    return nearest(TABLE, capability)[tile]
+def _shape(x: torch.Tensor, tile: int, tiles: int, outputs: int) -> Shape:
+    if x.dtype == torch.float32:
+        return FLOAT32
+    shape = nearest(TABLE, capability_of(x.device))[tile]
+    few = tile in _DECODE and tiles * triton.cdiv(outputs, shape.rows) < FEW
+    return shape._replace(rows=shape.rows // 2) if few else shape
 
 
 def _constants(outputs: int, inputs: int, tile: int, shape: Shape) -> dict[str, int]:
@@ -213,25 +228,65 @@ def _constants(outputs: int, inputs: int, tile: int, shape: Shape) -> dict[str, 
         "BN": tile,
         "BK": shape.inputs,
         "STAGES": shape.stages,
+        "WHOLE": shape.whole,
         "num_warps": shape.warps,
     }
 
 
 def examples(dtype: torch.dtype, device: torch.device) -> Iterator[tuple[str, tuple[Any, ...]]]:
     """(function's name, arguments) of small calls that reach every part of the kernels."""
+    for tokens, hidden, width, tile in ((3, 96, 64, 8), (5, 320, 32, 16), (9, 64, 192, 32)):
+        make = torch.Generator().manual_seed(tokens)
+        experts, slots, k = 7, 5, 3
+        held = torch.randperm(experts, generator=make)[:slots].to(torch.int32)
+        visits = torch.stack([torch.randperm(slots, generator=make)[:k] for _ in range(tokens)])
+        ids = held[visits].to(device)
+        bank = _bank(make, (experts, slots, hidden, width), dtype, device)
+        groups = group_pairs(visits.to(device, torch.int32), slots, tile)
+        x = torch.randn(tokens, hidden, generator=make).to(device, dtype)
+        h = torch.randn(tokens * k, width, generator=make).to(device, dtype)
+        weights = torch.rand(tokens, k, generator=make).to(device)
+        yield "moe_gate_up", (x, bank, groups, ids, 7.0)
+        yield "moe_down", (h, bank, groups, ids, weights)
+
+
+def _bank(
+    make: torch.Generator, sizes: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> Bank:
+    experts, slots, hidden, width = sizes
+    arrays = []
+    for outputs, inputs in ((2 * width, hidden), (hidden, width)):
+        blocks = torch.randint(256, (slots, outputs, inputs // 2), generator=make)
+        scales = torch.randint(118, 124, (slots, outputs, inputs // mxfp4.GROUP), generator=make)
+        packed = mxfp4.pack(blocks.to(torch.uint8), scales.to(torch.uint8))
+        arrays += [array.to(device) for array in packed]
+    biases = (torch.randn(experts, n, generator=make) for n in (2 * width, hidden))
+    return Bank(*arrays, *(bias.to(device, dtype) for bias in biases))
 
 
 def builds(capability: int) -> Iterator[Build]:
     """Both kernels at gpt-oss's widths, which are the 20b's and the 120b's alike."""
-    bank = {"x": "*bf16", "blocks": "*i16", "scales": "*i16", "bias": "*bf16", "experts": "*i32"}
-    groups = dict.fromkeys(("order", "slots", "begins", "ends"), "*i32")
     for tile, shape in nearest(TABLE, capability).items():
-        for name, kernel, outputs, types, more in (
-            ("moe_gate_up", gate_up_kernel, 5760, {"out": "*bf16", "limit": "fp32"}, {"ACTIVE": 4}),
-            ("moe_down", down_kernel, 2880, {"weights": "*fp32", "out": "*fp32"}, {}),
-        ):
-            options = _constants(outputs, 2880, tile, shape)
-            warps = {"num_warps": options.pop("num_warps")}
-            types = bank | groups | types | dict.fromkeys(options | more, "constexpr")
-            pointers = tuple(a for a, t in types.items() if t.startswith("*"))
-            yield Build(f"{name}_{tile}", kernel, types, options | more, pointers, warps)
+        yield from _builds(tile, shape, "bf16", str(tile))
+        if tile in _DECODE:
+            yield from _builds(tile, shape._replace(rows=shape.rows // 2), "bf16", f"{tile}_few")
+        yield from _builds(tile, FLOAT32, "fp32", f"{tile}_float32")
+
+
+def _builds(tile: int, shape: Shape, dtype: str, name: str) -> Iterator[Build]:
+    constants = _constants(5760, 2880, tile, shape)
+    options = {"num_warps": constants.pop("num_warps")}
+    common = {"x": f"*{dtype}", "blocks": "*i16", "scales": "*i16", "bias": f"*{dtype}"}
+    common |= {"experts": "*i32"}
+    groups = dict.fromkeys(("order", "slots", "begins", "ends"), "*i32")
+    for kernel, outputs, types in (
+        (gate_up_kernel, 5760, common | groups | {"out": f"*{dtype}", "limit": "fp32"}),
+        (down_kernel, 2880, common | {"weights": "*fp32"} | groups | {"out": "*fp32"}),
+    ):
+        own = constants | {"OUTPUTS": outputs}
+        if kernel is gate_up_kernel:
+            own["ACTIVE"] = 4
+        all_types = types | {a: "constexpr" for a in kernel.arg_names if a in own}
+        pointers = tuple(a for a, t in types.items() if t.startswith("*"))
+        title = kernel.__name__.removesuffix("_kernel")
+        yield Build(f"moe_{title}_{name}", kernel, all_types, own, pointers, options)
