@@ -184,7 +184,8 @@ def test_bytes_are_those_of_the_models_tensors(bits: int | None, dtype: torch.dt
     model = model_of(bits, dtype)
     sizes = Sizes(model.config, dtype.itemsize, bits)
     bank = model.blocks[0].moe.experts.bank
-    assert sizes.expert == sum(array[0].nbytes for array in vars(bank).values())
+    arrays = (*bank.matrices, bank.gate_up_bias, bank.down_bias)
+    assert sizes.expert == sum(array[0].nbytes for array in arrays)
     assert sizes.table == held(model.embedding) == held(model.lm_head)
     everything = held([model.embedding, model.blocks, model.norm, model.lm_head])
     assert sizes.weights == everything
