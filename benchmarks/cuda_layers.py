@@ -16,12 +16,11 @@ from typing import NamedTuple
 import torch
 
 from benchmarks.cuda_random import fill
-from benchmarks.cuda_setup import Bench, Row, Section, with_kernels
+from benchmarks.cuda_setup import Bench, Row, Section, watched, with_kernels
 from gptoss_mlx.cuda.agreement import copied, relative
 from gptoss_mlx.cuda.cache import Cache, State
 from gptoss_mlx.cuda.choice import AGREEMENT, Kernels
 from gptoss_mlx.cuda.model import Block, Transformer
-from gptoss_mlx.cuda.operands import Routed
 from gptoss_mlx.cuda.places import Chunk, Places, Step
 
 Take = Callable[[Cache], Places]
@@ -45,14 +44,8 @@ class Side:
     dtype: torch.dtype
 
     def compute(self, block: Block, x: torch.Tensor, parts: Inputs, take: Take) -> Given:
-        chosen: list[torch.Tensor] = []
-
-        def noted(logits: torch.Tensor, k: int, tile: int) -> Routed:
-            found = self.kernels.route(logits, k, tile)
-            chosen.append(found[0])
-            return found
-
-        own = with_kernels(block, replace(self.kernels, route=noted))
+        kernels, chosen = watched(self.kernels)
+        own = with_kernels(block, kernels)
         if self.dtype != x.dtype:
             widen(own, self.dtype)
         out, added = own(x.to(self.dtype), parts, take(self.cache))

@@ -190,7 +190,7 @@ def _prefill_attention(bench: Bench, tokens: int, seen: int, sliding: bool) -> P
         partial(work, q, kv, a.sinks, a.scale, a.window) for kv, a in zip(held, layers, strict=True)
     ]
     of = q.transpose(0, 1)[None]
-    # Where there are earlier keys, PyTorch's fast kernels see too many: a floor for its time only.
+    # Where there are earlier keys, PyTorch's fast kernels see all of the chunk's own as well.
     plain = [
         _sdpa(of, kv[:1], kv[1:], a, seen == tokens) for kv, a in zip(held, layers, strict=True)
     ]

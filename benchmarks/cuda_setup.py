@@ -19,6 +19,7 @@ from gptoss_mlx.cuda.cache import Cache, State
 from gptoss_mlx.cuda.choice import Kernels
 from gptoss_mlx.cuda.graph import Graphs
 from gptoss_mlx.cuda.model import Block, Transformer
+from gptoss_mlx.cuda.operands import Groups
 
 Row = dict[str, Any]
 Section = Iterator[Row]
@@ -255,6 +256,18 @@ def twin(
     captured = isinstance(model._step, Graphs) and not eager
     other._step = Graphs(other._one_each, other.device) if captured else other._one_each
     return other
+
+
+def watched(kernels: Kernels) -> tuple[Kernels, list[torch.Tensor]]:
+    """The same kernels, and a list that gets the experts [tokens, k] of every layer's choice."""
+    chosen: list[torch.Tensor] = []
+
+    def route(logits: torch.Tensor, k: int, tile: int) -> tuple[torch.Tensor, torch.Tensor, Groups]:
+        found = kernels.route(logits, k, tile)
+        chosen.append(found[0])
+        return found
+
+    return replace(kernels, route=route), chosen
 
 
 def with_kernels(block: Block, kernels: Kernels) -> Block:

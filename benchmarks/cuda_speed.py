@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 
 import torch
 
-from benchmarks.cuda_setup import GIB, Bench, Row, Section, at, tried, twin
+from benchmarks.cuda_setup import GIB, Bench, Row, Section, at, tried, twin, watched
 from benchmarks.cuda_timing import median, seconds
 from gptoss_mlx.cuda.cache import State
 from gptoss_mlx.cuda.choice import implementations
 from gptoss_mlx.cuda.device import driver_version
 from gptoss_mlx.cuda.model import Transformer
-from gptoss_mlx.cuda.operands import Routed
 
 PRODUCTS = 4  # in a row
 
@@ -190,14 +188,8 @@ def distinct_experts(
     bench: Bench, model: Transformer, ids: torch.Tensor, states: Sequence[State], context: int
 ) -> float:
     """Different experts that one step visits in a layer, on average over layers."""
-    chosen: list[torch.Tensor] = []
-
-    def noted(logits: torch.Tensor, k: int, tile: int) -> Routed:
-        found = bench.kernels.route(logits, k, tile)
-        chosen.append(found[0])
-        return found
-
-    looked_at = twin(model, kernels=replace(bench.kernels, route=noted), eager=True)
+    kernels, chosen = watched(bench.kernels)
+    looked_at = twin(model, kernels=kernels, eager=True)
     for state in states:
         state.offset = context - 1
     looked_at.decode_many(list(ids), states)

@@ -63,6 +63,9 @@ def show(console: Console, head: Row, sections: Mapping[str, Row]) -> None:
     for name, section in sections.items():
         for row in filter(_failed, section["rows"]):
             console.print(f"{name}: " + ", ".join(f"{k} {v}" for k, v in row.items()))
+    for row in sections.get("card", {}).get("rows", []):
+        if "operations" in row and shown(row["operations"]) != "all triton":
+            console.print(f"without kernels of their own: {shown(row['operations'])}")
     parts = [f"{name} {section['seconds']:.0f}" for name, section in sections.items()]
     console.print(f"seconds: checking kernels {head['checked_s']:.0f}, " + ", ".join(parts))
     table = Table(

@@ -10,7 +10,7 @@ import torch
 
 from gptoss_mlx.config import ModelConfig
 from gptoss_mlx.cuda import mxfp4
-from gptoss_mlx.cuda.choice import Kernels
+from gptoss_mlx.cuda.choice import Kernels, is_reference
 from gptoss_mlx.cuda.operands import Bank, Groups
 from gptoss_mlx.cuda.weights import Loader
 
@@ -44,9 +44,17 @@ class Experts:
         self._biases = [loader.dense(f"{self.prefix}.{n}_proj_bias") for n in ("gate_up", "down")]
 
     def pack(self) -> None:
-        """Arrange what was loaded for the kernels; nothing can be computed before."""
-        gate_up, down = self._loaded[:2], self._loaded[2:]
-        self.bank = Bank(*_packed(*gate_up), *_packed(*down), *self._biases)
+        """Arrange what was loaded for the kernels; nothing can be computed before.
+
+        Where there are none, a file's arrangement stays: it is quicker to load, and to dequantize.
+        """
+        packed = not all(is_reference(self.kernels, name) for name in ("moe_gate_up", "moe_down"))
+        gate_up, gate_up_scales, down, down_scales = self._loaded
+        if packed:
+            _pack(gate_up, gate_up_scales)
+            _pack(down, down_scales)
+        bias, down_bias = self._biases
+        self.bank = Bank(gate_up, gate_up_scales, down, down_scales, bias, down_bias, packed)
         del self._loaded, self._biases
 
     def __call__(self, x: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
@@ -71,15 +79,8 @@ class Experts:
         return gate_up, gate_up, down, down
 
 
-def _packed(blocks: torch.Tensor, scales: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _pack(blocks: torch.Tensor, scales: torch.Tensor) -> None:
     """`mxfp4.pack` in place, some experts at a time: blocks and scales [slots, rows, ..]."""
-    slots = len(blocks)
-    for i in range(0, slots, PACKED):
-        part = slice(i, i + PACKED)
-        new_blocks, new_scales = mxfp4.pack(blocks[part].clone(), scales[part].clone())
-        blocks[part].view(new_blocks.shape).copy_(new_blocks)
-        scales[part].view(new_scales.shape).copy_(new_scales)
-    return (
-        blocks.view(slots, *new_blocks.shape[1:]),
-        scales.view(slots, *new_scales.shape[1:]),
-    )
+    for i in range(0, len(blocks), PACKED):
+        some = slice(i, i + PACKED)
+        blocks[some], scales[some] = mxfp4.pack(blocks[some].clone(), scales[some].clone())

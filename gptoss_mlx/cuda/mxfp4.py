@@ -16,6 +16,7 @@ they are turned, so the last is in two parts.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
 GROUP = 32  # values to a scale
 VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
@@ -63,13 +64,20 @@ def unpack(blocks: torch.Tensor, scales: torch.Tensor) -> tuple[torch.Tensor, to
     return bytes_.reshape(blocks.shape), turned.reshape(scales.shape)
 
 
-def dequantize(blocks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """Packed blocks and scales -> float32 [..., outputs, inputs], exactly."""
-    blocks, scales = unpack(blocks, scales)
+def dequantize(blocks: torch.Tensor, scales: torch.Tensor, packed: bool = True) -> torch.Tensor:
+    """Blocks and scales -> float32 [..., outputs, inputs], exactly.
+
+    packed: as a bank keeps them for the kernels; else as a file holds them.
+    """
+    if packed:
+        blocks, scales = unpack(blocks, scales)
     values = torch.tensor((*VALUES, *(-v for v in VALUES)), device=blocks.device)
-    codes = torch.stack((blocks & 15, blocks >> 4), dim=-1).flatten(-2)
-    exponents = torch.repeat_interleave(scales.to(torch.int32) - BIAS, GROUP, dim=-1)
-    return torch.ldexp(values[codes.to(torch.int32)], exponents)
+    pairs = torch.stack((values.repeat(16), values.repeat_interleave(16)), dim=1)  # of a byte
+    powers = torch.ldexp(
+        torch.ones_like(values).repeat(16), torch.arange(256, device=blocks.device) - BIAS
+    )
+    numbers = F.embedding(blocks.int(), pairs).reshape(*scales.shape, GROUP)
+    return numbers.mul_(powers[scales.int()][..., None]).flatten(-2)
 
 
 def _left(words: torch.Tensor, turn: int) -> torch.Tensor:

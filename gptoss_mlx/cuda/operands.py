@@ -38,7 +38,9 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Bank:
-    """The experts of one layer that are on the device, as `mxfp4.pack` arranges them.
+    """The experts of one layer that are on the device.
+
+    packed: whether they are as `mxfp4.pack` arranges them for the kernels, or as files have them.
 
     Slot s of each array of the first two lines holds one expert; biases are kept by expert id.
     gate_up: blocks [slots, 2 * intermediate, hidden / 2] uint8, gate and up rows in turn, scales
@@ -52,10 +54,16 @@ class Bank:
     down_scales: torch.Tensor
     gate_up_bias: torch.Tensor
     down_bias: torch.Tensor
+    packed: bool = True
 
     @property
     def slots(self) -> int:
         return self.gate_up_blocks.shape[0]
+
+    @property
+    def matrices(self) -> tuple[torch.Tensor, ...]:
+        """What a slot holds: blocks and scales of gate_up, then of down."""
+        return self.gate_up_blocks, self.gate_up_scales, self.down_blocks, self.down_scales
 
 
 @dataclass(frozen=True)

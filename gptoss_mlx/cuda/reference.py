@@ -206,7 +206,8 @@ def moe_gate_up(
     width = bank.gate_up_bias.shape[1] // 2
     out = x.new_empty(experts.numel(), width)
     for pairs, slot in _tiles(groups):
-        weight = mxfp4.dequantize(bank.gate_up_blocks[slot], bank.gate_up_scales[slot])
+        matrix = bank.gate_up_blocks[slot], bank.gate_up_scales[slot]
+        weight = mxfp4.dequantize(*matrix, packed=bank.packed)
         bias = bank.gate_up_bias[experts.flatten()[pairs[0]]]
         y = F.linear(x[pairs // k], weight.to(x.dtype), bias).float()
         out[pairs] = swiglu(y, limit).to(x.dtype)
@@ -234,7 +235,8 @@ def moe_down(
     tokens, k = experts.shape
     out = h.new_empty(tokens * k, bank.down_bias.shape[1], dtype=torch.float32)
     for pairs, slot in _tiles(groups):
-        weight = mxfp4.dequantize(bank.down_blocks[slot], bank.down_scales[slot])
+        matrix = bank.down_blocks[slot], bank.down_scales[slot]
+        weight = mxfp4.dequantize(*matrix, packed=bank.packed)
         bias = bank.down_bias[experts.flatten()[pairs[0]]]
         y = F.linear(h[pairs], weight.to(h.dtype), bias).float()
         out[pairs] = y * weights.flatten()[pairs, None]

@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -170,18 +170,16 @@ class StreamedExperts:
         """Give an expert that has been read a slot, and queue its way there."""
         slot = self.table.claim(coming.expert, keep)
         assert slot is not None  # a wave is never larger than the bank
-        bank = self.experts.bank
-        arrays = [getattr(bank, field.name) for field in fields(bank)][: len(coming.parts)]
-        device = self.streaming.device
-        files = [
-            part.to(device, non_blocking=True).reshape(tensor.shape[1], -1)
-            for part, tensor in zip(coming.parts, self._files, strict=True)
-        ]
+        bank, device = self.experts.bank, self.streaming.device
+        parts = [part.to(device, non_blocking=True) for part in coming.parts]
         coming.buffer.sent()
-        for at in (0, 2):  # gate_up, down: blocks and scales
-            packed = mxfp4.pack(files[at], files[at + 1])
-            for array, value in zip(arrays[at : at + 2], packed, strict=True):
-                array[slot].copy_(value)
+        shaped = [
+            part.reshape(array.shape[1:]) for part, array in zip(parts, bank.matrices, strict=True)
+        ]
+        if bank.packed:
+            shaped = [*mxfp4.pack(*shaped[:2]), *mxfp4.pack(*shaped[2:])]
+        for array, part in zip(bank.matrices, shaped, strict=True):
+            array[slot].copy_(part)
 
     def _slots(self, visits: NDArray[np.int32]) -> NDArray[np.int64]:
         slot_of = np.full(self.experts.experts, -1, np.int64)

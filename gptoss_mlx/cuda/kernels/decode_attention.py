@@ -51,7 +51,7 @@ CONFIGS: Mapping[int, Config] = {
     90: Config(128, 4, 3),
     120: Config(64, 4, 3),
 }
-WIDE = Config(32, 4, 1)  # float32, multiplied without tensor cores
+WIDE = Config(64, 4, 1)  # float32, multiplied without tensor cores
 COMBINE_WARPS = 2
 
 
