@@ -265,8 +265,10 @@ def _bank(
         scales = torch.randint(118, 124, (slots, outputs, inputs // mxfp4.GROUP), generator=make)
         packed = mxfp4.pack(blocks.to(torch.uint8), scales.to(torch.uint8))
         arrays += [array.to(device) for array in packed]
-    biases = (torch.randn(experts, n, generator=make) for n in (2 * width, hidden))
-    return Bank(*arrays, *(bias.to(device, dtype) for bias in biases))
+    for outputs in (2 * width, hidden):
+        arrays.append(torch.randn(experts, outputs, generator=make).to(device, dtype))
+    a, b, c, d, gate_up_bias, down_bias = arrays
+    return Bank(a, b, c, d, gate_up_bias, down_bias, packed=True)
 
 
 def builds(capability: int) -> Iterator[Build]:
