@@ -11,6 +11,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any
@@ -65,13 +66,16 @@ class Checkpoint:
         _check_expected(source, tensors, expected_tensors(config, folder / "config.json"))
         return cls(folder, config, MappingProxyType(tensors))
 
-    def check_scales(self, progress: Progress | None = None) -> None:
-        """Read every E8M0 scale once; 255 is NaN and raises CheckpointError with its place."""
+    def check_scales(self, progress: Progress | None = None, most: int = NAN_SCALE - 1) -> None:
+        """Read every E8M0 scale once. One above `most` raises CheckpointError with its place; 255,
+        which is NaN, always does.
+        """
         pieces = list(self._scale_pieces())
         total, done = sum(piece.nbytes for _, piece in pieces), 0
         pool = ThreadPoolExecutor(_READERS, thread_name_prefix="scales")
         try:
-            for problem, (_, piece) in zip(pool.map(_scale_problem, pieces), pieces, strict=True):
+            problems = pool.map(partial(_scale_problem, most=most), pieces)
+            for problem, (_, piece) in zip(problems, pieces, strict=True):
                 if problem is not None:
                     raise CheckpointError(problem)
                 done += piece.nbytes
@@ -268,14 +272,15 @@ def _mapped(path: Path) -> mmap.mmap:
         raise CheckpointError(f"{path}: cannot be mapped: {error.strerror}") from error
 
 
-def _scale_problem(item: tuple[str, Tensor]) -> str | None:
+def _scale_problem(item: tuple[str, Tensor], most: int) -> str | None:
     where, tensor = item
     scales = np.empty(tensor.nbytes, np.uint8)
     read_into(tensor, scales.data)
-    if tensor.nbytes == 0 or scales.max() != NAN_SCALE:
+    if tensor.nbytes == 0 or scales.max() <= most:
         return None
     place = int(scales.argmax())
+    found = "255 (NaN)" if scales[place] == NAN_SCALE else str(scales[place])
     return (
-        f"{tensor.path}: tensor {tensor.name}{where} has the scale 255 (NaN) at byte"
-        f" {tensor.offset + place}; the highest is 254"
+        f"{tensor.path}: tensor {tensor.name}{where} has the scale {found} at byte"
+        f" {tensor.offset + place}; the highest is {most}"
     )

@@ -48,7 +48,7 @@ class Experts:
 
         Where there are none, a file's arrangement stays: it is quicker to load, and to dequantize.
         """
-        packed = not all(is_reference(self.kernels, name) for name in ("moe_gate_up", "moe_down"))
+        packed = on_kernels(self.kernels)
         gate_up, gate_up_scales, down, down_scales = self._loaded
         if packed:
             _pack(gate_up, gate_up_scales)
@@ -77,6 +77,11 @@ class Experts:
     def _rows(config: ModelConfig) -> tuple[int, int, int, int]:
         gate_up, down = 2 * config.intermediate_size, config.hidden_size
         return gate_up, gate_up, down, down
+
+
+def on_kernels(kernels: Kernels) -> bool:
+    """Whether experts are computed by kernels, at least in part."""
+    return not all(is_reference(kernels, name) for name in ("moe_gate_up", "moe_down"))
 
 
 def _pack(blocks: torch.Tensor, scales: torch.Tensor) -> None:

@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 
 from gptoss_mlx.checkpoint import Checkpoint, Progress
 from gptoss_mlx.config import ModelConfig
+from gptoss_mlx.cuda import mxfp4
 from gptoss_mlx.cuda.cache import Cache, State
 from gptoss_mlx.cuda.choice import Kernels, choose_kernels
-from gptoss_mlx.cuda.experts import Experts
+from gptoss_mlx.cuda.experts import Experts, on_kernels
 from gptoss_mlx.cuda.graph import Graphs
 from gptoss_mlx.cuda.operands import Heads, Matrix
 from gptoss_mlx.cuda.places import Chunk, Places, Step
@@ -294,7 +295,6 @@ def open_model(
     compute: torch.dtype = getattr(
         torch, dtype or ("bfloat16" if place.type == "cuda" else "float32")
     )
-    checkpoint.check_scales()
     slots = slots or config.num_local_experts
     if not config.num_experts_per_tok <= slots <= config.num_local_experts:
         raise ValueError(f"{slots} slots are not within one token's experts and all of them")
@@ -305,6 +305,7 @@ def open_model(
     total = _bytes_to_read(checkpoint, slots)
     with launching_on(place):
         kernels = kernels or choose_kernels(place, compute)
+        checkpoint.check_scales(most=mxfp4.MOST_SCALE if on_kernels(kernels) else 254)
         with Loader(checkpoint, compute, place, total, progress) as loader:
             model = Transformer(config, loader, kernels, cache, chunk, streaming)
             loader.finish()

@@ -27,6 +27,15 @@ PLACE = 0x81C0  # of a code in 16 bits: its sign at bit 15, its magnitude at bit
 PARTS = ((0, 0, PLACE), (1, 6, PLACE), (2, 12, PLACE), (3, 10, 0x8180), (3, 2, 0x0040))
 """(quarter, turn, bits) of a word turned left that are bits of the quarter's codes."""
 
+HELD = 60
+"""Kernels hold weights in bfloat16 times 2^-HELD, which their sum undoes.
+
+A code in bfloat16's place is its value times 2^-126, and no multiplier is above 2^127, so one
+multiplication is exact for 134 scales and no more: here 55 to 188, weights from 2^-73 to 2^63.
+Below, weights are rounded; a scale above is refused when a model is opened.
+"""
+LEAST_SCALE, MOST_SCALE = HELD - 5, HELD + 128
+
 
 def pack(blocks: torch.Tensor, scales: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """What a file holds -> what a bank keeps, the same bytes and shapes in all.

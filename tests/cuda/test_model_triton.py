@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import numpy as np
 import pytest
 
 from benchmarks.make_checkpoint import Shape
+from gptoss_mlx.checkpoint import Checkpoint
+from gptoss_mlx.errors import CheckpointError
 from tests.backends import open_on
 from tests.comparison import argmax_agreement, fresh, relative_l2
 from tests.quantized import write_quantized
@@ -104,3 +107,22 @@ def test_a_released_folder_is_only_read(folder: Path) -> None:
     fresh(on_kernels(folder), tokens(SHAPE.vocab, 3))
     assert look() == before
     assert len(before) > 1
+
+
+@pytest.mark.parametrize("scale", [188, 189])
+def test_scales_that_the_kernels_cannot_hold_are_refused(
+    folder: Path, tmp_path: Path, scale: int
+) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    with Checkpoint.open(copy) as checkpoint:
+        tensor = checkpoint.tensors["model.layers.1.mlp.experts.down_proj_scales"]
+    with tensor.path.open("r+b") as file:
+        file.seek(tensor.offset + 7)
+        file.write(bytes([scale]))
+    open_on("torch", copy)
+    if scale == 188:
+        on_kernels(copy)
+        return
+    place = f"down_proj_scales of expert 0 has the scale 189 at byte {tensor.offset + 7}"
+    with pytest.raises(CheckpointError, match=f"{place}; the highest is 188"):
+        on_kernels(copy)

@@ -78,8 +78,8 @@ def test_the_instructions_for_a_card_give_every_code_under_every_scale_they_prom
     for factor in (1, 40503):  # odd: other pairs of halves
         words = low | (low * np.uint32(factor) % np.uint32(1 << 16)) << np.uint32(16)
         outputs = len(words) // 4
-        promised = experts.MOST_SCALE - experts.LEAST_SCALE + 1
-        scales = (np.arange(outputs) % promised + experts.LEAST_SCALE).astype(np.uint32)
+        promised = mxfp4.MOST_SCALE - mxfp4.LEAST_SCALE + 1
+        scales = (np.arange(outputs) % promised + mxfp4.LEAST_SCALE).astype(np.uint32)
         multipliers = (scales * np.uint32(0x00800080) + np.uint32(experts._OFFSET.value)).repeat(4)
         quarters = ptx.run(experts.PTX.value, [words, multipliers], 4)
         held = np.stack([quarter.reshape(-1, 4) for quarter in quarters], axis=1)

@@ -15,16 +15,7 @@ import triton
 import triton.language as tl
 
 from gptoss_mlx.cuda.kernels.build import INTERPRETED
-from gptoss_mlx.cuda.mxfp4 import PARTS, PLACE
-
-HELD = 60
-"""Weights in bfloat16 are held times 2^-HELD, which their sum undoes.
-
-A code in bfloat16's place is its value times 2^-126, and no multiplier is above 2^127, so one
-multiplication is exact for 134 scales and no more: here 55 to 188, weights from 2^-73 to 2^63.
-Below, weights are rounded; above, they are wrong.
-"""
-LEAST_SCALE, MOST_SCALE = HELD - 5, HELD + 128
+from gptoss_mlx.cuda.mxfp4 import HELD, PARTS, PLACE
 
 _OFFSET = tl.constexpr((126 - HELD) * 0x00800080)  # in the exponents of two multipliers
 _UNDO = tl.constexpr(2.0**HELD)
