@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
+from typing import ClassVar
 
 from gptoss_mlx.buffers import Buffer, Choice, MiB, Sizes
 from gptoss_mlx.config import QuantizationSpec
@@ -66,7 +67,7 @@ CPU_SHAPES = 32 * MiB
 """What oneDNN, which multiplies bfloat16, keeps of shapes it has met; see heap.keep_few_shapes."""
 
 CPU_HEADROOM = 48 * MiB
-"""With it, peaks of benchmarks/bench_plan.py --torch are 96 to 98 % of the sum; 86 to 88 % where
+"""With it, peaks of benchmarks/bench_plan.py --torch are 94 to 98 % of the sum; 86 to 88 % where
 four sequences take fewer snapshots than they may, and where a conversion's matrices are widened."""
 
 _FLOAT = 4  # bytes
@@ -78,6 +79,8 @@ class TorchSizes(Sizes):
 
     cache_limits = (0,)
     embeddings = ("resident",)
+    packs: ClassVar[bool] = True
+    """Whether experts are rearranged for kernels."""
 
     def spec(self, module: str) -> QuantizationSpec | None:
         """How the checkpoint quantizes a module's matrix."""
@@ -150,8 +153,8 @@ class TorchSizes(Sizes):
                 yield values * spec.bits // 8 + joined + 3 * spec.bits * WIDENED
 
     def packing(self, experts: int) -> int:
-        """So many experts, rearranged."""
-        return (2 * experts + 10) * self.expert
+        """So many experts, being rearranged."""
+        return (2 * experts + 10) * self.expert if self.packs else 0
 
     @cached_property
     def pair(self) -> int:
@@ -253,6 +256,7 @@ class TorchCPUSizes(TorchSizes):
     """On a CPU, with the plain operations of cuda/reference.py."""
 
     gpu = False
+    packs = False
 
     def buffers(self, choice: Choice) -> tuple[Buffer, ...]:
         staged = STAGED * self.expert if choice.slots < self.config.num_local_experts else 0
@@ -268,13 +272,13 @@ class TorchCPUSizes(TorchSizes):
         """The most that one phase holds for a moment: opening the model, a chunk's attention or
         experts in one layer, a step's attention, a matrix or an expert becoming floats, a choice.
 
-        An expert's gate and up take 25.5 bytes a value, and the phases fit 6 shapes within 8 %.
+        An expert's gate and up take 6 bytes a value, and the phases fit 6 shapes within 8 %.
         """
         config, tokens = self.config, min(choice.chunk, choice.context)
         seen = choice.context
         if not self.full_layers:
             seen = min(seen, tokens + config.sliding_window)
-        gate_up = 51 * config.intermediate_size * config.hidden_size
+        gate_up = 12 * config.intermediate_size * config.hidden_size
         experts = gate_up + tokens * self.pair + self.routing(tokens)
         chunk = tokens * (self.qkv + 4 * config.hidden_size * self.width)
         reading = chunk + max(
