@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from gptoss_mlx.errors import DeviceError
 from gptoss_mlx.machine import Machine
-from gptoss_mlx.torch_buffers import CUDA_CONTEXT
 
 BACKENDS = ("mlx", "torch", "cuda")
 """What may be asked for; "cuda" is PyTorch on a card."""
@@ -67,6 +66,7 @@ def machine_of(chosen: Backend) -> Machine:
     if chosen.device == "cpu":
         return device.this_computer("torch")
     from gptoss_mlx.cuda.device import find_card
+    from gptoss_mlx.torch_buffers import CUDA_CONTEXT
 
     card = find_card(_number(chosen.device))
     # By now CUDA has been started on the card; a plan counts what that took with the rest.
