@@ -32,7 +32,7 @@ def numbers(blocks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     return table[codes] * powers
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(
     slots=st.integers(1, 3), rows=st.integers(1, 4), groups=st.integers(1, 5), seed=st.integers(0)
 )
