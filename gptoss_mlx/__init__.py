@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gptoss_mlx.errors import (
+    CapacityError,
     CheckpointError,
     ConfigError,
     ContextError,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "CapacityError",
     "CheckpointError",
     "ConfigError",
     "ContextError",

@@ -88,18 +88,15 @@ def _experts(plan: Plan | None, stats: Mapping[str, float]) -> Iterator[str]:
     """What streaming them took, in all streams so far."""
     if plan is None or plan.resident:
         return
-    hits, misses, guessed = (stats[name] for name in ("hits", "misses", "guessed"))
+    hits, misses = stats["hits"], stats["misses"]
     rate = 100 * hits / max(1, hits + misses)
-    foreseen = 100 * stats["guessed_right"] / max(1, guessed)
-    yield (
-        f"{'experts':12}{plan.slots} of {plan.experts} a layer in memory, hits {rate:.1f} %,"
-        f" foreseen {foreseen:.1f} %"
-    )
-    yield (
-        f"{'':12}{show_bytes(int(stats['bytes_read']))} read,"
-        f" {stats['stall']:.2f} s waited for, {int(stats['prefetch_used'])} of"
-        f" {int(stats['prefetched'])} early reads used"
-    )
+    held = f"{'experts':12}{plan.slots} of {plan.experts} a layer in memory, hits {rate:.1f} %"
+    read = f"{'':12}{show_bytes(int(stats['bytes_read']))} read, {stats['stall']:.2f} s waited for"
+    if "guessed" in stats:  # PyTorch does not read ahead
+        foreseen = 100 * stats["guessed_right"] / max(1, stats["guessed"])
+        held += f", foreseen {foreseen:.1f} %"
+        read += f", {int(stats['prefetch_used'])} of {int(stats['prefetched'])} early reads used"
+    yield from (held, read)
 
 
 def _timings(timings: Timings, load_time: float) -> dict[str, float]:

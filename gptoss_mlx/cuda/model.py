@@ -59,9 +59,9 @@ class Attention:
         qkv = self.kernels.linear(h, self.qkv, self.qkv_bias)
         return self.kernels.linear(places.attend(qkv, self), self.o, self.o_bias)
 
-    def keep(self, h: torch.Tensor, places: Places) -> None:
+    def keep(self, h: torch.Tensor, chunk: Chunk) -> None:
         """Only remember the tokens' keys and values."""
-        places.write(self.kernels.linear(h, self.qkv, self.qkv_bias), self)
+        chunk.write(self.kernels.linear(h, self.qkv, self.qkv_bias), self)
 
 
 class MoE:
@@ -130,10 +130,10 @@ class Block:
         x, h = self.between(x, self.attention(h, places)[:, None])
         return x, self.moe(h)
 
-    def keep(self, x: torch.Tensor, parts: torch.Tensor | None, places: Places) -> None:
+    def keep(self, x: torch.Tensor, parts: torch.Tensor | None, chunk: Chunk) -> None:
         """What the sequence remembers of this block, and nothing else."""
         _, h = self.before(x, parts)
-        self.attention.keep(h, places)
+        self.attention.keep(h, chunk)
 
 
 class Transformer:

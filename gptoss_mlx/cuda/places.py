@@ -21,9 +21,6 @@ class Places(Protocol):
     def attend(self, qkv: torch.Tensor, layer: Attention) -> torch.Tensor:
         """Remember the tokens' keys and values, and look: -> [tokens, heads * head_dim]."""
 
-    def write(self, qkv: torch.Tensor, layer: Attention) -> None:
-        """Only remember them."""
-
 
 class Step:
     """positions and rows [sequences], int32."""
@@ -36,9 +33,6 @@ class Step:
         lengths = self._seen if layer.window is None else self._seen_in_ring
         held = self.cache.layers[layer.layer]
         return layer.kernels.decode_attention(q, held, self.rows, lengths, layer.sinks, layer.scale)
-
-    def write(self, qkv: torch.Tensor, layer: Attention) -> None:
-        self._rotate(qkv, layer)
 
     def _rotate(self, qkv: torch.Tensor, layer: Attention) -> torch.Tensor:
         places = self.positions if layer.window is None else self._ring
@@ -82,6 +76,7 @@ class Chunk:
         return y
 
     def write(self, qkv: torch.Tensor, layer: Attention) -> None:
+        """Only remember the tokens' keys and values."""
         _, kv = self._rotate(qkv, layer)
         self._settle(kv, layer)
 

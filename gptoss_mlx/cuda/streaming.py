@@ -60,9 +60,10 @@ class Streaming:
         if len(self._buffers) < STAGED:
             self._buffers.append(Buffer(nbytes, self.device))
             return self._buffers[-1]
+        buffer = self._buffers[self._next]
         self._next = (self._next + 1) % STAGED
-        self._buffers[self._next].wait()
-        return self._buffers[self._next]
+        buffer.wait()
+        return buffer
 
 
 class Buffer:
@@ -119,9 +120,9 @@ class StreamedExperts:
         out = x.new_empty(chosen.size, x.shape[1], dtype=torch.float32)
         with self._changing():
             for wave in self._waves(np.unique(chosen).tolist()):
-                pairs = self._on_device(np.flatnonzero(np.isin(chosen, wave)))
-                visits = chosen.reshape(-1, 1)[np.isin(chosen.reshape(-1), wave)]
-                slots = self._on_device(self._slots(visits)).int()
+                visits = np.flatnonzero(np.isin(chosen, wave))
+                slots = self._on_device(self._slots(chosen.reshape(-1, 1)[visits])).int()
+                pairs = self._on_device(visits)
                 tile = kernels.tile_for(len(pairs), self.experts.size)
                 groups = kernels.group_pairs(slots, self.experts.size, tile)
                 token = torch.div(pairs, chosen.shape[1], rounding_mode="floor")

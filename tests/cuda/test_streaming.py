@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,10 @@ from hypothesis import strategies as st
 
 from benchmarks.make_checkpoint import Shape
 from gptoss_mlx.errors import CheckpointError
+from gptoss_mlx.events import FinishEvent, Timings
+from gptoss_mlx.machine import Machine
+from gptoss_mlx.memory import make_plan
+from gptoss_mlx.report import table
 from tests.backends import open_on
 from tests.comparison import fresh
 from tests.shapes import tokens
@@ -124,3 +129,16 @@ def test_a_changed_file_is_noticed(checkpoint_of: Callable[..., Path], tmp_path:
 def test_slots_must_hold_one_tokens_experts(checkpoint_of: Callable[..., Path], slots: int) -> None:
     with pytest.raises(ValueError, match=f"{slots} slots are not within"):
         open_on("torch", checkpoint_of(SHAPE), slots=slots)
+
+
+def test_the_command_shows_what_was_brought(checkpoint_of: Callable[..., Path]) -> None:
+    """Its table takes what this backend counts, which knows no guesses."""
+    model = open_on("torch", checkpoint_of(SHAPE), slots=6)
+    fresh(model, tokens(SHAPE.vocab, 3))
+    plan = make_plan(model.config, Machine("a CPU", 1 << 34, None, False, "torch"))
+    plan = replace(plan, slots=6)
+    finish = FinishEvent("stop", 3, 1, 0, Timings(1.0, 1.0, 1.0, 3, 0, 1))
+    shown = table(finish, 1.0, plan, model.stats())
+    assert "6 of 12 a layer in memory, hits" in shown
+    assert "waited for\n" in shown
+    assert "foreseen" not in shown
