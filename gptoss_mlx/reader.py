@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from gptoss_mlx.errors import CheckpointError
+from gptoss_mlx.regular import open_regular
 from gptoss_mlx.shard import Tensor
 
 PIECE = 2 << 20  # bytes a thread reads at a time: several threads share an expert's matrix
@@ -36,7 +38,7 @@ class Load:
 
     def wait(self) -> None:
         """Until all is read. Raises CheckpointError if something cannot be."""
-        wait(self._reads)
+        self._end()
         for read in self._reads:
             read.result()
 
@@ -52,8 +54,19 @@ class Load:
         """Start no more reads and wait for those running; True if all had been read after all."""
         for read in self._reads:
             read.cancel()
-        wait(self._reads)
+        self._end()
         return self.succeeded()
+
+    def _end(self) -> None:
+        """Until no thread writes any more.
+
+        Not `concurrent.futures.wait`: a read that its pool cancelled at shutdown never counts as
+        done there, and the wait would not end.
+        """
+        for read in self._reads:
+            if not read.cancelled():
+                with suppress(CancelledError):  # between the two lines
+                    read.exception()
 
 
 class FileReader:
@@ -97,7 +110,7 @@ class FileReader:
 
 def _opened(path: Path) -> _OpenFile:
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = open_regular(path)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be opened: {error.strerror}") from error
     status = os.fstat(descriptor)

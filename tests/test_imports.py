@@ -37,7 +37,7 @@ ROWS = [
     {"config"},
     {"jsonfile"},
     {"machine"},
-    {"errors", "paths", "disk", "released", "heap", "units"},
+    {"errors", "paths", "disk", "released", "heap", "regular", "units"},
 ]
 WITHOUT_TENSORS = {
     "__init__",
@@ -65,6 +65,7 @@ WITHOUT_TENSORS = {
     "clock",
     "question",
     "recipe",
+    "regular",
     "released",
     "request",
     "result",

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
+from concurrent.futures import CancelledError
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -95,6 +98,48 @@ def test_what_is_abandoned_has_stopped_writing(path: Path) -> None:
     first.wait()
     assert first.abandon()
     np.testing.assert_array_equal(out, DATA[:9000])
+
+
+def test_a_read_that_a_stop_left_in_the_queue_can_be_abandoned(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One layer's read fails and stops the reader while another layer's read waits its turn."""
+    gate, preadv = threading.Event(), os.preadv
+
+    def held(*arguments: Any) -> int:
+        gate.wait()
+        return preadv(*arguments)
+
+    monkeypatch.setattr(os, "preadv", held)
+    reader = FileReader([path], threads=1)
+    out = memoryview(bytearray(100))
+    running = reader.read([(_tensor(path, 0, 100), out)])
+    queued = reader.read([(_tensor(path, 0, 100), memoryview(bytearray(100)))])
+    stopping = threading.Thread(target=reader.stop)
+    stopping.start()
+    while not queued.failed():  # cancelled by the stop
+        assert stopping.is_alive()
+    gate.set()
+    stopping.join()
+    running.wait()
+    assert not queued.abandon()
+    with pytest.raises(CancelledError):
+        queued.wait()
+    reader.read([(_tensor(path, 0, 100), out)]).wait()
+    assert bytes(out) == DATA[:100].tobytes()
+
+
+@pytest.mark.parametrize("special", ["a named pipe", "a folder", "a device"])
+def test_only_regular_files_are_opened(special: str, tmp_path: Path) -> None:
+    path = tmp_path / "special"
+    if special == "a named pipe":
+        os.mkfifo(path)
+    elif special == "a folder":
+        path.mkdir()
+    else:
+        path.symlink_to("/dev/zero")
+    with pytest.raises(CheckpointError, match=f"special: cannot be opened: {special}, not a"):
+        FileReader([path])
 
 
 def test_files_are_closed_with_the_reader(path: Path) -> None:
