@@ -18,7 +18,7 @@ Stored = dict[str, tuple[str, tuple[int, ...], bytes]]
 
 
 def convert(source: Path, folder: Path, recipe: str = "bf16", target: str = "mlx") -> Path:
-    Conversion.prepare(source, folder, target=target, recipe=recipe).run("the same command")
+    Conversion.prepare(source, folder, target=target, recipe=recipe).run()
     return folder
 
 

@@ -284,7 +284,7 @@ def test_a_source_that_changes_meanwhile_is_not_believed(
 
     conversion = Conversion.prepare(source, made, target="mlx", recipe="8")
     with pytest.raises((ConversionError, CheckpointError)) as caught:
-        conversion.run("the command", meanwhile)
+        conversion.run(meanwhile)
     if change != "gone":
         assert str(caught.value) == (
             f"source: changed while it was converted; delete {made} and begin once more"
@@ -317,7 +317,7 @@ def test_progress_goes_up_to_the_total_from_whatever_was_there(
         refusal(release, made, "--bits", "8")
     conversion = Conversion.prepare(release, made, target="mlx", recipe="8")
     steps: list[tuple[int, int]] = []
-    conversion.run("the command", lambda done, total: steps.append((done, total)))
+    conversion.run(lambda done, total: steps.append((done, total)))
     total = sum(task.nbytes for task in conversion.plan.tasks)
     assert steps == sorted(steps)
     assert steps[-1] == (total, total)
