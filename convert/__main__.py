@@ -78,8 +78,6 @@ def main(
         if state == "complete":
             say(f"{dest}: is complete already")
         else:
-            if conversion.note is not None:
-                say(conversion.note)
             try:
                 with Bar("converting", "bytes", shown=shown, after=_BAR_AFTER) as bar:
                     written = conversion.run(bar.update)
@@ -88,6 +86,8 @@ def main(
                     say(f"{dest}: is unfinished; `{_again(source, dest, bits, target)}` goes on")
                 raise
             say(f"{dest}: {written:,} bytes written")
+            if conversion.note is not None:
+                say(conversion.note)
         if verify:
             with Bar("verifying", "bytes", shown=shown, after=_BAR_AFTER) as bar:
                 count = conversion.verify(bar.update)

@@ -25,7 +25,11 @@ def manifest(source: Source, plan: Plan, hashes: Mapping[str, str]) -> bytes:
     content: SHA-256 that names the source, whatever it is called. files: the bytes of every other
     file, with the SHA-256 of those that hold no tensors. tensors: SHA-256 by name.
     """
-    return (json.dumps(record(source, plan, hashes), indent=1) + "\n").encode()
+    return text(record(source, plan, hashes))
+
+
+def text(record: Mapping[str, Any]) -> bytes:
+    return (json.dumps(record, indent=1) + "\n").encode()
 
 
 def record(source: Source, plan: Plan, hashes: Mapping[str, str]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from gptoss_mlx.regular import open_regular, read_regular
 
 from . import folder as own
 from . import journal
-from .manifest import read_manifest, record, sizes
+from .manifest import read_manifest, record, sizes, text
 from .plan import File, Plan
 from .source import MANIFEST, Source
 
@@ -135,6 +135,7 @@ def _check_manifest(source: Source, plan: Plan, folder: Path) -> None:
     for key in sorted(expected.keys() | found.keys()):
         if key not in ("tool", "source") and found.get(key) != expected.get(key):
             raise _damaged(folder, key)
+    _check_size(folder / MANIFEST, len(text(found)))
 
 
 def _are_hashes(value: Any) -> TypeGuard[dict[str, str]]:

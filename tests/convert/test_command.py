@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from convert import __main__ as command
-from convert import destination
+from convert import weights
 from convert.conversion import Conversion
 from gptoss_mlx.checkpoint import UNFINISHED, Checkpoint
 from gptoss_mlx.jsonfile import read_json
@@ -45,7 +45,7 @@ def test_a_dry_run_writes_nothing_and_shows_the_sums(release: Path, tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
     rows = _rows(shown.stdout)
     parts = ["experts", "expert biases", "embedding", "attention", "router", "head"]
-    assert list(rows) == [*parts, "norms, sinks", "in all"]
+    assert list(rows) == [*parts, "norms, sinks", "other files", "in all"]
     assert {part: rows[part][0] for part in parts} == {
         "experts": "mxfp4",
         "expert biases": "bf16",
@@ -55,13 +55,11 @@ def test_a_dry_run_writes_nothing_and_shows_the_sums(release: Path, tmp_path: Pa
         "head": "6-bit",
     }
     whole = rows.pop("in all")
-    assert whole[0] == "1 file"
     assert whole[1] == sum(before for _, before, _ in rows.values())
     data = sum(after for _, _, after in rows.values())
     convert(release, made, "mixed")
-    assert whole[2] == (made / "model.safetensors").stat().st_size
-    index = read_json(made / "model.safetensors.index.json")
-    assert data == index["metadata"]["total_size"]
+    assert whole[0] == f"{len(contents(made))} files"
+    assert whole[2] == data == sum(map(len, contents(made).values()))
     embedding = 256 * (128 * 8 // 8 + 128 // 64 * 4)
     assert rows["embedding"] == ("8-bit", 256 * 128 * 2, embedding)
     assert f"still to write: {whole[2]:,} bytes; free there: " in shown.stdout
@@ -86,7 +84,7 @@ def test_a_dry_run_changes_nothing_of_what_is_complete(release: Path, tmp_path: 
 
 def test_words_go_to_stderr_and_quiet_has_none(release: Path, tmp_path: Path) -> None:
     loud = run(release, tmp_path / "loud", "--verify")
-    nbytes = (tmp_path / "loud" / "model.safetensors").stat().st_size
+    nbytes = sum(map(len, contents(tmp_path / "loud").values()))
     assert (loud.exit_code, loud.stdout) == (0, "")
     first, second = loud.stderr.splitlines()
     assert first == f"{tmp_path / 'loud'}: {nbytes:,} bytes written"
@@ -169,8 +167,11 @@ def test_an_id_is_located_and_recorded_under_its_name(
     assert run("openai/gpt-oss-20b", made).exit_code == 0
     assert asked == [("openai/gpt-oss-20b", ("LICENSE*", "README.md", "USAGE*"))]
     recorded = read_json(made / "conversion.json")["source"]
+    content = recorded.pop("content")
     assert recorded == {"kind": "released", "name": "openai/gpt-oss-20b"}
-    assert run("openai/gpt-oss-20b", made).stderr == f"{made}: is complete already\n"
+    assert re.fullmatch("[0-9a-f]{64}", content)
+    for source in ("openai/gpt-oss-20b", release):  # it is the same, whatever it is called
+        assert run(source, made).stderr == f"{made}: is complete already\n"
 
 
 def test_ctrl_c_ends_with_130_and_says_how_to_go_on(
@@ -185,9 +186,9 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on(
             raise KeyboardInterrupt
         return real(*arguments)
 
-    real = destination.made
+    real = weights.made
     with monkeypatch.context() as patch:
-        patch.setattr(destination, "made", interrupted)
+        patch.setattr(weights, "made", interrupted)
         result = run(release, made, "--bits", "8")
     assert (result.exit_code, result.stdout) == (130, "")
     again = f"python -m convert {release} {made} --bits 8"
