@@ -16,7 +16,7 @@ from convert import weights
 from convert.conversion import Conversion
 from gptoss_mlx.checkpoint import UNFINISHED, Checkpoint
 from gptoss_mlx.jsonfile import read_json
-from tests.convert.layouts import write_gguf
+from tests.convert.layouts import write_gguf, write_mlx_lm
 from tests.convert.results import contents, convert, refusal, run
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -95,6 +95,33 @@ def test_words_go_to_stderr_and_quiet_has_none(release: Path, tmp_path: Path) ->
     assert (quiet.exit_code, quiet.output) == (0, "")
     assert contents(tmp_path / "quiet") == contents(tmp_path / "loud")
     assert run(release, tmp_path / "quiet", "--quiet").output == ""
+
+
+NOTE = re.compile(
+    r"source: holds weights in (\d+\.\d) bits each that become larger here;"
+    r" their quality stays that of the source"
+)
+
+
+@pytest.mark.parametrize(
+    ("source_bits", "bits", "told"),
+    [(4, "8", "4.5"), (4, "bf16", "4.5"), (8, "bf16", "8.5"), (8, "6", None), (4, "4", None)],
+)
+def test_what_becomes_larger_than_its_source_is_said_to_be_no_better(
+    source_bits: int, bits: str, told: str | None, release: Path, tmp_path: Path
+) -> None:
+    source = write_mlx_lm(release, tmp_path / "source", rest=source_bits)
+    shown = run(source, tmp_path / "made", "--bits", bits, "--dry-run")
+    made = run(source, tmp_path / "made", "--bits", bits)
+    for words in (shown.stdout, made.stderr):
+        notes = [match[1] for match in map(NOTE.fullmatch, words.splitlines()) if match]
+        assert notes == ([] if told is None else [told])
+
+
+def test_a_release_becomes_no_larger_without_loss(release: Path, tmp_path: Path) -> None:
+    for i, source in enumerate((release, write_gguf(release, tmp_path / "model.gguf"))):
+        for bits in ("bf16", "8"):
+            assert "quality" not in run(source, tmp_path / f"{i} {bits}", "--bits", bits).stderr
 
 
 def test_the_default_is_mixed_to_mlx(release: Path, tmp_path: Path) -> None:
