@@ -205,7 +205,7 @@ def _convert(released: Path, folder: Path) -> None:
     from gptoss_mlx.recipe import RECIPES
 
     source = open_source(released)
-    destination.write(source, to_mlx(source, RECIPES["8"]), folder, resume="")
+    destination.write(source, to_mlx(source, RECIPES["8"]), folder)
 
 
 def _plain(costs: Costs) -> dict[str, Any]:

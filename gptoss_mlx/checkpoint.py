@@ -9,6 +9,8 @@ dtype and shape, at a valid place in a file. No MLX, no torch.
 from __future__ import annotations
 
 import mmap
+import os
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -22,6 +24,8 @@ from numpy.typing import NDArray
 from gptoss_mlx.config import MXFP4_BLOCK, ModelConfig
 from gptoss_mlx.errors import CheckpointError
 from gptoss_mlx.jsonfile import parse_json, read_json, shown
+from gptoss_mlx.recipe import RECIPES
+from gptoss_mlx.regular import read_regular
 from gptoss_mlx.shard import NUMPY, Tensor, read_into, read_shard
 
 __all__ = ["Checkpoint", "Progress", "Tensor", "expected_tensors", "read_into"]
@@ -35,7 +39,7 @@ NAN_SCALE = 255
 UNFINISHED = "unfinished-conversion.jsonl"
 """The converter's journal; a folder that holds one is no checkpoint yet."""
 
-_LINE_LIMIT = 1 << 16
+_JOURNAL_LIMIT = 16 << 20
 _READERS = 4
 
 Expected = dict[str, tuple[str, tuple[int, ...]]]
@@ -57,7 +61,7 @@ class Checkpoint:
         """Validate and open a folder. Raises CheckpointError (ConfigError for config.json)."""
         if not folder.is_dir():
             raise CheckpointError(f"{folder}: is not a folder")
-        if (folder / UNFINISHED).exists():
+        if os.path.lexists(folder / UNFINISHED):
             raise CheckpointError(
                 f"{folder}: is an unfinished conversion; {_how_to_resume(folder)}"
             )
@@ -119,13 +123,24 @@ class Checkpoint:
 
 
 def _how_to_resume(folder: Path) -> str:
-    """What the first line of the converter's journal says to run."""
+    """The command that goes on, made from the options in the journal's first line.
+
+    Only options the converter knows are believed: the file may be anyone's.
+    """
     try:
-        with (folder / UNFINISHED).open("rb") as file:
-            command = parse_json(file.readline(_LINE_LIMIT), UNFINISHED).get("resume")
+        line = read_regular(folder / UNFINISHED, _JOURNAL_LIMIT).partition(b"\n")[0]
+        begun = parse_json(line, UNFINISHED)
     except (OSError, CheckpointError):
-        command = None
-    return f"`{command}` resumes it" if isinstance(command, str) else "convert it once more"
+        begun = {}
+    target, recipe = begun.get("target"), begun.get("recipe")
+    if target == "release":
+        options = ["--to", "release"]
+    elif target == "mlx" and isinstance(recipe, str) and recipe in RECIPES:
+        options = ["--bits", recipe]
+    else:
+        return "convert its source once more, to another folder"
+    command = shlex.join(["gptoss-convert", "SOURCE", str(folder), *options])
+    return f"`{command}` goes on, with the SOURCE it was begun with"
 
 
 def expected_tensors(config: ModelConfig, path: Path) -> Expected:
