@@ -48,7 +48,7 @@ FOREIGN: dict[str, tuple[Callable[[Path, Path], Path], str]] = {
     ),
     "mlx-lm of affine experts": (
         lambda release, folder: write_mlx_lm(release, folder / "mlx", experts=AFFINE),
-        "model.layers.0.mlp.experts.gate_proj is quantized as affine in 4 bits",
+        "model.layers.0.mlp.experts.gate_proj is affine in 4 bits",
     ),
     "gguf with a tensor more": (
         lambda release, folder: write_gguf(
