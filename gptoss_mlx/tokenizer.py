@@ -32,7 +32,7 @@ from gptoss_mlx.regular import is_named, read_regular
 _JSON_LIMIT = 64 << 20
 """Bytes of a tokenizer.json; the released one has 28 million."""
 _VALUES_LIMIT = 2 << 20
-"""Values in a tokenizer.json, up to 100 bytes each once parsed; the released one has 1.6 million."""
+"""Values in a tokenizer.json, 100 bytes each once parsed; the released one has 1.6 million."""
 _MODEL_LIMIT = 32 << 20
 """Bytes of a tokenizer.model; those of 262,000 pieces have 5 million."""
 _REQUIRED = (*sorted(STOP_IDS), 200003, 200005, 200006, 200007, 200008)
