@@ -148,6 +148,7 @@ def test_a_process_killed_half_way_leaves_nothing_that_looks_whole(tmp_path: Pat
     assert all(path.name.startswith(".tiny-") for path in left)
     folder = tiny.materialise(tmp_path)
     Checkpoint.open(folder).close()
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 def test_what_dead_processes_left_is_removed_at_once(folder: Path) -> None:
