@@ -22,7 +22,7 @@ from gptoss_mlx.checkpoint import INDEX, UNFINISHED, Checkpoint
 from gptoss_mlx.config import ModelConfig
 from gptoss_mlx.engine import _generation_defaults
 from gptoss_mlx.errors import ContextError, MemoryBudgetError
-from gptoss_mlx.harmony.export import tokenizer_json
+from gptoss_mlx.harmony.encoding import special_tokens
 from gptoss_mlx.machine import MACHINES
 from gptoss_mlx.memory import make_plan
 from gptoss_mlx.question import read_question
@@ -45,9 +45,6 @@ SHAPE = Shape(
     head_dim=16,
     vocab=64,
 )
-ORDINARY = 10
-"""Tokens of the vocabulary that a damaged tokenizer.json is compared with."""
-
 QUESTION: dict[str, Any] = dict.fromkeys(
     ("prompt", "messages", "tools", "response_format", "reasoning", "system", "max_tokens")
 ) | {"raw": False, "no_constrain": False, "stop": ()}
@@ -179,11 +176,17 @@ def _of_conversions(release: Path, folder: Path) -> dict[str, Target]:
 
 
 def _of_tokenizers(folder: Path) -> dict[str, Target]:
-    data = tokenizer_json()
-    tokens = list(data["model"]["vocab"])[:ORDINARY]
-    data["model"]["vocab"] = {token: id for id, token in enumerate(tokens)}
-    data["model"]["merges"] = data["model"]["merges"][:5]
-    data["added_tokens"] = data["added_tokens"][:21]
+    tokens = list("!\"#$%&'()*")
+    specials = list(special_tokens().items())[:21]
+    data = {
+        "version": "1.0",
+        "added_tokens": [{"id": id, "content": text, "special": True} for text, id in specials],
+        "model": {
+            "type": "BPE",
+            "vocab": {token: id for id, token in enumerate(tokens)},
+            "merges": [["!", "!"], ["#", "$"]],
+        },
+    }
     names, pieces = folder / "names", folder / "pieces"
     for place in (names, pieces):
         place.mkdir()
