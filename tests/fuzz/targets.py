@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from inspect import Parameter, signature
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -45,9 +46,12 @@ SHAPE = Shape(
     head_dim=16,
     vocab=64,
 )
-QUESTION: dict[str, Any] = dict.fromkeys(
-    ("prompt", "messages", "tools", "response_format", "reasoning", "system", "max_tokens")
-) | {"raw": False, "no_constrain": False, "stop": ()}
+QUESTION: dict[str, Any] = {
+    parameter.name: None
+    for parameter in signature(read_question).parameters.values()
+    if parameter.kind is Parameter.KEYWORD_ONLY
+} | {"raw": False, "no_constrain": False, "stop": ()}
+"""What a command passes on when nothing is asked."""
 
 MESSAGES = [
     {"role": "system", "content": "Be brief."},
@@ -329,6 +333,7 @@ def _sentencepiece() -> bytes:
         vocab_size=320,
         model_type="bpe",
         byte_fallback=True,
+        normalization_rule_name="identity",  # else most of the file is a table for it
         minloglevel=2,
     )
     return out.getvalue()
