@@ -29,7 +29,7 @@ from gptoss_mlx.jsonfile import JSON_LIMIT, parse_json, shown
 from gptoss_mlx.paths import cache_folder
 from gptoss_mlx.regular import is_named, read_regular
 
-_JSON_LIMIT = 64 << 20
+_JSON_LIMIT = 40 << 20
 """Bytes of a tokenizer.json; the released one has 28 million."""
 _VALUES_LIMIT = 2 << 20
 """Values in a tokenizer.json, 100 bytes each once parsed; the released one has 1.6 million."""

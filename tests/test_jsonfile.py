@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import time
+import tracemalloc
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptoss_mlx.errors import CheckpointError
-from gptoss_mlx.jsonfile import parse_json, shown
+from gptoss_mlx.jsonfile import JSON_LIMIT, parse_json, shown
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -65,3 +66,28 @@ def test_python_s_own_constants_are_no_json(constant: str) -> None:
 def test_what_json_takes_is_read() -> None:
     value = {"a": [1, -0.0, 1e308, None, True, {"b": "\ud800"}]}
     assert parse_json(json.dumps(value).encode(), "x") == value
+
+
+HOSTILE = {
+    "lists": b"[],",
+    "objects": b"{},",
+    "objects of one": b'{"a":0},',
+    "numbers": b"999,",
+    "texts": b'"\\u1234",',
+    "long text": "\U0001f600".encode(),
+}
+
+
+@pytest.mark.parametrize("part", HOSTILE)
+def test_a_file_of_the_largest_size_takes_little_memory(part: str) -> None:
+    room = JSON_LIMIT - 20
+    if part == "long text":  # one letter beyond 16 bits makes every letter four bytes wide
+        data = b'{"a": "' + HOSTILE[part] + b"x" * room + b'"}'
+    else:
+        data = b'{"a": [' + HOSTILE[part] * (room // len(HOSTILE[part])) + b"0]}"
+    tracemalloc.start()
+    try:
+        assert parse_json(data, "x")
+        assert tracemalloc.get_traced_memory()[1] < 128 << 20
+    finally:
+        tracemalloc.stop()

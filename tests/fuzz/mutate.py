@@ -24,12 +24,12 @@ _MARK = "@@hostile@@"
 def damaged_bytes(rng: Random, data: bytes, begin: int = 1 << 12) -> bytes:
     """A few changes, most of them among the first `begin` bytes, where a header is."""
     changed = bytearray(data)
-    for _ in range(rng.randint(1, 4)):
+    for _ in range(rng.choice((1, 1, 1, 2, 4))):
         end = min(len(changed), begin) if rng.random() < 0.8 else len(changed)
         at = rng.randrange(end + 1)
         width = rng.choice((1, 1, 2, 4, 8))
-        match rng.randrange(6):
-            case 0:
+        match rng.randrange(8):
+            case 0 | 6:
                 changed[at : at + width] = rng.randbytes(width)
             case 1:
                 number = rng.choice((*NUMBERS, 1 << 40, 1 << 62, (1 << 64) - 1))
@@ -44,6 +44,9 @@ def damaged_bytes(rng: Random, data: bytes, begin: int = 1 << 12) -> bytes:
             case 5:
                 if rng.random() < 0.2:
                     del changed[at:]
+            case 7:
+                if at < len(changed):
+                    changed[at] ^= 1 << rng.randrange(8)
     return bytes(changed)
 
 
