@@ -12,6 +12,7 @@ from rich.console import Console
 from gptoss_mlx import hub
 from gptoss_mlx.errors import ConversionError
 from gptoss_mlx.exits import exit_codes
+from gptoss_mlx.paths import expanded
 from gptoss_mlx.recipe import RECIPES
 from gptoss_mlx.terminal import Bar
 
@@ -62,7 +63,7 @@ def main(
     """
     with exit_codes(debug):
         shown = not quiet and sys.stderr.isatty()
-        path, name = Path(source).expanduser(), None
+        path, name = expanded(source), None
         if not path.exists():
             if source.startswith((".", "/", "~")) or path.suffix == ".gguf":
                 raise ConversionError(f"{source}: does not exist")

@@ -25,7 +25,7 @@ from gptoss_mlx.config import MXFP4_BLOCK, ModelConfig
 from gptoss_mlx.errors import CheckpointError
 from gptoss_mlx.jsonfile import parse_json, read_json, shown
 from gptoss_mlx.recipe import RECIPES
-from gptoss_mlx.regular import read_regular
+from gptoss_mlx.regular import is_named, open_regular, read_regular
 from gptoss_mlx.shard import NUMPY, Tensor, read_into, read_shard
 
 __all__ = ["Checkpoint", "Progress", "Tensor", "expected_tensors", "read_into"]
@@ -40,6 +40,7 @@ UNFINISHED = "unfinished-conversion.jsonl"
 """The converter's journal; a folder that holds one is no checkpoint yet."""
 
 _JOURNAL_LIMIT = 16 << 20
+_NAME_LIMIT = 200  # characters of a file's name; no file system takes more than 255 bytes
 _READERS = 4
 
 Expected = dict[str, tuple[str, tuple[int, ...]]]
@@ -210,8 +211,8 @@ def _expect_matrix(
 def _read_tensors(folder: Path) -> tuple[Path, dict[str, Tensor]]:
     """Every tensor of the folder's files, and the file that lists them."""
     index, single = folder / INDEX, folder / SINGLE
-    if not index.exists():
-        if not single.exists():
+    if not is_named(index):
+        if not is_named(single):
             raise CheckpointError(f"{folder}: holds neither {INDEX} nor {SINGLE}")
         return single, read_shard(single)
     weight_map = _weight_map(index)
@@ -228,7 +229,7 @@ def _read_tensors(folder: Path) -> tuple[Path, dict[str, Tensor]]:
     for name, shard in weight_map.items():
         if name not in tensors:
             raise CheckpointError(
-                f"{index}: places tensor {shown(name)} in {shard}, which does not hold it"
+                f"{index}: places tensor {shown(name)} in {shown(shard)}, which does not hold it"
             )
     return index, tensors
 
@@ -244,8 +245,8 @@ def _weight_map(index: Path) -> dict[str, str]:
                 " not the plain name of a .safetensors file"
             )
     for shard in sorted(set(weight_map.values())):
-        if not (index.parent / shard).is_file():
-            raise CheckpointError(f"{index}: names {shard}, which is not in the folder")
+        if not is_named(index.parent / shard):
+            raise CheckpointError(f"{index}: names {shown(shard)}, which is not in the folder")
     return weight_map
 
 
@@ -253,6 +254,7 @@ def _is_plain_name(value: object) -> bool:
     return (
         isinstance(value, str)
         and value.endswith(".safetensors")
+        and len(value) <= _NAME_LIMIT
         and value.isprintable()
         and not value.startswith(".")
         and not any(separator in value for separator in "/\\:")
@@ -281,10 +283,12 @@ def _check_expected(source: Path, tensors: Mapping[str, Tensor], expected: Expec
 
 def _mapped(path: Path) -> mmap.mmap:
     try:
-        with path.open("rb") as file:
+        with open(open_regular(path), "rb") as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be mapped: {error.strerror}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: cannot be mapped: it is empty by now") from error
 
 
 def _scale_problem(item: tuple[str, Tensor], most: int) -> str | None:
