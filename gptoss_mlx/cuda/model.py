@@ -170,7 +170,7 @@ class Transformer:
         return self.cache.rows
 
     def new_state(self) -> State:
-        """An empty sequence. Raises CapacityError if there is no room for one more."""
+        """An empty sequence. There may be more than rows: see cuda/cache.py."""
         return self.cache.new_state()
 
     @torch.inference_mode()
@@ -207,9 +207,13 @@ class Transformer:
     def decode_many(
         self, tokens: Sequence[Sequence[int] | torch.Tensor], states: Sequence[State]
     ) -> torch.Tensor:
-        """Append one token to each of several sequences -> logits float32 [n, vocabulary]."""
+        """Append one token to each of several sequences -> logits float32 [n, vocabulary].
+
+        Raises CapacityError, before anything is computed, if they are more than there are rows.
+        """
         ids = torch.cat([self._on_device(token) for token in tokens])
-        where = self._indices([[s.offset for s in states], [s.row for s in states]])
+        rows = self.cache.seat(states)
+        where = self._indices([[s.offset for s in states], rows])
         with launching_on(self.device):
             logits = self._step(ids, where)
         for state in states:
