@@ -26,7 +26,6 @@ from gptoss_mlx.kernels.attention_quantized import attention_quantized
 from gptoss_mlx.kernels.choice import Kernels, choose_kernels
 from gptoss_mlx.kernels.decode_qkv import Heads, Page
 from gptoss_mlx.kernels.matrix import Norm
-from gptoss_mlx.reader import FileReader
 from gptoss_mlx.rope import magnitude, periods
 from gptoss_mlx.streaming import StreamedExperts, Streaming
 from gptoss_mlx.weights import Loader
@@ -292,8 +291,9 @@ def open_model(
     chunk: tokens prefilled at a time. cache_limit: bytes of freed buffers that MLX may keep.
     wired: bytes that a GPU's memory is kept resident for; of no meaning on a CPU.
     kernels: by default what `choose_kernels` finds for the device.
-    Raises CheckpointError if a file cannot be read or holds an invalid scale, and ConfigError if
-    kv_bits is given and head_dim is not a multiple of 32; KernelError as `choose_kernels`.
+    Raises CheckpointError if a file cannot be read, is changed meanwhile, or holds an invalid scale
+    or a float that is not finite, and ConfigError if kv_bits is given and head_dim is not a
+    multiple of 32; KernelError as `choose_kernels`.
     """
     if kv_bits is not None:
         _check_kv_group(checkpoint)
@@ -304,18 +304,18 @@ def open_model(
     if on_gpu:
         mx.set_wired_limit(min(wired, int(mx.device_info()["max_recommended_working_set_size"])))
     compute: mx.Dtype = getattr(mx, dtype or ("bfloat16" if on_gpu else "float32"))
-    checkpoint.check_scales()
+    reader = checkpoint.reader()
+    checkpoint.check_scales(reader=reader)
     config = checkpoint.config
     slots = slots or config.num_local_experts
     if not least_slots(config) <= slots <= config.num_local_experts:
         raise ValueError(f"{slots} slots are not within one token's experts and all of them")
-    reader = FileReader({tensor.path for tensor in checkpoint.tensors.values()})
     streaming = None
     if slots < config.num_local_experts:
         streaming = Streaming(checkpoint.tensors, reader, slots)
     total = _bytes_to_read(checkpoint, embedding, slots)
     kernels = kernels or choose_kernels(compute)
-    with Loader(checkpoint, compute, total, progress, kernels) as loader:
+    with Loader(checkpoint, compute, total, progress, kernels, reader) as loader:
         table: Embedding
         if embedding == "resident":
             table = ResidentEmbedding(checkpoint, loader)
