@@ -114,10 +114,12 @@ MUTATIONS = {
         "decode_attention", "size_t(KV_HEADS) * room", "size_t(KV_HEADS) * arena_room"
     ),
     "attention: the weight of another head": Mutation(
-        "decode_attention", "group * LANES + h % LANES", "group * LANES + (h + 1) % LANES"
+        "decode_attention",
+        "simd_shuffle(scores[s], ushort(group * LANES + h))",
+        "simd_shuffle(scores[s], ushort(group * LANES + (h + 1) % LANES))",
     ),
     "attention: no new scale for a new maximum": Mutation(
-        "decode_attention", "weight[i] *= factor;", ""
+        "decode_attention", "weight *= factor;", ""
     ),
     "attention: no sink": Mutation("decode_attention", "sum + precise::exp(sink - most)", "sum"),
     "attention: a simdgroup's part left out": Mutation(
