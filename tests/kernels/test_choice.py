@@ -75,8 +75,8 @@ def test_kernels_that_fail_are_left_out_with_the_reason_in_one_line(
     for name, arguments in calls(dtype):
         found = getattr(kernels, name)(*arguments)
         expected = getattr(Kernels(), name)(*arguments)
-        pairs = zip(*([a] if isinstance(a, mx.array) else a for a in (found, expected)), strict=True)
-        assert all(mx.array_equal(a, b) for a, b in pairs), name
+        several = ([a] if isinstance(a, mx.array) else a for a in (found, expected))
+        assert all(mx.array_equal(a, b) for a, b in zip(*several, strict=True)), name
     assert set(kernels.left_out) == KERNELS
     assert all(why in reason for reason in kernels.left_out.values())
     assert all(why in shown for shown in implementations(kernels).values())

@@ -12,8 +12,9 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from gptoss_mlx.kernels.choice import MODULES, disagreement
+from gptoss_mlx.kernels.choice import MODULES
 from gptoss_mlx.kernels.metal import Factory
+from gptoss_mlx.kernels.trial import disagreement
 from tests.metal_emulator import Emulator, MetalError, available
 
 pytestmark = pytest.mark.skipif(available() is not None, reason=available() or "")
