@@ -22,6 +22,7 @@ ROWS = [
     {"engine", "backend", "stream", "session", "writer", "request", "result", "clock"},
     {"tokenizer", "sampler", "events"},
     {"model", "cuda"},
+    {"rehearsal", "blocks"},
     {"streaming"},
     {"experts", "embedding", "cache"},
     {"weights", "rope"},
