@@ -85,13 +85,14 @@ class Desk:
             ids = render(
                 encoding,
                 _messages(prompt),
+                most=self.context,
                 tools=tools,
                 system=system,
                 reasoning=reasoning,
                 response_format=response_format,
             )
         elif isinstance(prompt, str):
-            ids = self.tokenizer.encode(prompt)
+            ids = self.tokenizer.encode(prompt, self.context)
         else:
             raise MessageError("raw mode continues a text: it takes no list of messages")
         self.check_ids(ids)
