@@ -39,7 +39,7 @@ NAN_SCALE = 255
 UNFINISHED = "unfinished-conversion.jsonl"
 """The converter's journal; a folder that holds one is no checkpoint yet."""
 
-_JOURNAL_LIMIT = 16 << 20
+_JOURNAL_LIMIT = 4 << 20
 _READERS = 4
 
 Expected = dict[str, tuple[str, tuple[int, ...]]]
