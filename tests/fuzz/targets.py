@@ -140,8 +140,11 @@ def _of_sources(release: Path, folder: Path) -> dict[str, Target]:
     part = write_gguf(release, folder / "parts" / "model.gguf", parts=2)
     q8 = write_gguf(release, folder / "q8" / "model.gguf", rest="Q8_0")
 
+    # MLX quantizes with a thread of its own for each of ours, and keeps it: not in every case.
+    plain = "--bits", "bf16"
+
     def converted(source: Path, *options: str) -> Callable[[], str]:
-        return lambda: _convert(source, folder / "made", *options)
+        return lambda: _convert(source, folder / "made", *(options or plain))
 
     exact = "--to", "release"
     return {
