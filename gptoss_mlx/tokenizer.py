@@ -11,6 +11,7 @@ import codecs
 import contextlib
 import hashlib
 import importlib
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -67,8 +68,8 @@ class Tokenizer(Protocol):
     @property
     def harmony(self) -> Encoding | None: ...
 
-    def encode(self, text: str) -> list[int]:
-        """The ids of a raw prompt."""
+    def encode(self, text: str, most: float = math.inf) -> list[int]:
+        """The ids of a raw prompt. May raise ContextError if there are more than `most`."""
         ...
 
     def decoder(self) -> Decoder:
@@ -85,8 +86,8 @@ class HarmonyTokenizer:
     def __init__(self, encoding: Encoding | None = None) -> None:
         self.harmony = encoding if encoding is not None else Encoding()
 
-    def encode(self, text: str) -> list[int]:
-        return self.harmony.encode_special(text)
+    def encode(self, text: str, most: float = math.inf) -> list[int]:
+        return self.harmony.encode_special(text, most)
 
     def decoder(self) -> Decoder:
         return Decoder(self.harmony.token_bytes)
@@ -117,7 +118,7 @@ class SentencePieceTokenizer:
         adds = _adds_begin(path.with_name("tokenizer_config.json"))
         self._prefix = [begin] if begin >= 0 and adds else []
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, most: float = math.inf) -> list[int]:
         ids: list[int] = self._model.encode(text)
         return self._prefix + ids
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ class Plain:
     vocab_size = 300
     harmony = None
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, most: float = math.inf) -> list[int]:
         return [3 + byte for byte in text.encode()]
 
     def decoder(self) -> Any:
