@@ -108,8 +108,8 @@ def materialise(cache: Path | None = None, progress: Progress | None = None) -> 
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         raise CheckpointError(
-            f"{where}the tiny model cannot be written: {error.strerror}; set GPTOSS_CACHE to another"
-            " folder"
+            f"{where}the tiny model cannot be written: {error.strerror};"
+            " set GPTOSS_CACHE to another folder"
         ) from error
 
 
