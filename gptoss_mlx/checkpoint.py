@@ -248,7 +248,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: weight_map is {shown(weight_map)}, not an object")
     for name, shard in weight_map.items():
-        if not _is_plain_name(shard):
+        if not is_plain_name(shard):
             raise CheckpointError(
                 f"{index}: weight_map[{shown(name)}] is {shown(shard)},"
                 " not the plain name of a .safetensors file"
@@ -259,7 +259,8 @@ def _weight_map(index: Path) -> dict[str, str]:
     return weight_map
 
 
-def _is_plain_name(value: object) -> bool:
+def is_plain_name(value: object) -> bool:
+    """Whether it can be the name of a shard: it leads nowhere else and can be shown."""
     return (
         isinstance(value, str)
         and value.endswith(".safetensors")

@@ -94,8 +94,8 @@ def materialise(cache: Path | None = None, progress: Progress | None = None) -> 
     (bytes done, bytes in all).  Raises CheckpointError if the package's file is broken, the cache
     cannot be written, or the folder holds a file that is not ours.
     """
+    cache = _own_cache() if cache is None else Path(cache)
     try:
-        cache = cache_folder() if cache is None else Path(cache)
         folder = cache / f"tiny-{_version()}"
         _sweep(cache)
         if not _is_sound(folder):
@@ -108,9 +108,16 @@ def materialise(cache: Path | None = None, progress: Progress | None = None) -> 
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         raise CheckpointError(
-            f"{where}the tiny model cannot be written: {error.strerror}; GPTOSS_CACHE names another"
-            " folder for it"
+            f"{where}the tiny model cannot be written: {error.strerror};"
+            " set GPTOSS_CACHE to another folder"
         ) from error
+
+
+def _own_cache() -> Path:
+    try:
+        return cache_folder()
+    except OSError as error:
+        raise CheckpointError(str(error.strerror)) from error
 
 
 def _version() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -287,6 +288,19 @@ def test_a_refusal_names_the_sum_its_parts_and_the_longest_context_that_fits() -
     assert make_plan(config, GPU, budget=5 * GiB, context=fitting).slots == 4
     with pytest.raises(MemoryBudgetError):
         make_plan(config, GPU, budget=5 * GiB, context=fitting + GROWTH)
+
+
+def test_the_longest_context_that_fits_is_found_for_any_context_at_once() -> None:
+    """One after another there would be four million to try."""
+    config = replace(RELEASED["20b", "bf16"], max_position_embeddings=1 << 30)
+    lines = []
+    begun = time.process_time()
+    for context in (1 << 17, 1 << 30):
+        with pytest.raises(MemoryBudgetError, match=f"a context of {context} tokens") as caught:
+            make_plan(config, GPU, budget=5 * GiB, context=context)
+        lines.append(str(caught.value).split("; ")[1])
+    assert lines[0] == lines[1]
+    assert time.process_time() - begun < 5
 
 
 def test_a_refusal_of_everything_says_what_the_least_takes() -> None:

@@ -279,8 +279,12 @@ def test_a_cache_that_cannot_be_written_names_what_to_set(tmp_path: Path) -> Non
         tiny.materialise(tmp_path / "file" / "cache")
     assert str(caught.value) == (
         f"{tmp_path / 'file' / 'cache'}: the tiny model cannot be written: Not a directory;"
-        " GPTOSS_CACHE names another folder for it"
+        " set GPTOSS_CACHE to another folder"
     )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GPTOSS_CACHE", "~no-such-user/cache")
+        with pytest.raises(CheckpointError, match="there is no home folder; set GPTOSS_CACHE"):
+            tiny.materialise()
 
 
 def test_a_broken_store_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ Format: github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3, lit
 from __future__ import annotations
 
 import mmap
+import os
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -46,15 +47,13 @@ class TensorInfo:
 def read_header(path: Path) -> tuple[dict[str, Any], list[TensorInfo]]:
     """Metadata (arrays left out) and tensors. Raises CheckpointError."""
     try:
-        with (
-            open(open_regular(path), "rb") as file,
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
-        ):
-            return _Reader(path, data).read()
+        with open(open_regular(path), "rb") as file:
+            if os.fstat(file.fileno()).st_size == 0:  # which cannot be mapped
+                raise CheckpointError(f"{path}: is not a readable GGUF file: it is empty")
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                return _Reader(path, data).read()
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:  # an empty file cannot be mapped
-        raise CheckpointError(f"{path}: is not a readable GGUF file: it is empty") from error
 
 
 class _Reader:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gptoss_mlx.checkpoint import INDEX, Checkpoint
+from gptoss_mlx.checkpoint import INDEX, Checkpoint, is_plain_name
 from gptoss_mlx.errors import CheckpointError
 from gptoss_mlx.jsonfile import JSON_LIMIT, parse_json, read_json
 from gptoss_mlx.regular import is_named, open_regular, read_regular
@@ -82,7 +82,7 @@ def _fits(release: Release, pieces: Mapping[str, Piece]) -> bool:
     """Whether files of plain names hold each tensor once and nothing else; may raise instead."""
     names: list[str] = []
     for file, text in release.headers.items():
-        if Path(file).name != file or file.startswith(".") or not file.endswith(".safetensors"):
+        if not is_plain_name(file):
             return False
         header = parse_json(text.encode(), file)
         header.pop("__metadata__", None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import sys
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -269,3 +270,11 @@ def test_a_gguf_that_shrinks_later_is_noticed_by_the_reader(release: Path, tmp_p
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(CheckpointError, match=r"ends within tensor 'output\.weight'"):
         piece.read(0, piece.shape[0])
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS takes only names that are UTF-8")
+def test_a_file_may_have_a_name_that_is_no_utf_8(model: bytes, tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"m\xfe.gguf")
+    path.write_bytes(model)
+    made = convert(path, tmp_path / os.fsdecode(b"made\xff"))
+    assert sorted(made.glob("*.safetensors"))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import os
+import re
 import resource
 import shutil
 import signal
@@ -23,6 +24,7 @@ from pathlib import Path
 from random import Random
 
 SECONDS, BYTES, CHARACTERS = 5.0, 512 << 20, 300
+_SURPRISE = re.compile(r"unexpected \w+: |Traceback")
 _WAIT = 60  # seconds of the clock, after which a case hangs
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -69,6 +71,9 @@ def _try_all(folder: Path, options: argparse.Namespace) -> int:
     print(f"{'kind':18} {'cases':>6} {'refused':>7} {'s':>6} {'MiB':>5} {'line':>5}")
     for kind in options.kind or found:
         tally = tallies[kind] = Tally()
+        told = found[kind].run() or ""
+        if "error: " in told:
+            tally.failures.append(f"--kind {kind!r}: its undamaged input is refused: {told[:200]}")
         cases = range(options.count) if options.case is None else (options.case,)
         for number in cases:
             problem = _try(found[kind], Random(f"{kind} {number}"), tally)
@@ -117,8 +122,8 @@ def _try(target: object, rng: Random, tally: Tally) -> str | None:
     tally.characters = max(tally.characters, *map(len, lines))
     if problem is not None:
         return problem
-    if "unexpected" in told or "Traceback" in told:
-        return next(line for line in lines if "unexpected" in line or "Traceback" in line)[:200]
+    if surprises := [line for line in lines if _SURPRISE.search(line)]:
+        return surprises[0][:200]
     if seconds > SECONDS:
         return f"takes {seconds:.1f} s"
     if nbytes > BYTES:

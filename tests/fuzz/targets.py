@@ -143,16 +143,21 @@ def _of_sources(release: Path, folder: Path) -> dict[str, Target]:
     def converted(source: Path, *options: str) -> Callable[[], str]:
         return lambda: _convert(source, folder / "made", *options)
 
-    exact = "--to", "release"
+    plain = "--bits", "bf16", "--verify"
+    exact = "--to", "release", "--verify"
+    # MLX computes in a thread for each of ours, and keeps it: matrices are copied as they are.
+    copied = "--bits", "8"
     return {
-        "gguf": _target(gguf, damaged_bytes, converted(gguf)),
+        "gguf": _target(gguf, damaged_bytes, converted(gguf, *plain)),
         "gguf to release": _target(gguf, damaged_bytes, converted(gguf, *exact)),
-        "gguf in parts": _target(part, damaged_bytes, converted(part)),
-        "gguf of Q8_0": _target(q8, damaged_bytes, converted(q8)),
-        "mlx-lm config": _target(lm / "config.json", damaged_json, converted(lm)),
-        "mlx-lm index": _target(lm / INDEX, damaged_json, converted(lm)),
-        "mlx-lm shard": _target(_shard(lm), damaged_safetensors, converted(lm)),
-        "original config": _target(original / "config.json", damaged_json, converted(original)),
+        "gguf in parts": _target(part, damaged_bytes, converted(part, *plain)),
+        "gguf of Q8_0": _target(q8, damaged_bytes, converted(q8, *plain)),
+        "mlx-lm config": _target(lm / "config.json", damaged_json, converted(lm, *copied)),
+        "mlx-lm index": _target(lm / INDEX, damaged_json, converted(lm, *copied)),
+        "mlx-lm shard": _target(_shard(lm), damaged_safetensors, converted(lm, *copied)),
+        "original config": _target(
+            original / "config.json", damaged_json, converted(original, *plain)
+        ),
         "original shard": _target(
             _shard(original), damaged_safetensors, converted(original, *exact)
         ),
@@ -266,7 +271,7 @@ def _plan(path: Path) -> str:
 
 def _convert(source: Path, made: Path, *options: str) -> str:
     shutil.rmtree(made, ignore_errors=True)
-    return _printed(str(source), str(made), "--verify", *options)
+    return _printed(str(source), str(made), *options)
 
 
 def _printed(*arguments: str) -> str:
