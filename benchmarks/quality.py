@@ -169,7 +169,7 @@ def measure(
     for recipe in track(list(recipes), description=folder.name, console=Console(stderr=True)):
         with tempfile.TemporaryDirectory(dir=work) as made:
             converted = Path(made) / "model"
-            destination.write(source, to_mlx(source, recipe), converted, resume="")
+            destination.write(source, to_mlx(source, recipe), converted)
             found = log_probabilities(converted, passages)
             yield recipe.name, _quality(wanted, found, passages, speaks)
     if kv:

@@ -12,11 +12,12 @@ from rich.console import Console
 from gptoss_mlx import hub
 from gptoss_mlx.errors import ConversionError
 from gptoss_mlx.exits import exit_codes
+from gptoss_mlx.paths import expanded
 from gptoss_mlx.recipe import RECIPES
 from gptoss_mlx.terminal import Bar
 
 from .conversion import Conversion
-from .destination import free_bytes, missing_bytes
+from .state import free_bytes
 from .table import table
 
 _COMMAND = "python -m convert" if __package__ == "convert" else "gptoss-convert"
@@ -62,7 +63,7 @@ def main(
     """
     with exit_codes(debug):
         shown = not quiet and sys.stderr.isatty()
-        path, name = Path(source).expanduser(), None
+        path, name = expanded(source), None
         if not path.exists():
             if source.startswith((".", "/", "~")) or path.suffix == ".gguf":
                 raise ConversionError(f"{source}: does not exist")
@@ -70,21 +71,24 @@ def main(
             with Bar("downloading", "bytes", shown=shown, after=_BAR_AFTER) as bar:
                 path = hub.locate(source, bar.update, also=("LICENSE*", "README.md", "USAGE*"))
         conversion = Conversion.prepare(path, dest, target=target, recipe=bits, name=name)
+        state = conversion.check()
         if dry_run:
             _show(conversion)
             return
         say = _silent if quiet else _say
-        if conversion.is_complete:
+        if state == "complete":
             say(f"{dest}: is complete already")
         else:
-            again = _again(source, dest, bits, target)
             try:
                 with Bar("converting", "bytes", shown=shown, after=_BAR_AFTER) as bar:
-                    conversion.run(again, bar.update)
+                    written = conversion.run(bar.update)
             except KeyboardInterrupt:
-                say(f"{dest}: is unfinished; `{again}` goes on")
+                if conversion.is_begun:
+                    say(f"{dest}: is unfinished; `{_again(source, dest, bits, target)}` goes on")
                 raise
-            say(f"{dest}: {conversion.plan.nbytes:,} bytes written")
+            say(f"{dest}: {written:,} bytes written")
+            if conversion.note is not None:
+                say(conversion.note)
         if verify:
             with Bar("verifying", "bytes", shown=shown, after=_BAR_AFTER) as bar:
                 count = conversion.verify(bar.update)
@@ -99,8 +103,10 @@ def _again(source: str, dest: Path, bits: str, target: str) -> str:
 
 def _show(conversion: Conversion) -> None:
     Console().print(table(conversion.source, conversion.plan))
-    needed = missing_bytes(conversion.plan, conversion.folder)
-    click.echo(f"still to write: {needed:,} bytes; free there: {free_bytes(conversion.folder):,}")
+    if conversion.note is not None:
+        click.echo(conversion.note)
+    free = free_bytes(conversion.folder)
+    click.echo(f"still to write: {conversion.to_write:,} bytes; free there: {free:,}")
 
 
 def _say(line: str) -> None:

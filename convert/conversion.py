@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from gptoss_mlx.checkpoint import UNFINISHED, Progress
-from gptoss_mlx.errors import CheckpointError, ConversionError
+from gptoss_mlx.errors import ConversionError
 from gptoss_mlx.recipe import RECIPES
 
 from . import destination, plan, verify
-from .manifest import read_manifest
-from .plan import Plan
-from .source import MANIFEST, Source
+from . import state as states
+from .manifest import sizes
+from .plan import Plan, Task
+from .source import Source
 from .sources import open_source
+from .state import State
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class Conversion:
         """
         source = open_source(path, exact=target == "release")
         source = source if name is None else replace(source, name=name)
+        _ = source.stamp  # from here on a change is noticed
         _check_apart(path, folder)
         made = (
             plan.to_release(source)
@@ -42,43 +47,74 @@ class Conversion:
         )
         return cls(source, made, folder)
 
-    @property
-    def is_complete(self) -> bool:
-        """Whether the folder holds this very conversion, finished."""
-        if self.is_begun or not all(destination.is_there(self.folder, f) for f in self.plan.files):
-            return False
-        if self.plan.target == "release":
-            return not (self.folder / MANIFEST).exists()
-        try:
-            found = read_manifest(self.folder)
-        except CheckpointError:
-            return False
-        source = {"kind": self.source.kind, "name": self.source.name}
-        return found.get("source") == source and found.get("recipe") == self.plan.recipe
+    def check(self) -> State:
+        """What the folder holds. Raises, as `run` would, ConversionError or CheckpointError for a
+        folder that is for something else or a disk without room.
+        """
+        state = states.state(self.source, self.plan, self.folder)
+        if state != "complete":
+            states.check_room(self.source, self.plan, self.folder)
+        elif self.plan.target == "release":  # which has no manifest that names its source
+            verify.compare_samples(self.source, self.plan, self.folder)
+        return state
 
     @property
     def is_begun(self) -> bool:
-        return (self.folder / UNFINISHED).exists()
+        return os.path.lexists(self.folder / UNFINISHED)
 
-    def run(self, resume: str, progress: Progress | None = None) -> None:
-        """Write it, or what is left of it. Raises ConversionError and CheckpointError."""
-        if not self.is_begun and self.folder.exists() and any(self.folder.iterdir()):
-            raise ConversionError(
-                f"{self.folder}: exists and is not an unfinished conversion; choose another folder"
-            )
-        destination.check_room(self.plan, self.folder)
-        destination.write(self.source, self.plan, self.folder, resume, progress)
+    @cached_property
+    def nbytes(self) -> int:
+        """Of all files of the result."""
+        return sum(sizes(self.source, self.plan).values())
+
+    @property
+    def to_write(self) -> int:
+        """Bytes that `run` will write, if what is there is as it was written."""
+        return states.to_write(self.source, self.plan, self.folder)
+
+    @cached_property
+    def note(self) -> str | None:
+        """That some of the source has fewer bits than the result, which gives back no quality."""
+        least = min((_bits(task) for task in self.plan.tasks if _grows(task)), default=None)
+        if least is None:
+            return None
+        return (
+            f"{self.source.name}: holds weights in {least:.1f} bits each that become larger here;"
+            " their quality stays that of the source"
+        )
+
+    def run(self, progress: Progress | None = None) -> int:
+        """Write it, or what is left of it; the bytes that were written. Raises as `check` does."""
+        if self.check() == "complete":
+            return 0
+        return destination.write(self.source, self.plan, self.folder, progress)
 
     def verify(self, progress: Progress | None = None) -> int:
         """Tensors compared with the source. Raises ConversionError for a difference."""
         return verify.verify(self.source, self.plan, self.folder, progress)
 
 
+def _grows(task: Task) -> bool:
+    """Whether it takes more bytes than in its source; experts never do."""
+    inputs = sum(tensor.nbytes for tensor in task.piece.inputs)
+    return ".experts." not in task.outputs[0].name and inputs < task.nbytes
+
+
+def _bits(task: Task) -> float:
+    values = task.piece.nbytes // 2  # all but experts are bfloat16 as released
+    return 8 * sum(tensor.nbytes for tensor in task.piece.inputs) / values
+
+
 def _check_apart(path: Path, folder: Path) -> None:
     """Neither may lie in the other; beside a file that is the source there is room."""
-    home = (path if path.is_dir() else path.parent).resolve()
-    there = folder.resolve()
-    if folder.exists() and not folder.is_dir():
+    try:
+        home = (path if path.is_dir() else path.parent).resolve()
+        there = folder.resolve()
+        is_file = folder.exists() and not folder.is_dir()
+    except (OSError, RuntimeError) as error:  # what a circle of links is, up to Python 3.12
+        reason = getattr(error, "strerror", None) or "is a link to itself"
+        raise ConversionError(f"{folder}: cannot be a folder: {reason}") from error
+    if is_file:
         raise ConversionError(f"{folder}: is a file; the result is a folder")
     inside = path.is_dir() and home in there.parents
     if there == home or inside or there in home.parents:

@@ -1,49 +1,79 @@
-"""How far a conversion has come: a line for every tensor that is safely on the disk.
+"""How far a conversion has come: a line for tensors that are safely on the disk.
 
-The first line says what is being converted and how to go on; it stands before any weight does,
-and the file goes only when everything else is in place. A tensor's line is written after its bytes
-were flushed, so what the journal names survives even a loss of power.
+The first line says what is being converted; it stands before any weight does, and the file goes
+only when everything else is in place. Every line carries a hash of itself and of all before it:
+what a loss of power left of the last ones is not believed, nor is what someone changed. What the
+lines say of weights is not believed either, but compared with what lies there.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 from collections.abc import Mapping
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
+from gptoss_mlx import disk
 from gptoss_mlx.checkpoint import UNFINISHED
 from gptoss_mlx.errors import CheckpointError, ConversionError
 from gptoss_mlx.jsonfile import parse_json
 
+from . import folder as own
+from .plan import Plan
+from .source import Source
+
 _FLUSH_BYTES = 512 << 20
+_LIMIT = 16 << 20
+_BEGINNING = b'{"target": '
+
+
+@dataclass(frozen=True)
+class _Lines:
+    """What the lines up to the first broken one say: first, and SHA-256 by tensor.
+
+    nbytes: of these lines. check: of the last of them.
+    """
+
+    first: Mapping[str, Any]
+    done: Mapping[str, str]
+    nbytes: int
+    check: str
 
 
 class Journal:
     """The journal of a folder, held by one process at a time."""
 
-    def __init__(self, folder: Path, identity: str, resume: str) -> None:
-        """Begin, or go on. Raises ConversionError for another conversion's journal or process."""
-        self.identity = identity
+    def __init__(self, folder: Path, source: Source, plan: Plan) -> None:
+        """Begin, or go on. Raises ConversionError where neither can be."""
         self._path = folder / UNFINISHED
-        self._file = self._path.open("a+b")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._file.close()
-            raise ConversionError(f"{folder}: another process is converting there") from error
         self.done: dict[str, str] = {}
         """SHA-256 by tensor."""
         self._pending: dict[str, str] = {}
         self._pending_files: set[int] = set()
         self._pending_bytes = 0
         self._lock = Lock()
+        self._end, self._check = 0, ""
+        self.is_new = not os.path.lexists(self._path)
+        """Whether this run began the conversion."""
+        if self.is_new and own.names(folder):
+            raise ConversionError(f"{folder}: {NOT_OURS}")
+        self._descriptor = own.open_new(self._path) if self.is_new else own.open_own(self._path)
+        held = False
         try:
-            self._begin_or_go_on(folder, identity, resume)
+            _hold(self._descriptor, folder)
+            held = True
+            self._begin_or_go_on(folder, source, plan)
         except BaseException:
-            self._file.close()
+            with closing(self), suppress(OSError):
+                if held and self.is_new:
+                    self.remove()
             raise
 
     def add(self, hashes: Mapping[str, str], nbytes: int, files: set[int]) -> None:
@@ -55,50 +85,131 @@ class Journal:
             if self._pending_bytes >= _FLUSH_BYTES:
                 self._flush()
 
-    def forget(self, names: set[str]) -> None:
-        """Tensors whose file has disappeared."""
-        self.done = {name: digest for name, digest in self.done.items() if name not in names}
-
     def flush(self) -> None:
         with self._lock:
             self._flush()
 
     def remove(self) -> None:
         """Everything is in place."""
-        self._path.unlink()
+        os.unlink(self._path)
 
     def close(self) -> None:
-        self._file.close()
+        os.close(self._descriptor)
 
-    def _begin_or_go_on(self, folder: Path, identity: str, resume: str) -> None:
-        self._file.seek(0)
-        lines = self._file.read().split(b"\n")
-        whole = lines[:-1]  # what follows the last newline was cut off
-        if not whole:
-            self._file.truncate(0)
-            self._write([{"resume": resume, "identity": identity}])
+    def _begin_or_go_on(self, folder: Path, source: Source, plan: Plan) -> None:
+        first = _first(source, plan)
+        found = _read(self._descriptor, folder, source, plan)
+        if found is None:
+            os.ftruncate(self._descriptor, 0)
+            self._write(first)
+            disk.sync(folder)
             return
-        try:
-            first, *others = (parse_json(line, str(self._path)) for line in whole)
-        except CheckpointError as error:
-            raise ConversionError(f"{error}; delete {folder} and begin once more") from error
-        if first.get("identity") != identity:
-            raise ConversionError(
-                f"{folder}: holds an unfinished conversion of another source or recipe"
-                f" (`{first.get('resume')}`); delete it or choose another folder"
-            )
-        self._file.truncate(sum(len(line) + 1 for line in whole))
-        for entry in others:
-            self.done |= entry
+        os.ftruncate(self._descriptor, found.nbytes)
+        self._end, self._check = found.nbytes, found.check
+        if found.first != first:  # another stamp: whatever was made may be of another source
+            self._write(first)
+        else:
+            self.done |= found.done
 
     def _flush(self) -> None:
+        if not self._pending:
+            return
         for descriptor in self._pending_files:
-            os.fsync(descriptor)
-        self._write([{name: digest} for name, digest in self._pending.items()])
+            disk.flush(descriptor)
+        self._write({"done": self._pending})
         self.done |= self._pending
         self._pending, self._pending_files, self._pending_bytes = {}, set(), 0
 
-    def _write(self, lines: list[dict[str, str]]) -> None:
-        self._file.write(b"".join(json.dumps(line).encode() + b"\n" for line in lines))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+    def _write(self, body: Mapping[str, Any]) -> None:
+        check = _check(self._check, body)
+        line = json.dumps({**body, "check": check}).encode() + b"\n"
+        own.write_all(self._descriptor, memoryview(line), self._end)
+        disk.flush(self._descriptor)
+        self._end, self._check = self._end + len(line), check
+
+
+NOT_OURS = "exists and is not an unfinished conversion; choose another folder"
+
+
+def recorded(folder: Path, source: Source, plan: Plan) -> Mapping[str, str]:
+    """What the journal in a folder names, which stays as it is. Raises ConversionError."""
+    descriptor = own.open_own(folder / UNFINISHED)
+    try:
+        _hold(descriptor, folder)
+        found = _read(descriptor, folder, source, plan)
+    finally:
+        os.close(descriptor)
+    return found.done if found is not None and found.first == _first(source, plan) else {}
+
+
+def _first(source: Source, plan: Plan) -> dict[str, Any]:
+    return {
+        "target": plan.target,
+        "recipe": plan.recipe,
+        "identity": plan.identity(source),
+        "stamp": source.stamp,
+    }
+
+
+def _hold(descriptor: int, folder: Path) -> None:
+    """Until the descriptor is closed no other process has the folder; not every system can tell."""
+    other = ConversionError(f"{folder}: another process is converting there")
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise other from None
+    except OSError as error:
+        if error.errno not in (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL):
+            raise
+    try:
+        there = os.lstat(folder / UNFINISHED)
+    except FileNotFoundError:
+        raise other from None  # it finished just now
+    if not os.path.samestat(os.fstat(descriptor), there):
+        raise other
+
+
+def _read(descriptor: int, folder: Path, source: Source, plan: Plan) -> _Lines | None:
+    """None for a journal that was just begun when its process ended. Raises ConversionError."""
+    data = os.pread(descriptor, _LIMIT, 0)
+    found = _lines(data)
+    if found is None:
+        torn = not data or b"\0" in data or (b"\n" not in data and data.startswith(_BEGINNING))
+        if torn and own.names(folder) == {UNFINISHED}:
+            return None
+        raise ConversionError(
+            f"{folder / UNFINISHED}: is not the journal of a conversion; choose another folder"
+        )
+    if found.first.get("identity") != plan.identity(source):
+        raise ConversionError(
+            f"{folder}: holds an unfinished conversion of another source or recipe;"
+            " delete it or choose another folder"
+        )
+    own.check_names(folder, {UNFINISHED, *plan.names})
+    return found
+
+
+def _lines(data: bytes) -> _Lines | None:
+    """None if there is not even a first line."""
+    first: Mapping[str, Any] | None = None
+    done: dict[str, str] = {}
+    nbytes, check = 0, ""
+    for line in data.splitlines(keepends=True):
+        try:
+            body = parse_json(line, UNFINISHED)
+            told, right = body.pop("check", None), _check(check, body)
+        except (CheckpointError, RecursionError):
+            break
+        if not line.endswith(b"\n") or told != right:
+            break
+        nbytes, check = nbytes + len(line), right
+        named = body.get("done")
+        if isinstance(named, dict):
+            done |= named
+        else:
+            first, done = body, {}
+    return None if first is None else _Lines(first, done, nbytes, check)
+
+
+def _check(before: str, body: Mapping[str, Any]) -> str:
+    return sha256(f"{before} {json.dumps(body)}".encode()).hexdigest()

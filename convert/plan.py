@@ -22,7 +22,7 @@ from gptoss_mlx.recipe import Recipe, quantization
 from gptoss_mlx.shard import ITEM_BYTES, header_bytes
 
 from .piece import Piece
-from .source import Release, Source
+from .source import MANIFEST, Release, Source
 
 MLX_SHARD_BYTES = 5 << 30
 RELEASE_SHARD_BYTES = 4_800_000_000
@@ -78,7 +78,10 @@ class Task:
 
 @dataclass(frozen=True)
 class Plan:
-    """files: safetensors. texts: small files and their contents. tasks: in the order of files."""
+    """files: safetensors. texts: all other files but the manifest, and what stands in them.
+
+    tasks: in the order of files.
+    """
 
     target: str
     recipe: str
@@ -86,20 +89,27 @@ class Plan:
     files: tuple[File, ...]
     tasks: tuple[Task, ...]
     texts: Mapping[str, bytes]
-    carried: tuple[Path, ...]
 
     @property
     def nbytes(self) -> int:
+        """Of the weight files."""
         return sum(file.nbytes for file in self.files)
+
+    @property
+    def names(self) -> set[str]:
+        """Of all files of the finished result."""
+        manifest = {MANIFEST} if self.target == "mlx" else set()
+        return {file.name for file in self.files} | set(self.texts) | manifest
+
+    @property
+    def outputs(self) -> Iterator[Output]:
+        return (output for task in self.tasks for output in task.outputs)
 
     def identity(self, source: Source) -> str:
         """What has to stay the same for an interrupted conversion to go on."""
-        digest = sha256(f"{__version__} {self.target} {self.recipe}".encode())
+        digest = sha256(f"{__version__} {self.target} {self.recipe} {source.content}".encode())
         for file in self.files:
             digest.update(file.name.encode() + file.head)
-        for path in source.paths:
-            status = path.stat()
-            digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}".encode())
         return digest.hexdigest()
 
 
@@ -154,12 +164,13 @@ def _plan(
         "weight_map": {output.name: output.file for output in outputs},
     }
     texts = {
+        **source.carried,
         **source.written,
         INDEX: _json(index),
         "config.json": config_text if config_text is not None else _json(config),
     }
     tasks = tuple(_tasks(source, model, outputs))
-    return Plan(target, recipe, config, files, tasks, texts, source.carried)
+    return Plan(target, recipe, config, files, tasks, texts)
 
 
 def _tasks(source: Source, model: ModelConfig, outputs: tuple[Output, ...]) -> Iterator[Task]:

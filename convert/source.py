@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from gptoss_mlx.checkpoint import INDEX, UNFINISHED
 from gptoss_mlx.config import ModelConfig, QuantizationSpec
 from gptoss_mlx.errors import CheckpointError
 from gptoss_mlx.jsonfile import shown
-from gptoss_mlx.shard import Tensor, read_shard
+from gptoss_mlx.regular import read_regular
+from gptoss_mlx.shard import Tensor, read_into, read_shard
 
 from . import rules
 from .piece import Piece
@@ -26,7 +29,22 @@ RELEASED_QUANTIZATION = {
     ],
     "quant_method": "mxfp4",
 }
-_CARRIED_LIMIT = 64 << 20
+_CARRIED = {
+    "README.md",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+}
+_LEGAL = re.compile(r"(LICENSE|NOTICE|USAGE)[\w-]*(\.md|\.txt)?", re.ASCII)
+_CARRIED_LIMIT = 64 << 20  # bytes of all of them; gpt-oss's tokenizer.json takes 28 MB
+_SAMPLE_BYTES = 64 << 10
 
 
 @dataclass(frozen=True)
@@ -56,7 +74,7 @@ class Source:
     """kind: of `sources/`. name: for people. paths: every file that is read.
 
     config: the content of a released config.json. verbatim: its bytes, where there is such a file.
-    carried: files that come along as they are; written: contents of files that come along.
+    carried: files that come along as they are, by name; written: files made for the result.
     packed: by module, what `pieces` would unpack. exact: whether every piece gives the released
     bytes.
     """
@@ -69,13 +87,48 @@ class Source:
     exact: bool
     verbatim: bytes | None = None
     packed: Mapping[str, Packed] = field(default_factory=dict)
-    carried: tuple[Path, ...] = ()
+    carried: Mapping[str, bytes] = field(default_factory=dict)
     written: Mapping[str, bytes] = field(default_factory=dict)
     release: Release | None = None
 
     @property
     def model(self) -> ModelConfig:
         return ModelConfig.from_values(self.config, self.paths[0])
+
+    @cached_property
+    def content(self) -> str:
+        """SHA-256 that names the weights: every tensor's dtype, shape and a sample of its bytes.
+
+        64 KiB from the middle of each tensor (30 MB of gpt-oss-20b) tell models and their
+        finetunes apart in a moment; single bytes are for `verify`. Raises CheckpointError.
+        """
+        digest = sha256(self.kind.encode())
+        for name, piece in sorted(self.pieces.items()):
+            digest.update(f"{name} {piece.dtype} {piece.shape}".encode())
+            for tensor in piece.inputs:
+                digest.update(_sample(tensor))
+        return digest.hexdigest()
+
+    @cached_property
+    def stamp(self) -> str:
+        """`stamp_now` when this was first asked for, which is when the source was opened."""
+        return self.stamp_now()
+
+    def stamp_now(self) -> str:
+        """SHA-256 of every file's name, size and times. Raises CheckpointError.
+
+        A program can set a file's time of modification back, but not the time (ctime) at which
+        the system noted a change of any kind.
+        """
+        digest = sha256()
+        for path in self.paths:
+            try:
+                status = path.stat()
+            except OSError as error:
+                raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+            times = status.st_mtime_ns, status.st_ctime_ns
+            digest.update(f"{path.name} {status.st_size} {times}".encode())
+        return digest.hexdigest()
 
 
 class Inputs:
@@ -123,18 +176,47 @@ def read_files(paths: Iterable[Path]) -> dict[str, Tensor]:
     return tensors
 
 
-def carried_files(folder: Path) -> tuple[Path, ...]:
-    """The small files of a checkpoint's folder that are neither weights nor written anew."""
-    own = {"config.json", INDEX, MANIFEST, UNFINISHED}
-    return tuple(
-        path
-        for path in sorted(folder.iterdir())
-        if path.is_file()
-        and path.name not in own
-        and not path.name.startswith(".")
-        and path.suffix not in (".safetensors", ".gguf", ".partial")
-        and path.stat().st_size <= _CARRIED_LIMIT
-    )
+def carried_files(folder: Path) -> dict[str, bytes]:
+    """Files beside the weights that a result needs or its licence asks for, by name.
+
+    Raises CheckpointError for one that is no regular file, lies outside the model's folder, or is
+    larger than all of them may be.
+    """
+    found: dict[str, bytes] = {}
+    left = _CARRIED_LIMIT
+    for path in sorted(folder.iterdir()):
+        if path.name not in _CARRIED and not _LEGAL.fullmatch(path.name):
+            continue
+        try:
+            place = path.resolve(strict=True)
+            if not any(home in place.parents for home in _homes(folder)):
+                raise CheckpointError(
+                    f"{path}: is a link to {shown(str(place))}, outside the model's folder;"
+                    " put the file itself there"
+                )
+            found[path.name] = read_regular(place, left)
+        except (OSError, RuntimeError) as error:  # what a circle of links is, up to Python 3.12
+            reason = getattr(error, "strerror", None) or "is a link to itself"
+            raise CheckpointError(f"{path}: cannot be read: {reason}") from error
+        left -= len(found[path.name])
+    return found
+
+
+def _homes(folder: Path) -> Iterator[Path]:
+    """Where a model's files may lie: its folder, and for one in Hugging Face's cache its blobs."""
+    home = folder.resolve()
+    yield home
+    if home.parent.name == "snapshots":
+        yield home.parent.parent / "blobs"
+
+
+def _sample(tensor: Tensor) -> bytes:
+    """At most 64 KiB from the middle of a tensor."""
+    nbytes = min(tensor.nbytes, _SAMPLE_BYTES)
+    offset = tensor.offset + (tensor.nbytes - nbytes) // 2
+    data = bytearray(nbytes)
+    read_into(replace(tensor, offset=offset, nbytes=nbytes), memoryview(data))
+    return bytes(data)
 
 
 def released_config(config: Mapping[str, Any]) -> dict[str, Any]:

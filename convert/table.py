@@ -8,6 +8,7 @@ from rich.table import Table
 
 from gptoss_mlx.shard import Tensor
 
+from .manifest import sizes
 from .plan import Plan, Task
 from .source import Source
 
@@ -33,9 +34,14 @@ def table(source: Source, plan: Plan) -> Table:
         if part in after:
             kinds = ", ".join(sorted(formats[part]))
             shown.add_row(part, kinds, f"{_nbytes(before[part]):,}", f"{after[part]:,}")
-    files = f"{len(plan.files)} files" if len(plan.files) > 1 else "1 file"
+    written = sizes(source, plan)
+    total = sum(written.values())
+    carried = sum(map(len, source.carried.values()))
+    rest = total - sum(after.values())  # headers among them
+    shown.add_row("other files", "as they are", f"{carried:,}", f"{rest:,}")
     shown.add_section()
-    shown.add_row("in all", files, f"{sum(map(_nbytes, before.values())):,}", f"{plan.nbytes:,}")
+    sums = f"{sum(map(_nbytes, before.values())) + carried:,}", f"{total:,}"
+    shown.add_row("in all", f"{len(written)} files", *sums)
     return shown
 
 

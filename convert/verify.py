@@ -19,16 +19,19 @@ from numpy.typing import NDArray
 
 from gptoss_mlx.checkpoint import Progress
 from gptoss_mlx.errors import ConversionError
+from gptoss_mlx.jsonfile import shown
 from gptoss_mlx.shard import Tensor, read_into
 
 from . import rules
-from .destination import is_there, made
 from .manifest import read_manifest
 from .piece import Piece
 from .plan import Output, Plan, Task
 from .source import Source
+from .state import state
+from .weights import made
 
 _WORKERS = 4
+_SAMPLE_BYTES = 64 << 10
 _E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
 _PAIRS = np.stack((np.tile(_E2M1, 16), np.repeat(_E2M1, 16)), axis=-1)
 """[256, 2]: the two values of a byte, low nibble first."""
@@ -37,13 +40,14 @@ _POWERS = np.ldexp(np.float32(1), np.arange(255) - 127).astype(np.float32)
 
 
 def verify(source: Source, plan: Plan, folder: Path, progress: Progress | None = None) -> int:
-    """Tensors that were compared; raises ConversionError for the first that differs."""
+    """Tensors that were compared; raises ConversionError for the first that differs, and for a
+    folder that is not this conversion's or lacks something.
+    """
+    if state(source, plan, folder) != "complete":
+        raise ConversionError(f"{folder}: holds no finished conversion")
     recorded: Mapping[str, str] | None = None
     if plan.target == "mlx":
         recorded = read_manifest(folder)["tensors"]
-    for file in plan.files:
-        if not is_there(folder, file):
-            raise ConversionError(f"{folder / file.name}: has not the header and size it must have")
     total, done, lock = sum(task.nbytes for task in plan.tasks), 0, Lock()
 
     def check(task: Task) -> None:
@@ -64,6 +68,19 @@ def verify(source: Source, plan: Plan, folder: Path, progress: Progress | None =
     return sum(len(task.outputs) for task in plan.tasks)
 
 
+def compare_samples(source: Source, plan: Plan, folder: Path) -> None:
+    """Compare the first rows of every tensor with the source's, 64 KiB or one row or expert.
+
+    Raises ConversionError for a difference.
+    """
+    for task in plan.tasks:
+        rows = task.piece.shape[0]
+        stop = min(rows, max(1, _SAMPLE_BYTES * rows // task.piece.nbytes))
+        for output, data in zip(task.outputs, made(task, 0, stop), strict=True):
+            if _read(output, folder, 0, stop).tobytes() != data.tobytes():
+                raise _difference(output, folder, f"rows 0 to {stop - 1}")
+
+
 def mxfp4_values(blocks: NDArray[np.uint8], scales: NDArray[np.uint8]) -> NDArray[np.float32]:
     """blocks [..., B, 16] and scales [..., B] -> float32 [..., 32 B]."""
     values = _PAIRS[blocks].reshape(*blocks.shape[:-1], 32)
@@ -80,7 +97,7 @@ def _check_hashes(task: Task, folder: Path, recorded: Mapping[str, str] | None) 
         if recorded is not None and recorded.get(output.name) != digest.hexdigest():
             raise ConversionError(
                 f"{folder / output.file}: tensor {output.name} has SHA-256 {digest.hexdigest()},"
-                f" but the manifest records {recorded.get(output.name)}"
+                f" but the manifest records {shown(recorded.get(output.name))}"
             )
 
 

@@ -9,23 +9,44 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from gptoss_mlx.regular import open_regular
+
 PIECE = 4 << 20  # bytes read at a time, about one of an expert's matrices
 _PIECES = 64
 _LEAST = 4  # pieces that make a measurement
 _READERS = 4
 _TIME = 2.0  # seconds after which no further piece is begun
+_UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY)
 
 
 def sync(path: Path) -> None:
     """Flush a file or a folder's entries to the disk; not every system can flush a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
-    except OSError:
-        if not path.is_dir():
+        flush(descriptor)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED or not path.is_dir():
             raise
     finally:
         os.close(descriptor)
+
+
+def flush(descriptor: int) -> None:
+    """Put what was written to an open file on the disk itself. Raises OSError.
+
+    On macOS fsync ends in the drive's own cache, which a loss of power empties; F_FULLFSYNC does
+    not, but some network file systems know only fsync.
+    """
+    if sys.platform == "darwin":
+        import fcntl
+
+        try:
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+            return
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED:
+                raise
+    os.fsync(descriptor)
 
 
 def read_speed(path: Path) -> float:
@@ -35,7 +56,7 @@ def read_speed(path: Path) -> float:
     checked; on macOS they are read past the cache, but what was in it may still come from there.
     Raises ValueError, which says why, if it cannot be known; OSError if the file cannot be read.
     """
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = open_regular(path)
     try:
         size = os.fstat(descriptor).st_size
         step = max(PIECE, size // _PIECES // PIECE * PIECE)

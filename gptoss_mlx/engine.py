@@ -30,6 +30,7 @@ from gptoss_mlx.events import Event
 from gptoss_mlx.hub import local_folder, locate
 from gptoss_mlx.jsonfile import read_json, shown
 from gptoss_mlx.memory import Plan, make_plan, wired_bytes
+from gptoss_mlx.regular import is_named
 from gptoss_mlx.released import CONFIGS
 from gptoss_mlx.request import Desk, Prompt, Request
 from gptoss_mlx.result import Result, collect
@@ -335,7 +336,7 @@ def _with_torch(
 def _generation_defaults(folder: Path) -> dict[str, Any]:
     """The sampling a checkpoint asks for in generation_config.json."""
     path = folder / "generation_config.json"
-    if not path.exists():
+    if not is_named(path):
         return {}
     asked = read_json(path)
     if asked.get("do_sample") is False:

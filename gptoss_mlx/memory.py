@@ -7,6 +7,7 @@ within a budget, or refuses in one line that shows the sum and the largest thing
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -285,10 +286,10 @@ class _Planner:
             f" {config.num_local_experts} experts a layer takes {show_bytes(needed)}"
             f" ({', '.join(parts)}), but there are {show_bytes(self.budget or 0)}"
         )
-        shorter = range(context - 1 - (context - 1) % GROWTH, 0, -GROWTH)
-        fitting = next((tokens for tokens in shorter if self._fits(self._least(tokens))), None)
-        if fitting is not None:
-            return f"{line}; {fitting} tokens would fit"
+        shorter = range(GROWTH, context, GROWTH)  # each takes more than the one before
+        fitting = bisect_left(shorter, True, key=lambda n: not self._fits(self._least(n)))
+        if fitting:
+            return f"{line}; {shorter[fitting - 1]} tokens would fit"
         if context > least:
             return f"{line}; {least} tokens take {show_bytes(self._total(self._least(least)))}"
         return line

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from gptoss_mlx.errors import SamplingError
+from gptoss_mlx.jsonfile import shown
 
 MAX_TOP_LOGPROBS = 20
 MAX_SEED = 2**63 - 1
@@ -69,9 +70,11 @@ class Sampling:
         if self.seed is not None:
             _within("seed", self.seed, 0, MAX_SEED, whole=True)
         if not isinstance(self.logit_bias, Mapping):
-            raise SamplingError(f"logit_bias is {self.logit_bias!r}, but must map ids to numbers")
+            raise SamplingError(
+                f"logit_bias is {shown(self.logit_bias)}, but must map ids to numbers"
+            )
         for token, bias in self.logit_bias.items():
-            _within(f"logit_bias of token {token!r}", bias, -100, 100)
+            _within(f"logit_bias of token {shown(token)}", bias, -100, 100)
         # A copy, so that the options stay what was checked.
         object.__setattr__(self, "logit_bias", MappingProxyType(dict(self.logit_bias)))
 
@@ -86,7 +89,7 @@ def _within(
 ) -> None:
     kind: Any = Integral if whole else Real
     if isinstance(value, bool) or not isinstance(value, kind):
-        raise SamplingError(f"{name} is {value!r}, but must be a {'whole ' * whole}number")
+        raise SamplingError(f"{name} is {shown(value)}, but must be a {'whole ' * whole}number")
     if not low <= value <= high or (above and value == low):
         limit = f"above {low} and at most {high}" if above else f"from {low} to {high}"
-        raise SamplingError(f"{name} is {value}, but must be {limit}")
+        raise SamplingError(f"{name} is {shown(value)}, but must be {limit}")

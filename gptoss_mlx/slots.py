@@ -57,6 +57,11 @@ class SlotTable:
         if expert is not None:
             del self.slot_of[expert]
 
+    def clear(self) -> None:
+        """Empty every slot, also where an interrupt has left the two directions apart."""
+        self.slot_of.clear()
+        self.expert_in[:] = [None] * len(self.expert_in)
+
     def _victim(self, keep: Collection[int]) -> int | None:
         least, victim = float("inf"), None
         for slot, expert in enumerate(self.expert_in):

@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 
 from gptoss_mlx.experts import ExpertBank
 from gptoss_mlx.guesses import Guesses
-from gptoss_mlx.reader import FileReader, Load
+from gptoss_mlx.pool import Tasks
+from gptoss_mlx.reader import FileReader
 from gptoss_mlx.shard import Tensor
 from gptoss_mlx.slots import SlotTable
 
@@ -60,13 +61,18 @@ class Streaming:
 
     def launch(self, output: mx.array) -> None:
         """Start to compute what reads a bank."""
+        self._flying.append(output)  # before it flies, should an interrupt come between
         mx.async_eval(output)  # type: ignore[no-untyped-call]
-        self._flying.append(output)
 
     def land(self, flying: int = 0) -> None:
         """Wait for what was launched, but for the last `flying`; mostly it is computed by now."""
         landing = self._flying[: len(self._flying) - flying]
-        mx.eval(landing)
+        try:
+            mx.eval(landing)
+        except Exception:  # of the computation, which is not to fail again in the next call
+            mx.synchronize()
+            self._flying.clear()
+            raise
         del self._flying[: len(landing)]
 
     def stats(self) -> dict[str, float]:
@@ -86,8 +92,9 @@ class StreamedExperts:
         self._matrices = [
             (streaming.tensors[name], np.asarray(array)) for name, array in bank.matrices.items()
         ]
-        self._coming: dict[int, Load] = {}
+        self._coming: dict[int, Tasks] = {}
         self._guesses = Guesses(bank.experts)
+        self._in_doubt = False
 
     def __call__(
         self,
@@ -225,16 +232,25 @@ class StreamedExperts:
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
-        """What is cut short leaves the bank empty rather than in doubt."""
+        """What is cut short leaves the bank empty rather than in doubt.
+
+        If that is cut short as well, by a second interrupt, the next call begins with it.
+        """
+        if self._in_doubt:
+            self._empty()
+        self._in_doubt = True
         try:
             yield
         except BaseException:
-            # Also reads that an interrupt came too early to note down.
-            self.streaming.reader.stop()
-            self._coming.clear()
-            for slot in range(len(self.table)):
-                self.table.release(slot)
+            self._empty()
             raise
+        self._in_doubt = False
+
+    def _empty(self) -> None:
+        self.streaming.reader.stop()  # also reads that an interrupt came too early to note down
+        self._coming.clear()
+        self.table.clear()
+        self._in_doubt = False
 
     def _pairs(
         self, chosen: NDArray[np.uint32], wave: list[int]

@@ -22,6 +22,7 @@ from gptoss_mlx import reader as reader_module
 from gptoss_mlx.checkpoint import Checkpoint
 from gptoss_mlx.errors import CheckpointError
 from gptoss_mlx.experts import ExpertBank
+from gptoss_mlx.pool import Tasks
 from gptoss_mlx.reader import FileReader
 from gptoss_mlx.shard import Tensor, read_into
 from gptoss_mlx.streaming import StreamedExperts, Streaming
@@ -326,7 +327,7 @@ def test_an_interrupt_while_reads_run_leaves_nobody_writing(
         if where == "read":
             patch.setattr(FileReader, "read", read_and_interrupt)
         else:
-            patch.setattr(reader_module.Load, where, interrupt)
+            patch.setattr(Tasks, where, interrupt)
         with pytest.raises(KeyboardInterrupt):
             layer(x, easy if where == "abandon" else hard, weights)
     for routing in (easy, hard):

@@ -31,7 +31,7 @@ def make(folder: str, recipe: str, shape: str) -> dict[str, Any]:
         if not released.exists():
             write_checkpoint(released, SHAPES[shape])
         source = open_source(released)
-        destination.write(source, to_mlx(source, RECIPES[recipe]), made, resume="")
+        destination.write(source, to_mlx(source, RECIPES[recipe]), made)
         shutil.rmtree(released)
     return {"bytes": sum(path.stat().st_size for path in made.glob("*.safetensors"))}
 

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from gptoss_mlx.cuda import mxfp4
 from gptoss_mlx.cuda.experts import Experts
-from gptoss_mlx.reader import FileReader, Load
+from gptoss_mlx.pool import Tasks
+from gptoss_mlx.reader import FileReader
 from gptoss_mlx.shard import Tensor
 from gptoss_mlx.slots import SlotTable
 
@@ -45,12 +46,14 @@ class Counts:
 class Streaming:
     """What the streaming layers of one model share: the reader, the buffers, the counts."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], device: torch.device, slots: int) -> None:
-        self.tensors, self.device, self.slots = tensors, device, slots
-        self.reader = FileReader({tensor.path for tensor in tensors.values()})
+    def __init__(
+        self, tensors: Mapping[str, Tensor], reader: FileReader, device: torch.device, slots: int
+    ) -> None:
+        self.tensors, self.reader, self.device, self.slots = tensors, reader, device, slots
         self.counts = Counts()
         self._buffers: list[Buffer] = []
         self._next = 0
+        self._in_doubt: SlotTable | None = None
 
     def stats(self) -> dict[str, float]:
         return {"slots": self.slots, **asdict(self.counts)}
@@ -64,6 +67,30 @@ class Streaming:
         self._next = (self._next + 1) % STAGED
         buffer.wait()
         return buffer
+
+    @contextmanager
+    def changing(self, table: SlotTable) -> Iterator[None]:
+        """What is cut short leaves the bank empty, and the buffers free, rather than in doubt.
+
+        If that is cut short as well, by a second interrupt, the next call begins with it.
+        """
+        self._settle()
+        self._in_doubt = table
+        try:
+            yield
+        except BaseException:
+            self._settle()
+            raise
+        self._in_doubt = None
+
+    def _settle(self) -> None:
+        if self._in_doubt is None:
+            return
+        self.reader.stop()  # also reads that an interrupt came too early to note down
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # and copies out of the buffers
+        self._in_doubt.clear()
+        self._in_doubt = None
 
 
 class Buffer:
@@ -92,7 +119,7 @@ class _Coming:
     expert: int
     buffer: Buffer
     parts: tuple[torch.Tensor, ...]
-    load: Load
+    load: Tasks
 
 
 class StreamedExperts:
@@ -118,7 +145,7 @@ class StreamedExperts:
         chosen = experts.cpu().numpy()
         self.table.use(chosen.reshape(-1).tolist(), steps=len(chosen))
         out = x.new_empty(chosen.size, x.shape[1], dtype=torch.float32)
-        with self._changing():
+        with self.streaming.changing(self.table):
             for wave in self._waves(np.unique(chosen).tolist()):
                 visits = np.flatnonzero(np.isin(chosen, wave))
                 slots = self._on_device(self._slots(chosen.reshape(-1, 1)[visits])).int()
@@ -190,14 +217,3 @@ class StreamedExperts:
 
     def _on_device(self, values: NDArray[np.int64]) -> torch.Tensor:
         return torch.from_numpy(values).to(self.streaming.device)
-
-    @contextmanager
-    def _changing(self) -> Iterator[None]:
-        """What is cut short leaves the bank empty rather than in doubt."""
-        try:
-            yield
-        except BaseException:
-            self.streaming.reader.stop()
-            for slot in range(len(self.table)):
-                self.table.release(slot)
-            raise

@@ -21,9 +21,11 @@ from typing import Any
 from gptoss_mlx.errors import ContextError, VocabularyError
 from gptoss_mlx.harmony.merges import LONGEST_TOKEN, merge_long
 from gptoss_mlx.harmony.words import pieces
+from gptoss_mlx.regular import read_regular
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 VOCABULARY = DATA / "o200k_base.tiktoken"
+VOCABULARY_LIMIT = 8 << 20  # bytes; it has 3.6 million
 VOCABULARY_SHA256 = "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d"
 ORDINARY_TOKENS = 199998
 VOCAB_SIZE = 201088
@@ -71,9 +73,9 @@ def special_tokens() -> dict[str, int]:
 def vocabulary_lines() -> list[bytes]:
     """The vocabulary file's lines: line i is the base64 of token i, a space, and i."""
     try:
-        lines = VOCABULARY.read_bytes().splitlines()
+        lines = read_regular(VOCABULARY, VOCABULARY_LIMIT).splitlines()
     except OSError as error:
-        raise VocabularyError(f"{VOCABULARY}: cannot read the vocabulary: {error}") from error
+        raise VocabularyError(f"{VOCABULARY}: cannot be read: {error.strerror}") from error
     if len(lines) != ORDINARY_TOKENS:
         raise VocabularyError(f"{VOCABULARY}: {len(lines)} tokens, expected {ORDINARY_TOKENS}")
     return lines

@@ -16,8 +16,6 @@ from typing import Any
 
 from convert.conversion import Conversion
 
-RESUME = "the command that resumes"
-
 
 class Killer:
     """Counts calls and kills this process just before the n-th."""
@@ -42,7 +40,7 @@ def main(source: str, folder: str, recipe: str, n: int) -> None:
     for name in ("pwrite", "fsync", "ftruncate", "rename", "unlink"):
         setattr(os, name, killer.watch(getattr(os, name)))
     conversion = Conversion.prepare(Path(source), Path(folder), target="mlx", recipe=recipe)
-    conversion.run(RESUME)
+    conversion.run()
     print(killer.count)
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import pytest
 import safetensors
 from click.testing import CliRunner, Result
 
 from benchmarks.make_checkpoint import Shape
+from convert import journal
+from convert import weights as writing
 from convert.__main__ import main
 from convert.conversion import Conversion
 
@@ -18,7 +22,7 @@ Stored = dict[str, tuple[str, tuple[int, ...], bytes]]
 
 
 def convert(source: Path, folder: Path, recipe: str = "bf16", target: str = "mlx") -> Path:
-    Conversion.prepare(source, folder, target=target, recipe=recipe).run("the same command")
+    Conversion.prepare(source, folder, target=target, recipe=recipe).run()
     return folder
 
 
@@ -60,3 +64,25 @@ def refusal(*arguments: object) -> str:
     assert result.stderr.count("\n") == 1
     assert "unexpected" not in result.stderr
     return result.stderr.removeprefix("error: ").removesuffix("\n")
+
+
+def unfinished(source: Path, folder: Path, recipe: str = "8", target: str = "mlx") -> Path:
+    """A conversion that Ctrl-C ended after some of its tensors, each noted in the journal."""
+    count = 0
+
+    def interrupted(*arguments: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count > 20:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    real = writing.made
+    conversion = Conversion.prepare(source, folder, target=target, recipe=recipe)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(writing, "_WORKERS", 1)
+        patch.setattr(writing, "made", interrupted)
+        patch.setattr(journal, "_FLUSH_BYTES", 1)
+        with pytest.raises(KeyboardInterrupt):
+            conversion.run()
+    return folder

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from convert import __main__ as command
-from convert import destination
+from convert import weights
 from convert.conversion import Conversion
 from gptoss_mlx.checkpoint import UNFINISHED, Checkpoint
 from gptoss_mlx.jsonfile import read_json
-from tests.convert.layouts import write_gguf
+from tests.convert.layouts import write_gguf, write_mlx_lm
 from tests.convert.results import contents, convert, refusal, run
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -45,7 +45,7 @@ def test_a_dry_run_writes_nothing_and_shows_the_sums(release: Path, tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
     rows = _rows(shown.stdout)
     parts = ["experts", "expert biases", "embedding", "attention", "router", "head"]
-    assert list(rows) == [*parts, "norms, sinks", "in all"]
+    assert list(rows) == [*parts, "norms, sinks", "other files", "in all"]
     assert {part: rows[part][0] for part in parts} == {
         "experts": "mxfp4",
         "expert biases": "bf16",
@@ -55,13 +55,11 @@ def test_a_dry_run_writes_nothing_and_shows_the_sums(release: Path, tmp_path: Pa
         "head": "6-bit",
     }
     whole = rows.pop("in all")
-    assert whole[0] == "1 file"
     assert whole[1] == sum(before for _, before, _ in rows.values())
     data = sum(after for _, _, after in rows.values())
     convert(release, made, "mixed")
-    assert whole[2] == (made / "model.safetensors").stat().st_size
-    index = read_json(made / "model.safetensors.index.json")
-    assert data == index["metadata"]["total_size"]
+    assert whole[0] == f"{len(contents(made))} files"
+    assert whole[2] == data == sum(map(len, contents(made).values()))
     embedding = 256 * (128 * 8 // 8 + 128 // 64 * 4)
     assert rows["embedding"] == ("8-bit", 256 * 128 * 2, embedding)
     assert f"still to write: {whole[2]:,} bytes; free there: " in shown.stdout
@@ -86,7 +84,7 @@ def test_a_dry_run_changes_nothing_of_what_is_complete(release: Path, tmp_path: 
 
 def test_words_go_to_stderr_and_quiet_has_none(release: Path, tmp_path: Path) -> None:
     loud = run(release, tmp_path / "loud", "--verify")
-    nbytes = (tmp_path / "loud" / "model.safetensors").stat().st_size
+    nbytes = sum(map(len, contents(tmp_path / "loud").values()))
     assert (loud.exit_code, loud.stdout) == (0, "")
     first, second = loud.stderr.splitlines()
     assert first == f"{tmp_path / 'loud'}: {nbytes:,} bytes written"
@@ -97,6 +95,33 @@ def test_words_go_to_stderr_and_quiet_has_none(release: Path, tmp_path: Path) ->
     assert (quiet.exit_code, quiet.output) == (0, "")
     assert contents(tmp_path / "quiet") == contents(tmp_path / "loud")
     assert run(release, tmp_path / "quiet", "--quiet").output == ""
+
+
+NOTE = re.compile(
+    r"source: holds weights in (\d+\.\d) bits each that become larger here;"
+    r" their quality stays that of the source"
+)
+
+
+@pytest.mark.parametrize(
+    ("source_bits", "bits", "told"),
+    [(4, "8", "4.5"), (4, "bf16", "4.5"), (8, "bf16", "8.5"), (8, "6", None), (4, "4", None)],
+)
+def test_what_becomes_larger_than_its_source_is_said_to_be_no_better(
+    source_bits: int, bits: str, told: str | None, release: Path, tmp_path: Path
+) -> None:
+    source = write_mlx_lm(release, tmp_path / "source", rest=source_bits)
+    shown = run(source, tmp_path / "made", "--bits", bits, "--dry-run")
+    made = run(source, tmp_path / "made", "--bits", bits)
+    for words in (shown.stdout, made.stderr):
+        notes = [match[1] for match in map(NOTE.fullmatch, words.splitlines()) if match]
+        assert notes == ([] if told is None else [told])
+
+
+def test_a_release_becomes_no_larger_without_loss(release: Path, tmp_path: Path) -> None:
+    for i, source in enumerate((release, write_gguf(release, tmp_path / "model.gguf"))):
+        for bits in ("bf16", "8"):
+            assert "quality" not in run(source, tmp_path / f"{i} {bits}", "--bits", bits).stderr
 
 
 def test_the_default_is_mixed_to_mlx(release: Path, tmp_path: Path) -> None:
@@ -169,8 +194,11 @@ def test_an_id_is_located_and_recorded_under_its_name(
     assert run("openai/gpt-oss-20b", made).exit_code == 0
     assert asked == [("openai/gpt-oss-20b", ("LICENSE*", "README.md", "USAGE*"))]
     recorded = read_json(made / "conversion.json")["source"]
+    content = recorded.pop("content")
     assert recorded == {"kind": "released", "name": "openai/gpt-oss-20b"}
-    assert run("openai/gpt-oss-20b", made).stderr == f"{made}: is complete already\n"
+    assert re.fullmatch("[0-9a-f]{64}", content)
+    for source in ("openai/gpt-oss-20b", release):  # it is the same, whatever it is called
+        assert run(source, made).stderr == f"{made}: is complete already\n"
 
 
 def test_ctrl_c_ends_with_130_and_says_how_to_go_on(
@@ -185,9 +213,9 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on(
             raise KeyboardInterrupt
         return real(*arguments)
 
-    real = destination.made
+    real = weights.made
     with monkeypatch.context() as patch:
-        patch.setattr(destination, "made", interrupted)
+        patch.setattr(weights, "made", interrupted)
         result = run(release, made, "--bits", "8")
     assert (result.exit_code, result.stdout) == (130, "")
     again = f"python -m convert {release} {made} --bits 8"

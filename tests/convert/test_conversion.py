@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import shlex
 import shutil
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import pytest
 
 from convert.conversion import Conversion
-from gptoss_mlx.checkpoint import UNFINISHED, Checkpoint
+from gptoss_mlx.checkpoint import Checkpoint
 from gptoss_mlx.errors import CheckpointError, ConversionError
 from tests.convert.layouts import write_gguf, write_mlx_lm, write_original
-from tests.convert.results import contents, convert, refusal, run
+from tests.convert.results import contents, convert, refusal, run, unfinished
 
 DISK = ("pwrite", "ftruncate", "fsync", "rename", "unlink")
 
@@ -107,7 +105,7 @@ def test_what_is_there_already_is_kept(release: Path, tmp_path: Path) -> None:
     for target in ("mlx", "release"):
         line = refusal(release, folder, "--to", target)
         assert line.startswith(f"{folder}: exists and is not an unfinished conversion")
-    assert refusal(release, file / "made").endswith("cannot be written: Not a directory")
+    assert refusal(release, file / "made").endswith(f"cannot be written: {file} is not a folder")
     assert contents(tmp_path) == before
 
 
@@ -136,57 +134,75 @@ def test_what_is_complete_is_left_alone(
 def test_another_recipe_is_not_taken_for_complete(release: Path, tmp_path: Path) -> None:
     made = convert(release, tmp_path / "made", "8")
     before = contents(made)
-    assert "exists and is not an unfinished conversion" in refusal(release, made, "--bits", "4")
+    for more in ((), ("--verify",), ("--dry-run",)):
+        line = refusal(release, made, "--bits", "4", *more)
+        assert line == f"{made}: holds a conversion to --bits '8', not 4; choose another folder"
+    assert "holds a conversion, not a release" in refusal(release, made, "--to", "release")
     assert contents(made) == before
 
 
-@pytest.mark.parametrize("damage", ["a file missing", "a file cut short", "no manifest"])
-def test_what_lacks_something_is_not_taken_for_complete(
-    damage: str, release: Path, tmp_path: Path
+@pytest.mark.parametrize("name", ["8", "bf16", "release"])
+def test_what_lacks_or_has_cut_any_file_is_not_taken_for_complete(
+    name: str, release: Path, tmp_path: Path
 ) -> None:
-    made = convert(release, tmp_path / "made", "8")
-    file = made / "model.safetensors"
-    if damage == "a file missing":
-        file.unlink()
-    elif damage == "a file cut short":
-        os.truncate(file, file.stat().st_size - 1)
-    else:
-        (made / "conversion.json").unlink()
-    assert "exists and is not an unfinished conversion" in refusal(release, made, "--bits", "8")
+    source = Path(shutil.copytree(release, tmp_path / "source"))
+    (source / "LICENSE").write_text("mine", encoding="utf-8")
+    options = ("--to", "release") if name == "release" else ("--bits", name)
+    whole = tmp_path / "whole"
+    assert run(source, whole, *options).exit_code == 0
+    for file in sorted(whole.iterdir()):
+        for damage in ("missing", "cut short", "changed"):
+            made = Path(shutil.copytree(whole, tmp_path / f"{file.name} {damage}"))
+            data = file.read_bytes()
+            if damage == "missing":
+                (made / file.name).unlink()
+            elif damage == "cut short":
+                (made / file.name).write_bytes(data[:-1])
+            else:
+                (made / file.name).write_bytes(data[:2] + bytes([data[2] ^ 1]) + data[3:])
+            for more in ((), ("--verify",), ("--dry-run",)):
+                line = refusal(source, made, *options, *more)
+                if (file.name, damage) == ("conversion.json", "missing"):
+                    assert line.startswith(f"{made}: exists and is not an unfinished conversion")
+                else:
+                    assert line.startswith(f"{made / file.name}: ")
+            shutil.rmtree(made)
 
 
 def test_too_little_disk_is_noticed_before_anything_is_written(
     release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = tmp_path / "made"
-    needed = Conversion.prepare(release, made, target="mlx", recipe="8").plan.nbytes + (64 << 20)
+    source = Path(shutil.copytree(release, tmp_path / "source"))
+    (source / "tokenizer.json").write_bytes(b"x" * 1_000_000)
+    whole = convert(source, tmp_path / "whole", "8")
+    needed = sum(path.stat().st_size for path in whole.iterdir()) + (64 << 20)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**9, 10**9, needed - 1))
-    line = refusal(release, made, "--bits", "8")
-    assert line == f"{made}: takes {needed:,} more bytes, but its disk has {needed - 1:,} free"
+    for more in ((), ("--dry-run",)):
+        line = refusal(source, made, "--bits", "8", *more)
+        assert line == f"{made}: takes {needed:,} more bytes, but its disk has {needed - 1:,} free"
     assert not made.exists()
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**9, 10**9, needed))
-    assert run(release, made, "--bits", "8").exit_code == 0
+    assert run(source, made, "--bits", "8").exit_code == 0
 
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT])
-def test_a_disk_that_fills_up_at_any_moment_loses_nothing(
+def test_a_full_disk_is_told_in_a_line_and_the_same_command_goes_on(
     error: int, release: Path, tmp_path: Path, whole: dict[str, bytes]
 ) -> None:
-    before = contents(release)
+    """`test_faults` does it at every call."""
+    before, made = contents(release), tmp_path / "made"
     with pytest.MonkeyPatch.context() as patch:
-        disk = _Disk(patch, error, None)
-        convert(release, tmp_path / "counted", "8")
-    for n in Random(error).sample(range(1, disk.count), 8):
-        made = tmp_path / str(n)
-        with pytest.MonkeyPatch.context() as patch:
-            _Disk(patch, error, n)
-            line = refusal(release, made, "--bits", "8")
-        command = f"python -m convert {release} {made} --bits 8"
-        assert line.startswith(f"{made}: the disk is full; what is written stays, and `{command}`")
-        with pytest.raises(CheckpointError):
-            Checkpoint.open(made)
-        assert run(*shlex.split(command)[3:]).exit_code == 0
-        assert contents(made) == whole
+        _Disk(patch, error, 66)
+        line = refusal(release, made, "--bits", "8")
+    assert line == (
+        f"{made}: the disk is full; what is written stays, and the same command goes on when there"
+        " is room"
+    )
+    with pytest.raises(CheckpointError):
+        Checkpoint.open(made)
+    assert run(release, made, "--bits", "8").exit_code == 0
+    assert contents(made) == whole
     assert contents(release) == before
 
 
@@ -210,58 +226,19 @@ def test_a_folder_without_permission_is_told_in_a_line(release: Path, tmp_path: 
     assert line == f"{tmp_path / 'made'}: cannot be written: Permission denied"
 
 
+@pytest.mark.parametrize("target", ["mlx", "release"])
 def test_an_unfinished_folder_tells_the_command_that_finishes_it(
-    release: Path, tmp_path: Path
+    target: str, release: Path, tmp_path: Path
 ) -> None:
     """From a folder whose name a shell would take apart."""
-    source = Path(shutil.copytree(release, tmp_path / "the model's $HOME"))
-    made = tmp_path / "made of it"
-    with pytest.MonkeyPatch.context() as patch:
-        _Disk(patch, errno.ENOSPC, 12)
-        refusal(source, made, "--to", "release")
+    made = unfinished(release, tmp_path / "made of $IT", "5", target)
     with pytest.raises(CheckpointError, match="is an unfinished conversion; `") as caught:
         Checkpoint.open(made)
-    program, *arguments = shlex.split(str(caught.value).split("`")[1])[2:]
-    assert program == "convert"
-    assert run(*arguments).exit_code == 0
+    assert str(caught.value).endswith("` goes on, with the SOURCE it was begun with")
+    program, source, *arguments = shlex.split(str(caught.value).split("`")[1])
+    assert (program, source) == ("gptoss-convert", "SOURCE")
+    assert run(release, *arguments).exit_code == 0
     Checkpoint.open(made).close()
-    assert contents(made) == contents(source)
-
-
-def test_two_processes_do_not_convert_into_one_folder(
-    release: Path, tmp_path: Path, whole: dict[str, bytes]
-) -> None:
-    made = tmp_path / "made"
-    with pytest.MonkeyPatch.context() as patch:
-        _Disk(patch, errno.ENOSPC, 12)
-        refusal(release, made, "--bits", "8")
-    before = contents(made)
-    with (made / UNFINISHED).open("rb") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
-        line = refusal(release, made, "--bits", "8")
-        assert line == f"{made}: another process is converting there"
-        assert contents(made) == before
-    assert run(release, made, "--bits", "8").exit_code == 0
-    assert contents(made) == whole
-
-
-@pytest.mark.parametrize("line", [b"\xff\n", b"[]\n", b'{"a": 1, "a": 2}\n'])
-@pytest.mark.parametrize("place", ["first", "last"])
-def test_a_damaged_journal_is_told_in_a_line(
-    line: bytes, place: str, release: Path, tmp_path: Path
-) -> None:
-    made = tmp_path / "made"
-    with pytest.MonkeyPatch.context() as patch:
-        _Disk(patch, errno.ENOSPC, 12)
-        refusal(release, made, "--bits", "8")
-    journal = made / UNFINISHED
-    whole = journal.read_bytes()
-    journal.write_bytes(line + whole if place == "first" else whole + line)
-    before = contents(made)
-    told = refusal(release, made, "--bits", "8")
-    assert told.startswith(f"{journal}: ")
-    assert told.endswith(f"; delete {made} and begin once more")
-    assert contents(made) == before
 
 
 @pytest.mark.parametrize("change", ["later", "longer", "gone"])
@@ -284,20 +261,17 @@ def test_a_source_that_changes_meanwhile_is_not_believed(
 
     conversion = Conversion.prepare(source, made, target="mlx", recipe="8")
     with pytest.raises((ConversionError, CheckpointError)) as caught:
-        conversion.run("the command", meanwhile)
+        conversion.run(meanwhile)
     if change != "gone":
         assert str(caught.value) == (
-            f"source: changed while it was converted; delete {made} and begin once more"
+            "source: changed while it was converted; run the same command once more"
         )
     assert not (made / "conversion.json").exists()
     with pytest.raises(CheckpointError, match="is an unfinished conversion"):
         Checkpoint.open(made)
     if change == "later":
-        assert "holds an unfinished conversion of another source" in refusal(
-            source, made, "--bits", "8"
-        )
-        shutil.rmtree(made)
         assert run(source, made, "--bits", "8").exit_code == 0
+        assert contents(made) == contents(convert(source, tmp_path / "whole", "8"))
 
 
 def test_a_disk_that_takes_little_at_a_time(
@@ -308,17 +282,40 @@ def test_a_disk_that_takes_little_at_a_time(
     assert contents(convert(release, tmp_path / "made", "8")) == whole
 
 
-def test_progress_goes_up_to_the_total_from_whatever_was_there(
+def test_progress_goes_up_to_the_total_over_what_is_there_and_what_is_not(
     release: Path, tmp_path: Path
 ) -> None:
-    made = tmp_path / "made"
-    with pytest.MonkeyPatch.context() as patch:
-        _Disk(patch, errno.ENOSPC, 60, ("pwrite",))
-        refusal(release, made, "--bits", "8")
+    made = unfinished(release, tmp_path / "made")
     conversion = Conversion.prepare(release, made, target="mlx", recipe="8")
     steps: list[tuple[int, int]] = []
-    conversion.run("the command", lambda done, total: steps.append((done, total)))
+    written = conversion.run(lambda done, total: steps.append((done, total)))
     total = sum(task.nbytes for task in conversion.plan.tasks)
     assert steps == sorted(steps)
     assert steps[-1] == (total, total)
-    assert steps[0][0] > conversion.plan.tasks[0].nbytes
+    assert written < total
+
+
+def test_a_callback_that_raises_ends_it_and_it_goes_on(
+    release: Path, tmp_path: Path, whole: dict[str, bytes]
+) -> None:
+    made, count = tmp_path / "made", 0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal count
+        count += 1
+        if count == 10:
+            raise ZeroDivisionError("mine")
+
+    with pytest.raises(ZeroDivisionError, match="mine"):
+        Conversion.prepare(release, made, target="mlx", recipe="8").run(progress)
+    with pytest.raises(CheckpointError):
+        Checkpoint.open(made)
+    assert contents(convert(release, made, "8")) == whole
+
+
+def test_it_needs_no_stderr(
+    release: Path, tmp_path: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr", None)
+    monkeypatch.setattr("sys.stdout", None)
+    assert contents(convert(release, tmp_path / "made", "8")) == whole

@@ -1,27 +1,32 @@
-"""A conversion killed at any moment: never taken for complete, and finished to the same bytes."""
+"""A conversion that goes on: killed for real, and over what was changed while nobody was there."""
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from random import Random
 
+import numpy as np
 import pytest
 
-from benchmarks.make_checkpoint import Shape, write_checkpoint
-from convert import destination, journal, plan
+from benchmarks.make_checkpoint import write_checkpoint
+from convert import plan, weights
 from convert.conversion import Conversion
 from gptoss_mlx.checkpoint import UNFINISHED, Checkpoint
-from gptoss_mlx.errors import CheckpointError, GptOssError
-from tests.convert.killed import RESUME
+from gptoss_mlx.errors import CheckpointError, ConversionError
+from tests.convert.results import SHAPE, contents, refusal, unfinished
+from tests.convert.results import convert as converted
 
-MOMENTS = 20
+MOMENTS = 6
 RECIPE = "8"
-SHAPE = Shape(2, 128, 64, 4, 2, 4, 2, 32, 256)
+FILE = "model.safetensors.partial"
 
 
 @pytest.fixture(scope="module")
@@ -32,13 +37,17 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def whole(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The uninterrupted conversion."""
-    folder = tmp_path_factory.mktemp("whole") / "model"
-    convert(source, folder)
-    return folder
+    return convert(source, tmp_path_factory.mktemp("whole") / "model")
 
 
-def convert(source: Path, folder: Path) -> None:
-    Conversion.prepare(source, folder, target="mlx", recipe=RECIPE).run(RESUME)
+@pytest.fixture
+def begun(source: Path, tmp_path: Path) -> Path:
+    """An unfinished conversion, for a test to change."""
+    return unfinished(source, tmp_path / "begun", RECIPE)
+
+
+def convert(source: Path, folder: Path) -> Path:
+    return converted(source, folder, RECIPE)
 
 
 def killed(source: Path, folder: Path, n: int) -> subprocess.CompletedProcess[str]:
@@ -46,15 +55,11 @@ def killed(source: Path, folder: Path, n: int) -> subprocess.CompletedProcess[st
     return subprocess.run([*arguments, str(n)], capture_output=True, text=True, check=False)
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
 def test_killed_at_random_moments(source: Path, whole: Path, tmp_path: Path) -> None:
+    """By the system, with all threads at work; `test_faults` stops it at every call."""
     count = int(killed(source, tmp_path / "alive", 0).stdout)
     assert contents(tmp_path / "alive") == contents(whole)
-    moments = Random(20).sample(range(1, count + 1), MOMENTS)
-    for n in moments:
+    for n in Random(20).sample(range(1, count + 1), MOMENTS):
         folder = tmp_path / f"killed-{n}"
         assert killed(source, folder, n).returncode == -signal.SIGKILL
         with pytest.raises(CheckpointError):
@@ -63,101 +68,173 @@ def test_killed_at_random_moments(source: Path, whole: Path, tmp_path: Path) -> 
         assert contents(folder) == contents(whole), f"killed at {n} of {count}"
 
 
-def test_killed_while_it_resumes(source: Path, whole: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "model"
-    for n in (40, 20, 30, 10):
-        assert killed(source, folder, n).returncode == -signal.SIGKILL
-    convert(source, folder)
-    assert contents(folder) == contents(whole)
-
-
 def test_what_the_journal_names_is_not_made_again(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: Path, whole: Path, begun: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(journal, "_FLUSH_BYTES", 1)
-    folder, _ = interrupted(source, tmp_path, monkeypatch, after=10)
-    lines = (folder / UNFINISHED).read_text().splitlines()[1:]
-    named = {name for line in lines for name in json.loads(line)}
-    assert len(named) >= 10
-    resumed: list[str] = []
-    count_tasks(monkeypatch, resumed)
-    convert(source, folder)
-    left = {task.outputs[0].name for task in tasks(source, folder)} - named
+    lines = (begun / UNFINISHED).read_text().splitlines()[1:]
+    named = {name for line in lines for name in json.loads(line)["done"]}
+    assert len(named) >= 20
+    resumed = made_by(monkeypatch)
+    convert(source, begun)
+    tasks = Conversion.prepare(source, whole, target="mlx", recipe=RECIPE).plan.tasks
+    left = {task.outputs[0].name for task in tasks} - named
     assert sorted(resumed) == sorted(left)
+    assert contents(begun) == contents(whole)
 
 
-def torn_line(folder: Path) -> None:
-    path = folder / UNFINISHED
-    path.write_bytes(path.read_bytes() + b'{"model.norm.weight": "12')
+def _edit(change: Callable[[bytearray], object]) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        path = folder / FILE
+        data = bytearray(path.read_bytes())
+        change(data)
+        path.write_bytes(data)
+
+    return edit
 
 
-def deleted_file(folder: Path) -> None:
-    for path in folder.glob("*.partial"):
-        path.unlink()
+def _noise(data: bytearray) -> None:
+    data[1000:] = np.random.default_rng(1).bytes(len(data) - 1000)
 
 
-@pytest.mark.parametrize("damage", [torn_line, deleted_file])
-def test_what_is_damaged_in_between_is_made_again(
-    damage: Callable[[Path], None],
-    source: Path,
-    whole: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+def _zeros(data: bytearray) -> None:
+    data[:] = bytes(len(data))
+
+
+def _flip(data: bytearray) -> None:
+    """A bit of a tensor that is done."""
+    data[int.from_bytes(data[:8], "little") + 8 + 40] ^= 1
+
+
+def _lines(change: Callable[[list[bytes]], list[bytes]]) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        path = folder / UNFINISHED
+        path.write_bytes(b"".join(change(path.read_bytes().splitlines(keepends=True))))
+
+    return edit
+
+
+def _claimed(lines: list[bytes]) -> list[bytes]:
+    """A line for a tensor that was not written, as a program without the checks would have it."""
+    return [*lines, json.dumps({"done": {"lm_head.weight": "0" * 64}}).encode() + b"\n"]
+
+
+def _claimed_well(lines: list[bytes]) -> list[bytes]:
+    """The same, with the check that belongs to it."""
+    body = {"done": {name: "0" * 64 for name in ("lm_head.weight", "lm_head.scales")}}
+    before = json.loads(lines[-1])["check"]
+    check = sha256(f"{before} {json.dumps(body)}".encode()).hexdigest()
+    return [*lines, json.dumps({**body, "check": check}).encode() + b"\n"]
+
+
+DAMAGES: dict[str, Callable[[Path], None]] = {
+    "weights gone": lambda folder: (folder / FILE).unlink(),
+    "weights empty": _edit(bytearray.clear),
+    "weights cut short": _edit(lambda data: data.__delitem__(slice(len(data) // 2, None))),
+    "weights longer": _edit(lambda data: data.extend(b"more")),
+    "weights zeroed": _edit(_zeros),
+    "weights overwritten": _edit(_noise),
+    "a bit of them": _edit(_flip),
+    "already under their name, and damaged": lambda folder: (
+        _edit(_noise)(folder),
+        (folder / FILE).rename(folder / "model.safetensors"),
+    )[-1],
+    "under both names": lambda folder: (folder / "model.safetensors").write_bytes(b"old") and None,
+    "a line cut off": _lines(lambda lines: [*lines[:-1], lines[-1][:40]]),
+    "a line more": _lines(_claimed),
+    "a line more, well made": _lines(_claimed_well),
+    "a line of no JSON": _lines(lambda lines: [*lines[:5], b"\xff\n", *lines[5:]]),
+    "a line gone": _lines(lambda lines: [*lines[:5], *lines[6:]]),
+    "lines exchanged": _lines(lambda lines: [*lines[:5], lines[6], lines[5], *lines[7:]]),
+    "a digit of a hash": _lines(
+        lambda lines: [*lines[:3], lines[3].replace(b"0", b"1"), *lines[4:]]
+    ),
+    "zeros at the end": _lines(lambda lines: [*lines, bytes(200)]),
+    "small files of an earlier try": lambda folder: (
+        (folder / "config.json.partial").write_bytes(b"{") and None
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_was_damaged_meanwhile_is_made_again(
+    damage: str, source: Path, whole: Path, begun: Path
 ) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(journal, "_FLUSH_BYTES", 1)
-        folder, _ = interrupted(source, tmp_path, patch, after=10)
-    damage(folder)
-    convert(source, folder)
-    assert contents(folder) == contents(whole)
+    DAMAGES[damage](begun)
+    convert(source, begun)
+    assert contents(begun) == contents(whole)
 
 
-def test_another_recipe_does_not_go_on_there(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("during", [False, True])
+def test_a_source_changed_under_the_same_size_and_time_is_noticed(
+    during: bool, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, _ = interrupted(source, tmp_path, monkeypatch, after=5)
-    before = contents(folder)
-    other = Conversion.prepare(source, folder, target="mlx", recipe="bf16")
-    with pytest.raises(GptOssError, match=f"another source or recipe .*{RESUME}"):
-        other.run("another command")
-    assert contents(folder) == before
+    """Between two runs, and in one: a byte no sample shows. What was made before is made again."""
+    monkeypatch.setattr("convert.source._SAMPLE_BYTES", 16)
+    own = Path(shutil.copytree(source, tmp_path / "source"))
+    folder = tmp_path / "made"
+    path = next(own.glob("*.safetensors"))
 
+    def change(done: int = 1, total: int = 1) -> None:
+        if done < total:
+            return
+        status = path.stat()
+        with path.open("r+b") as file:
+            file.seek(8 + int.from_bytes(file.read(8), "little"))
+            file.write(b"\x01")
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+        assert (path.stat().st_size, path.stat().st_mtime_ns) == (
+            status.st_size,
+            status.st_mtime_ns,
+        )
 
-def test_the_runtime_says_how_to_go_on(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder, _ = interrupted(source, tmp_path, monkeypatch, after=5)
-    with pytest.raises(CheckpointError, match=f"unfinished conversion; `{RESUME}` resumes it"):
+    conversion = Conversion.prepare(own, folder, target="mlx", recipe=RECIPE)
+    if during:
+        with pytest.raises(ConversionError, match="changed while it was converted"):
+            conversion.run(change)
+    else:
+        unfinished(own, folder, RECIPE)
+        change()
+    with pytest.raises(CheckpointError, match="is an unfinished conversion"):
         Checkpoint.open(folder)
+    resumed = made_by(monkeypatch)
+    convert(own, folder)
+    assert set(resumed) == {task.outputs[0].name for task in conversion.plan.tasks}
+    assert contents(folder) == contents(convert(own, tmp_path / "whole"))
+    assert contents(folder) != contents(convert(source, tmp_path / "before"))
 
 
-def tasks(source: Path, folder: Path) -> tuple[plan.Task, ...]:
-    return Conversion.prepare(source, folder, target="mlx", recipe=RECIPE).plan.tasks
-
-
-def count_tasks(
-    monkeypatch: pytest.MonkeyPatch, seen: list[str], stop_after: int | None = None
+def test_another_recipe_or_source_does_not_go_on_there(
+    source: Path, begun: Path, checkpoint_of: Callable[..., Path]
 ) -> None:
-    """Notes the first output of every span that is made; ends the conversion after some."""
-    real = destination.made
+    before, other = contents(begun), checkpoint_of(SHAPE, seed=9)
+    line = f"{begun}: holds an unfinished conversion of another source or recipe;"
+    for more in ((), ("--verify",), ("--dry-run",)):
+        for model, bits in ((source, "bf16"), (other, RECIPE)):
+            assert refusal(model, begun, "--bits", bits, *more).startswith(line)
+        assert refusal(source, begun, "--to", "release", *more).startswith(line)
+    assert contents(begun) == before
+
+
+def test_the_same_source_by_another_path_goes_on(
+    source: Path, whole: Path, begun: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(source.parent)
+    (tmp_path / "link").symlink_to(source)
+    paths = (Path(source.name), Path("..") / source.parent.name / source.name, tmp_path / "link")
+    for i, path in enumerate(paths):
+        folder = Path(shutil.copytree(begun, tmp_path / str(i)))
+        assert contents(convert(path, folder)) == contents(whole)
+        assert Conversion.prepare(source, folder, target="mlx", recipe=RECIPE).run() == 0
+
+
+def made_by(patch: pytest.MonkeyPatch) -> list[str]:
+    """Collects the first output of every span that is made."""
+    seen: list[str] = []
+    real = weights.made
 
     def made(task: plan.Task, start: int, stop: int) -> object:
-        if stop_after is not None and len(seen) >= stop_after:
-            raise KeyboardInterrupt
         seen.append(task.outputs[0].name)
         return real(task, start, stop)
 
-    monkeypatch.setattr(destination, "made", made)
-
-
-def interrupted(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
-) -> tuple[Path, list[str]]:
-    """The folder of a conversion that Ctrl-C ended, and what it had made."""
-    folder, seen = tmp_path / "model", []
-    with monkeypatch.context() as patch:
-        patch.setattr(destination, "_WORKERS", 1)
-        count_tasks(patch, seen, stop_after=after)
-        with pytest.raises(KeyboardInterrupt):
-            convert(source, folder)
-    return folder, seen
+    patch.setattr(weights, "made", made)
+    return seen

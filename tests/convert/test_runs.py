@@ -25,7 +25,7 @@ IDS = tokens(SHAPE.vocab, 300)
 
 
 def converted(source: Path, folder: Path, recipe: str) -> Path:
-    Conversion.prepare(source, folder, target="mlx", recipe=recipe).run("")
+    Conversion.prepare(source, folder, target="mlx", recipe=recipe).run()
     return folder
 
 

@@ -18,7 +18,7 @@ from convert.verify import mxfp4_values
 from gptoss_mlx.errors import ConversionError, GptOssError
 from tests.broken import edit_header, edit_json, header_of
 from tests.convert.layouts import ggml_mxfp4, write_gguf, write_mlx_lm, write_original
-from tests.convert.results import SHAPE, contents, convert, run
+from tests.convert.results import SHAPE, contents, convert, refusal, run
 from tests.released_tensors import mxfp4
 
 LAYER = "model.layers.1"
@@ -109,9 +109,8 @@ def test_a_release_that_was_made_is_believed_until_it_changes(
     assert run(sources[kind], made, "--to", "release", "--verify").exit_code == 0
     for name in ("experts", "scales", "norm", "head"):
         _flip(made, NAMES[name])
-        line = refusal_of_verification(sources[kind], made, "--to", "release")
-        named = NAMES[name].replace("_scales", "_blocks")
-        assert f"tensor {named} differs from its source" in line
+        line = refusal(sources[kind], made, "--to", "release", "--verify")
+        assert f"tensor {NAMES[name]} differs from its source in rows 0 to " in line
         _flip(made, NAMES[name])
     assert run(sources[kind], made, "--to", "release", "--verify").exit_code == 0
 
@@ -173,29 +172,41 @@ def test_another_model_of_the_same_name_and_shape_is_told_apart(
 ) -> None:
     other = checkpoint_of(SHAPE, seed=5, shard_bytes=100_000)
     assert other.name == sources["released"].name
-    assert "differs from its source" in refusal_of_verification(other, made, "--bits", "8")
+    for more in ((), ("--verify",), ("--dry-run",)):
+        line = refusal(other, made, "--bits", "8", *more)
+        assert line == (
+            f"{made}: holds a conversion of another source, called 'random'; choose another folder"
+        )
 
 
-@pytest.mark.parametrize("damage", ["names exchanged", "cut short", "gone", "another header"])
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        ("names exchanged", "begins otherwise than this conversion's"),
+        ("cut short", "bytes, but this conversion's has "),
+        ("gone", "is missing"),
+        ("another header", "bytes, but this conversion's has "),
+    ],
+)
 def test_a_file_of_another_header_or_size_is_named(
-    damage: str, sources: dict[str, Path], made: Path
+    damage: str, told: str, sources: dict[str, Path], made: Path
 ) -> None:
-    conversion = Conversion.prepare(sources["released"], made, target="mlx", recipe="8")
     file = made / "model.safetensors"
     if damage == "names exchanged":
         k, v = NAMES["quantized matrix"], NAMES["quantized matrix"].replace("k_proj", "v_proj")
         data = file.read_bytes()
-        swapped = data.replace(k.encode(), b"?").replace(v.encode(), k.encode())
-        file.write_bytes(swapped.replace(b"?", v.encode()))
+        swapped = data.replace(k.encode(), b"?" * len(k)).replace(v.encode(), k.encode())
+        file.write_bytes(swapped.replace(b"?" * len(k), v.encode()))
     elif damage == "cut short":
         file.write_bytes(file.read_bytes()[:-1])
     elif damage == "gone":
         file.unlink()
     else:
         edit_header(file, lambda header: header.update(__metadata__={"format": "pt"}))
-    with pytest.raises(ConversionError, match="has not the header and size it must have") as caught:
-        conversion.verify()
-    assert str(caught.value).startswith(f"{file}: ")
+    for more in ((), ("--verify",), ("--dry-run",)):
+        line = refusal(sources["released"], made, "--bits", "8", *more)
+        assert line.startswith(f"{file}: ")
+        assert told in line
 
 
 @pytest.mark.parametrize("damage", ["gone", "of another format", "no JSON", "without a tensor"])
@@ -207,7 +218,7 @@ def test_a_manifest_that_is_none_is_told_in_a_line(
     if damage == "gone":
         manifest.unlink()
     elif damage == "of another format":
-        edit_json(manifest, lambda content: content.update(format=2))
+        edit_json(manifest, lambda content: content.update(format=1))
     elif damage == "no JSON":
         manifest.write_text("{", encoding="utf-8")
     else:

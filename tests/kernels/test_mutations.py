@@ -12,8 +12,9 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from gptoss_mlx.kernels.choice import MODULES, disagreement
+from gptoss_mlx.kernels.choice import MODULES
 from gptoss_mlx.kernels.metal import Factory
+from gptoss_mlx.kernels.trial import disagreement
 from tests.metal_emulator import Emulator, MetalError, available
 
 pytestmark = pytest.mark.skipif(available() is not None, reason=available() or "")
@@ -114,10 +115,12 @@ MUTATIONS = {
         "decode_attention", "size_t(KV_HEADS) * room", "size_t(KV_HEADS) * arena_room"
     ),
     "attention: the weight of another head": Mutation(
-        "decode_attention", "group * LANES + h % LANES", "group * LANES + (h + 1) % LANES"
+        "decode_attention",
+        "simd_shuffle(scores[s], ushort(group * LANES + h))",
+        "simd_shuffle(scores[s], ushort(group * LANES + (h + 1) % LANES))",
     ),
     "attention: no new scale for a new maximum": Mutation(
-        "decode_attention", "weight[i] *= factor;", ""
+        "decode_attention", "weight *= factor;", ""
     ),
     "attention: no sink": Mutation("decode_attention", "sum + precise::exp(sink - most)", "sum"),
     "attention: a simdgroup's part left out": Mutation(

@@ -1,0 +1,89 @@
+"""The folder a conversion is written to: how its files are made, opened, written and named.
+
+Everything that changes a disk stands here. No symbolic link is followed, no file that exists is
+made anew, and none that has a second name elsewhere is written to.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from contextlib import suppress
+from pathlib import Path
+
+from gptoss_mlx import disk
+from gptoss_mlx.errors import ConversionError
+from gptoss_mlx.jsonfile import shown
+
+PARTIAL = ".partial"
+"""What the name of a file ends in until the file is whole."""
+
+_OPEN = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+def names(folder: Path) -> set[str]:
+    """What lies in a folder, hidden files left out: systems leave some everywhere."""
+    return {name for name in os.listdir(folder) if not name.startswith(".")}
+
+
+def make_folder(folder: Path) -> list[Path]:
+    """Make a folder and its missing parents; those that were made, outermost first."""
+    made: list[Path] = []
+    for path in (*reversed(folder.parents), folder):
+        if not path.is_dir():
+            os.mkdir(path)
+            made.append(path)
+            disk.sync(path.parent)
+    return made
+
+
+def remove_folders(made: list[Path]) -> None:
+    """Remove those that are empty, innermost first."""
+    with suppress(OSError):
+        for path in reversed(made):
+            os.rmdir(path)
+
+
+def open_new(path: Path) -> int:
+    """A descriptor of a file that was not there. Raises FileExistsError."""
+    return os.open(path, _OPEN | os.O_CREAT | os.O_EXCL, 0o644)
+
+
+def open_own(path: Path) -> int:
+    """A descriptor of a file an earlier run made. Raises ConversionError for what it cannot be."""
+    status = os.lstat(path)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+        raise ConversionError(
+            f"{path}: is no file of this conversion, but a link or something special;"
+            " choose another folder"
+        )
+    return os.open(path, _OPEN)
+
+
+def write_all(descriptor: int, data: memoryview, offset: int) -> None:
+    while data:
+        count = os.pwrite(descriptor, data, offset)
+        data, offset = data[count:], offset + count
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """A small file, whole or not at all."""
+    partial = path.with_name(path.name + PARTIAL)
+    with suppress(FileNotFoundError):
+        os.unlink(partial)
+    descriptor = open_new(partial)
+    try:
+        write_all(descriptor, memoryview(data), 0)
+        disk.flush(descriptor)
+    finally:
+        os.close(descriptor)
+    os.rename(partial, path)
+
+
+def check_names(folder: Path, own: set[str]) -> None:
+    """Raises ConversionError for a name that is none of the conversion's."""
+    for name in sorted(names(folder) - own - {name + PARTIAL for name in own}):
+        raise ConversionError(
+            f"{folder}: holds {shown(name)}, which is none of this conversion's files;"
+            " move it, or choose another folder"
+        )
