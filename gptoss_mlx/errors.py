@@ -10,6 +10,14 @@ class GptOssError(Exception):
     """Base of everything raised on purpose; `str(error)` is what a person sees."""
 
 
+class OptionError(GptOssError, ValueError):
+    """An argument of `load` that cannot be."""
+
+
+class ClosedError(GptOssError):
+    """An engine that is used after it was closed."""
+
+
 class ModelNotFoundError(GptOssError):
     """No such folder or Hugging Face id, or it is not in the cache while offline."""
 

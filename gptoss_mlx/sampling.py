@@ -17,6 +17,7 @@ from gptoss_mlx.jsonfile import shown
 
 MAX_TOP_LOGPROBS = 20
 MAX_SEED = 2**63 - 1
+DRAWN_SEEDS = 2**53  # those below are whole in every reader of JSON
 WEYL = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: neighbouring steps get unrelated keys
 WORD = 2**64 - 1
 SMALLEST = 1e-30  # temperature or top-p: one below it might be 0 in float32
