@@ -17,6 +17,7 @@ from gptoss_mlx.errors import (
     MemoryBudgetError,
     MessageError,
     ModelNotFoundError,
+    NumericalError,
     SamplingError,
     VocabularyError,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "MemoryBudgetError",
     "MessageError",
     "ModelNotFoundError",
+    "NumericalError",
     "SamplingError",
     "VocabularyError",
     "__version__",
