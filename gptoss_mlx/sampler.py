@@ -34,7 +34,7 @@ class Choice:
 
         Raises NumericalError if it was drawn from logits that are not finite.
         """
-        check_finite(self.naught.item(), self.step)
+        check_finite(float(np.asarray(self.naught)), self.step)
         logprob = None if self.logprob is None else float(np.asarray(self.logprob)[0])
         top: tuple[tuple[int, float], ...] = ()
         if self.top is not None:

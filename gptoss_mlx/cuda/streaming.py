@@ -121,7 +121,7 @@ class Buffer:
     def free(self) -> bool:
         """Whether nothing reads into it, and what was in it has been copied."""
         read = self.load is None or self.load.over()
-        return read and (self._taken is None or self._taken.query())
+        return read and (self._taken is None or bool(self._taken.query()))  # type: ignore[no-untyped-call]
 
     def sent(self) -> None:
         """The copies to the device are queued."""
