@@ -62,5 +62,9 @@ class CapacityError(GptOssError):
     """More sequences at a time than the model was opened for."""
 
 
+class NumericalError(GptOssError):
+    """Logits that are infinite or no numbers: no token can be drawn from them."""
+
+
 class KernelError(GptOssError):
     """A kernel that was insisted on, but cannot be used."""
