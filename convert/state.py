@@ -185,7 +185,7 @@ def _check_can_be_made(folder: Path) -> None:
 
 def _check_writable(folder: Path) -> None:
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise ConversionError(f"{folder}: cannot be written: Permission denied")
+        raise ConversionError(f"{folder}: cannot be written to; choose another folder")
 
 
 def _nearest(folder: Path) -> Path:
