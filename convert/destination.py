@@ -57,7 +57,7 @@ def _write(
             written += _write_head(descriptors[file.name], file)
         weights = Weights(plan, journal, descriptors, progress)
         weights.write()
-        # Of what an earlier run wrote, too, which may have been killed before this.
+        # Also a beginning that was written anew where every tensor was kept.
         for descriptor in descriptors.values():
             disk.flush(descriptor)
     finally:

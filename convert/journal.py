@@ -30,7 +30,7 @@ from .plan import Plan
 from .source import Source
 
 _FLUSH_BYTES = 512 << 20
-_LIMIT = 16 << 20
+_LIMIT = 4 << 20
 _BEGINNING = b'{"target": '
 
 

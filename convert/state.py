@@ -117,7 +117,8 @@ def _check_manifest(source: Source, plan: Plan, folder: Path) -> None:
     """That it is of this source and recipe, and names the files and tensors of this plan."""
     found = read_manifest(folder)
     told = found.get("source")
-    told = told if isinstance(told, dict) else {}
+    if not isinstance(told, dict) or not all(isinstance(text, str) for text in told.values()):
+        raise _damaged(folder, "source")
     if told.get("content") != source.content:
         raise ConversionError(
             f"{folder}: holds a conversion of another source, called {shown(told.get('name'))};"
@@ -131,11 +132,12 @@ def _check_manifest(source: Source, plan: Plan, folder: Path) -> None:
     hashes = found.get("tensors")
     if not _are_hashes(hashes) or hashes.keys() != {output.name for output in plan.outputs}:
         raise _damaged(folder, "tensors")
-    expected = record(source, plan, hashes)
+    # Another version may have written it, from a place of another name.
+    expected = {**record(source, plan, hashes), "source": told, "tool": str(found.get("tool"))}
     for key in sorted(expected.keys() | found.keys()):
-        if key not in ("tool", "source") and found.get(key) != expected.get(key):
+        if found.get(key) != expected.get(key):
             raise _damaged(folder, key)
-    _check_size(folder / MANIFEST, len(text(found)))
+    _check_size(folder / MANIFEST, len(text(expected)))
 
 
 def _are_hashes(value: Any) -> TypeGuard[dict[str, str]]:

@@ -40,7 +40,7 @@ NAN_SCALE = 255
 UNFINISHED = "unfinished-conversion.jsonl"
 """The converter's journal; a folder that holds one is no checkpoint yet."""
 
-_JOURNAL_LIMIT = 16 << 20
+_JOURNAL_LIMIT = 4 << 20
 _NAME_LIMIT = 200  # characters of a file's name; no file system takes more than 255 bytes
 _READERS = 4
 

@@ -20,8 +20,16 @@ _UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, err
 
 
 def sync(path: Path) -> None:
-    """Flush a file or a folder's entries to the disk; not every system can flush a folder."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Flush a file or a folder's entries to the disk. Raises OSError.
+
+    Not every system can flush a folder, nor every person open one to write into.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except PermissionError:
+        if path.is_dir():
+            return
+        raise
     try:
         flush(descriptor)
     except OSError as error:

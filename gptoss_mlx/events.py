@@ -29,8 +29,10 @@ class TokenEvent:
     id: the token; None where text follows that belongs to an earlier token (a token that ends one
     message and begins another, or text held back for a stop string).
     text: its text; "" while a character or a possible stop string is incomplete.
-    channel, recipient, content_type: of the Harmony message the text is in; None in raw mode.
-    kind: "content", or "header" for the text of Harmony's own markup.
+    channel, recipient, content_type: of the Harmony message the text is in; None in raw mode. The
+    texts of the channel "final" without a recipient, joined, are the answer.
+    kind: "content", or "header" for a piece of Harmony's own markup: that is no text of anybody's
+    and stands in `markup`, beside an empty text.
     logprob: natural logarithm of its probability under the model itself, before any sampling
     option; top_logprobs: the same of the most probable tokens, as (id, logprob). If asked for.
     """
@@ -43,6 +45,7 @@ class TokenEvent:
     kind: Kind = "content"
     logprob: float | None = None
     top_logprobs: tuple[tuple[int, float], ...] = ()
+    markup: str = ""
 
 
 @dataclass(frozen=True)

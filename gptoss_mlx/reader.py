@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 
 from gptoss_mlx.errors import CheckpointError
-from gptoss_mlx.jsonfile import shown
 from gptoss_mlx.pool import Call, Pool, Tasks
 from gptoss_mlx.regular import open_regular
 from gptoss_mlx.shard import Tensor
@@ -125,6 +124,6 @@ def _check_numbers(tensor: Tensor, offset: int, values: memoryview) -> None:
         at = int(np.argmax(signed & sign - 1 >= infinity))
         found = "infinite" if signed[at] & sign - 1 == infinity else "no number (NaN)"
         raise CheckpointError(
-            f"{tensor.path}: tensor {shown(tensor.name)} holds a value that is {found}, at byte"
+            f"{tensor.path}: tensor {tensor.name} holds a value that is {found}, at byte"
             f" {offset + at * signed.itemsize}; weights are finite"
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from numbers import Integral, Real
@@ -18,7 +18,7 @@ from gptoss_mlx.events import Limit
 from gptoss_mlx.harmony import Encoding, Headers, HeaderState, read_tools, render
 from gptoss_mlx.harmony.encoding import START, USER
 from gptoss_mlx.jsonfile import shown
-from gptoss_mlx.sampling import MAX_SEED, Sampling
+from gptoss_mlx.sampling import DRAWN_SEEDS, Sampling
 from gptoss_mlx.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
@@ -32,6 +32,7 @@ class Request:
     first user message, behind instructions and tools, and of the last.
     limit: what max_tokens is, the person's own limit or the room in the context.
     max_time: seconds, from the beginning of the prompt.
+    stop_repetition: end an answer that goes round in a circle (`Loop`).
     encoding: Harmony's; None in raw mode.
     """
 
@@ -40,6 +41,7 @@ class Request:
     max_tokens: int
     limit: Limit
     max_time: float
+    stop_repetition: bool
     sampling: Sampling
     seed: int
     stop: tuple[str, ...]
@@ -63,6 +65,7 @@ class Desk:
         *,
         max_tokens: int | None = None,
         max_time: float | None = None,
+        stop_repetition: bool = True,
         raw: bool = False,
         tools: Sequence[Mapping[str, Any]] = (),
         system: str | None = None,
@@ -107,8 +110,9 @@ class Desk:
             max_tokens=tokens,
             limit=limit,
             max_time=_seconds(max_time),
+            stop_repetition=stop_repetition,
             sampling=options,
-            seed=secrets.randbelow(MAX_SEED) if options.seed is None else options.seed,
+            seed=secrets.randbelow(DRAWN_SEEDS) if options.seed is None else options.seed,
             stop=_stop_strings(stop),
             encoding=encoding,
             grammar=grammar,
@@ -121,13 +125,12 @@ class Desk:
             raise MessageError("the prompt is empty: give it at least one token")
         for id in (min(ids), max(ids)):
             if not 0 <= id < self.config.vocab_size:
-                raise MessageError(
-                    f"token id {id} is outside the model's vocabulary of {self.config.vocab_size}"
-                )
+                vocabulary = f"the model's vocabulary of {self.config.vocab_size}"
+                raise MessageError(f"token id {shown(id)} is outside {vocabulary}")
         if len(ids) > self.context:
             raise ContextError(
                 f"the prompt has {len(ids)} tokens, but the context holds {self.context};"
-                f" the model allows {self.config.max_position_embeddings} (--context)"
+                f" the model allows a context of {self.config.max_position_embeddings}"
             )
 
     def _limit(self, prompt_tokens: int, max_tokens: int | None) -> tuple[int, Limit]:
@@ -137,10 +140,12 @@ class Desk:
             raise ContextError(
                 f"the prompt has {prompt_tokens} tokens and leaves no room for an answer"
                 f" in a context of {self.context}; the model allows"
-                f" {self.config.max_position_embeddings} (--context)"
+                f" {self.config.max_position_embeddings}"
             )
-        if max_tokens is not None and (not isinstance(max_tokens, int) or max_tokens < 1):
-            raise SamplingError(f"max_tokens is {max_tokens!r}, but must be a whole number above 0")
+        if max_tokens is not None and (not _is_whole(max_tokens) or max_tokens < 1):
+            raise SamplingError(
+                f"max_tokens is {shown(max_tokens)}, but must be a whole number above 0"
+            )
         if max_tokens is None or max_tokens > room:
             return room, "context"
         return max_tokens, "max_tokens"
@@ -182,6 +187,10 @@ def _messages(prompt: Prompt) -> list[Any]:
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
 
 
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def _seconds(max_time: float | None) -> float:
     """Infinity for None. Raises SamplingError."""
     if max_time is None:
@@ -192,8 +201,12 @@ def _seconds(max_time: float | None) -> float:
 
 
 def _stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
-    strings = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    if stop is None:
+        return ()
+    strings = (stop,) if isinstance(stop, str) or not isinstance(stop, Iterable) else tuple(stop)
     for string in strings:
         if not isinstance(string, str) or not string:
-            raise SamplingError(f"a stop string is {string!r}, but must be a text and not empty")
+            raise SamplingError(
+                f"a stop string is {shown(string)}, but must be a text and not empty"
+            )
     return strings

@@ -6,6 +6,7 @@ import re
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from gptoss_mlx.events import Event, FinishEvent, FinishReason, Limit, Timings, TokenEvent
 
@@ -21,6 +22,12 @@ class ToolCall:
     id: str
     name: str
     arguments: str
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The call in OpenAI's form, as it stands in an assistant's message."""
+        function = {"name": self.name, "arguments": self.arguments}
+        return {"id": self.id, "type": "function", "function": function}
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,22 @@ class Result:
     token_ids: tuple[int, ...] = ()
     tokens: tuple[TokenEvent, ...] = field(default=(), repr=False)
     limit: Limit | None = None
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The assistant's message in OpenAI's form, to go on from: `[*messages, result.message]`.
+
+        content: the answer, or beside tool calls the preamble; None where there is neither, but a
+        call or reasoning.
+        """
+        text = self.preamble if self.tool_calls else self.text or self.preamble
+        nothing = None if self.tool_calls or self.reasoning else ""
+        message: dict[str, Any] = {"role": "assistant", "content": text or nothing}
+        if self.reasoning:
+            message["reasoning"] = self.reasoning
+        if self.tool_calls:
+            message["tool_calls"] = [call.message for call in self.tool_calls]
+        return message
 
 
 def collect(events: Iterable[Event]) -> Result:
@@ -97,8 +120,8 @@ def _tool_calls(tokens: Iterable[TokenEvent]) -> tuple[ToolCall, ...]:
 
 def _is_stray(header: TokenEvent) -> bool:
     """Whether this is a special token inside a message, where the model should write none."""
-    return _SPECIAL.fullmatch(header.text) is not None and header.text not in _ENDS
+    return _SPECIAL.fullmatch(header.markup) is not None and header.markup not in _ENDS
 
 
 def _opens(header: TokenEvent) -> bool:
-    return header.text.endswith("<|message|>")
+    return header.markup.endswith("<|message|>")

@@ -12,11 +12,12 @@ from numbers import Integral, Real
 from types import MappingProxyType
 from typing import Any, Protocol
 
-from gptoss_mlx.errors import SamplingError
+from gptoss_mlx.errors import NumericalError, SamplingError
 from gptoss_mlx.jsonfile import shown
 
 MAX_TOP_LOGPROBS = 20
 MAX_SEED = 2**63 - 1
+DRAWN_SEEDS = 2**53  # those below are whole in every reader of JSON
 WEYL = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: neighbouring steps get unrelated keys
 WORD = 2**64 - 1
 SMALLEST = 1e-30  # temperature or top-p: one below it might be 0 in float32
@@ -81,6 +82,16 @@ class Sampling:
         """Raises SamplingError if logit_bias names a token the model does not have."""
         for token in self.logit_bias:
             _within("token of logit_bias", token, 0, vocab_size - 1, whole=True)
+
+
+def check_finite(naught: float, step: int) -> None:
+    """Raises NumericalError unless the sum of a step's logits, each times 0, is 0: infinity times
+    0 is no number, and nor is a sum with one that is none."""
+    if naught != 0:
+        raise NumericalError(
+            f"the model's logits for token {step + 1} of the answer are not finite: its weights are"
+            " damaged, or its numbers leave the range of the dtype it computes in"
+        )
 
 
 def _within(

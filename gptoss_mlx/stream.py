@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 from gptoss_mlx.clock import Clock
 from gptoss_mlx.events import Event, FinishEvent, FinishReason, Limit, PrefillEvent, TokenEvent
 from gptoss_mlx.harmony import Parser
+from gptoss_mlx.loop import Loop
 from gptoss_mlx.request import Request
 from gptoss_mlx.session import Session
 from gptoss_mlx.tokenizer import Tokenizer
@@ -91,6 +92,7 @@ class Stream:
         """Generate text until something ends it; returns what that was."""
         ending: Ending = ("length", self.request.limit)
         writer = self._writer()
+        loop = Loop() if self.request.stop_repetition else None
         decoding = self._decode()
         item: Step | Drawn | None = next(decoding)
         while item is not None:
@@ -108,6 +110,9 @@ class Stream:
                 break
             if clock.elapsed() > self.request.max_time:
                 ending = ("length", "max_time")
+                break
+            if loop is not None and loop.push(id):
+                ending = ("length", "repetition")
                 break
             item = next(decoding, None)
         yield from writer.finish()
@@ -145,7 +150,7 @@ class Stream:
         return Writer(text, request.stop)
 
 
-def alone(run: Run) -> Iterator[Event]:
+def alone(run: Run) -> Generator[Event, None, None]:
     """Drive one stream: its events."""
     try:
         item = next(run, None)
@@ -163,7 +168,7 @@ def alone(run: Run) -> Iterator[Event]:
 
 def together(
     runs: Sequence[Run], decode_many: DecodeMany, at_once: int
-) -> Iterator[tuple[int, Event]]:
+) -> Generator[tuple[int, Event], None, None]:
     """Drive several streams, up to `at_once` of them side by side, each step taken for all of them.
 
     Gives events with the number of their stream. One that ends makes room for the next.

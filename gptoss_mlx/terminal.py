@@ -80,7 +80,7 @@ class Printer:
         if event.kind == "header":
             self._close()
             # A call without arguments has no content: its header shows it.
-            if part == "call" and event.text.endswith("<|message|>"):
+            if part == "call" and event.markup.endswith("<|message|>"):
                 self._open(part, event)
         elif event.text:
             if part != self._part:

@@ -80,13 +80,12 @@ def message(channel: str | None, recipient: str | None, text: str) -> Iterator[T
     header = channel is not None
     if header:
         yield TokenEvent(200005, "")
-        yield TokenEvent(
-            200008, f"<|channel|>{channel}<|message|>", channel, recipient, None, "header"
-        )
+        markup = f"<|channel|>{channel}<|message|>"
+        yield TokenEvent(200008, "", channel, recipient, None, "header", markup=markup)
     for start in range(0, len(text), 3):
         yield TokenEvent(start, text[start : start + 3], channel, recipient, logprob=-0.5)
     if header:
-        yield TokenEvent(200007, "<|end|>", channel, recipient, None, "header")
+        yield TokenEvent(200007, "", channel, recipient, None, "header", markup="<|end|>")
 
 
 def wait_for(condition: Callable[[], bool]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import sys
 from pathlib import Path
@@ -17,6 +18,47 @@ def written(tmp_path: Path, nbytes: int) -> Path:
     path.write_bytes(os.urandom(1 << 20) * (nbytes >> 20))
     disk.sync(path)
     return path
+
+
+def _failing(patch: pytest.MonkeyPatch, error: int) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(error, os.strerror(error))
+
+    patch.setattr(os, "fsync", fail)
+
+
+def test_a_file_that_cannot_be_flushed_is_an_error_and_a_folder_only_if_it_could_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = written(tmp_path, 1 << 20)
+    _failing(monkeypatch, errno.EIO)
+    for place in (path, tmp_path):
+        with pytest.raises(OSError, match="Input/output error"):
+            disk.sync(place)
+    _failing(monkeypatch, errno.EINVAL)  # what a file system without it says
+    disk.sync(tmp_path)
+    with pytest.raises(OSError, match="Invalid argument"):
+        disk.sync(path)
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_on_macos_the_drive_is_flushed_too(
+    supported: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = written(tmp_path, 1 << 20)
+    asked: list[object] = []
+
+    def control(descriptor: int, command: int) -> None:
+        asked.append(command)
+        if not supported:
+            raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(fcntl, "F_FULLFSYNC", 51, raising=False)
+    monkeypatch.setattr(fcntl, "fcntl", control)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: asked.append("fsync"))
+    disk.sync(path)
+    assert asked == ([51] if supported else [51, "fsync"])
 
 
 def test_a_speed_is_measured_or_a_reason_given(tmp_path: Path) -> None:

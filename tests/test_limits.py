@@ -9,7 +9,8 @@ import pytest
 
 from gptoss_mlx.errors import SamplingError
 from gptoss_mlx.events import Event, PrefillEvent
-from tests.scripted_model import FINAL, Scripted, finish_of, ids_of
+from gptoss_mlx.loop import LENGTH, PERIOD
+from tests.scripted_model import FINAL, Scripted, encoding, finish_of, ids_of
 
 PROMPT = list(range(100, 140))
 
@@ -78,3 +79,44 @@ def test_a_time_that_is_none_is_refused_at_the_call(value: Any) -> None:
     with pytest.raises(SamplingError, match=r"^max_time is .*, but must be seconds above 0$") as e:
         Scripted([64]).engine.stream("hi", max_time=value)
     assert len(str(e.value)) < 140
+
+
+class TestRepetition:
+    """Token 0 is what the script says when its reply is over."""
+
+    @pytest.mark.parametrize("period", [1, 2, 7, PERIOD])
+    def test_going_round_in_a_circle_ends_the_answer(self, period: int) -> None:
+        begun = list(range(1000, 1100))
+        circle = list(range(500, 500 + period))
+        scripted = Scripted([*begun, *(circle * (2 * LENGTH // period))], context=20_000)
+        events = run(scripted, raw=True)
+        assert ending(events) == ("length", "repetition")
+        assert LENGTH + len(begun) <= len(ids_of(events)) <= LENGTH + len(begun) + 256
+        assert scripted.held() == PROMPT + ids_of(events)
+
+    def test_unless_it_is_asked_for(self) -> None:
+        scripted = Scripted([64] * 5000, context=20_000)
+        events = run(scripted, raw=True, max_tokens=5000, stop_repetition=False)
+        assert ending(events) == ("length", "max_tokens")
+        assert len(ids_of(events)) == 5000
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "".join(f"| {i} | 0 | 0 | 0 | 0 |\n" for i in range(800)),
+            "".join(f"    assert f({i}) == {i}\n" for i in range(800)),
+            "a " * (LENGTH - 2),
+            "".join("0," * 60 + f"{i}\n" for i in range(60)),
+            ("All work and no play makes Jack a dull boy.\n" * 80 + "But then he stopped.\n") * 3,
+        ],
+        ids=["table", "code", "as asked", "rows", "lines"],
+    )
+    def test_what_differs_somewhere_goes_on(self, text: str) -> None:
+        scripted = Scripted([*encoding().encode(text), 200002], context=50_000)
+        assert ending(run(scripted, raw=True)) == ("stop", None)
+
+
+def test_a_seed_that_is_drawn_is_whole_in_any_json_reader() -> None:
+    seeds = [finish_of(run(Scripted([64]), raw=True, max_tokens=1)).seed for _ in range(30)]
+    assert all(int(float(seed)) == seed < 2**53 for seed in seeds)
+    assert len(set(seeds)) == 30

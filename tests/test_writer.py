@@ -53,7 +53,7 @@ def write(
 
 
 def text_of(events: Iterable[TokenEvent]) -> str:
-    return "".join(event.text for event in events)
+    return "".join(event.text + event.markup for event in events)
 
 
 def of_texts(*texts: str) -> list[list[Piece]]:
@@ -69,7 +69,7 @@ def test_without_stop_strings_pieces_pass_unchanged() -> None:
     ]
     events, stopped = write(tokens, rest=[piece("c", None)])
     assert not stopped
-    assert [(e.id, e.text, e.channel, e.recipient, e.kind) for e in events] == [
+    assert [(e.id, e.text + e.markup, e.channel, e.recipient, e.kind) for e in events] == [
         (0, "", None, None, "content"),
         (1, "<|channel|>analysis<|message|>", "analysis", None, "header"),
         (2, "a", "analysis", None, "content"),
@@ -133,7 +133,7 @@ def test_what_may_become_a_stop_string_is_held_no_longer_than_needed() -> None:
 def test_held_text_is_shown_at_the_end() -> None:
     events, stopped = write(of_texts("a STO"), ["STOP"])
     assert not stopped
-    assert [(e.id, e.text, e.channel) for e in events] == [
+    assert [(e.id, e.text + e.markup, e.channel) for e in events] == [
         (0, "a ", "final"),
         (None, "STO", "final"),
     ]
@@ -143,7 +143,7 @@ def test_held_text_comes_before_the_header_that_follows() -> None:
     tokens = [[piece("a ST", "commentary")], [header("<|end|>", "commentary")], [piece("OP")]]
     events, stopped = write(tokens, ["STOP"])
     assert not stopped
-    assert [(e.id, e.text, e.channel, e.kind) for e in events] == [
+    assert [(e.id, e.text + e.markup, e.channel, e.kind) for e in events] == [
         (0, "a ", "commentary", "content"),
         (1, "ST", "commentary", "content"),
         (None, "<|end|>", "commentary", "header"),

@@ -1,20 +1,19 @@
 // Attention of one token over keys and values kept in two parts, an arena and a page.
 //
 // A threadgroup serves all query heads of one key head for a range of the tokens, so that these are
-// read once. Sixteen lanes take a token, a lane four of every 64 elements of its key, so that every
-// load is of whole lines, and so that a lane holds no more than 64 numbers of queries and sums: a
-// GPU's registers are 128 a lane, and fewer threads run where a kernel takes many. A simdgroup
-// meets a block of tokens before it changes any maximum. The sixteen lanes exchange their products
-// such that two of them hold the scores of one head in eight: they keep that head's maximum and
-// sum. Maxima begin at the head's sink, so that none is infinite.
+// read once. A simdgroup takes a token, each half of its lanes for half of the heads, a lane four
+// of every 64 elements of the key: every load is of whole lines, and a lane holds 32 numbers of
+// queries and sums, since registers are 128 a lane, and fewer threads run where a kernel takes many.
+// A simdgroup meets a block of tokens before it changes any maximum. The lanes of a half exchange
+// their products such that every fourth holds the scores of one head: these keep that head's
+// maximum and sum. Maxima begin at the head's sink, so that none is infinite.
 
 #include "place.metal"
 #include "places.metal"
 
-constant constexpr int LANES = 16;                  // of a token
-constant constexpr int STEPS = 4;                   // tokens of a lane in a block
-constant constexpr int BLOCK = 32 / LANES * STEPS;  // tokens of a simdgroup in a block
-constant constexpr int OWNERS = 8;                  // heads, of which every lane keeps one
+constant constexpr int LANES = 16;  // of half a simdgroup
+constant constexpr int BLOCK = 8;   // tokens of a simdgroup at a time
+constant constexpr int OWNERS = 4;  // heads of a half, of which every lane keeps one
 
 // Four bfloats.
 inline float4 two_words(uint2 w) {
@@ -28,7 +27,7 @@ inline float4 four(const device bfloat* values, int quad) {
     return two_words(((const device uint2*)values)[quad]);
 }
 
-// What one of sixteen lanes holds of a head's values: four in every 64.
+// What a lane holds of a head's values: four in every 64.
 template <int HEAD_DIM>
 struct Share {
     static constant constexpr int ALL = HEAD_DIM / 4;  // quads of all lanes
@@ -74,30 +73,16 @@ struct Share {
             quads[i] *= factor;
         }
     }
-
-    // The sum of the simdgroup's shares of the same part; all its lanes take part.
-    void gather() {
-#pragma unroll
-        for (int i = 0; i < QUADS; i++) {
-            quads[i] += simd_shuffle_xor(quads[i], ushort(LANES));
-        }
-    }
 };
 
-// Of eight sums over sixteen lanes, the one that bears the lane's number in eight; all lanes take
-// part.
-inline float own_sum(thread float* values, int lane) {
-#pragma unroll
-    for (int half_way = OWNERS / 2; half_way > 0; half_way /= 2) {
-        const bool upper = lane & half_way;
-#pragma unroll
-        for (int i = 0; i < half_way; i++) {
-            const float kept = upper ? values[i + half_way] : values[i];
-            const float given = upper ? values[i] : values[i + half_way];
-            values[i] = kept + simd_shuffle_xor(given, ushort(half_way));
-        }
-    }
-    return values[0] + simd_shuffle_xor(values[0], ushort(OWNERS));
+// Of four sums over the lanes of a half, the one that bears the lane's number in four; all lanes
+// take part.
+inline float own_sum(float4 sums, int lane) {
+    const bool high = lane & 2, odd = lane & 1;
+    const float2 two = (high ? sums.zw : sums.xy) + simd_shuffle_xor(high ? sums.xy : sums.zw, 2);
+    float one = (odd ? two.y : two.x) + simd_shuffle_xor(odd ? two.x : two.y, 1);
+    one += simd_shuffle_xor(one, 4);
+    return one + simd_shuffle_xor(one, 8);
 }
 
 // kernel
@@ -109,14 +94,15 @@ inline float own_sum(thread float* values, int lane) {
 // tokens the sum of values, weighted by exp(score - maximum), the maximum, the sum of weights.
 // grid: KV_HEADS x ranges threadgroups of THREADS
 
-constexpr int RATIO = HEADS / KV_HEADS, SIMDS = THREADS / 32;
+constexpr int RATIO = HEADS / KV_HEADS, EACH = (RATIO + 1) / 2, SIMDS = THREADS / 32;
 typedef Share<HEAD_DIM> Values;
 threadgroup float weighted[SIMDS * RATIO * HEAD_DIM];
 threadgroup float maxima[SIMDS * RATIO];
 threadgroup float sums[SIMDS * RATIO];
 
 const int simdgroup = simdgroup_index_in_threadgroup, lane = thread_index_in_simdgroup;
-const int part = lane % LANES, group = lane / LANES, own = lane % OWNERS;
+const int part = lane % LANES, begin = lane / LANES * EACH;  // the half's first head
+const ushort owners = lane / LANES * LANES;                  // the lane that keeps it
 const int head = threadgroup_position_in_grid.x, range = threadgroup_position_in_grid.y;
 const int ranges = threadgroups_per_grid.y;
 const int in_arena = places[layer * COLUMNS + IN_ARENA];
@@ -125,92 +111,78 @@ const int blocks = (total + BLOCK - 1) / BLOCK, share = (blocks + ranges - 1) / 
 const int last = min(blocks, (range + 1) * share);
 const int arena_room = arena_shape[2], page_room = page_shape[2];
 
-Values queries[RATIO], mine[RATIO];
+Values queries[EACH], mine[EACH];
 #pragma unroll
-for (int h = 0; h < RATIO; h++) {
-    queries[h].read(q + (head * RATIO + h) * HEAD_DIM, part);
+for (int h = 0; h < EACH; h++) {
+    queries[h].read(q + (head * RATIO + min(begin + h, RATIO - 1)) * HEAD_DIM, part);
     queries[h].scale(scale);
     mine[h].clear();
 }
-float highest = float(sinks[head * RATIO + min(own, RATIO - 1)]), weight = 0.0f;
+float highest = float(sinks[head * RATIO + min(begin + lane % OWNERS, RATIO - 1)]), weight = 0.0f;
 
 for (int block = range * share + simdgroup; block < last; block += SIMDS) {
-    const device T* keys[STEPS];
-    size_t values_at[STEPS];
-    float scores[STEPS];
+    float scores[BLOCK];
 #pragma unroll
-    for (int s = 0; s < STEPS; s++) {
-        const int token = block * BLOCK + s * (32 / LANES) + group;
+    for (int s = 0; s < BLOCK; s++) {
+        const int token = min(block * BLOCK + s, total - 1);
         const bool held_there = token < in_arena;
         const int room = held_there ? arena_room : page_room;
         const int at = held_there ? token : token - in_arena;
-        const device T* all = held_there ? arena : page;
-        keys[s] = token < total ? all + (size_t(head) * room + at) * HEAD_DIM : nullptr;
-        values_at[s] = size_t(KV_HEADS) * room * HEAD_DIM;
-    }
-#pragma unroll
-    for (int s = 0; s < STEPS; s++) {
         Values key;
-        key.clear();
-        if (keys[s]) {
-            key.read(keys[s], part);
-        }
-        float products[OWNERS];
+        key.read((held_there ? arena : page) + (size_t(head) * room + at) * HEAD_DIM, part);
+        float4 products = 0.0f;
 #pragma unroll
-        for (int h = 0; h < OWNERS; h++) {
-            products[h] = h < RATIO ? queries[min(h, RATIO - 1)].product(key) : 0.0f;
+        for (int h = 0; h < EACH; h++) {
+            products[h] = queries[h].product(key);
         }
         const float score = own_sum(products, lane);
-        scores[s] = keys[s] ? score : -INFINITY;
+        scores[s] = block * BLOCK + s < total ? score : -INFINITY;
     }
     float next = highest;
 #pragma unroll
-    for (int s = 0; s < STEPS; s++) {
+    for (int s = 0; s < BLOCK; s++) {
         next = max(next, scores[s]);
     }
     const float factor = precise::exp(highest - next);
     weight *= factor;
     highest = next;
 #pragma unroll
-    for (int s = 0; s < STEPS; s++) {
+    for (int s = 0; s < BLOCK; s++) {
         scores[s] = precise::exp(scores[s] - next);
         weight += scores[s];
     }
 #pragma unroll
-    for (int h = 0; h < RATIO; h++) {
-        mine[h].scale(simd_shuffle(factor, ushort(group * LANES + h)));
+    for (int h = 0; h < EACH; h++) {
+        mine[h].scale(simd_shuffle(factor, ushort(owners + h)));
     }
 #pragma unroll
-    for (int s = 0; s < STEPS; s++) {
+    for (int s = 0; s < BLOCK; s++) {
+        const int token = min(block * BLOCK + s, total - 1);
+        const bool held_there = token < in_arena;
+        const int room = held_there ? arena_room : page_room;
+        const int at = held_there ? token : token - in_arena;
         Values value;
-        value.clear();
-        if (keys[s]) {
-            value.read(keys[s] + values_at[s], part);
-        }
+        value.read(
+            (held_there ? arena : page) + (size_t(KV_HEADS + head) * room + at) * HEAD_DIM, part);
 #pragma unroll
-        for (int h = 0; h < RATIO; h++) {
-            mine[h].add(simd_shuffle(scores[s], ushort(group * LANES + h)), value);
+        for (int h = 0; h < EACH; h++) {
+            mine[h].add(simd_shuffle(scores[s], ushort(owners + h)), value);
         }
     }
 }
 
-const float most = max(highest, simd_shuffle_xor(highest, ushort(LANES)));
-const float factor = precise::exp(highest - most);
-const float rescaled = weight * factor;
-const float sum = rescaled + simd_shuffle_xor(rescaled, ushort(LANES));
-if (lane < RATIO) {
-    maxima[simdgroup * RATIO + lane] = most;
-    sums[simdgroup * RATIO + lane] = sum;
+if (part < EACH && begin + part < RATIO) {
+    maxima[simdgroup * RATIO + begin + part] = highest;
+    sums[simdgroup * RATIO + begin + part] = weight;
 }
 #pragma unroll
-for (int h = 0; h < RATIO; h++) {
-    mine[h].scale(simd_shuffle(factor, ushort(group * LANES + h)));
-    mine[h].gather();
+for (int h = 0; h < EACH; h++) {
 #pragma unroll
     for (int i = 0; i < Values::QUADS; i++) {
         const int quad = i * LANES + part;
-        if (group == 0 && quad < Values::ALL) {
-            threadgroup float* to = weighted + (simdgroup * RATIO + h) * HEAD_DIM + 4 * quad;
+        if (begin + h < RATIO && quad < Values::ALL) {
+            threadgroup float* to =
+                weighted + (simdgroup * RATIO + begin + h) * HEAD_DIM + 4 * quad;
             to[0] = mine[h].quads[i].x;
             to[1] = mine[h].quads[i].y;
             to[2] = mine[h].quads[i].z;

@@ -143,6 +143,24 @@ def test_a_loss_of_power_in_the_run_after_a_crash_loses_nothing(
         assert memory.after("lost") == memory.after("killed")
 
 
+def test_what_was_mended_is_flushed_where_every_tensor_was_kept(
+    conversion: Conversion, whole: dict[str, bytes]
+) -> None:
+    root, memory = conversion.folder.parent, Memory(conversion.folder.parent)
+    for call in recorded(conversion)[:-20]:
+        memory.make(call)
+    tree = dict(memory.after("killed"))
+    for path, data in tree.items():
+        if data is not None and ".safetensors" in path.name:
+            tree[path] = bytes(8) + data[8:]
+    memory = Memory.holding(root, tree)
+    lay_out(tree, root)
+    for call in recorded(conversion):
+        memory.make(call)
+    lay_out(memory.after("lost"), root)
+    assert contents(conversion.folder) == whole
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
 def test_ctrl_c_or_a_full_disk_at_any_call_loses_nothing(
     error: type[BaseException], conversion: Conversion, whole: dict[str, bytes]

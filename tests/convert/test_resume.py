@@ -21,6 +21,7 @@ from convert import plan, weights
 from convert.conversion import Conversion
 from gptoss_mlx.checkpoint import UNFINISHED, Checkpoint
 from gptoss_mlx.errors import CheckpointError, ConversionError
+from tests.broken import header_of
 from tests.convert.results import SHAPE, contents, refusal, unfinished
 from tests.convert.results import convert as converted
 
@@ -113,14 +114,21 @@ def _lines(change: Callable[[list[bytes]], list[bytes]]) -> Callable[[Path], Non
     return edit
 
 
-def _claimed(lines: list[bytes]) -> list[bytes]:
-    """A line for a tensor that was not written, as a program without the checks would have it."""
-    return [*lines, json.dumps({"done": {"lm_head.weight": "0" * 64}}).encode() + b"\n"]
+def _claimed(folder: Path) -> None:
+    """A line for a tensor that was not written, with the hash of the zeros there."""
+    name = "model.layers.1.post_attention_layernorm.weight"
+    data = (folder / FILE).read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    begin, end = (start + at for at in header_of(folder / FILE)[name]["data_offsets"])
+    assert not any(data[begin:end])
+    line = {"done": {name: sha256(data[begin:end]).hexdigest()}, "check": "0" * 64}
+    with (folder / UNFINISHED).open("a") as file:
+        file.write(json.dumps(line) + "\n")
 
 
 def _claimed_well(lines: list[bytes]) -> list[bytes]:
-    """The same, with the check that belongs to it."""
-    body = {"done": {name: "0" * 64 for name in ("lm_head.weight", "lm_head.scales")}}
+    """With the check that belongs to it, but not the hash."""
+    body = {"done": {f"lm_head.{part}": "0" * 64 for part in ("weight", "scales", "biases")}}
     before = json.loads(lines[-1])["check"]
     check = sha256(f"{before} {json.dumps(body)}".encode()).hexdigest()
     return [*lines, json.dumps({**body, "check": check}).encode() + b"\n"]
@@ -140,7 +148,7 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
     )[-1],
     "under both names": lambda folder: (folder / "model.safetensors").write_bytes(b"old") and None,
     "a line cut off": _lines(lambda lines: [*lines[:-1], lines[-1][:40]]),
-    "a line more": _lines(_claimed),
+    "a line more": _claimed,
     "a line more, well made": _lines(_claimed_well),
     "a line of no JSON": _lines(lambda lines: [*lines[:5], b"\xff\n", *lines[5:]]),
     "a line gone": _lines(lambda lines: [*lines[:5], *lines[6:]]),

@@ -83,7 +83,10 @@ def _record_anew(folder: Path, tensor: str) -> None:
     start = 8 + int.from_bytes(data[:8], "little")
     begin, end = (start + offset for offset in header_of(path)[tensor]["data_offsets"])
     digest = sha256(data[begin:end]).hexdigest()
-    edit_json(folder / "conversion.json", lambda m: m["tensors"].update({tensor: digest}))
+    manifest = json.loads((folder / "conversion.json").read_text(encoding="utf-8"))
+    manifest["tensors"][tensor] = digest
+    text = json.dumps(manifest, indent=1) + "\n"
+    (folder / "conversion.json").write_text(text, encoding="utf-8")
 
 
 @pytest.mark.parametrize("kind", KINDS)

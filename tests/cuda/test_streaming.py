@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from gptoss_mlx.errors import CheckpointError
 from gptoss_mlx.events import FinishEvent, Timings
 from gptoss_mlx.machine import Machine
 from gptoss_mlx.memory import make_plan
+from gptoss_mlx.reader import FileReader
 from gptoss_mlx.report import table
 from tests.backends import open_on
 from tests.comparison import fresh
@@ -33,6 +35,14 @@ pytestmark = pytest.mark.torch
 from gptoss_mlx.cuda import streaming  # noqa: E402
 
 SHAPE = Shape(3, 64, 64, 12, 3, 4, 2, 16, vocab=256, window=12)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def watched() -> Iterator[None]:
+    """Everything here proves, beside its own promise, that no buffer is given away in use."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(slots.DEBUG, "1")
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +105,43 @@ def test_more_experts_on_their_way_than_buffers(
     few = open_on("torch", folder, slots=3)
     np.testing.assert_array_equal(fresh(few, ids), fresh(open_on("torch", folder), ids))
     assert len(few.streaming._buffers) == 2
+
+
+def test_a_buffer_given_away_in_use_is_noticed(
+    layers: Layers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Were the reads of a wave not waited for."""
+    gate, preadv = threading.Event(), os.preadv
+
+    def held(*arguments: Any) -> int:
+        assert gate.wait(20)
+        return preadv(*arguments)
+
+    def opening(reader: FileReader) -> None:
+        gate.set()
+        stop(reader)
+
+    stop = FileReader.stop
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "preadv", held)
+        patch.setattr(pool.Tasks, "wait", lambda tasks: None)
+        patch.setattr(FileReader, "stop", opening)
+        with pytest.raises(AssertionError, match="is given away while it is in use"):
+            layers.step(layers.few * 2, 2, 3)
+    layers.check(1, 4)
+
+
+def test_slots_used_on_two_streams_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(slots.DEBUG, "1")
+    monkeypatch.setattr(
+        torch.cuda, "current_stream", lambda _: SimpleNamespace(cuda_stream=next(streams))
+    )
+    streams = iter((7, 7, 8))
+    shared = streaming.Streaming({}, FileReader([]), torch.device("cuda:0"), 1)
+    shared.check_stream()
+    shared.check_stream()
+    with pytest.raises(AssertionError, match="on the streams 7 and 8"):
+        shared.check_stream()
 
 
 def test_a_read_error_ends_the_step_and_the_next_one_is_right(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import time
 from unicodedata import category
 
@@ -48,7 +49,7 @@ class TestAgainstTheLibrary:
             patch.setattr(module, "PIECE", piece)
             patch.setattr(module, "LONG", long)
             pattern = rf"(?s:.){{1,{long}}}(?:{module._JOINT}|\Z)"
-            patch.setattr(module, "_SHORT_WORDS", module.re.compile(pattern))
+            patch.setattr(module, "_SHORT_WORDS", re.compile(pattern))
             parts = [part for part, _ in pieces(text)]
         assert "".join(parts) == text
         assert [id for part in parts for id in whole(encoding, part)] == whole(encoding, text)

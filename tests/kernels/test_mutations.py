@@ -116,8 +116,8 @@ MUTATIONS = {
     ),
     "attention: the weight of another head": Mutation(
         "decode_attention",
-        "simd_shuffle(scores[s], ushort(group * LANES + h))",
-        "simd_shuffle(scores[s], ushort(group * LANES + (h + 1) % LANES))",
+        "simd_shuffle(scores[s], ushort(owners + h))",
+        "simd_shuffle(scores[s], ushort(owners + (h + 1) % OWNERS))",
     ),
     "attention: no new scale for a new maximum": Mutation(
         "decode_attention", "weight *= factor;", ""
