@@ -111,8 +111,9 @@ def targets(folder: Path) -> Mapping[str, Target]:
     found = dict(_of_checkpoint(release))
     found |= _of_sources(release, folder)
     found |= _of_conversions(release, folder)
-    found |= _of_tokenizers(folder)
-    found |= _of_questions(folder)
+    harmony = HarmonyTokenizer()
+    found |= _of_tokenizers(folder, harmony)
+    found |= _of_questions(folder, harmony)
     return found
 
 
@@ -184,7 +185,7 @@ def _of_conversions(release: Path, folder: Path) -> dict[str, Target]:
     }
 
 
-def _of_tokenizers(folder: Path) -> dict[str, Target]:
+def _of_tokenizers(folder: Path, harmony: HarmonyTokenizer) -> dict[str, Target]:
     tokens = list("!\"#$%&'()*")
     specials = list(special_tokens().items())[:21]
     data = {
@@ -204,7 +205,7 @@ def _of_tokenizers(folder: Path) -> dict[str, Target]:
     (pieces / "tokenizer.model").write_bytes(_sentencepiece())
     return {
         "tokenizer.json": _target(
-            names / "tokenizer.json", damaged_json, partial(_named, names, tokens)
+            names / "tokenizer.json", damaged_json, partial(_named, names, tokens, harmony)
         ),
         "tokenizer.model": _target(
             pieces / "tokenizer.model", damaged_bytes, partial(_tokenizer, pieces)
@@ -215,9 +216,9 @@ def _of_tokenizers(folder: Path) -> dict[str, Target]:
     }
 
 
-def _of_questions(folder: Path) -> dict[str, Target]:
+def _of_questions(folder: Path, harmony: HarmonyTokenizer) -> dict[str, Target]:
     config = ModelConfig.from_file(CONFIGS["openai/gpt-oss-20b"])
-    desk = Desk(HarmonyTokenizer(), config, 1 << 17, {})
+    desk = Desk(harmony, config, 1 << 17, {})
 
     def asked(**options: Any) -> str:
         question = read_question(**QUESTION | options)
@@ -321,9 +322,14 @@ def _tokenizer(folder: Path) -> None:
     decoder.flush()
 
 
-def _named(folder: Path, tokens: list[str]) -> None:
-    """Compared with a vocabulary of these tokens only, which takes no second."""
-    with patch("gptoss_mlx.tokenizer.ordinary_tokens", lambda: tokens):
+def _named(folder: Path, tokens: list[str], harmony: HarmonyTokenizer) -> None:
+    """Compared with a vocabulary of these tokens only, and then another one given: both load for
+    a second.
+    """
+    with (
+        patch("gptoss_mlx.tokenizer.ordinary_tokens", lambda: tokens),
+        patch("gptoss_mlx.tokenizer.HarmonyTokenizer", lambda: harmony),
+    ):
         _tokenizer(folder)
 
 
