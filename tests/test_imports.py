@@ -37,7 +37,7 @@ ROWS = [
     {"config"},
     {"jsonfile"},
     {"machine"},
-    {"errors", "paths", "disk", "released", "heap", "regular", "units"},
+    {"errors", "paths", "disk", "released", "heap", "regular", "units", "launch"},
 ]
 WITHOUT_TENSORS = {
     "__init__",
@@ -57,6 +57,7 @@ WITHOUT_TENSORS = {
     "heap",
     "hub",
     "jsonfile",
+    "launch",
     "machine",
     "memory",
     "options",
