@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -23,12 +22,12 @@ from gptoss_mlx import __version__, device
 from gptoss_mlx.backend import Backend, choose_backend, machine_of
 from gptoss_mlx.disk import read_speed
 from gptoss_mlx.errors import DeviceError
-from gptoss_mlx.exits import exit_codes
-from gptoss_mlx.hub import DEFAULT_MODEL, local_folder
+from gptoss_mlx.exits import Command
+from gptoss_mlx.hub import local_folder
 from gptoss_mlx.memory import Plan, make_plan
-from gptoss_mlx.options import BYTES, TOKENS, backend_options
+from gptoss_mlx.options import BYTES, CACHE, SETTINGS, TOKENS, backend_options, model_option
 from gptoss_mlx.plan import as_object, config_of, plan_table
-from gptoss_mlx.terminal import harmless
+from gptoss_mlx.terminal import harmless, show
 from gptoss_mlx.units import show_bytes
 
 Choose = Callable[[], Backend]
@@ -44,13 +43,8 @@ class Fact:
     shown: str
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.option(
-    "--model",
-    default=DEFAULT_MODEL,
-    show_default=True,
-    help='A folder, a Hugging Face id, or "tiny".',
-)
+@click.command(cls=Command, context_settings=SETTINGS, epilog=CACHE)
+@model_option('A folder, a Hugging Face id, or "tiny".')
 @backend_options
 @click.option("--memory", type=BYTES, help="Bytes to plan with, such as 10GiB.")
 @click.option("--context", type=TOKENS, help="Tokens to plan for, such as 32k.")
@@ -66,16 +60,15 @@ def main(
     debug: bool,
 ) -> None:
     """Show the chip, cards, memory and limits, the disk, versions, and the plan for a model."""
-    with exit_codes(debug):
-        choose = cache(lambda: choose_backend(backend, device))
-        facts = list(examine(model, choose))
-        plan, problem = _planned(model, memory, context, choose)
-        if as_json:
-            value = {fact.name: fact.value for fact in facts}
-            value |= {"plan": plan and as_object(plan), "no_plan_because": problem}
-            click.echo(json.dumps(value))
-        else:
-            _print(facts, plan, problem, model)
+    choose = cache(lambda: choose_backend(backend, device))
+    facts = list(examine(model, choose))
+    plan, problem = _planned(model, memory, context, choose)
+    if as_json:
+        value = {fact.name: fact.value for fact in facts}
+        value |= {"plan": plan and as_object(plan), "no_plan_because": problem}
+        click.echo(json.dumps(value))
+    else:
+        _print(facts, plan, problem, model)
 
 
 def examine(model: str, choose: Choose = choose_backend) -> Iterator[Fact]:
@@ -236,28 +229,24 @@ def _per_second(speed: float) -> str:
 
 
 def _print(facts: list[Fact], plan: Plan | None, problem: str | None, model: str) -> None:
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
-    console = Console(file=sys.stdout)
     table = Table(show_header=False)
     for fact in facts:
-        table.add_row(fact.title, escape(harmless(fact.shown)))
-    console.print(table)
-    if plan is not None:
-        console.print(plan_table(plan, f"{model} on this machine"))
-        free = _or_nothing(device.free_bytes)
-        on_card = plan.gpu and plan.backend == "torch"
-        if not on_card and free is not None and free < plan.total:
-            console.print(
-                f"only {show_bytes(free)} are free now: other programs would be pushed out;"
-                " --memory plans with less",
-                soft_wrap=True,
-            )
-    else:
-        line = f"no plan for {model}: {problem}"
-        console.print(escape(harmless(line)), soft_wrap=True)
+        table.add_row(fact.title, Text(harmless(fact.shown)))
+    if plan is None:
+        show(table)
+        click.echo(harmless(f"no plan for {model}: {problem}"))
+        return
+    show(table, plan_table(plan, f"{model} on this machine"))
+    free = _or_nothing(device.free_bytes)
+    on_card = plan.gpu and plan.backend == "torch"
+    if not on_card and free is not None and free < plan.total:
+        click.echo(
+            f"only {show_bytes(free)} are free now: other programs would be pushed out;"
+            " --memory plans with less"
+        )
 
 
 if __name__ == "__main__":

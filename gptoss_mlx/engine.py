@@ -62,6 +62,7 @@ class Engine:
         prompt: a user's message, a list of chat messages, or token ids, which are read as they
         are: in Harmony they end after `<|start|>assistant`. options, all by name:
         max_tokens: tokens to generate; by default until the context is full.
+        max_time: seconds to take at most, those for reading the prompt included.
         raw: continue the text as it is, without Harmony.
         tools, system, reasoning, response_format: what Harmony tells the model.
         constrain_headers: False lets the model write any header.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
+Limit = Literal["max_tokens", "context", "max_time", "repetition"]
 Kind = Literal["content", "header"]
 
 
@@ -72,13 +73,18 @@ class Timings:
 
 @dataclass(frozen=True)
 class FinishEvent:
-    """Why the stream ended, and what it took. seed: the one that repeats the same output."""
+    """Why the stream ended, and what it took.
+
+    seed: the one that repeats the same output. limit: which one ended it, where the reason is
+    "length".
+    """
 
     reason: FinishReason
     prompt_tokens: int
     completion_tokens: int
     seed: int
     timings: Timings
+    limit: Limit | None = None
 
 
 Event = PrefillEvent | TokenEvent | FinishEvent

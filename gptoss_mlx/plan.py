@@ -6,7 +6,6 @@ It needs a config.json only, and has those of the released models: nothing is do
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,15 +22,15 @@ from gptoss_mlx.errors import (
     MemoryBudgetError,
     ModelNotFoundError,
 )
-from gptoss_mlx.exits import exit_codes
-from gptoss_mlx.hub import DEFAULT_MODEL, local_folder
+from gptoss_mlx.exits import Command
+from gptoss_mlx.hub import local_folder
 from gptoss_mlx.jsonfile import read_json, shown
 from gptoss_mlx.machine import CARDS, MACHINES, Machine
 from gptoss_mlx.memory import MOST_ROWS, Plan, make_plan, wired_bytes
-from gptoss_mlx.options import BYTES, MACHINE, TOKENS, backend_options
+from gptoss_mlx.options import BYTES, MACHINE, SETTINGS, TOKENS, backend_options, model_option
 from gptoss_mlx.recipe import RECIPES, quantization
 from gptoss_mlx.released import CONFIGS
-from gptoss_mlx.terminal import harmless
+from gptoss_mlx.terminal import harmless, show
 from gptoss_mlx.units import show_bytes, show_tokens
 
 if TYPE_CHECKING:
@@ -43,13 +42,8 @@ CONVERTED = {"mlx": "mixed", "torch": "8"}
 PyTorch, which keeps no fewer bits, what saves the most."""
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.option(
-    "--model",
-    default=DEFAULT_MODEL,
-    show_default=True,
-    help='A folder, a released model\'s id, or "tiny".',
-)
+@click.command(cls=Command, context_settings=SETTINGS)
+@model_option('A folder, a released model\'s id, or "tiny".')
 @click.option("--memory", type=BYTES, help="Bytes it must stay within, such as 10GiB.")
 @click.option("--context", type=TOKENS, help="Most tokens, prompt and answer, such as 32k.")
 @click.option(
@@ -79,30 +73,29 @@ def main(
     debug: bool,
 ) -> None:
     """Show what a model takes in memory, and what fits which machine, before it is loaded."""
-    with exit_codes(debug):
-        if machine is None:
-            machine = machine_of(choose_backend(backend, device))
-        elif backend or device:
-            raise click.UsageError("--machine says what computes: leave --backend and --device out")
-        settings: dict[str, Any] = {"context": context, "dtype": dtype, "embedding": embedding}
-        settings["kv_bits"] = int(kv_bits) if kv_bits else None
-        settings["batch"] = batch
-        plan = make_plan(config_of(model, bits), machine, budget=memory, **settings)
-        fits = list(what_fits(MACHINES.values(), bits or CONVERTED["mlx"], settings))
-        cards = list(what_fits(CARDS.values(), bits or CONVERTED["torch"], settings))
-        if as_json:
-            value = {
-                "model": model,
-                "bits": bits,
-                "machine": asdict(machine),
-                "plan": as_object(plan),
-                "fits": fits,
-                "cards": cards,
-            }
-            click.echo(json.dumps(value))
-            return
-        title = f"{model} on {machine.name}"
-        _print(plan_table(plan, title), _fits_table(fits, "Mac"), _fits_table(cards, "card"))
+    if machine is None:
+        machine = machine_of(choose_backend(backend, device))
+    elif backend or device:
+        raise click.UsageError("--machine says what computes: leave --backend and --device out")
+    settings: dict[str, Any] = {"context": context, "dtype": dtype, "embedding": embedding}
+    settings["kv_bits"] = int(kv_bits) if kv_bits else None
+    settings["batch"] = batch
+    plan = make_plan(config_of(model, bits), machine, budget=memory, **settings)
+    fits = list(what_fits(MACHINES.values(), bits or CONVERTED["mlx"], settings))
+    cards = list(what_fits(CARDS.values(), bits or CONVERTED["torch"], settings))
+    if as_json:
+        value = {
+            "model": model,
+            "bits": bits,
+            "machine": asdict(machine),
+            "plan": as_object(plan),
+            "fits": fits,
+            "cards": cards,
+        }
+        click.echo(json.dumps(value))
+        return
+    title = f"{model} on {machine.name}"
+    show(plan_table(plan, title), _fits_table(fits, "Mac"), _fits_table(cards, "card"))
 
 
 def config_of(model: str, bits: str | None = None) -> ModelConfig:
@@ -173,8 +166,8 @@ def as_object(plan: Plan) -> dict[str, Any]:
 
 def plan_table(plan: Plan, title: str) -> Table:
     """The buffers, their sum, and what is left of the budget."""
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     notes = {
         "experts": f"{plan.slots} of {plan.experts} in each layer",
@@ -184,7 +177,7 @@ def plan_table(plan: Plan, title: str) -> Table:
     }
     if plan.host:  # on a card
         notes |= dict.fromkeys(("CUDA graphs", "CUDA context", "headroom"), "an estimate")
-    table = Table(title=escape(harmless(f"{title}, {plan.dtype}")))
+    table = Table(title=Text(harmless(f"{title}, {plan.dtype}"), style="table.title"))
     table.add_column("buffer")
     table.add_column("bytes", justify="right")
     table.add_column("")
@@ -226,14 +219,6 @@ def _cell(row: Mapping[str, Any]) -> str:
     share = "all" if row["slots"] == row["experts"] else f"{row['slots']} of {row['experts']}"
     several = f"{row['rows']} x " if row["rows"] > 1 else ""
     return f"{share}, {several}{show_tokens(row['context'])}"
-
-
-def _print(*tables: Table) -> None:
-    from rich.console import Console
-
-    console = Console(file=sys.stdout)
-    for table in tables:
-        console.print(table)
 
 
 if __name__ == "__main__":

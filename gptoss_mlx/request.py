@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, cast
 
 import numpy as np
 
 from gptoss_mlx.config import ModelConfig
 from gptoss_mlx.errors import ContextError, MessageError, SamplingError
+from gptoss_mlx.events import Limit
 from gptoss_mlx.harmony import Encoding, Headers, HeaderState, read_tools, render
 from gptoss_mlx.harmony.encoding import START, USER
+from gptoss_mlx.jsonfile import shown
 from gptoss_mlx.sampling import MAX_SEED, Sampling
 from gptoss_mlx.tokenizer import Tokenizer
 
@@ -27,12 +30,16 @@ class Request:
 
     marks: positions in ids where a later prompt may part from this one: the beginnings of the
     first user message, behind instructions and tools, and of the last.
+    limit: what max_tokens is, the person's own limit or the room in the context.
+    max_time: seconds, from the beginning of the prompt.
     encoding: Harmony's; None in raw mode.
     """
 
     ids: list[int]
     marks: tuple[int, ...]
     max_tokens: int
+    limit: Limit
+    max_time: float
     sampling: Sampling
     seed: int
     stop: tuple[str, ...]
@@ -55,6 +62,7 @@ class Desk:
         prompt: Prompt,
         *,
         max_tokens: int | None = None,
+        max_time: float | None = None,
         raw: bool = False,
         tools: Sequence[Mapping[str, Any]] = (),
         system: str | None = None,
@@ -87,6 +95,7 @@ class Desk:
         else:
             raise MessageError("raw mode continues a text: it takes no list of messages")
         self.check_ids(ids)
+        tokens, limit = self._limit(len(ids), max_tokens)
         options = self._options(sampling)
         grammar = None
         if encoding is not None and constrain_headers:
@@ -94,7 +103,9 @@ class Desk:
         return Request(
             ids=ids,
             marks=_marks(ids) if encoding is not None else (),
-            max_tokens=self._limit(len(ids), max_tokens),
+            max_tokens=tokens,
+            limit=limit,
+            max_time=_seconds(max_time),
             sampling=options,
             seed=secrets.randbelow(MAX_SEED) if options.seed is None else options.seed,
             stop=_stop_strings(stop),
@@ -118,8 +129,8 @@ class Desk:
                 f" the model allows {self.config.max_position_embeddings} (--context)"
             )
 
-    def _limit(self, prompt_tokens: int, max_tokens: int | None) -> int:
-        """How many tokens may be generated."""
+    def _limit(self, prompt_tokens: int, max_tokens: int | None) -> tuple[int, Limit]:
+        """How many tokens may be generated, and what limits them."""
         room = self.context - prompt_tokens
         if room < 1:
             raise ContextError(
@@ -129,7 +140,9 @@ class Desk:
             )
         if max_tokens is not None and (not isinstance(max_tokens, int) or max_tokens < 1):
             raise SamplingError(f"max_tokens is {max_tokens!r}, but must be a whole number above 0")
-        return room if max_tokens is None else min(room, max_tokens)
+        if max_tokens is None or max_tokens > room:
+            return room, "context"
+        return max_tokens, "max_tokens"
 
     def _options(self, sampling: Mapping[str, Any]) -> Sampling:
         """Those given, else the checkpoint's, else the defaults; None is not given."""
@@ -166,6 +179,15 @@ def _marks(ids: Sequence[int]) -> tuple[int, ...]:
 
 def _messages(prompt: Prompt) -> list[Any]:
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+
+
+def _seconds(max_time: float | None) -> float:
+    """Infinity for None. Raises SamplingError."""
+    if max_time is None:
+        return math.inf
+    if isinstance(max_time, bool) or not isinstance(max_time, Real) or not 0 < max_time < math.inf:
+        raise SamplingError(f"max_time is {shown(max_time)}, but must be seconds above 0")
+    return max_time
 
 
 def _stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:

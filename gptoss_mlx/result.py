@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from gptoss_mlx.events import Event, FinishEvent, FinishReason, Timings, TokenEvent
+from gptoss_mlx.events import Event, FinishEvent, FinishReason, Limit, Timings, TokenEvent
 
 _SPECIAL = re.compile(r"<\|\w+\|>")
 _ENDS = ("<|end|>", "<|return|>", "<|call|>", "<|endoftext|>")
@@ -28,7 +28,8 @@ class Result:
     """A whole generation.
 
     text: the answer (all content in raw mode); reasoning: the analysis; preamble: what the model
-    tells the user before it calls a tool. tokens: the events with their log-probabilities.
+    tells the user before it calls a tool. limit: which one ended it, where finish_reason is
+    "length". tokens: the events with their log-probabilities.
     """
 
     text: str
@@ -42,6 +43,7 @@ class Result:
     timings: Timings
     token_ids: tuple[int, ...] = ()
     tokens: tuple[TokenEvent, ...] = field(default=(), repr=False)
+    limit: Limit | None = None
 
 
 def collect(events: Iterable[Event]) -> Result:
@@ -69,6 +71,7 @@ def collect(events: Iterable[Event]) -> Result:
         timings=finish.timings,
         token_ids=tuple(event.id for event in tokens if event.id is not None),
         tokens=tuple(tokens),
+        limit=finish.limit,
     )
 
 
