@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -27,8 +28,11 @@ from gptoss_mlx.hub import local_folder
 from gptoss_mlx.memory import Plan, make_plan
 from gptoss_mlx.options import BYTES, CACHE, SETTINGS, TOKENS, backend_options, model_option
 from gptoss_mlx.plan import as_object, config_of, plan_table
-from gptoss_mlx.terminal import harmless, show
+from gptoss_mlx.terminal import Bar, harmless, show
 from gptoss_mlx.units import show_bytes
+
+WRITTEN = 8
+"""Tokens that are written to measure a model."""
 
 Choose = Callable[[], Backend]
 
@@ -48,6 +52,9 @@ class Fact:
 @backend_options
 @click.option("--memory", type=BYTES, help="Bytes to plan with, such as 10GiB.")
 @click.option("--context", type=TOKENS, help="Tokens to plan for, such as 32k.")
+@click.option(
+    "--measure", is_flag=True, help="Also run the model, and compare what it took with the plan."
+)
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON object.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def main(
@@ -56,19 +63,57 @@ def main(
     device: str | None,
     memory: int | None,
     context: int | None,
+    measure: bool,
     as_json: bool,
     debug: bool,
 ) -> None:
     """Show the chip, cards, memory and limits, the disk, versions, and the plan for a model."""
+    asked = {"backend": backend, "device": device, "memory": memory, "context": context}
+    # First: to look at the other backend loads it, which a run of the model does not.
+    measured = run_model(model, asked) if measure else None
     choose = cache(lambda: choose_backend(backend, device))
     facts = list(examine(model, choose))
     plan, problem = _planned(model, memory, context, choose)
     if as_json:
         value = {fact.name: fact.value for fact in facts}
         value |= {"plan": plan and as_object(plan), "no_plan_because": problem}
+        value |= {} if measured is None else {"measured": asdict(measured)}
         click.echo(json.dumps(value))
-    else:
-        _print(facts, plan, problem, model)
+        return
+    _print(facts, plan, problem, model)
+    if measured is not None:
+        click.echo("\n".join(measured.lines))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Tokens that a model read and wrote, and what that took, beside its plan, for people."""
+
+    read: int
+    written: int
+    device_bytes: int
+    process_bytes: int
+    lines: tuple[str, ...]
+
+
+def run_model(model: str, asked: Mapping[str, Any]) -> Measured:
+    """Open a model, have it read two chunks and write some tokens, and see what that took."""
+    import gptoss_mlx
+    from gptoss_mlx.report import compare
+
+    shown = sys.stderr is not None and sys.stderr.isatty()
+    with Bar(f"Measuring {model}", "bytes", shown=shown, after=1.0) as bar:
+        given = {name: value for name, value in asked.items() if value is not None}
+        engine = gptoss_mlx.load(model, progress=bar.update, **given)
+        plan = engine.plan
+        assert plan is not None  # what load opens has one
+        read = min(2 * plan.chunk + 1, plan.context - WRITTEN)
+        engine.generate([0] * read, raw=True, max_tokens=WRITTEN, temperature=1.0, seed=1)
+    stats = engine.stats()
+    lines = [line for line in compare(plan, stats) if line is not None]
+    lines.append(f"after {read} tokens read and up to {WRITTEN} written, of {plan.context} planned")
+    peaks = int(stats["peak_bytes"]), device.peak_bytes()
+    return Measured(read, WRITTEN, *peaks, tuple(lines))
 
 
 def examine(model: str, choose: Choose = choose_backend) -> Iterator[Fact]:

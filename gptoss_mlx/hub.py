@@ -7,6 +7,7 @@ everywhere else. Only the files a checkpoint is opened from are asked for.
 from __future__ import annotations
 
 import re
+import shlex
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 from gptoss_mlx.errors import ModelNotFoundError
 from gptoss_mlx.jsonfile import shown
+from gptoss_mlx.names import full_name
 
 DEFAULT_MODEL = "openai/gpt-oss-20b"
 TINY = "tiny"
@@ -45,6 +47,7 @@ def locate(model: str, progress: Progress | None = None, also: tuple[str, ...] =
     shows huggingface_hub's own bars on stderr if it is None.
     Raises ModelNotFoundError in one line that says what to do.
     """
+    model = full_name(model)
     if model == TINY:
         from gptoss_mlx.tiny import materialise
 
@@ -52,6 +55,9 @@ def locate(model: str, progress: Progress | None = None, also: tuple[str, ...] =
     folder = Path(model).expanduser()
     if model and folder.is_dir():
         return folder
+    if folder.suffix == ".gguf" and folder.exists():
+        command = shlex.join(["gptoss-convert", model, folder.stem])
+        raise ModelNotFoundError(f"{model}: is a GGUF file; `{command}` makes a folder of it")
     if model and folder.exists():
         raise ModelNotFoundError(f"{model}: is a file; give the folder it is in, or {_HINT}")
     if not _ID.fullmatch(model) or ".." in model or "--" in model:
@@ -67,6 +73,7 @@ def local_folder(model: str) -> Path | None:
 
     Of a model in the cache only config.json is sure to be there.
     """
+    model = full_name(model)
     if model == TINY or (model and Path(model).expanduser().is_dir()):
         return locate(model)
     if not _ID.fullmatch(model) or ".." in model or "--" in model:

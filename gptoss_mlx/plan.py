@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from gptoss_mlx.hub import local_folder
 from gptoss_mlx.jsonfile import read_json, shown
 from gptoss_mlx.machine import CARDS, MACHINES, Machine
 from gptoss_mlx.memory import MOST_ROWS, Plan, make_plan, wired_bytes
+from gptoss_mlx.names import full_name
 from gptoss_mlx.options import BYTES, MACHINE, SETTINGS, TOKENS, backend_options, model_option
 from gptoss_mlx.recipe import RECIPES, quantization
 from gptoss_mlx.released import CONFIGS
@@ -80,7 +81,12 @@ def main(
     settings: dict[str, Any] = {"context": context, "dtype": dtype, "embedding": embedding}
     settings["kv_bits"] = int(kv_bits) if kv_bits else None
     settings["batch"] = batch
-    plan = make_plan(config_of(model, bits), machine, budget=memory, **settings)
+    if memory is not None and machine.memory is not None and memory > machine.memory:
+        # A plan is for any machine, also for one like this that has more.
+        machine = replace(machine, name=f"a machine with {show_bytes(memory)}", memory=None)
+    config = config_of(model, bits)
+    plan = make_plan(config, machine, budget=memory, **settings)
+    fastest = most_tokens(config, plan, machine)
     fits = list(what_fits(MACHINES.values(), bits or CONVERTED["mlx"], settings))
     cards = list(what_fits(CARDS.values(), bits or CONVERTED["torch"], settings))
     if as_json:
@@ -89,13 +95,31 @@ def main(
             "bits": bits,
             "machine": asdict(machine),
             "plan": as_object(plan),
+            "most_tokens_per_second": fastest,
             "fits": fits,
             "cards": cards,
         }
         click.echo(json.dumps(value))
         return
     title = f"{model} on {machine.name}"
-    show(plan_table(plan, title), _fits_table(fits, "Mac"), _fits_table(cards, "card"))
+    show(plan_table(plan, title))
+    if fastest is not None and machine.bandwidth is not None:
+        click.echo(
+            f"at most {fastest:.0f} tokens a second: what one reads of memory, divided into the"
+            f" {machine.bandwidth / 1e9:.0f} GB/s that Apple states; not measured"
+        )
+    show(_fits_table(fits, "Mac"), _fits_table(cards, "card"))
+
+
+def most_tokens(config: ModelConfig, plan: Plan, machine: Machine) -> float | None:
+    """Tokens a second that memory's stated bandwidth allows, a short context behind them.
+
+    None where the bandwidth is not known or experts come from the disk.
+    """
+    if machine.bandwidth is None or not plan.resident:
+        return None
+    experts = plan.of("experts") * config.num_experts_per_tok // plan.experts
+    return machine.bandwidth / (plan.of("weights") + experts)
 
 
 def config_of(model: str, bits: str | None = None) -> ModelConfig:
@@ -104,6 +128,7 @@ def config_of(model: str, bits: str | None = None) -> ModelConfig:
     bits: the recipe of a conversion to imagine.
     Raises ModelNotFoundError, or ConfigError for a folder that is converted already.
     """
+    model = full_name(model)
     folder = local_folder(model)
     path = CONFIGS.get(model) if folder is None else folder / "config.json"
     if path is None:

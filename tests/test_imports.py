@@ -34,10 +34,9 @@ ROWS = [
     {"buffers"},
     {"checkpoint", "reader", "recipe"},
     {"shard", "slots", "guesses"},
-    {"config"},
+    {"config", "machine", "units"},
     {"jsonfile"},
-    {"machine"},
-    {"errors", "paths", "disk", "released", "heap", "regular", "units", "launch"},
+    {"errors", "paths", "disk", "released", "heap", "regular", "launch", "names"},
 ]
 WITHOUT_TENSORS = {
     "__init__",
@@ -60,6 +59,7 @@ WITHOUT_TENSORS = {
     "launch",
     "machine",
     "memory",
+    "names",
     "options",
     "paths",
     "plan",
