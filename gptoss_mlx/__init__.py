@@ -4,7 +4,10 @@
 and the errors that are raised are named here, and are imported when they are first asked for.
 """
 
-from __future__ import annotations
+from gptoss_mlx import launch
+
+if launch.is_command():  # before any other import, `__future__` included
+    launch.begin(__path__[0])
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -97,8 +100,8 @@ def load(
     embedding: str | None = None,
     kv_bits: int | None = None,
     batch: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> Engine:
+    progress: "Callable[[int, int], None] | None" = None,
+) -> "Engine":
     """Open a model: a folder, a Hugging Face id, or "tiny".
 
     backend: "mlx", "torch" or "cuda", which is torch on an NVIDIA card; by default MLX where it has

@@ -30,6 +30,7 @@ from gptoss_mlx.events import Event
 from gptoss_mlx.hub import local_folder, locate
 from gptoss_mlx.jsonfile import read_json, shown
 from gptoss_mlx.memory import Plan, make_plan, wired_bytes
+from gptoss_mlx.names import full_name
 from gptoss_mlx.regular import is_named
 from gptoss_mlx.released import CONFIGS
 from gptoss_mlx.request import Desk, Prompt, Request
@@ -247,6 +248,7 @@ def open_engine(
         "kv_bits": kv_bits,
         "batch": whole_number("batch", batch, int, "a number of sequences from 1 to 32"),
     }
+    model = full_name(model)
     if model in CONFIGS and local_folder(model) is None:  # refuse before downloading
         make_plan(ModelConfig.from_file(CONFIGS[model]), machine_of(chosen), **asked)
     folder = locate(model, progress)

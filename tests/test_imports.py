@@ -46,10 +46,9 @@ ROWS = [
     {"buffers"},
     {"checkpoint", "reader", "recipe"},
     {"shard", "slots", "guesses", "pool"},
-    {"config"},
+    {"config", "machine", "units"},
     {"jsonfile"},
-    {"machine"},
-    {"errors", "paths", "disk", "released", "heap", "regular", "units"},
+    {"errors", "paths", "disk", "released", "heap", "regular", "launch", "names"},
 ]
 WITHOUT_TENSORS = {
     "__init__",
@@ -71,8 +70,10 @@ WITHOUT_TENSORS = {
     "hub",
     "jsonfile",
     "loop",
+    "launch",
     "machine",
     "memory",
+    "names",
     "options",
     "paths",
     "plan",
