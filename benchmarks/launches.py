@@ -1,10 +1,11 @@
-"""GPU kernels launched for a decoded token: ours beside mlx-lm's, on the same checkpoints.
+"""GPU kernels launched for a decoded token, and arrays made: ours beside mlx-lm's.
 
 No Mac is needed: a decode step is traced as MLX would queue it on one (step_graph.py), and each of
 its operations is counted as MLX's Metal backend launches it (launch_table.py). Random checkpoints
-of one structure with two, three and four layers, sliding and full ones in turn, tell what one more
-layer of either kind costs and what is outside of layers: the embedding, the last norm, the head and
-the greedy choice. Linear layers are bfloat16, as released, or 8 bits, as converted.
+of one structure, the same for both, with two, three and four layers, sliding and full ones in turn,
+tell what one more layer of either kind costs and what is outside of layers: the embedding, the last
+norm, the head and the greedy choice. Linear layers are bfloat16, as released, or 8 bits, as
+converted.
 
     python -m benchmarks.launches
 """
@@ -15,7 +16,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -25,10 +26,11 @@ from typing import Any
 
 import click
 import mlx.core as mx
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.launch_table import Count, UnknownLaunches, check_compiled, count
+from benchmarks.launch_table import UnknownLaunches, check_compiled, count
 from benchmarks.make_checkpoint import Shape, write_checkpoint
 from benchmarks.step_graph import Tracer
 from gptoss_mlx.errors import GptOssError
@@ -41,7 +43,13 @@ GOAL = 8  # launches a layer
 NAMES = ("gptoss_mlx", "mlx-lm")
 WIDTH = 110  # columns of the table where no terminal says otherwise
 
-Step = Callable[[mx.array], Sequence[mx.array]]
+
+@dataclass(frozen=True)
+class Step:
+    """A step to be traced: of a token, its outputs. kept: arrays of keys and values before it."""
+
+    run: Callable[[mx.array], Sequence[mx.array]]
+    kept: int
 
 
 @dataclass(frozen=True)
@@ -49,12 +57,14 @@ class Costs:
     """Launches by operation, of a sliding layer, of a full one, and of what is outside of layers.
 
     held: copies more, in each, where the step before is still running (`launch_table.Count`).
+    arrays: that the host makes for the step, in each.
     """
 
     sliding: Counter[str]
     full: Counter[str]
     outside: Counter[str]
     held: tuple[int, int, int]
+    arrays: tuple[int, int, int]
 
     @property
     def layer(self) -> float:
@@ -70,7 +80,7 @@ def main(context: int, worker: str | None, folder: Path | None) -> None:
     """Count the launches of a decoded token; one JSON line last."""
     if worker is not None and folder is not None:
         counted = traced(worker, folder, context)
-        print(json.dumps({"launches": counted.launches, "held": counted.held}))
+        print(json.dumps(vars(counted)))
         return
     try:
         report = _report(context)
@@ -79,21 +89,41 @@ def main(context: int, worker: str | None, folder: Path | None) -> None:
     print(json.dumps(report))
 
 
-def traced(name: str, folder: Path, context: int) -> Count:
-    """The launches of one step, in a process that has not imported the package or mlx-lm yet.
+@dataclass(frozen=True)
+class Traced:
+    """One step. arrays: that the host makes for it, besides the token."""
+
+    launches: Counter[str]
+    held: int
+    arrays: int
+
+
+def traced(name: str, folder: Path, context: int) -> Traced:
+    """One step, in a process that has not imported the package or mlx-lm yet.
 
     Raises UnknownLaunches.
     """
-    tracer = Tracer()
+    tracer, token = Tracer(), mx.array([1], mx.uint32)
     with tracer.open():
-        step = (_ours if name == "gptoss_mlx" else _mlx_lm)(folder, context)
-        counted = count(tracer.trace(step, mx.array([1], mx.uint32)))
+        new_step = (_ours if name == "gptoss_mlx" else _mlx_lm)(folder, context)
+        step = new_step()
+        counted = count(tracer.trace(step.run, token))
+        before = tracer.constants
+        tracer.trace(new_step().run, token)
+        shared = _places(tracer.constants) & _places(before)
+        arrays = tracer.sources - len(shared) - step.kept
         for compiled in list(tracer.compiled):
             check_compiled(tracer.inside(compiled))
-    return counted
+    return Traced(counted.launches, counted.held, arrays)
 
 
-def _ours(folder: Path, context: int) -> Step:
+def _places(arrays: Iterable[mx.array]) -> set[int]:
+    """Where arrays lie in memory: what two steps share has been made before both."""
+    seen = (a.view(mx.uint16) if a.dtype == mx.bfloat16 else a for a in arrays)
+    return {np.asarray(a).ctypes.data for a in seen}
+
+
+def _ours(folder: Path, context: int) -> Callable[[], Step]:
     from gptoss_mlx.checkpoint import Checkpoint
     from gptoss_mlx.kernels.choice import Kernels, metal_kernels
     from gptoss_mlx.kernels.decode_attention import decode_attention
@@ -108,39 +138,47 @@ def _ours(folder: Path, context: int) -> Step:
         open_model(checkpoint, dtype="bfloat16", embedding="resident", kernels=kernels)
         for kernels in (paged, metal_kernels())
     )
-    state = plain.new_state()
-    plain.prefill([i % SHAPE.vocab for i in range(context)], state)
-    mx.eval(plain.decode([1], state))  # the first step after a prompt may still tidy up
     sampler = Sampler(Sampling(temperature=0.0), 0, [], SHAPE.vocab)
 
-    def step(token: mx.array) -> Sequence[mx.array]:
-        choice = sampler.choose(model.decode(token, state), 0, None)
-        return [choice.token, *state.arrays()]
+    def new_step() -> Step:
+        state = plain.new_state()
+        plain.prefill([i % SHAPE.vocab for i in range(context)], state)
+        mx.eval(plain.decode([1], state))  # the first step after a prompt may still tidy up
 
-    return step
+        def step(token: mx.array) -> Sequence[mx.array]:
+            choice = sampler.choose(model.decode(token, state), 0, None)
+            return [choice.token, *state.arrays()]
+
+        return Step(step, len(state.arrays()))
+
+    return new_step
 
 
-def _mlx_lm(folder: Path, context: int) -> Step:
+def _mlx_lm(folder: Path, context: int) -> Callable[[], Step]:
     from mlx_lm.models.cache import make_prompt_cache
     from mlx_lm.utils import load_model
 
     model = load_model(folder)[0]
-    cache = make_prompt_cache(model)
 
-    def held() -> list[mx.array]:
-        return [array for layer in cache for array in (layer.keys, layer.values)]
+    def new_step() -> Step:
+        cache = make_prompt_cache(model)
 
-    model(mx.arange(context)[None] % SHAPE.vocab, cache=cache)
-    mx.eval(held())
-    mx.eval(model(mx.array([[1]]), cache=cache), held())
+        def held() -> list[mx.array]:
+            return [array for layer in cache for array in (layer.keys, layer.values)]
 
-    def step(token: mx.array) -> Sequence[mx.array]:
-        # As mlx_lm.generate.generate_step does with its default sampler.
-        logits = model(token[None], cache=cache)[:, -1, :]
-        logprobs = logits - mx.logsumexp(logits, keepdims=True)
-        return [mx.argmax(logprobs, axis=-1), logprobs.squeeze(0), *held()]
+        model(mx.arange(context)[None] % SHAPE.vocab, cache=cache)
+        mx.eval(held())
+        mx.eval(model(mx.array([[1]]), cache=cache), held())
 
-    return step
+        def step(token: mx.array) -> Sequence[mx.array]:
+            # As mlx_lm.generate.generate_step does with its default sampler.
+            logits = model(token[None], cache=cache)[:, -1, :]
+            logprobs = logits - mx.logsumexp(logits, keepdims=True)
+            return [mx.argmax(logprobs, axis=-1), logprobs.squeeze(0), *held()]
+
+        return Step(step, len(held()))
+
+    return new_step
 
 
 def _report(context: int) -> dict[str, Any]:
@@ -164,9 +202,15 @@ def costs(name: str, work: Path, weights: str, context: int) -> Costs:
     steps = [_spawn(name, _checkpoint(work, layers, weights), context) for layers in LAYERS]
     two, three, four = (step.launches for step in steps)
     sliding, full = _less(three, two), _less(four, three)
-    held = [step.held for step in steps]
-    kinds = (held[1] - held[0], held[2] - held[1])
-    return Costs(sliding, full, _less(_less(two, sliding), full), (*kinds, held[0] - sum(kinds)))
+    outside = _less(_less(two, sliding), full)
+    held, arrays = _kinds([s.held for s in steps]), _kinds([s.arrays for s in steps])
+    return Costs(sliding, full, outside, held, arrays)
+
+
+def _kinds(steps: Sequence[int]) -> tuple[int, int, int]:
+    """Of a sliding layer, of a full one and outside, from steps of two, three and four layers."""
+    two, three, four = steps
+    return three - two, four - three, two - (four - two)
 
 
 def _less(more: Counter[str], fewer: Counter[str]) -> Counter[str]:
@@ -176,7 +220,7 @@ def _less(more: Counter[str], fewer: Counter[str]) -> Counter[str]:
     return left
 
 
-def _spawn(name: str, folder: Path, context: int) -> Count:
+def _spawn(name: str, folder: Path, context: int) -> Traced:
     command = [sys.executable, "-m", "benchmarks.launches", "--worker", name]
     command += ["--folder", str(folder), "--context", str(context)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -184,7 +228,7 @@ def _spawn(name: str, folder: Path, context: int) -> Count:
         last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
         raise GptOssError(f"{name}: {last[0]}")
     value = json.loads(done.stdout.splitlines()[-1])
-    return Count(Counter(value["launches"]), value["held"])
+    return Traced(Counter(value["launches"]), value["held"], value["arrays"])
 
 
 def _checkpoint(work: Path, layers: int, weights: str) -> Path:
@@ -213,6 +257,7 @@ def _plain(costs: Costs) -> dict[str, Any]:
         "a_layer": costs.layer,
         "outside_layers": costs.outside.total(),
         "token_20b": 12 * (costs.sliding.total() + costs.full.total()) + costs.outside.total(),
+        "arrays_20b": 12 * sum(costs.arrays[:2]) + costs.arrays[2],
         "copies_more_if_the_step_before_runs": dict(
             zip(("sliding", "full", "outside"), costs.held, strict=True)
         ),
@@ -237,6 +282,8 @@ def _show(found: dict[str, Costs], weights: str) -> None:
     table.add_row("all", *(str(column.total()) for column in columns))
     held = [str(found[name].held[i]) for i in range(len(kinds)) for name in NAMES]
     table.add_row("more, if the step before runs", *held)
+    made = [str(found[name].arrays[i]) for i in range(len(kinds)) for name in NAMES]
+    table.add_row("arrays made by the host", *made)
     console = Console(stderr=True)
     if not console.is_terminal:
         console.width = WIDTH

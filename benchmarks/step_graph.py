@@ -74,6 +74,10 @@ class Tracer:
 
     compiled: list[_Compiled] = field(default_factory=list)
     kernels: set[str] = field(default_factory=set)
+    constants: list[mx.array] = field(default_factory=list)
+    """What the last trace read besides its inputs, numbers that are equal once."""
+    sources: int = 0
+    """How many arrays that was, each for itself."""
     tracing: bool = False
 
     @contextmanager
@@ -111,7 +115,10 @@ class Tracer:
             mx.export_function(found.append, traced, *inputs)
         finally:
             self.tracing = False
+        self.sources = dot.getvalue().count("rank=source") - len(inputs)
         nodes = [self._node(entry) for entry in found if entry["type"] == "primitive"]
+        kept = [entry["constants"] for entry in found if entry["type"] == "constants"]
+        self.constants = [array for entries in kept for _, array in entries]
         drawn = sum(name.split()[0] not in VIEWS for name in _LABEL.findall(dot.getvalue()))
         if drawn != sum(node.primitive not in VIEWS for node in nodes):
             raise ValueError(f"equal operations among {drawn} were merged in the export")

@@ -72,4 +72,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{folder / MANIFEST}: format is {shown(content.get('format'))}, not {FORMAT}"
         )
+    if not isinstance(content.get("tensors"), dict):
+        raise CheckpointError(
+            f"{folder / MANIFEST}: tensors is {shown(content.get('tensors'))}, not an object"
+        )
     return content

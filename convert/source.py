@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -127,7 +128,7 @@ class Source:
             except OSError as error:
                 raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
             times = status.st_mtime_ns, status.st_ctime_ns
-            digest.update(f"{path.name} {status.st_size} {times}".encode())
+            digest.update(os.fsencode(f"{path.name} {status.st_size} {times}"))
         return digest.hexdigest()
 
 

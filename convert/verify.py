@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from gptoss_mlx.checkpoint import Progress
 from gptoss_mlx.errors import ConversionError
+from gptoss_mlx.jsonfile import shown
 from gptoss_mlx.shard import Tensor, read_into
 
 from . import rules
@@ -96,7 +97,7 @@ def _check_hashes(task: Task, folder: Path, recorded: Mapping[str, str] | None) 
         if recorded is not None and recorded.get(output.name) != digest.hexdigest():
             raise ConversionError(
                 f"{folder / output.file}: tensor {output.name} has SHA-256 {digest.hexdigest()},"
-                f" but the manifest records {recorded.get(output.name)}"
+                f" but the manifest records {shown(recorded.get(output.name))}"
             )
 
 

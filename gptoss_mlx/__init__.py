@@ -1,70 +1,115 @@
 """A runtime for OpenAI's gpt-oss models; importing it loads no tensor library.
 
-`load` opens a model; the errors it and the engine raise are named here.
+`load` opens a model: an `Engine`, whose streams are events and whose answers are `Result`s. These
+and the errors that are raised are named here, and are imported when they are first asked for.
 """
 
-from __future__ import annotations
+from gptoss_mlx import launch
 
-from typing import TYPE_CHECKING
+if launch.is_command():  # before any other import, `__future__` included
+    launch.begin(__path__[0])
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from gptoss_mlx.errors import (
     CapacityError,
     CheckpointError,
+    ClosedError,
     ConfigError,
     ContextError,
     DeviceError,
     GptOssError,
+    KernelError,
     MemoryBudgetError,
     MessageError,
     ModelNotFoundError,
+    NumericalError,
+    OptionError,
     SamplingError,
     VocabularyError,
 )
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable
 
     from gptoss_mlx.engine import Engine
+    from gptoss_mlx.events import Event, FinishEvent, PrefillEvent, Timings, TokenEvent
+    from gptoss_mlx.result import Result, ToolCall
+    from gptoss_mlx.sampling import Sampling
 
 __version__ = "0.1.0"
 
 __all__ = [
     "CapacityError",
     "CheckpointError",
+    "ClosedError",
     "ConfigError",
     "ContextError",
     "DeviceError",
+    "Engine",
+    "Event",
+    "FinishEvent",
     "GptOssError",
+    "KernelError",
     "MemoryBudgetError",
     "MessageError",
     "ModelNotFoundError",
+    "NumericalError",
+    "OptionError",
+    "PrefillEvent",
+    "Result",
+    "Sampling",
     "SamplingError",
+    "Timings",
+    "TokenEvent",
+    "ToolCall",
     "VocabularyError",
     "__version__",
     "load",
 ]
 
+_HOMES = {
+    "engine": ("Engine",),
+    "events": ("Event", "FinishEvent", "PrefillEvent", "Timings", "TokenEvent"),
+    "result": ("Result", "ToolCall"),
+    "sampling": ("Sampling",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{home}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
 
 def load(
-    model: str = "openai/gpt-oss-20b",
+    model: str | os.PathLike[str] = "openai/gpt-oss-20b",
     *,
     backend: str | None = None,
     device: str | None = None,
     dtype: str | None = None,
-    context: int | None = None,
+    context: int | str | None = None,
     memory: int | str | None = None,
     embedding: str | None = None,
     kv_bits: int | None = None,
     batch: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> Engine:
+    progress: "Callable[[int, int], None] | None" = None,
+) -> "Engine":
     """Open a model: a folder, a Hugging Face id, or "tiny".
 
     backend: "mlx", "torch" or "cuda", which is torch on an NVIDIA card; by default MLX where it has
     a GPU, else a card that PyTorch can use, else MLX on the CPU.
     device: of PyTorch, "cpu", "cuda" or such as "cuda:1"; by default a card if one can be used.
     dtype: "bfloat16" or "float32"; by default bfloat16 on a GPU and float32 on a CPU.
-    context: the most tokens a sequence may have; by default what the plan has room for.
+    context: the most tokens a sequence may have, or a text such as "32k"; by default what the plan
+    has room for.
     memory: the most bytes to use, or a text such as "10GiB"; by default what the machine has for a
     model. Experts that do not fit are read from the file when they are chosen.
     embedding: "file" reads the embedding's rows from the file, "resident" keeps it in memory; by
@@ -74,7 +119,7 @@ def load(
     batch: sequences at a time (`Engine.stream_many`), 1 to 32, with PyTorch; by default 1, and on a
     card up to 4 where there is room.
     progress: called with (bytes read, bytes in all) while the weights are read.
-    Raises GptOssError (ModelNotFoundError, CheckpointError, ...) in one line.
+    Raises GptOssError (OptionError, ModelNotFoundError, CheckpointError, ...) in one line.
     """
     from gptoss_mlx.engine import open_engine
 

@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 
 from gptoss_mlx.errors import DeviceError
+from gptoss_mlx.jsonfile import shown
 from gptoss_mlx.machine import Machine
 
 BACKENDS = ("mlx", "torch", "cuda")
@@ -45,9 +46,12 @@ def choose_backend(backend: str | None = None, device: str | None = None) -> Bac
     Raises DeviceError.
     """
     if backend not in (None, *BACKENDS):
-        raise DeviceError(f"the backend {backend!r} is none of {', '.join(BACKENDS)}")
-    if device is not None and _DEVICE.fullmatch(device) is None:
-        raise DeviceError(f"the device {device!r} is neither cpu nor cuda nor such as cuda:1")
+        raise DeviceError(f"the backend {shown(backend)} is none of {', '.join(BACKENDS)}")
+    if device is not None:
+        try:
+            check_device(device)
+        except ValueError as error:
+            raise DeviceError(str(error)) from error
     if backend == "mlx" or (backend is None and device == "gpu"):
         return _mlx(device)
     if backend == "cuda" or (device is not None and device.startswith("cuda")):
@@ -55,6 +59,13 @@ def choose_backend(backend: str | None = None, device: str | None = None) -> Bac
     if backend == "torch":
         return _torch(device)
     return _cpu() if device == "cpu" else _best()
+
+
+def check_device(device: str) -> str:
+    """The device, if it is the name of one. Raises ValueError in one line."""
+    if not isinstance(device, str) or _DEVICE.fullmatch(device) is None:
+        raise ValueError(f"the device {shown(device)} is neither cpu nor cuda nor such as cuda:1")
+    return device
 
 
 def machine_of(chosen: Backend) -> Machine:

@@ -5,7 +5,7 @@ computed or, in a `QuantizedArena`, in few bits. A sliding layer keeps the last 
 ring, always as computed: the token at position p lies in slot p % window. `State` holds these for
 all layers of one sequence and nothing else, so that several sequences can live side by side.
 
-Tokens come in chunks by `extend`. On a GPU a single token comes in two steps, `parts` and `put`:
+Tokens come in chunks by `extend`. On a GPU a single token comes in steps, `spot`, `parts`, `put`:
 MLX copies a buffer that a step still running reads before it writes into it, so that there the
 token is written into a small page, anew each time, and an arena is left alone but for every `PAGE`
 tokens.
@@ -19,26 +19,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import mlx.core as mx
 
 from gptoss_mlx.buffers import GROWTH, PAGE
 from gptoss_mlx.kernels.attention_quantized import Quantized
-
-
-class Parts(NamedTuple):
-    """Where a token goes and what it sees: an arena's first `held` tokens, and a page.
-
-    arena and page are [2, kv_heads, tokens, head_dim]. The token's place in the page is `slot`;
-    once it is there, the page's first `seen` tokens are seen.
-    """
-
-    arena: mx.array
-    held: int
-    page: mx.array
-    slot: int
-    seen: int
+from gptoss_mlx.kernels.place import NOWHERE, Place, Spot, anywhere, places
 
 
 class Arena:
@@ -63,19 +50,23 @@ class Arena:
         self._settle(offset)
         return self._write(kv, offset)[..., : self._held, :]
 
-    def parts(self, like: mx.array, offset: int) -> Parts:
-        """What the token at `offset` is written into and sees; `put` takes the page with it.
+    def spot(self, offset: int) -> Spot:
+        """Where the token at `offset` goes: the arena is made ready for it."""
+        if offset < self._held or (offset + self.turn) % PAGE == 0:
+            self._settle(offset)
+        slot = offset - self._held
+        return Spot(self._held, slot, slot + 1)
 
-        like [2, kv_heads, any, head_dim] has the dtype of keys and values.
+    def parts(self, like: mx.array) -> tuple[mx.array, mx.array]:
+        """The arena and the page that a token is written into; `put` takes the page with it.
+
+        All are [2, kv_heads, tokens, head_dim]; like has the dtype of keys and values.
         """
         if self._kv is None:
             self._kv = _grown(None, like, 0, GROWTH)
         if self._page is None:
             self._page = _empty(like, PAGE)
-        if offset < self._held or (offset + self.turn) % PAGE == 0:
-            self._settle(offset)
-        slot = offset - self._held
-        return Parts(self._kv, self._held, self._page, slot, slot + 1)
+        return self._kv, self._page
 
     def put(self, page: mx.array) -> None:
         self._page = page
@@ -166,10 +157,14 @@ class Ring:
         seen, self._kv = _slide(ring, kv, offset, self.window)
         return seen
 
-    def parts(self, like: mx.array, offset: int) -> Parts:
+    def spot(self, offset: int) -> Spot:
+        """As `Arena.spot`."""
+        return Spot(0, offset % self.window, min(offset + 1, self.window))
+
+    def parts(self, like: mx.array) -> tuple[mx.array, mx.array]:
         """As `Arena.parts`: the ring is the page, there is no arena."""
         ring = self._kv if self._kv is not None else _empty(like, self.window)
-        return Parts(ring, 0, ring, offset % self.window, min(offset + 1, self.window))
+        return ring, ring
 
     def put(self, page: mx.array) -> None:
         self._kv = page
@@ -241,6 +236,16 @@ class State:
             Ring(window) if s else Arena(turn) if kv_bits is None else QuantizedArena(kv_bits)
             for s, turn in ((s, 0 if s else next(turns)) for s in sliding)
         ]
+
+    def places(self, paged: bool) -> list[Place]:
+        """Where the tokens that come next go in each layer. paged: one token, written in pages."""
+        if not paged:
+            return [anywhere(self.offset)] * len(self.layers)
+        spots = (
+            NOWHERE if isinstance(layer, QuantizedArena) else layer.spot(self.offset)
+            for layer in self.layers
+        )
+        return places(self.offset, list(spots))
 
     def snapshot(self) -> Snapshot:
         rings = (layer for layer in self.layers if isinstance(layer, Ring))

@@ -12,7 +12,6 @@ import mmap
 import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -24,8 +23,10 @@ from numpy.typing import NDArray
 from gptoss_mlx.config import MXFP4_BLOCK, ModelConfig
 from gptoss_mlx.errors import CheckpointError
 from gptoss_mlx.jsonfile import parse_json, read_json, shown
+from gptoss_mlx.pool import Call, Pool
+from gptoss_mlx.reader import FileReader
 from gptoss_mlx.recipe import RECIPES
-from gptoss_mlx.regular import read_regular
+from gptoss_mlx.regular import is_named, open_regular, read_regular
 from gptoss_mlx.shard import NUMPY, Tensor, read_into, read_shard
 
 __all__ = ["Checkpoint", "Progress", "Tensor", "expected_tensors", "read_into"]
@@ -40,6 +41,7 @@ UNFINISHED = "unfinished-conversion.jsonl"
 """The converter's journal; a folder that holds one is no checkpoint yet."""
 
 _JOURNAL_LIMIT = 4 << 20
+_NAME_LIMIT = 200  # characters of a file's name; no file system takes more than 255 bytes
 _READERS = 4
 
 Expected = dict[str, tuple[str, tuple[int, ...]]]
@@ -70,23 +72,32 @@ class Checkpoint:
         _check_expected(source, tensors, expected_tensors(config, folder / "config.json"))
         return cls(folder, config, MappingProxyType(tensors))
 
-    def check_scales(self, progress: Progress | None = None, most: int = NAN_SCALE - 1) -> None:
+    def reader(self) -> FileReader:
+        """A reader of the folder's files. Raises CheckpointError if one cannot be opened."""
+        return FileReader({tensor.path for tensor in self.tensors.values()})
+
+    def check_scales(
+        self,
+        progress: Progress | None = None,
+        most: int = NAN_SCALE - 1,
+        reader: FileReader | None = None,
+    ) -> None:
         """Read every E8M0 scale once. One above `most` raises CheckpointError with its place; 255,
         which is NaN, always does.
         """
-        pieces = list(self._scale_pieces())
-        total, done = sum(piece.nbytes for _, piece in pieces), 0
-        pool = ThreadPoolExecutor(_READERS, thread_name_prefix="scales")
+        reader = reader or self.reader()
+        tensors = list(self._scale_tensors())
+        total, done = sum(tensor.nbytes for tensor in tensors), 0
+        pool = Pool(_READERS, "scales")
         try:
-            problems = pool.map(partial(_scale_problem, most=most), pieces)
-            for problem, (_, piece) in zip(problems, pieces, strict=True):
-                if problem is not None:
-                    raise CheckpointError(problem)
-                done += piece.nbytes
+            begun = [pool.start(_scale_checks(reader, tensor, most)) for tensor in tensors]
+            for checks, tensor in zip(begun, tensors, strict=True):
+                checks.wait()
+                done += tensor.nbytes
                 if progress is not None:
                     progress(done, total)
         finally:
-            pool.shutdown(cancel_futures=True)
+            pool.close()
 
     def map(self, tensor: Tensor) -> NDArray[Any]:
         """A read-only view of a tensor (or a slice of one) in its mapped file; BF16 as uint16."""
@@ -108,18 +119,17 @@ class Checkpoint:
     ) -> None:
         self.close()
 
-    def _scale_pieces(self) -> Iterator[tuple[str, Tensor]]:
-        """(where, piece) for every E8M0 tensor: by expert, or whole if it has none."""
+    def _scale_tensors(self) -> Iterator[Tensor]:
+        """Every tensor of E8M0 scales."""
         quantization = self.config.quantization
         for name, tensor in self.tensors.items():
             module, _, kind = name.rpartition(".")
             if name.endswith("_scales"):
-                for expert in range(tensor.shape[0]):
-                    yield f" of expert {expert}", tensor[expert]
+                yield tensor
             elif kind == "scales" and quantization is not None:
                 spec = quantization.of(module)
                 if spec is not None and spec.mode in ("mxfp4", "mxfp8"):
-                    yield "", tensor
+                    yield tensor
 
 
 def _how_to_resume(folder: Path) -> str:
@@ -210,8 +220,8 @@ def _expect_matrix(
 def _read_tensors(folder: Path) -> tuple[Path, dict[str, Tensor]]:
     """Every tensor of the folder's files, and the file that lists them."""
     index, single = folder / INDEX, folder / SINGLE
-    if not index.exists():
-        if not single.exists():
+    if not is_named(index):
+        if not is_named(single):
             raise CheckpointError(f"{folder}: holds neither {INDEX} nor {SINGLE}")
         return single, read_shard(single)
     weight_map = _weight_map(index)
@@ -228,7 +238,7 @@ def _read_tensors(folder: Path) -> tuple[Path, dict[str, Tensor]]:
     for name, shard in weight_map.items():
         if name not in tensors:
             raise CheckpointError(
-                f"{index}: places tensor {shown(name)} in {shard}, which does not hold it"
+                f"{index}: places tensor {shown(name)} in {shown(shard)}, which does not hold it"
             )
     return index, tensors
 
@@ -238,21 +248,23 @@ def _weight_map(index: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: weight_map is {shown(weight_map)}, not an object")
     for name, shard in weight_map.items():
-        if not _is_plain_name(shard):
+        if not is_plain_name(shard):
             raise CheckpointError(
                 f"{index}: weight_map[{shown(name)}] is {shown(shard)},"
                 " not the plain name of a .safetensors file"
             )
     for shard in sorted(set(weight_map.values())):
-        if not (index.parent / shard).is_file():
-            raise CheckpointError(f"{index}: names {shard}, which is not in the folder")
+        if not is_named(index.parent / shard):
+            raise CheckpointError(f"{index}: names {shown(shard)}, which is not in the folder")
     return weight_map
 
 
-def _is_plain_name(value: object) -> bool:
+def is_plain_name(value: object) -> bool:
+    """Whether it can be the name of a shard: it leads nowhere else and can be shown."""
     return (
         isinstance(value, str)
         and value.endswith(".safetensors")
+        and len(value) <= _NAME_LIMIT
         and value.isprintable()
         and not value.startswith(".")
         and not any(separator in value for separator in "/\\:")
@@ -281,21 +293,31 @@ def _check_expected(source: Path, tensors: Mapping[str, Tensor], expected: Expec
 
 def _mapped(path: Path) -> mmap.mmap:
     try:
-        with path.open("rb") as file:
+        with open(open_regular(path), "rb") as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be mapped: {error.strerror}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: cannot be mapped: it is empty by now") from error
 
 
-def _scale_problem(item: tuple[str, Tensor], most: int) -> str | None:
-    where, tensor = item
+def _scale_checks(reader: FileReader, tensor: Tensor, most: int) -> Iterator[Call]:
+    """By expert, or of the whole where there are none."""
+    if not tensor.name.endswith("_scales"):
+        yield partial(_check_scales, reader, tensor, "", most)
+        return
+    for expert in range(tensor.shape[0]):
+        yield partial(_check_scales, reader, tensor[expert], f" of expert {expert}", most)
+
+
+def _check_scales(reader: FileReader, tensor: Tensor, where: str, most: int) -> None:
     scales = np.empty(tensor.nbytes, np.uint8)
-    read_into(tensor, scales.data)
+    reader.read_here([(tensor, scales.data)])
     if tensor.nbytes == 0 or scales.max() <= most:
-        return None
+        return
     place = int(scales.argmax())
     found = "255 (NaN)" if scales[place] == NAN_SCALE else str(scales[place])
-    return (
+    raise CheckpointError(
         f"{tensor.path}: tensor {tensor.name}{where} has the scale {found} at byte"
         f" {tensor.offset + place}; the highest is {most}"
     )

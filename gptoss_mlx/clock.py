@@ -15,6 +15,10 @@ class Clock:
         self._start = self._prefilled = self._first = self._last = perf_counter()
         self._prefill_tokens = self._reused = 0
 
+    def elapsed(self) -> float:
+        """Seconds since the clock was made."""
+        return perf_counter() - self._start
+
     def prefilled(self, tokens: int, reused: int) -> None:
         """The prompt is in: so many tokens were read, so many were there before."""
         self._prefilled = self._first = self._last = perf_counter()

@@ -162,7 +162,7 @@ class _Fields:
             return None
         if not isinstance(value, dict):
             raise self.fail(name, f"is {shown(value)}, not an object")
-        return _Fields(self.path, value, f"{self.prefix}{name}.")
+        return _Fields(self.path, value, f"{self.prefix}{shown(name)[1:-1]}.")
 
 
 def _model_config(fields: _Fields) -> ModelConfig:
@@ -170,6 +170,7 @@ def _model_config(fields: _Fields) -> ModelConfig:
     layers = fields.integer("num_hidden_layers", 1, 1024)
     rope = fields.section("rope_parameters") or fields.section("rope_scaling")
     theta_from = rope if rope is not None and "rope_theta" in rope.values else fields
+    positions = fields.integer("max_position_embeddings", 1, 1 << 30)
     config = ModelConfig(
         num_hidden_layers=layers,
         hidden_size=_multiple(fields, "hidden_size", MXFP4_BLOCK, 1 << 16),
@@ -180,11 +181,12 @@ def _model_config(fields: _Fields) -> ModelConfig:
         num_key_value_heads=fields.integer("num_key_value_heads", 1, 1024),
         head_dim=_multiple(fields, "head_dim", 2, 1024),
         vocab_size=fields.integer("vocab_size", 1, 1 << 24),
-        sliding_window=fields.integer("sliding_window", 1, 1 << 24),
+        # A window beyond the context hides nothing, but would be allocated.
+        sliding_window=min(fields.integer("sliding_window", 1, 1 << 24), positions),
         layer_types=_layer_types(fields, layers),
-        rope_theta=theta_from.number("rope_theta", 1.0, 1e12),
+        rope_theta=theta_from.number("rope_theta", 2.0, 1e12),
         rope_scaling=_yarn(fields, rope),
-        max_position_embeddings=fields.integer("max_position_embeddings", 1, 1 << 30),
+        max_position_embeddings=positions,
         rms_norm_eps=fields.number("rms_norm_eps", 1e-12, 1.0),
         swiglu_limit=fields.number("swiglu_limit", 1e-3, 1e6, default=7.0),
         eos_token_id=_eos(fields),
@@ -205,7 +207,7 @@ def _check_architecture(fields: _Fields) -> None:
         )
     for name, wanted in _FIXED.items():
         value = fields.values.get(name, wanted)
-        if value != wanted:
+        if value != wanted or type(value) is not type(wanted):
             raise fields.fail(name, f"is {shown(value)}, only {wanted!r} can be run")
 
 

@@ -9,6 +9,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from gptoss_mlx.regular import open_regular
+
 PIECE = 4 << 20  # bytes read at a time, about one of an expert's matrices
 _PIECES = 64
 _LEAST = 4  # pieces that make a measurement
@@ -62,7 +64,7 @@ def read_speed(path: Path) -> float:
     checked; on macOS they are read past the cache, but what was in it may still come from there.
     Raises ValueError, which says why, if it cannot be known; OSError if the file cannot be read.
     """
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = open_regular(path)
     try:
         size = os.fstat(descriptor).st_size
         step = max(PIECE, size // _PIECES // PIECE * PIECE)

@@ -1,13 +1,14 @@
 """The embedding table: 1.2 GB in the released models, of which a token needs one row.
 
 From the file, a row is read when it is asked for; the operating system keeps the pages in use. That
-needs the token's id on the host, once a token. Resident, the table lies in memory and the id may
-still be on its way: the choice where there is room.
+needs the token's id on the host, once a token: what can be prepared without it is prepared before
+(`Rows`). Resident, the table lies in memory and the id may still be on its way: the choice where
+there is room.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import mlx.core as mx
@@ -22,9 +23,25 @@ from gptoss_mlx.weights import Loader
 MODULE = "model.embed_tokens"
 
 
+class Rows:
+    """Rows of the table, not to be computed with before `read`.
+
+    x [tokens, hidden] in the compute dtype.
+    """
+
+    def __init__(self, x: mx.array, read: Callable[[], None] | None = None) -> None:
+        self.x, self._read = x, read
+
+    def read(self) -> None:
+        """Wait for the ids and read the rows, the first time. Raises CheckpointError."""
+        if self._read is not None:
+            self._read()
+            self._read = None
+
+
 class Embedding(Protocol):
-    def __call__(self, ids: Sequence[int] | mx.array) -> mx.array:
-        """[tokens] -> [tokens, hidden] in the compute dtype."""
+    def __call__(self, ids: Sequence[int] | mx.array) -> Rows:
+        """Of [tokens] ids, which may still be on their way."""
 
 
 class FileEmbedding:
@@ -39,25 +56,27 @@ class FileEmbedding:
             if (name := f"{MODULE}.{part}") in checkpoint.tensors
         }
 
-    def __call__(self, ids: Sequence[int] | mx.array) -> mx.array:
-        rows = np.asarray(ids).tolist()
+    def __call__(self, ids: Sequence[int] | mx.array) -> Rows:
         tables = {
-            part: np.empty((len(rows), *tensor.shape[1:]), NUMPY[tensor.dtype])
+            part: mx.array(np.zeros((len(ids), *tensor.shape[1:]), NUMPY[tensor.dtype]))
             for part, tensor in self.parts.items()
         }
-        parts = [
-            (self.parts[part][row], table[i].data)
-            for part, table in tables.items()
-            for i, row in enumerate(rows)
-        ]
-        if len(rows) == 1:  # quicker than handing it to a thread
-            self.reader.read_here(parts)
-        else:
-            self.reader.read(parts).wait()
-        arrays = {
-            part: _typed(mx.array(table), self.parts[part].dtype) for part, table in tables.items()
-        }
-        return _dequantized(arrays, self.spec, self.dtype)
+        arrays = {part: _typed(table, self.parts[part].dtype) for part, table in tables.items()}
+
+        def read() -> None:
+            # The device's memory is the host's: the rows go where the computation finds them.
+            views = {part: np.asarray(table) for part, table in tables.items()}
+            parts = [
+                (self.parts[part][row], view[i].data)
+                for part, view in views.items()
+                for i, row in enumerate(np.asarray(ids).tolist())
+            ]
+            if len(ids) == 1:  # quicker than handing it to a thread
+                self.reader.read_here(parts)
+            else:
+                self.reader.read(parts).wait()
+
+        return Rows(_dequantized(arrays, self.spec, self.dtype), read)
 
 
 class ResidentEmbedding:
@@ -73,12 +92,12 @@ class ResidentEmbedding:
         }
         self.dtypes = {part: checkpoint.tensors[f"{MODULE}.{part}"].dtype for part in self.parts}
 
-    def __call__(self, ids: Sequence[int] | mx.array) -> mx.array:
+    def __call__(self, ids: Sequence[int] | mx.array) -> Rows:
         rows = ids if isinstance(ids, mx.array) else mx.array(list(ids))
         arrays = {
             part: _typed(table[rows], self.dtypes[part]) for part, table in self.parts.items()
         }
-        return _dequantized(arrays, self.spec, self.dtype)
+        return Rows(_dequantized(arrays, self.spec, self.dtype))
 
 
 _WIRE = {"BF16": mx.uint16, "F16": mx.float16, "F32": mx.float32, "U8": mx.uint8, "U32": mx.uint32}

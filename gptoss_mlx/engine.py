@@ -6,22 +6,32 @@ An engine serves one thread; its streams may be interleaved, each then has a ses
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gptoss_mlx.arguments import model_name, one_of, whole_number
 from gptoss_mlx.backend import choose_backend, machine_of
 from gptoss_mlx.checkpoint import Checkpoint, Progress
 from gptoss_mlx.config import ModelConfig
-from gptoss_mlx.errors import CheckpointError, SamplingError
+from gptoss_mlx.errors import (
+    CheckpointError,
+    ClosedError,
+    MessageError,
+    SamplingError,
+)
 from gptoss_mlx.events import Event
 from gptoss_mlx.hub import local_folder, locate
-from gptoss_mlx.jsonfile import read_json
+from gptoss_mlx.jsonfile import read_json, shown
 from gptoss_mlx.memory import Plan, make_plan, wired_bytes
+from gptoss_mlx.names import full_name
+from gptoss_mlx.regular import is_named
 from gptoss_mlx.released import CONFIGS
 from gptoss_mlx.request import Desk, Prompt, Request
 from gptoss_mlx.result import Result, collect
@@ -29,13 +39,19 @@ from gptoss_mlx.sampling import Sampling
 from gptoss_mlx.session import Model, Session
 from gptoss_mlx.stream import Run, Stream, alone, together
 from gptoss_mlx.tokenizer import Tokenizer, load_tokenizer
-from gptoss_mlx.units import parse_bytes
+from gptoss_mlx.units import parse_bytes, parse_tokens
 
+LOGITS_AT_A_TIME = 32
+T = TypeVar("T")
 NewSampler = Callable[[Sampling, int, Sequence[int], int], Any]
 
 
 class Engine:
-    """A model with its tokenizer. `gptoss_mlx.load` makes one."""
+    """A model with its tokenizer. `gptoss_mlx.load` makes one.
+
+    `close` gives its memory back, as the end of a `with` block does; then every method, and every
+    stream that is still open, raises ClosedError.
+    """
 
     def __init__(
         self,
@@ -47,14 +63,40 @@ class Engine:
         defaults: Mapping[str, Any],
         plan: Plan | None = None,
         notes: Sequence[str] = (),
+        name: str = "",
     ) -> None:
         self.notes = tuple(notes)
         """What a person should know once of how the model was opened."""
-        self.model, self.tokenizer, self.config, self.plan = model, tokenizer, config, plan
+        self.name = name
+        self.tokenizer, self.config, self.plan = tokenizer, config, plan
         self.context, self.defaults = context, dict(defaults)
+        self._model: Model | None = model
         self._desk = Desk(tokenizer, config, context, self.defaults)
         self._new_sampler = new_sampler
         self._session: Session | None = None
+
+    def __repr__(self) -> str:
+        state = ", closed" if self._model is None else ""
+        return f"<Engine {shown(self.name)}, context {self.context}{state}>"
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    @property
+    def model(self) -> Model:
+        """The network. Raises ClosedError."""
+        if self._model is None:
+            raise ClosedError("the engine is closed")
+        return self._model
+
+    def close(self) -> None:
+        """Give back the model's memory. May be called again, and while streams are open."""
+        if self._session is not None:
+            self._session.close()
+        self._session = self._model = None
 
     def stream(self, prompt: Prompt, **options: Any) -> Iterator[Event]:
         """Generate, as events.
@@ -62,6 +104,9 @@ class Engine:
         prompt: a user's message, a list of chat messages, or token ids, which are read as they
         are: in Harmony they end after `<|start|>assistant`. options, all by name:
         max_tokens: tokens to generate; by default until the context is full.
+        max_time: seconds to take at most, those for reading the prompt included.
+        stop_repetition: False lets an answer go round in a circle: otherwise it ends when its last
+        2048 tokens repeat the same 128 or fewer.
         raw: continue the text as it is, without Harmony.
         tools, system, reasoning, response_format: what Harmony tells the model.
         constrain_headers: False lets the model write any header.
@@ -70,7 +115,7 @@ class Engine:
         And the fields of `Sampling`; those left out are the checkpoint's defaults.
         Raises MessageError, ContextError or SamplingError before anything is computed.
         """
-        return alone(self._run(self._desk.take(prompt, **options)))
+        return self._while_open(alone(self._run(self._take(prompt, options))))
 
     def generate(self, prompt: Prompt, **options: Any) -> Result:
         """`stream`, collected."""
@@ -82,35 +127,60 @@ class Engine:
 
         options and errors: as `stream`; they hold for every prompt.
         """
-        requests = [self._desk.take(prompt, **options) for prompt in prompts]
+        if isinstance(prompts, (str, bytes, Mapping)) or not isinstance(prompts, Sequence):
+            raise MessageError(f"prompts is {shown(prompts)}, but must be a list of prompts")
+        requests = [self._take(prompt, options) for prompt in prompts]
         runs = [self._run(request) for request in requests]
-        return together(runs, self.model.decode_many, self.model.rows)
+        return self._while_open(together(runs, self.model.decode_many, self.model.rows))
 
     def generate_many(self, prompts: Sequence[Prompt], **options: Any) -> list[Result]:
         """`stream_many`, collected, in the prompts' order."""
+        stream = self.stream_many(prompts, **options)
         events: list[list[Event]] = [[] for _ in prompts]
-        for i, event in self.stream_many(prompts, **options):
+        for i, event in stream:
             events[i].append(event)
         return [collect(one) for one in events]
 
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """The logits after every token of a sequence: float32 [tokens, vocabulary]."""
+        """The logits after every token of a sequence: float32 [tokens, vocabulary].
+
+        That is 0.8 MB a token beside all that is planned; `logits_parts` gives them bit by bit.
+        """
+        parts = self.logits_parts(ids)
+        out = np.empty((len(ids), self.config.vocab_size), np.float32)
+        done = 0
+        for part in parts:
+            out[done : done + len(part)] = part
+            done += len(part)
+        return out
+
+    def logits_parts(self, ids: Sequence[int]) -> Iterator[NDArray[np.float32]]:
+        """`logits`, a few tokens at a time: float32 [up to 32, vocabulary]."""
+        model = self.model
         self._desk.check_ids(ids)
-        state, chunk = self.model.new_state(), self.model.chunk
-        parts = [self.model.evaluate(ids[i : i + chunk], state) for i in range(0, len(ids), chunk)]
-        return np.concatenate(parts)
+        return self._while_open(_evaluate(model, ids))
 
     def stats(self) -> dict[str, float]:
         """Bytes in use, by purpose, as the model's device reports them; and where experts are
         streamed, what that took (`streaming.Counts`).
         """
-        session = self._session
+        model, session = self.model, self._session
         return {
-            **self.model.stats(),
+            **model.stats(),
             "kv_bytes": session.state.nbytes if session else 0,
             "snapshot_bytes": sum(s.nbytes for s in session.snapshots) if session else 0,
             "session_tokens": len(session.tokens) if session else 0,
         }
+
+    def _take(self, prompt: Prompt, options: Mapping[str, Any]) -> Request:
+        _ = self.model  # which must be open
+        return self._desk.take(prompt, **options)
+
+    def _while_open(self, items: Generator[T, None, None]) -> Iterator[T]:
+        with closing(items):
+            for item in items:
+                yield item
+                _ = self.model  # which must still be open
 
     def _run(self, request: Request) -> Run:
         """One stream, on the last session or, if another stream has that, on a new one."""
@@ -133,15 +203,26 @@ class Engine:
         if self._session is not None:
             self._session.close()
         self._session = session
+        if self._model is None:
+            self.close()
+
+
+def _evaluate(model: Model, ids: Sequence[int]) -> Generator[NDArray[np.float32], None, None]:
+    state, step = model.new_state(), min(model.chunk, LOGITS_AT_A_TIME)
+    try:
+        for i in range(0, len(ids), step):
+            yield model.evaluate(ids[i : i + step], state)
+    finally:
+        state.close()
 
 
 def open_engine(
-    model: str,
+    model: str | os.PathLike[str],
     *,
     backend: str | None = None,
     device: str | None = None,
     dtype: str | None = None,
-    context: int | None = None,
+    context: int | str | None = None,
     memory: int | str | None = None,
     embedding: str | None = None,
     kv_bits: int | None = None,
@@ -152,23 +233,22 @@ def open_engine(
 
     backend, device: as `choose_backend` takes them; the rest as `make_plan` does.
     Raises ModelNotFoundError, CheckpointError, VocabularyError, ContextError, KernelError or,
-    before weights are read, DeviceError and MemoryBudgetError.
+    before weights are read, OptionError, DeviceError and MemoryBudgetError.
     """
-    if dtype not in (None, "bfloat16", "float32"):
-        raise ValueError(f"dtype {dtype!r} is neither bfloat16 nor float32")
-    if embedding not in (None, "file", "resident"):
-        raise ValueError(f"embedding {embedding!r} is neither file nor resident")
-    if kv_bits not in (None, 8):
-        raise ValueError(f"kv_bits {kv_bits!r} is neither None nor 8")
+    model = model_name(model)
+    one_of("dtype", dtype, ("bfloat16", "float32"))
+    one_of("embedding", embedding, ("file", "resident"))
+    one_of("kv_bits", kv_bits, (8,))
     chosen = choose_backend(backend, device)
     asked: dict[str, Any] = {
-        "budget": parse_bytes(memory) if isinstance(memory, str) else memory and int(memory),
-        "context": context,
+        "budget": whole_number("memory", memory, parse_bytes, "bytes, or a size such as 10GiB"),
+        "context": whole_number("context", context, parse_tokens, "tokens, such as 8192 or 32k"),
         "dtype": dtype,
         "embedding": embedding,
         "kv_bits": kv_bits,
-        "batch": batch,
+        "batch": whole_number("batch", batch, int, "a number of sequences from 1 to 32"),
     }
+    model = full_name(model)
     if model in CONFIGS and local_folder(model) is None:  # refuse before downloading
         make_plan(ModelConfig.from_file(CONFIGS[model]), machine_of(chosen), **asked)
     folder = locate(model, progress)
@@ -181,7 +261,7 @@ def open_engine(
     network, sampler, left_out = opened(checkpoint, plan, progress)
     notes = [] if chosen.note is None else [f"no card is used: {chosen.note}"]
     notes += [f"the kernel {name} is not used here: {why}" for name, why in left_out.items()]
-    return Engine(network, sampler, tokenizer, config, plan.context, defaults, plan, notes)
+    return Engine(network, sampler, tokenizer, config, plan.context, defaults, plan, notes, model)
 
 
 Opened: TypeAlias = tuple[Model, NewSampler, Mapping[str, str]]
@@ -231,7 +311,7 @@ def _with_torch(
 def _generation_defaults(folder: Path) -> dict[str, Any]:
     """The sampling a checkpoint asks for in generation_config.json."""
     path = folder / "generation_config.json"
-    if not path.exists():
+    if not is_named(path):
         return {}
     asked = read_json(path)
     if asked.get("do_sample") is False:

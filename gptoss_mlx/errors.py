@@ -10,6 +10,14 @@ class GptOssError(Exception):
     """Base of everything raised on purpose; `str(error)` is what a person sees."""
 
 
+class OptionError(GptOssError, ValueError):
+    """An argument of `load` that cannot be."""
+
+
+class ClosedError(GptOssError):
+    """An engine that is used after it was closed."""
+
+
 class ModelNotFoundError(GptOssError):
     """No such folder or Hugging Face id, or it is not in the cache while offline."""
 
@@ -52,6 +60,10 @@ class DeviceError(GptOssError):
 
 class CapacityError(GptOssError):
     """More sequences at a time than the model was opened for."""
+
+
+class NumericalError(GptOssError):
+    """Logits that are infinite or no numbers: no token can be drawn from them."""
 
 
 class KernelError(GptOssError):

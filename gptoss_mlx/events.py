@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
+Limit = Literal["max_tokens", "context", "max_time", "repetition"]
 Kind = Literal["content", "header"]
 
 
@@ -28,10 +29,13 @@ class TokenEvent:
     id: the token; None where text follows that belongs to an earlier token (a token that ends one
     message and begins another, or text held back for a stop string).
     text: its text; "" while a character or a possible stop string is incomplete.
-    channel, recipient, content_type: of the Harmony message the text is in; None in raw mode.
-    kind: "content", or "header" for the text of Harmony's own markup.
+    channel, recipient, content_type: of the Harmony message the text is in; None in raw mode. The
+    texts of the channel "final" without a recipient, joined, are the answer.
+    kind: "content", or "header" for a piece of Harmony's own markup: that is no text of anybody's
+    and stands in `markup`, beside an empty text.
     logprob: natural logarithm of its probability under the model itself, before any sampling
-    option; top_logprobs: the same of the most probable tokens, as (id, logprob). If asked for.
+    option; top_logprobs: the same of the most probable tokens, as (id, logprob). If asked for, and
+    where it is finite.
     """
 
     id: int | None
@@ -42,6 +46,7 @@ class TokenEvent:
     kind: Kind = "content"
     logprob: float | None = None
     top_logprobs: tuple[tuple[int, float], ...] = ()
+    markup: str = ""
 
 
 @dataclass(frozen=True)
@@ -72,13 +77,18 @@ class Timings:
 
 @dataclass(frozen=True)
 class FinishEvent:
-    """Why the stream ended, and what it took. seed: the one that repeats the same output."""
+    """Why the stream ended, and what it took.
+
+    seed: the one that repeats the same output. limit: which one ended it, where the reason is
+    "length".
+    """
 
     reason: FinishReason
     prompt_tokens: int
     completion_tokens: int
     seed: int
     timings: Timings
+    limit: Limit | None = None
 
 
 Event = PrefillEvent | TokenEvent | FinishEvent

@@ -6,7 +6,9 @@ everywhere else. Only the files a checkpoint is opened from are asked for.
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,8 @@ from typing import Any
 
 from gptoss_mlx.errors import ModelNotFoundError
 from gptoss_mlx.jsonfile import shown
+from gptoss_mlx.names import full_name
+from gptoss_mlx.paths import expanded
 
 DEFAULT_MODEL = "openai/gpt-oss-20b"
 TINY = "tiny"
@@ -23,14 +27,20 @@ FILES = (
     "generation_config.json",
     "*.safetensors",
     "*.safetensors.index.json",
-    "tokenizer*",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
 )
-NOT_FILES = ("original/*", "metal/*")
+NOT_FILES = ("*/*", "*\\*", "*:*", ".*")
+"""A checkpoint's files lie side by side; a name that leads elsewhere is not asked for, whatever
+the server lists."""
 
 _RECEIVED = "Downloading bytes"
-_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_PART = r"[A-Za-z0-9](?:[\w.-]{0,94}\w)?"
+_ID = re.compile(f"{_PART}/{_PART}", re.ASCII)
+_REASON = 100  # characters of what a library says
 _HINT = f"--model {TINY} runs the small model that ships with this package"
 
 Progress = Callable[[int, int], None]
@@ -45,16 +55,20 @@ def locate(model: str, progress: Progress | None = None, also: tuple[str, ...] =
     shows huggingface_hub's own bars on stderr if it is None.
     Raises ModelNotFoundError in one line that says what to do.
     """
+    model = full_name(model)
     if model == TINY:
         from gptoss_mlx.tiny import materialise
 
         return materialise(progress=progress)
-    folder = Path(model).expanduser()
-    if model and folder.is_dir():
+    folder = expanded(model)
+    if model and os.path.isdir(folder):
         return folder
-    if model and folder.exists():
+    if folder.suffix == ".gguf" and os.path.exists(folder):
+        command = shlex.join(["gptoss-convert", model, folder.stem])
+        raise ModelNotFoundError(f"{model}: is a GGUF file; `{command}` makes a folder of it")
+    if model and os.path.exists(folder):
         raise ModelNotFoundError(f"{model}: is a file; give the folder it is in, or {_HINT}")
-    if not _ID.fullmatch(model) or ".." in model or "--" in model:
+    if not _is_id(model):
         raise ModelNotFoundError(
             f"{shown(model)}: is neither a folder nor a Hugging Face id like {DEFAULT_MODEL};"
             f" {_HINT}"
@@ -67,14 +81,25 @@ def local_folder(model: str) -> Path | None:
 
     Of a model in the cache only config.json is sure to be there.
     """
-    if model == TINY or (model and Path(model).expanduser().is_dir()):
+    model = full_name(model)
+    if model == TINY or (model and os.path.isdir(expanded(model))):
         return locate(model)
-    if not _ID.fullmatch(model) or ".." in model or "--" in model:
+    if not _is_id(model):
         return None
     import huggingface_hub
 
     found = huggingface_hub.try_to_load_from_cache(model, "config.json")
     return Path(found).parent if isinstance(found, str) else None
+
+
+def _is_id(model: str) -> bool:
+    """Whether the Hub would take it as a model's name."""
+    marks = "..", "--"
+    return (
+        _ID.fullmatch(model) is not None
+        and not any(mark in model for mark in marks)
+        and not model.endswith(".git")
+    )
 
 
 def _download(model: str, progress: Progress | None, patterns: tuple[str, ...]) -> Path:
@@ -102,7 +127,7 @@ def _download(model: str, progress: Progress | None, patterns: tuple[str, ...]) 
         raise ModelNotFoundError(_not_cached(model)) from error
     except Exception as error:
         # What else a failed transfer raises depends on the library's HTTP client and version.
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = " ".join(str(error).split())[:_REASON] or type(error).__name__
         raise ModelNotFoundError(f"{model}: download failed: {reason}; {_HINT}") from error
     return Path(folder)
 

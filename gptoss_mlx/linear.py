@@ -18,7 +18,13 @@ class Linear:
         self.kernels = kernels or Kernels()
 
     def __call__(
-        self, x: mx.array, *, norm: Norm | None = None, residual: mx.array | None = None
+        self,
+        x: mx.array,
+        *,
+        norm: Norm | None = None,
+        residual: mx.array | None = None,
+        dtype: mx.Dtype | None = None,
     ) -> mx.array:
-        """x [tokens, inputs], residual [tokens, outputs] -> [tokens, outputs]"""
-        return self.kernels.quantized_matvec(x, self.matrix, self.bias, norm, residual)
+        """x [tokens, inputs], residual [tokens, outputs] -> [tokens, outputs], by default of x's
+        dtype"""
+        return self.kernels.quantized_matvec(x, self.matrix, self.bias, norm, residual, dtype)

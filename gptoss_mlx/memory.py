@@ -7,6 +7,7 @@ within a budget, or refuses in one line that shows the sum and the largest thing
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -125,7 +126,7 @@ def make_plan(
     kv_bits: int | None = None,
     batch: int | None = None,
 ) -> Plan:
-    """The plan of a model within `budget` bytes, by default the machine's limit.
+    """The plan of a model within `budget` bytes, by default `machine.budget`.
 
     context: tokens; by default the most with which every expert stays in memory, the model's
     limit or a power of two, but if that is below DEFAULT_CONTEXT, then DEFAULT_CONTEXT, or the
@@ -150,7 +151,7 @@ def make_plan(
     dtype = dtype or ("bfloat16" if machine.gpu else "float32")
     planner = _Planner(
         SIZES[machine.kind](config, dtype, kv_bits),
-        machine.limit if budget is None else budget,
+        machine.budget if budget is None else budget,
         context,
         embedding,
         machine.backend,
@@ -285,10 +286,10 @@ class _Planner:
             f" {config.num_local_experts} experts a layer takes {show_bytes(needed)}"
             f" ({', '.join(parts)}), but there are {show_bytes(self.budget or 0)}"
         )
-        shorter = range(context - 1 - (context - 1) % GROWTH, 0, -GROWTH)
-        fitting = next((tokens for tokens in shorter if self._fits(self._least(tokens))), None)
-        if fitting is not None:
-            return f"{line}; {fitting} tokens would fit"
+        shorter = range(GROWTH, context, GROWTH)  # each takes more than the one before
+        fitting = bisect_left(shorter, True, key=lambda n: not self._fits(self._least(n)))
+        if fitting:
+            return f"{line}; {shorter[fitting - 1]} tokens would fit"
         if context > least:
             return f"{line}; {least} tokens take {show_bytes(self._total(self._least(least)))}"
         return line

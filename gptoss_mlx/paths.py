@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -12,11 +13,26 @@ def cache_folder() -> Path:
 
     `$GPTOSS_CACHE` if set, else `~/Library/Caches/gptoss_mlx` on macOS,
     else `$XDG_CACHE_HOME/gptoss_mlx` or `~/.cache/gptoss_mlx`.
+    Raises OSError where a home folder is needed and there is none.
     """
-    if own := os.environ.get("GPTOSS_CACHE"):
-        return Path(own).expanduser()
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "gptoss_mlx"
-    # XDG says a relative path there is to be ignored.
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (base if base.is_absolute() else Path.home() / ".cache") / "gptoss_mlx"
+    try:
+        if own := os.environ.get("GPTOSS_CACHE"):
+            return Path(own).expanduser()
+        if sys.platform == "darwin":
+            return Path.home() / "Library" / "Caches" / "gptoss_mlx"
+        # XDG says a relative path there is to be ignored.
+        base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+        return (base if base.is_absolute() else Path.home() / ".cache") / "gptoss_mlx"
+    except RuntimeError as error:  # what pathlib says of a user without a home
+        raise OSError(
+            errno.ENOENT, "there is no home folder; set GPTOSS_CACHE to a folder for files"
+        ) from error
+
+
+def expanded(text: str) -> Path:
+    """A path as a person gives it: ~ is a home folder, except, as in a shell, an unknown one."""
+    path = Path(text)
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        return path

@@ -1,122 +1,98 @@
-"""Reads weights from a checkpoint's files while the model runs, on threads of its own.
+"""Reads weights from a checkpoint's files, on threads of its own or on the caller's.
 
 The files stay open, so moving or replacing them changes nothing; one that is written to or cut
-short while it is in use is noticed, and no byte of it is then taken for a weight.
+short while it is in use is noticed, and no byte of it is then taken for a weight. Nor is a number
+that is none: floats are looked at as they come.
 """
 
 from __future__ import annotations
 
 import os
-import weakref
 from collections.abc import Iterable, Iterator
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from gptoss_mlx.errors import CheckpointError
+from gptoss_mlx.pool import Call, Pool, Tasks
 from gptoss_mlx.regular import open_regular
 from gptoss_mlx.shard import Tensor
 
 PIECE = 2 << 20  # bytes a thread reads at a time: several threads share an expert's matrix
 THREADS = 8
 
+_INFINITY = {"BF16": (2, 0x7F80), "F16": (2, 0x7C00), "F32": (4, 0x7F800000)}
+"""Of floats: bytes of one, and the bits of infinity; with the sign's bit off, what is no number has
+larger ones."""
 
-@dataclass(frozen=True)
+
 class _OpenFile:
-    path: Path
-    descriptor: int
-    size: int
-    changed: int  # nanoseconds
+    """A regular file, closed when no read holds it any more."""
 
+    descriptor = -1
 
-class Load:
-    """Reads under way into memory that nobody else touches until they have ended."""
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self.descriptor = open_regular(path)
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be opened: {error.strerror}") from error
+        self.stamp = self.now()
 
-    def __init__(self, reads: list[Future[None]]) -> None:
-        self._reads = reads
+    def now(self) -> tuple[int, int]:
+        """Its size and when it was written to, in nanoseconds."""
+        status = os.fstat(self.descriptor)
+        return status.st_size, status.st_mtime_ns
 
-    def wait(self) -> None:
-        """Until all is read. Raises CheckpointError if something cannot be."""
-        self._end()
-        for read in self._reads:
-            read.result()
-
-    def succeeded(self) -> bool:
-        """Whether all has been read already."""
-        return all(r.done() and not r.cancelled() and r.exception() is None for r in self._reads)
-
-    def failed(self) -> bool:
-        """Whether something could not be read, as far as is known already."""
-        return any(r.done() and (r.cancelled() or r.exception() is not None) for r in self._reads)
-
-    def abandon(self) -> bool:
-        """Start no more reads and wait for those running; True if all had been read after all."""
-        for read in self._reads:
-            read.cancel()
-        self._end()
-        return self.succeeded()
-
-    def _end(self) -> None:
-        """Until no thread writes any more.
-
-        Not `concurrent.futures.wait`: a read that its pool cancelled at shutdown never counts as
-        done there, and the wait would not end.
-        """
-        for read in self._reads:
-            if not read.cancelled():
-                with suppress(CancelledError):  # between the two lines
-                    read.exception()
+    def __del__(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
 
 
 class FileReader:
     """Reads byte ranges of the given files. Raises CheckpointError if one cannot be opened."""
 
     def __init__(self, paths: Iterable[Path], threads: int = THREADS) -> None:
-        self._files = {path: _opened(path) for path in paths}
+        self._files = {path: _OpenFile(path) for path in paths}
         self._threads = threads
-        self._pool = self._new_pool()
+        self._pool: Pool | None = None  # until something is read on it
 
-    def read(self, parts: Iterable[tuple[Tensor, memoryview]]) -> Load:
-        """Begin to read each tensor's bytes into the memory beside it, of the same size.
+    def read(self, parts: Iterable[tuple[Tensor, memoryview]]) -> Tasks:
+        """Begin to read each tensor's bytes into the memory beside it, of the same size, which
+        nobody else may touch until that has ended. What is waited for may raise CheckpointError.
 
-        Raises ValueError if it has another.
+        Raises ValueError if the memory has another size.
         """
-        return Load([self._pool.submit(_pread, *piece) for piece in self._pieces(parts)])
+        pieces = list(self._pieces(parts))
+        if self._pool is None:
+            self._pool = Pool(self._threads, "gptoss-read")
+        return self._pool.start(pieces)
 
     def stop(self) -> None:
         """Let go of all reads, and return when no thread writes any more. Reads can go on then."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        self._pool = self._new_pool()
-
-    def _new_pool(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(self._threads, thread_name_prefix="gptoss-read")
+        if self._pool is not None:
+            self._pool.stop()
 
     def read_here(self, parts: Iterable[tuple[Tensor, memoryview]]) -> None:
         """The same on the caller's thread, done on return. Raises CheckpointError."""
-        for piece in self._pieces(parts):
-            _pread(*piece)
+        for read in self._pieces(parts):
+            read()
 
-    def _pieces(
-        self, parts: Iterable[tuple[Tensor, memoryview]]
-    ) -> Iterator[tuple[_OpenFile, int, memoryview]]:
+    def _pieces(self, parts: Iterable[tuple[Tensor, memoryview]]) -> Iterator[Call]:
         for tensor, out in parts:
             if out.nbytes != tensor.nbytes:
                 raise ValueError(f"{tensor.name}: {tensor.nbytes} bytes do not fit {out.nbytes}")
             file, view = self._files[tensor.path], out.cast("B")
             for start in range(0, tensor.nbytes, PIECE):
-                yield file, tensor.offset + start, view[start : start + PIECE]
+                piece = view[start : start + PIECE]
+                yield partial(_read, file, tensor, tensor.offset + start, piece)
 
 
-def _opened(path: Path) -> _OpenFile:
-    try:
-        descriptor = open_regular(path)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be opened: {error.strerror}") from error
-    status = os.fstat(descriptor)
-    file = _OpenFile(path, descriptor, status.st_size, status.st_mtime_ns)
-    weakref.finalize(file, os.close, descriptor)  # when no read holds it any more
-    return file
+def _read(file: _OpenFile, tensor: Tensor, offset: int, out: memoryview) -> None:
+    """Bytes of a tensor from `offset` in its file. Raises CheckpointError."""
+    _pread(file, offset, out)
+    _check_numbers(tensor, offset, out)
 
 
 def _pread(file: _OpenFile, offset: int, out: memoryview) -> None:
@@ -127,8 +103,27 @@ def _pread(file: _OpenFile, offset: int, out: memoryview) -> None:
             if count == 0:
                 raise CheckpointError(f"{file.path}: was cut short while in use; load it again")
             done += count
-        status = os.fstat(file.descriptor)
+        stamp = file.now()
     except OSError as error:
         raise CheckpointError(f"{file.path}: cannot be read: {error.strerror}") from error
-    if (status.st_size, status.st_mtime_ns) != (file.size, file.changed):
+    if stamp != file.stamp:
         raise CheckpointError(f"{file.path}: was changed while in use; load it again")
+
+
+def _check_numbers(tensor: Tensor, offset: int, values: memoryview) -> None:
+    """Raises CheckpointError if one of a float tensor's values is infinite or no number."""
+    if tensor.dtype not in _INFINITY:
+        return
+    size, infinity = _INFINITY[tensor.dtype]
+    signed, unsigned = (np.frombuffer(values, f"<{kind}{size}") for kind in "iu")
+    sign = 1 << 8 * size - 1
+    # Read as signed, negative values are the smallest, as unsigned the largest: two maxima see
+    # all, without a copy.
+    if not values.nbytes or (signed.max() < infinity and unsigned.max() < sign + infinity):
+        return
+    at = int(np.argmax(unsigned & sign - 1 >= infinity))
+    found = "infinite" if unsigned[at] & sign - 1 == infinity else "no number (NaN)"
+    raise CheckpointError(
+        f"{tensor.path}: tensor {tensor.name} holds a value that is {found}, at byte"
+        f" {offset + at * size}; weights are finite"
+    )

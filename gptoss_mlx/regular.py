@@ -35,10 +35,15 @@ def open_regular(path: Path) -> int:
 def read_regular(path: Path, limit: int) -> bytes:
     """The bytes of a regular file, at most `limit`. Raises OSError, also for a longer file."""
     with open(open_regular(path), "rb") as file:
-        data = file.read(min(os.fstat(file.fileno()).st_size, limit) + 1)
-    if len(data) > limit:
-        raise OSError(errno.EFBIG, f"larger than {limit:,} bytes, the limit for it", str(path))
-    return data
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise OSError(errno.EFBIG, f"larger than {limit:,} bytes, the limit for it", str(path))
+        return file.read(size)
+
+
+def is_named(path: Path) -> bool:
+    """Whether the folder has an entry of this name, be it a pipe or a link that leads nowhere."""
+    return os.path.lexists(path)
 
 
 def _check_regular(status: os.stat_result, path: Path) -> None:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, cast
 
 import numpy as np
 
 from gptoss_mlx.config import ModelConfig
 from gptoss_mlx.errors import ContextError, MessageError, SamplingError
+from gptoss_mlx.events import Limit
 from gptoss_mlx.harmony import Encoding, Headers, HeaderState, read_tools, render
 from gptoss_mlx.harmony.encoding import START, USER
-from gptoss_mlx.sampling import MAX_SEED, Sampling
+from gptoss_mlx.jsonfile import shown
+from gptoss_mlx.sampling import DRAWN_SEEDS, Sampling
 from gptoss_mlx.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
@@ -27,12 +30,18 @@ class Request:
 
     marks: positions in ids where a later prompt may part from this one: the beginnings of the
     first user message, behind instructions and tools, and of the last.
+    limit: what max_tokens is, the person's own limit or the room in the context.
+    max_time: seconds, from the beginning of the prompt.
+    stop_repetition: end an answer that goes round in a circle (`Loop`).
     encoding: Harmony's; None in raw mode.
     """
 
     ids: list[int]
     marks: tuple[int, ...]
     max_tokens: int
+    limit: Limit
+    max_time: float
+    stop_repetition: bool
     sampling: Sampling
     seed: int
     stop: tuple[str, ...]
@@ -55,6 +64,8 @@ class Desk:
         prompt: Prompt,
         *,
         max_tokens: int | None = None,
+        max_time: float | None = None,
+        stop_repetition: bool = True,
         raw: bool = False,
         tools: Sequence[Mapping[str, Any]] = (),
         system: str | None = None,
@@ -69,24 +80,15 @@ class Desk:
         encoding = None if raw else self.tokenizer.harmony
         if encoding is None and (tools or system or response_format):
             raise MessageError("raw mode knows no system message, tools or response format")
-        if isinstance(prompt, bytes) or not isinstance(prompt, (str, Sequence, np.ndarray)):
-            raise MessageError("the prompt must be a text, token ids or a list of messages")
-        if not isinstance(prompt, str) and all(isinstance(id, Integral) for id in prompt):
-            ids = [int(cast(int, id)) for id in prompt]
-        elif encoding is not None:
-            ids = render(
-                encoding,
-                _messages(prompt),
-                tools=tools,
-                system=system,
-                reasoning=reasoning,
-                response_format=response_format,
-            )
-        elif isinstance(prompt, str):
-            ids = self.tokenizer.encode(prompt)
-        else:
-            raise MessageError("raw mode continues a text: it takes no list of messages")
+        said = {
+            "tools": tools,
+            "system": system,
+            "reasoning": reasoning,
+            "response_format": response_format,
+        }
+        ids = self._read(prompt, encoding, said)
         self.check_ids(ids)
+        tokens, limit = self._limit(len(ids), max_tokens)
         options = self._options(sampling)
         grammar = None
         if encoding is not None and constrain_headers:
@@ -94,14 +96,37 @@ class Desk:
         return Request(
             ids=ids,
             marks=_marks(ids) if encoding is not None else (),
-            max_tokens=self._limit(len(ids), max_tokens),
+            max_tokens=tokens,
+            limit=limit,
+            max_time=_seconds(max_time),
+            stop_repetition=stop_repetition,
             sampling=options,
-            seed=secrets.randbelow(MAX_SEED) if options.seed is None else options.seed,
+            seed=secrets.randbelow(DRAWN_SEEDS) if options.seed is None else options.seed,
             stop=_stop_strings(stop),
             encoding=encoding,
             grammar=grammar,
             cancel=cancel or (lambda: False),
         )
+
+    def _read(
+        self, prompt: Prompt, encoding: Encoding | None, said: Mapping[str, Any]
+    ) -> list[int]:
+        """The prompt's token ids. said: what beside it Harmony tells the model."""
+        if isinstance(prompt, bytes) or not isinstance(prompt, (str, Sequence, np.ndarray)):
+            raise MessageError("the prompt must be a text, token ids or a list of messages")
+        if not isinstance(prompt, str) and all(isinstance(id, Integral) for id in prompt):
+            return [int(cast(int, id)) for id in prompt]
+        try:
+            if encoding is not None:
+                return render(encoding, _messages(prompt), most=self.context, **said)
+            if isinstance(prompt, str):
+                return self.tokenizer.encode(prompt, self.context)
+        except ContextError:  # which knows no more than that there is no end
+            raise ContextError(
+                f"the prompt has more than the {self.context} tokens that the context holds;"
+                f" the model allows a context of {self.config.max_position_embeddings}"
+            ) from None
+        raise MessageError("raw mode continues a text: it takes no list of messages")
 
     def check_ids(self, ids: Sequence[int]) -> None:
         """Raises MessageError or ContextError if the model cannot read these tokens."""
@@ -109,27 +134,30 @@ class Desk:
             raise MessageError("the prompt is empty: give it at least one token")
         for id in (min(ids), max(ids)):
             if not 0 <= id < self.config.vocab_size:
-                raise MessageError(
-                    f"token id {id} is outside the model's vocabulary of {self.config.vocab_size}"
-                )
+                vocabulary = f"the model's vocabulary of {self.config.vocab_size}"
+                raise MessageError(f"token id {shown(id)} is outside {vocabulary}")
         if len(ids) > self.context:
             raise ContextError(
                 f"the prompt has {len(ids)} tokens, but the context holds {self.context};"
-                f" the model allows {self.config.max_position_embeddings} (--context)"
+                f" the model allows a context of {self.config.max_position_embeddings}"
             )
 
-    def _limit(self, prompt_tokens: int, max_tokens: int | None) -> int:
-        """How many tokens may be generated."""
+    def _limit(self, prompt_tokens: int, max_tokens: int | None) -> tuple[int, Limit]:
+        """How many tokens may be generated, and what limits them."""
         room = self.context - prompt_tokens
         if room < 1:
             raise ContextError(
                 f"the prompt has {prompt_tokens} tokens and leaves no room for an answer"
                 f" in a context of {self.context}; the model allows"
-                f" {self.config.max_position_embeddings} (--context)"
+                f" {self.config.max_position_embeddings}"
             )
-        if max_tokens is not None and (not isinstance(max_tokens, int) or max_tokens < 1):
-            raise SamplingError(f"max_tokens is {max_tokens!r}, but must be a whole number above 0")
-        return room if max_tokens is None else min(room, max_tokens)
+        if max_tokens is not None and (not _is_whole(max_tokens) or max_tokens < 1):
+            raise SamplingError(
+                f"max_tokens is {shown(max_tokens)}, but must be a whole number above 0"
+            )
+        if max_tokens is None or max_tokens > room:
+            return room, "context"
+        return max_tokens, "max_tokens"
 
     def _options(self, sampling: Mapping[str, Any]) -> Sampling:
         """Those given, else the checkpoint's, else the defaults; None is not given."""
@@ -168,9 +196,26 @@ def _messages(prompt: Prompt) -> list[Any]:
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
 
 
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _seconds(max_time: float | None) -> float:
+    """Infinity for None. Raises SamplingError."""
+    if max_time is None:
+        return math.inf
+    if isinstance(max_time, bool) or not isinstance(max_time, Real) or not 0 < max_time < math.inf:
+        raise SamplingError(f"max_time is {shown(max_time)}, but must be seconds above 0")
+    return max_time
+
+
 def _stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
-    strings = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    if stop is None:
+        return ()
+    strings = (stop,) if isinstance(stop, str) or not isinstance(stop, Iterable) else tuple(stop)
     for string in strings:
         if not isinstance(string, str) or not string:
-            raise SamplingError(f"a stop string is {string!r}, but must be a text and not empty")
+            raise SamplingError(
+                f"a stop string is {shown(string)}, but must be a text and not empty"
+            )
     return strings

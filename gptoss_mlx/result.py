@@ -6,8 +6,9 @@ import re
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-from gptoss_mlx.events import Event, FinishEvent, FinishReason, Timings, TokenEvent
+from gptoss_mlx.events import Event, FinishEvent, FinishReason, Limit, Timings, TokenEvent
 
 _SPECIAL = re.compile(r"<\|\w+\|>")
 _ENDS = ("<|end|>", "<|return|>", "<|call|>", "<|endoftext|>")
@@ -22,13 +23,20 @@ class ToolCall:
     name: str
     arguments: str
 
+    @property
+    def message(self) -> dict[str, Any]:
+        """The call in OpenAI's form, as it stands in an assistant's message."""
+        function = {"name": self.name, "arguments": self.arguments}
+        return {"id": self.id, "type": "function", "function": function}
+
 
 @dataclass(frozen=True)
 class Result:
     """A whole generation.
 
     text: the answer (all content in raw mode); reasoning: the analysis; preamble: what the model
-    tells the user before it calls a tool. tokens: the events with their log-probabilities.
+    tells the user before it calls a tool. limit: which one ended it, where finish_reason is
+    "length". tokens: the events with their log-probabilities.
     """
 
     text: str
@@ -42,6 +50,23 @@ class Result:
     timings: Timings
     token_ids: tuple[int, ...] = ()
     tokens: tuple[TokenEvent, ...] = field(default=(), repr=False)
+    limit: Limit | None = None
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The assistant's message in OpenAI's form, to go on from: `[*messages, result.message]`.
+
+        content: the answer, or beside tool calls the preamble; None where there is neither, but a
+        call or reasoning.
+        """
+        text = self.preamble if self.tool_calls else self.text or self.preamble
+        nothing = None if self.tool_calls or self.reasoning else ""
+        message: dict[str, Any] = {"role": "assistant", "content": text or nothing}
+        if self.reasoning:
+            message["reasoning"] = self.reasoning
+        if self.tool_calls:
+            message["tool_calls"] = [call.message for call in self.tool_calls]
+        return message
 
 
 def collect(events: Iterable[Event]) -> Result:
@@ -69,6 +94,7 @@ def collect(events: Iterable[Event]) -> Result:
         timings=finish.timings,
         token_ids=tuple(event.id for event in tokens if event.id is not None),
         tokens=tuple(tokens),
+        limit=finish.limit,
     )
 
 
@@ -94,8 +120,8 @@ def _tool_calls(tokens: Iterable[TokenEvent]) -> tuple[ToolCall, ...]:
 
 def _is_stray(header: TokenEvent) -> bool:
     """Whether this is a special token inside a message, where the model should write none."""
-    return _SPECIAL.fullmatch(header.text) is not None and header.text not in _ENDS
+    return _SPECIAL.fullmatch(header.markup) is not None and header.markup not in _ENDS
 
 
 def _opens(header: TokenEvent) -> bool:
-    return header.text.endswith("<|message|>")
+    return header.markup.endswith("<|message|>")

@@ -13,19 +13,28 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
-from gptoss_mlx.sampling import SMALLEST, WEYL, WORD, Mask, Sampling
+from gptoss_mlx.sampling import SMALLEST, WEYL, WORD, Mask, Sampling, check_finite
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A token that may still be on its way. token: [1] uint32."""
+    """A token that may still be on its way. token: [1] uint32.
+
+    step: its number in the answer, from 0. naught: the logits' sum, each times 0.
+    """
 
     token: mx.array
+    step: int
+    naught: mx.array
     logprob: mx.array | None = None
     top: tuple[mx.array, mx.array] | None = None
 
     def read(self) -> tuple[int, float | None, tuple[tuple[int, float], ...]]:
-        """Wait for it: (id, log-probability, the most probable ids with theirs)."""
+        """Wait for it: (id, log-probability, the most probable ids with theirs).
+
+        Raises NumericalError if it was drawn from logits that are not finite.
+        """
+        check_finite(float(np.asarray(self.naught)), self.step)
         logprob = None if self.logprob is None else float(np.asarray(self.logprob)[0])
         top: tuple[tuple[int, float], ...] = ()
         if self.top is not None:
@@ -36,7 +45,7 @@ class Choice:
     def queue(self) -> None:
         """Start computing it."""
         reported = [] if self.logprob is None else [self.logprob]
-        mx.async_eval(self.token, *reported, *(self.top or ()))  # type: ignore[no-untyped-call]
+        mx.async_eval(self.token, self.naught, *reported, *(self.top or ()))  # type: ignore[no-untyped-call]
 
 
 class Sampler:
@@ -61,7 +70,7 @@ class Sampler:
         token = self._draw(scores, step)
         if ids is not None:
             token = ids[token]
-        choice = self._report(token.astype(mx.uint32).reshape(1), raw)
+        choice = self._report(token.astype(mx.uint32).reshape(1), step, raw)
         choice.queue()
         return choice
 
@@ -98,16 +107,17 @@ class Sampler:
         drawn = mx.random.categorical(scores, key=key)
         return drawn if kept is None else kept[drawn]
 
-    def _report(self, token: mx.array, raw: mx.array) -> Choice:
+    def _report(self, token: mx.array, step: int, raw: mx.array) -> Choice:
+        naught = (raw * 0).sum()
         if not (self.options.logprobs or self.options.top_logprobs):
-            return Choice(token)
+            return Choice(token, step, naught)
         logprobs = raw - _logsumexp(raw)
         count = min(self.options.top_logprobs, self.vocab)
         if count == 0:
-            return Choice(token, logprobs[token])
+            return Choice(token, step, naught, logprobs[token])
         ids = mx.argpartition(-logprobs, kth=count - 1)[:count]
         ids = ids[mx.argsort(-logprobs[ids])]
-        return Choice(token, logprobs[token], (ids, logprobs[ids]))
+        return Choice(token, step, naught, logprobs[token], (ids, logprobs[ids]))
 
 
 def _nucleus(scores: mx.array, top_p: float, min_p: float) -> mx.array:

@@ -12,10 +12,12 @@ from numbers import Integral, Real
 from types import MappingProxyType
 from typing import Any, Protocol
 
-from gptoss_mlx.errors import SamplingError
+from gptoss_mlx.errors import NumericalError, SamplingError
+from gptoss_mlx.jsonfile import shown
 
 MAX_TOP_LOGPROBS = 20
 MAX_SEED = 2**63 - 1
+DRAWN_SEEDS = 2**53  # those below are whole in every reader of JSON
 WEYL = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: neighbouring steps get unrelated keys
 WORD = 2**64 - 1
 SMALLEST = 1e-30  # temperature or top-p: one below it might be 0 in float32
@@ -68,9 +70,11 @@ class Sampling:
         if self.seed is not None:
             _within("seed", self.seed, 0, MAX_SEED, whole=True)
         if not isinstance(self.logit_bias, Mapping):
-            raise SamplingError(f"logit_bias is {self.logit_bias!r}, but must map ids to numbers")
+            raise SamplingError(
+                f"logit_bias is {shown(self.logit_bias)}, but must map ids to numbers"
+            )
         for token, bias in self.logit_bias.items():
-            _within(f"logit_bias of token {token!r}", bias, -100, 100)
+            _within(f"logit_bias of token {shown(token)}", bias, -100, 100)
         # A copy, so that the options stay what was checked.
         object.__setattr__(self, "logit_bias", MappingProxyType(dict(self.logit_bias)))
 
@@ -80,12 +84,22 @@ class Sampling:
             _within("token of logit_bias", token, 0, vocab_size - 1, whole=True)
 
 
+def check_finite(naught: float, step: int) -> None:
+    """Raises NumericalError unless the sum of a step's logits, each times 0, is 0: infinity times
+    0 is no number, and nor is a sum with one that is none."""
+    if naught != 0:
+        raise NumericalError(
+            f"the model's logits for token {step + 1} of the answer are not finite: its weights are"
+            " damaged, or its numbers leave the range of the dtype it computes in"
+        )
+
+
 def _within(
     name: str, value: Any, low: float, high: float, *, above: bool = False, whole: bool = False
 ) -> None:
     kind: Any = Integral if whole else Real
     if isinstance(value, bool) or not isinstance(value, kind):
-        raise SamplingError(f"{name} is {value!r}, but must be a {'whole ' * whole}number")
+        raise SamplingError(f"{name} is {shown(value)}, but must be a {'whole ' * whole}number")
     if not low <= value <= high or (above and value == low):
         limit = f"above {low} and at most {high}" if above else f"from {low} to {high}"
-        raise SamplingError(f"{name} is {value}, but must be {limit}")
+        raise SamplingError(f"{name} is {shown(value)}, but must be {limit}")

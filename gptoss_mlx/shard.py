@@ -15,13 +15,16 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from gptoss_mlx.errors import CheckpointError
-from gptoss_mlx.jsonfile import parse_json, shown
+from gptoss_mlx.jsonfile import JSON_LIMIT, parse_json, shown
+from gptoss_mlx.regular import open_regular
 
-HEADER_LIMIT = 16 << 20
-"""The longest header read, in bytes; gpt-oss-120b's takes a tenth of a megabyte."""
+HEADER_LIMIT = JSON_LIMIT
+"""The longest header read, in bytes."""
 
 _LENGTH_BYTES = 8
 _MAX_RANK = 8
+_MAX_SIZE = 1 << 63
+"""No file has that many bytes, so no tensor has that many values."""
 ITEM_BYTES = {
     "BF16": 2,
     "F16": 2,
@@ -111,7 +114,7 @@ def read_into(tensor: Tensor, out: memoryview) -> None:
         raise ValueError(f"{tensor.name}: {tensor.nbytes} bytes do not fit {out.nbytes}")
     view, done = out.cast("B"), 0
     try:
-        with tensor.path.open("rb", buffering=0) as file:
+        with open(open_regular(tensor.path), "rb", buffering=0) as file:
             file.seek(tensor.offset)
             while done < tensor.nbytes:
                 count = file.readinto(view[done:])
@@ -128,7 +131,7 @@ def read_into(tensor: Tensor, out: memoryview) -> None:
 def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
     """The parsed header, where the data starts, and the bytes of data that follow."""
     try:
-        with path.open("rb", buffering=0) as file:
+        with open(open_regular(path), "rb") as file:
             size = os.fstat(file.fileno()).st_size
             prefix = file.read(_LENGTH_BYTES)
             if len(prefix) < _LENGTH_BYTES:
@@ -183,7 +186,9 @@ def _tensor(path: Path, name: str, entry: object, data_start: int, data_bytes: i
 
 
 def _is_size_list(value: object) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and all(type(size) is int and size >= 0 for size in value)
+    return isinstance(value, list) and all(
+        type(size) is int and 0 <= size < _MAX_SIZE for size in value
+    )
 
 
 def _check_cover(path: Path, tensors: list[Tensor], data_start: int, data_bytes: int) -> None:

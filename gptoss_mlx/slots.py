@@ -6,13 +6,18 @@ every step of the layer, is the smallest; of equals the one in the lowest slot.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterable
+from typing import TypeAlias
 
 # What a use counts for one step later. In the mean of all routing tried 0.95 to 0.97 load alike and
 # less than other decays, LRU or LFU; only where routing drifts fast is LRU a little better.
 # Figures: benchmarks/results/memory-policies.json.
 DECAY = 0.97
 _RESCALE = 1e100
+
+DEBUG = "GPTOSS_DEBUG_SLOTS"
+"""Environment variable: 1 proves that no slot is written while a computation may read it."""
 
 
 class SlotTable:
@@ -57,6 +62,11 @@ class SlotTable:
         if expert is not None:
             del self.slot_of[expert]
 
+    def clear(self) -> None:
+        """Empty every slot, also where an interrupt has left the two directions apart."""
+        self.slot_of.clear()
+        self.expert_in[:] = [None] * len(self.expert_in)
+
     def _victim(self, keep: Collection[int]) -> int | None:
         least, victim = float("inf"), None
         for slot, expert in enumerate(self.expert_in):
@@ -65,3 +75,58 @@ class SlotTable:
             if expert not in keep and self._use[expert] < least:
                 least, victim = self._use[expert], slot
         return victim
+
+
+Slot: TypeAlias = tuple[str, int]
+"""A layer's name and the number of a slot in its bank."""
+
+
+def debugging() -> bool:
+    return os.environ.get(DEBUG) == "1"
+
+
+class Watch:
+    """A race detector for slots: what reads them and what writes them is told to it, in order.
+
+    A computation is built, launched and landed; a write begins and ends. Whatever overlaps raises
+    AssertionError at once, with the slot.
+    """
+
+    def __init__(self) -> None:
+        self._built: set[Slot] = set()
+        self._flying: list[set[Slot]] = []
+        self._written: set[Slot] = set()
+
+    def build(self, slots: Collection[Slot]) -> None:
+        """A computation that reads these is built."""
+        self._check(self._written.intersection(slots), "read while it is being written")
+        self._built.update(slots)
+
+    def launch(self) -> None:
+        """What is built is launched, as one."""
+        self._flying.append(self._built)
+        self._built = set()
+
+    def land(self, launches: int) -> None:
+        """The first so many launches are computed."""
+        del self._flying[:launches]
+
+    def write(self, slot: Slot) -> None:
+        self._check({slot} & self._built, "written before what reads it is launched")
+        in_flight = any(slot in slots for slots in self._flying)
+        self._check([slot] if in_flight else [], "written while what reads it is in flight")
+        self._check({slot} & self._written, "written twice at a time")
+        self._written.add(slot)
+
+    def wrote(self, slot: Slot) -> None:
+        """A write has ended."""
+        self._written.discard(slot)
+
+    def forget(self) -> None:
+        """What is built is given up, and nobody writes."""
+        self._built.clear()
+        self._written.clear()
+
+    def _check(self, found: Collection[Slot], what: str) -> None:
+        for layer, slot in sorted(found):
+            raise AssertionError(f"slot {slot} of {layer} is {what}")

@@ -16,8 +16,9 @@ from itertools import count
 from typing import Any, TypeAlias
 
 from gptoss_mlx.clock import Clock
-from gptoss_mlx.events import Event, FinishEvent, FinishReason, PrefillEvent, TokenEvent
+from gptoss_mlx.events import Event, FinishEvent, FinishReason, Limit, PrefillEvent, TokenEvent
 from gptoss_mlx.harmony import Parser
+from gptoss_mlx.loop import Loop
 from gptoss_mlx.request import Request
 from gptoss_mlx.session import Session
 from gptoss_mlx.tokenizer import Tokenizer
@@ -34,6 +35,8 @@ class Step:
 
 Drawn: TypeAlias = tuple[int, float | None, tuple[tuple[int, float], ...]]
 """A token's id, its log-probability, and the most probable ids with theirs."""
+
+Ending: TypeAlias = tuple[FinishReason, Limit | None]
 
 Run: TypeAlias = Generator[Event | Step, Any, None]
 DecodeMany: TypeAlias = Callable[[Sequence[Any], Sequence[Any]], Iterable[Any]]
@@ -57,18 +60,19 @@ class Stream:
 
     def run(self) -> Generator[Event | Step, Any, FinishEvent]:
         """All but the last event, and the steps asked for; returns the last event."""
-        clock = Clock()
-        reason: FinishReason = "cancelled"
-        if (yield from self._prefill(clock)):
-            reason = yield from self._write(clock)
-        request = self.request
-        return FinishEvent(reason, len(request.ids), clock.tokens, request.seed, clock.timings())
+        clock, request = Clock(), self.request
+        ending = yield from self._prefill(clock)
+        if ending is None:
+            ending = yield from self._write(clock)
+        reason, limit = ending
+        timings = clock.timings()
+        return FinishEvent(reason, len(request.ids), clock.tokens, request.seed, timings, limit)
 
-    def _prefill(self, clock: Clock) -> Generator[PrefillEvent, None, bool]:
+    def _prefill(self, clock: Clock) -> Generator[PrefillEvent, None, Ending | None]:
         """Bring the session to the prompt's last token, which the first decode step reads.
 
         A snapshot is taken there: the next turn's prompt has the same beginning.
-        Returns False if the stream was cancelled on the way.
+        Returns what ended the stream on the way, if something did.
         """
         session, request = self.session, self.request
         reused = session.resume(request.ids)
@@ -78,14 +82,17 @@ class Stream:
             yield PrefillEvent(reused + done, total, reused)
             clock.prefilled(done, reused)
             if request.cancel():
-                return False
+                return "cancelled", None
+            if clock.elapsed() > request.max_time:
+                return "length", "max_time"
         clock.prefilled(session.state.offset - reused, reused)
-        return True
+        return None
 
-    def _write(self, clock: Clock) -> Generator[TokenEvent | Step, Any, FinishReason]:
+    def _write(self, clock: Clock) -> Generator[TokenEvent | Step, Any, Ending]:
         """Generate text until something ends it; returns what that was."""
-        reason: FinishReason = "length"
+        ending: Ending = ("length", self.request.limit)
         writer = self._writer()
+        loop = Loop() if self.request.stop_repetition else None
         decoding = self._decode()
         item: Step | Drawn | None = next(decoding)
         while item is not None:
@@ -94,16 +101,22 @@ class Stream:
                 continue
             id, logprob, top = item
             if self.request.cancel():
-                reason = "cancelled"
+                ending = ("cancelled", None)
                 break
             clock.token()
             yield from writer.push(id, logprob, top)
             if id in self.tokenizer.stop_ids or writer.stopped:
-                reason = "stop"
+                ending = ("stop", None)
+                break
+            if clock.elapsed() > self.request.max_time:
+                ending = ("length", "max_time")
+                break
+            if loop is not None and loop.push(id):
+                ending = ("length", "repetition")
                 break
             item = next(decoding, None)
         yield from writer.finish()
-        return "tool_calls" if reason == "stop" and writer.called else reason
+        return ("tool_calls", None) if ending[0] == "stop" and writer.called else ending
 
     def _decode(self) -> Generator[Step | Drawn, Any, None]:
         """Tokens, each read after the step behind it was asked for."""
@@ -137,7 +150,7 @@ class Stream:
         return Writer(text, request.stop)
 
 
-def alone(run: Run) -> Iterator[Event]:
+def alone(run: Run) -> Generator[Event, None, None]:
     """Drive one stream: its events."""
     try:
         item = next(run, None)
@@ -155,7 +168,7 @@ def alone(run: Run) -> Iterator[Event]:
 
 def together(
     runs: Sequence[Run], decode_many: DecodeMany, at_once: int
-) -> Iterator[tuple[int, Event]]:
+) -> Generator[tuple[int, Event], None, None]:
     """Drive several streams, up to `at_once` of them side by side, each step taken for all of them.
 
     Gives events with the number of their stream. One that ends makes room for the next.

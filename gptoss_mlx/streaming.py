@@ -9,7 +9,9 @@ already present first, each wave computing while the next one is read.
 Why no slot is written while a computation may read it: what is computed on a bank is put in flight
 before the call returns, and `Streaming.land` waits for everything in flight, of any layer and any
 sequence, before a call claims its first slot; within the call, a claim spares the experts of the
-wave in flight.
+wave in flight. With the environment variable GPTOSS_DEBUG_SLOTS=1 every computation that reads a
+slot and every write to one is recorded, and one that overlaps another raises AssertionError at once
+(`slots.Watch`).
 """
 
 from __future__ import annotations
@@ -25,9 +27,10 @@ from numpy.typing import NDArray
 
 from gptoss_mlx.experts import ExpertBank
 from gptoss_mlx.guesses import Guesses
-from gptoss_mlx.reader import FileReader, Load
+from gptoss_mlx.pool import Tasks
+from gptoss_mlx.reader import FileReader
 from gptoss_mlx.shard import Tensor
-from gptoss_mlx.slots import SlotTable
+from gptoss_mlx.slots import SlotTable, Watch, debugging
 
 
 @dataclass
@@ -56,18 +59,34 @@ class Streaming:
     def __init__(self, tensors: Mapping[str, Tensor], reader: FileReader, slots: int) -> None:
         self.tensors, self.reader, self.slots = tensors, reader, slots
         self.counts = Counts()
+        self.watch = Watch() if debugging() else None
         self._flying: list[mx.array] = []
 
     def launch(self, output: mx.array) -> None:
         """Start to compute what reads a bank."""
+        self._flying.append(output)  # before it flies, should an interrupt come between
+        if self.watch is not None:
+            self.watch.launch()
+        self.compute(output)
+
+    def compute(self, output: mx.array) -> None:
         mx.async_eval(output)  # type: ignore[no-untyped-call]
-        self._flying.append(output)
 
     def land(self, flying: int = 0) -> None:
         """Wait for what was launched, but for the last `flying`; mostly it is computed by now."""
         landing = self._flying[: len(self._flying) - flying]
-        mx.eval(landing)
-        del self._flying[: len(landing)]
+        try:
+            mx.eval(landing)
+        except Exception:  # of the computation, which is not to fail again in the next call
+            mx.synchronize()
+            self._landed(len(self._flying))
+            raise
+        self._landed(len(landing))
+
+    def _landed(self, count: int) -> None:
+        if self.watch is not None:
+            self.watch.land(count)
+        del self._flying[:count]
 
     def stats(self) -> dict[str, float]:
         counts = asdict(self.counts)
@@ -86,8 +105,10 @@ class StreamedExperts:
         self._matrices = [
             (streaming.tensors[name], np.asarray(array)) for name, array in bank.matrices.items()
         ]
-        self._coming: dict[int, Load] = {}
+        self._name = min(bank.matrices)
+        self._coming: dict[int, Tasks] = {}
         self._guesses = Guesses(bank.experts)
+        self._in_doubt = False
 
     def __call__(
         self,
@@ -152,7 +173,7 @@ class StreamedExperts:
             self.streaming.launch(halves[-1])
             order.append(pairs)
         h = _in_order(halves, order).reshape(*step.experts.shape, -1)
-        slots = mx.array([[self.table.slot_of[e] for e in step.chosen[0].tolist()]], mx.uint32)
+        slots = mx.array([self._slots_read(step.chosen[0].tolist())], mx.uint32)
         y = self.bank.down(h, slots, step.experts, step.weights, residual=step.residual)
         self.streaming.launch(y)
         return y
@@ -193,7 +214,7 @@ class StreamedExperts:
         for expert, load in [*self._coming.items()]:
             if expert not in chosen or load.failed():
                 arrived = load.abandon()
-                del self._coming[expert]
+                self._came(expert)
                 if not arrived:
                     self.table.release(self.table.slot_of[expert])
         hits = len(chosen & self.table.slot_of.keys())
@@ -210,6 +231,8 @@ class StreamedExperts:
         slot = self.table.claim(expert, {*keep, *self._coming})
         if slot is None:
             return False
+        if self.streaming.watch is not None:
+            self.streaming.watch.write((self._name, slot))
         parts = [(tensor[expert], view[slot].data) for tensor, view in self._matrices]
         self._coming[expert] = self.streaming.reader.read(parts)
         self.streaming.counts.bytes_read += sum(tensor.nbytes for tensor, _ in parts)
@@ -220,21 +243,38 @@ class StreamedExperts:
         for expert in experts:
             if expert in self._coming:
                 self._coming[expert].wait()
-                del self._coming[expert]
+                self._came(expert)
         self.streaming.counts.stall += time.perf_counter() - begun
+
+    def _came(self, expert: int) -> None:
+        """Nobody writes to an expert's slot any more."""
+        del self._coming[expert]
+        if self.streaming.watch is not None:
+            self.streaming.watch.wrote((self._name, self.table.slot_of[expert]))
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
-        """What is cut short leaves the bank empty rather than in doubt."""
+        """What is cut short leaves the bank empty rather than in doubt.
+
+        If that is cut short as well, by a second interrupt, the next call begins with it.
+        """
+        if self._in_doubt:
+            self._empty()
+        self._in_doubt = True
         try:
             yield
         except BaseException:
-            # Also reads that an interrupt came too early to note down.
-            self.streaming.reader.stop()
-            self._coming.clear()
-            for slot in range(len(self.table)):
-                self.table.release(slot)
+            self._empty()
             raise
+        self._in_doubt = False
+
+    def _empty(self) -> None:
+        self.streaming.reader.stop()  # also reads that an interrupt came too early to note down
+        self._coming.clear()
+        if self.streaming.watch is not None:
+            self.streaming.watch.forget()
+        self.table.clear()
+        self._in_doubt = False
 
     def _pairs(
         self, chosen: NDArray[np.uint32], wave: list[int]
@@ -245,9 +285,16 @@ class StreamedExperts:
         """
         pairs = np.flatnonzero(np.isin(chosen, wave)).astype(np.uint32)
         taken = chosen.reshape(-1)[pairs].tolist()
-        slots = np.array([self.table.slot_of[e] for e in taken], np.uint32)
+        slots = np.array(self._slots_read(taken), np.uint32)
         order = np.argsort(slots, kind="stable")
         return pairs[order], mx.array(slots[order])[:, None]
+
+    def _slots_read(self, experts: Sequence[int]) -> list[int]:
+        """Their slots, for a computation that reads them."""
+        slots = [self.table.slot_of[expert] for expert in experts]
+        if self.streaming.watch is not None:
+            self.streaming.watch.build([(self._name, slot) for slot in slots])
+        return slots
 
 
 class _Step:

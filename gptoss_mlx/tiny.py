@@ -2,22 +2,27 @@
 
 `data/tiny.safetensors` holds what was trained: the rows of the vocabulary that occur, experts in
 MXFP4, the rest in bfloat16.  `materialise` gives it the released layout: full-size embedding and
-head with zeros for all other rows, shards and their index, config and tokenizer files.
-The folder appears under its name only when it is whole, whoever else is writing it too.
+head with zeros for all other rows, shards and their index, config and tokenizer files. The zeros
+are holes: the files are 170 MB long and take a tenth of that on the disk.
+The folder appears under its name only when it is whole, whoever else is writing it too, and what
+was changed in it since is noticed and written anew.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
+import os
 import shutil
 import tempfile
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,19 +30,24 @@ from numpy.typing import NDArray
 from gptoss_mlx.disk import sync
 from gptoss_mlx.errors import CheckpointError
 from gptoss_mlx.harmony.export import write_tokenizer
+from gptoss_mlx.jsonfile import read_json, shown
 from gptoss_mlx.paths import cache_folder
+from gptoss_mlx.regular import open_regular, read_regular
 from gptoss_mlx.shard import header_bytes
 
 Progress = Callable[[int, int], None]
 
 STORE = Path(str(resources.files("gptoss_mlx"))) / "data" / "tiny.safetensors"
-LAYOUT = 2
+LAYOUT = 3
 """Raised when the same stored model is to be written out differently."""
 
 SHARDS = 2
 TABLES = ("model.embed_tokens.weight", "lm_head.weight")
 _INDEX = "model.safetensors.index.json"
-_STALE_SECONDS = 3600
+_RECORD = ".written.json"
+"""Size, time and SHA-256 of every file, as it was written; hidden, since no checkpoint has it."""
+_STORE_LIMIT = 16 << 20  # bytes; it has 3.7 million
+_PIECE = 1 << 20  # bytes hashed at a time
 
 
 @dataclass(frozen=True)
@@ -64,15 +74,6 @@ class Store:
             raise CheckpointError(f"{path}: not the stored tiny model: {error}") from error
         return cls(config, tensors.pop("rows"), tensors)
 
-    def full(self, name: str) -> NDArray[Any]:
-        """A tensor in the released shape."""
-        tensor = self.tensors[name]
-        if name not in TABLES:
-            return tensor
-        table = np.zeros((self.config["vocab_size"], tensor.shape[1]), tensor.dtype)
-        table[self.rows] = tensor
-        return table
-
     def shape(self, name: str) -> tuple[int, ...]:
         tensor = self.tensors[name]
         rows = self.config["vocab_size"] if name in TABLES else tensor.shape[0]
@@ -86,50 +87,125 @@ class Store:
 
 
 def materialise(cache: Path | None = None, progress: Progress | None = None) -> Path:
-    """The folder with the tiny model in the released layout, written first if it is not there.
+    """The folder with the tiny model in the released layout, written first if it is not there, or
+    not as it was written.
 
     cache: where to keep it, the package's cache folder if None.  progress: called with
-    (bytes done, bytes in all).  Raises CheckpointError if the package's file is broken, and
-    OSError if the cache cannot be written.
+    (bytes done, bytes in all).  Raises CheckpointError if the package's file is broken, the cache
+    cannot be written, or the folder holds a file that is not ours.
     """
-    cache = cache_folder() if cache is None else Path(cache)
-    folder = cache / f"tiny-{_version()}"
-    if folder.is_dir():
-        return folder
-    cache.mkdir(parents=True, exist_ok=True)
-    _sweep(cache)
-    made = Path(tempfile.mkdtemp(prefix=".tiny-", suffix=".part", dir=cache))
+    cache = _own_cache() if cache is None else Path(cache)
     try:
-        _write(made, Store.open(STORE), progress)
-        made.chmod(0o755)
-        try:
-            made.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # else another process was faster, with the same bytes
-                raise
-        sync(cache)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
-    return folder
+        folder = cache / f"tiny-{_version()}"
+        _sweep(cache)
+        if not _is_sound(folder):
+            cache.mkdir(parents=True, exist_ok=True)
+            with _part(cache) as made:
+                _write(made, Store.open(STORE), progress)
+                _put(made, folder)
+            sync(cache)
+        return folder
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise CheckpointError(
+            f"{where}the tiny model cannot be written: {error.strerror};"
+            " set GPTOSS_CACHE to another folder"
+        ) from error
+
+
+def _own_cache() -> Path:
+    try:
+        return cache_folder()
+    except OSError as error:
+        raise CheckpointError(str(error.strerror)) from error
 
 
 def _version() -> str:
     """Names the stored model and the layout, so that another model never meets this folder."""
     try:
-        digest = hashlib.sha256(STORE.read_bytes()).hexdigest()
+        digest = hashlib.sha256(read_regular(STORE, _STORE_LIMIT)).hexdigest()
     except OSError as error:
         raise CheckpointError(f"{STORE}: cannot be read: {error.strerror}") from error
     return f"{LAYOUT}-{digest[:12]}"
 
 
-def _sweep(cache: Path) -> None:
-    """Remove what a process that was killed half-way left long ago."""
-    for part in cache.glob(".tiny-*.part"):
+def _is_sound(folder: Path) -> bool:
+    """Whether the folder's files are as they were written: by size and time, else by their hash.
+
+    Raises CheckpointError for a file of someone else, who may want it back.
+    """
+    if not folder.is_dir():
+        return False
+    try:
+        record = read_json(folder / _RECORD)
+        written = {name: (size, time, digest) for name, (size, time, digest) in record.items()}
+        names = sorted(os.listdir(folder))
+    except (OSError, CheckpointError, TypeError, ValueError):
+        return False
+    for name in names:
+        if name not in written and not name.startswith("."):
+            raise CheckpointError(
+                f"{folder}: holds {shown(name)}, which is not the tiny model's; move it elsewhere"
+            )
+    touched = False
+    for name, (size, time, digest) in written.items():
         try:
-            if time.time() - part.stat().st_mtime > _STALE_SECONDS:
-                shutil.rmtree(part, ignore_errors=True)
+            status = os.lstat(folder / name)
+            if (status.st_size, status.st_mtime_ns) == (size, time):
+                continue
+            if status.st_size != size or _sha256(folder / name) != digest:
+                return False
         except OSError:
-            continue
+            return False
+        touched = True
+    if touched:  # copied perhaps; where that cannot be noted, it is hashed again next time
+        with contextlib.suppress(OSError):
+            _write_record(folder, {name: digest for name, (_, _, digest) in written.items()})
+    return True
+
+
+def _put(made: Path, folder: Path) -> None:
+    """Give a whole folder its name. What has that name and is not sound goes."""
+    if _is_sound(folder):  # another process was faster, with the same bytes
+        return
+    with _part(folder.parent) as gone:
+        with contextlib.suppress(FileNotFoundError):
+            folder.rename(gone / folder.name)
+        try:
+            made.rename(folder)
+        except OSError:
+            if not _is_sound(folder):
+                raise
+
+
+@contextmanager
+def _part(cache: Path) -> Iterator[Path]:
+    """A folder of our own in the cache, locked while this process lives and gone afterwards."""
+    while True:
+        part = Path(tempfile.mkdtemp(prefix=".tiny-", suffix=".part", dir=cache))
+        descriptor = os.open(part, os.O_RDONLY)
+        with contextlib.suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if part.exists():  # else it was swept before it was locked
+            break
+        os.close(descriptor)
+    try:
+        yield part
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _sweep(cache: Path) -> None:
+    """Remove what killed processes left: theirs are the folders that nobody locks."""
+    for part in cache.glob(".tiny-*.part"):
+        with contextlib.suppress(OSError):
+            descriptor = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(part, ignore_errors=True)
+            finally:
+                os.close(descriptor)
 
 
 def _write(folder: Path, store: Store, progress: Progress | None) -> None:
@@ -145,15 +221,48 @@ def _write(folder: Path, store: Store, progress: Progress | None) -> None:
         with path.open("wb") as file:
             file.write(header_bytes(shapes, {"format": "pt"}))
             for name in names:
-                np.ascontiguousarray(store.full(name)).tofile(file)
+                _write_tensor(file, store, name)
                 done += store.nbytes(name)
                 if progress is not None:
                     progress(done, total)
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
     _write_json(folder / _INDEX, index)
+    _write_record(folder, {path.name: _sha256(path) for path in folder.iterdir()})
+    folder.chmod(0o755)
     for path in folder.iterdir():
         sync(path)
     sync(folder)
+
+
+def _write_tensor(file: BinaryIO, store: Store, name: str) -> None:
+    """A tensor's bytes where the file is; between a table's rows there are holes."""
+    values = np.ascontiguousarray(store.tensors[name])
+    if name not in TABLES:
+        file.write(values.data)
+        return
+    begin, row = file.tell(), values[:1].nbytes
+    for place, row_values in zip(store.rows.tolist(), values, strict=True):
+        file.seek(begin + place * row)
+        file.write(row_values.data)
+    end = begin + store.nbytes(name)
+    file.truncate(end)
+    file.seek(end)
+
+
+def _write_record(folder: Path, digests: Mapping[str, str]) -> None:
+    record = {}
+    for name, digest in sorted(digests.items()):
+        status = (folder / name).stat()
+        record[name] = [status.st_size, status.st_mtime_ns, digest]
+    _write_json(folder / _RECORD, record)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(open_regular(path), "rb") as file:
+        while piece := file.read(_PIECE):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def _shards(store: Store) -> list[list[str]]:

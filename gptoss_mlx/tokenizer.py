@@ -11,23 +11,32 @@ import codecs
 import contextlib
 import hashlib
 import importlib
-import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from gptoss_mlx.config import ModelConfig
-from gptoss_mlx.errors import VocabularyError
+from gptoss_mlx.errors import CheckpointError, VocabularyError
 from gptoss_mlx.harmony.encoding import (
     ORDINARY_TOKENS,
     STOP_IDS,
     VOCAB_SIZE,
     Encoding,
     special_text,
+    with_whole_characters,
 )
 from gptoss_mlx.harmony.export import ordinary_tokens
+from gptoss_mlx.jsonfile import JSON_LIMIT, parse_json, shown
 from gptoss_mlx.paths import cache_folder
+from gptoss_mlx.regular import is_named, read_regular
 
+_JSON_LIMIT = 40 << 20
+"""Bytes of a tokenizer.json; the released one has 28 million."""
+_VALUES_LIMIT = 2 << 20
+"""Values in a tokenizer.json, 100 bytes each once parsed; the released one has 1.6 million."""
+_MODEL_LIMIT = 32 << 20
+"""Bytes of a tokenizer.model; those of 262,000 pieces have 5 million."""
 _REQUIRED = (*sorted(STOP_IDS), 200003, 200005, 200006, 200007, 200008)
 _SPACE = "\u2581"  # SentencePiece's letter for a space
 
@@ -60,8 +69,8 @@ class Tokenizer(Protocol):
     @property
     def harmony(self) -> Encoding | None: ...
 
-    def encode(self, text: str) -> list[int]:
-        """The ids of a raw prompt."""
+    def encode(self, text: str, most: float = math.inf) -> list[int]:
+        """The ids of a raw prompt. May raise ContextError if there are more than `most`."""
         ...
 
     def decoder(self) -> Decoder:
@@ -78,8 +87,8 @@ class HarmonyTokenizer:
     def __init__(self, encoding: Encoding | None = None) -> None:
         self.harmony = encoding if encoding is not None else Encoding()
 
-    def encode(self, text: str) -> list[int]:
-        return self.harmony.encode_special(text)
+    def encode(self, text: str, most: float = math.inf) -> list[int]:
+        return self.harmony.encode_special(text, most)
 
     def decoder(self) -> Decoder:
         return Decoder(self.harmony.token_bytes)
@@ -97,27 +106,31 @@ class SentencePieceTokenizer:
     def __init__(self, path: Path, stop_ids: frozenset[int] = frozenset()) -> None:
         library = importlib.import_module("sentencepiece")
         self._model: Any = library.SentencePieceProcessor()
+        data = _content(path, _MODEL_LIMIT)
         try:
-            self._model.LoadFromSerializedProto(path.read_bytes())
-        except (OSError, RuntimeError, ValueError) as error:
+            self._model.LoadFromSerializedProto(data)
+            self.vocab_size = int(self._model.vocab_size())
+            self._pieces = [self._bytes_of(id) for id in range(self.vocab_size)]
+        except (RuntimeError, ValueError) as error:
             raise VocabularyError(f"{path}: not a SentencePiece model") from error
-        self.vocab_size = int(self._model.vocab_size())
         end = int(self._model.eos_id())
         self.stop_ids = stop_ids | ({end} if end >= 0 else set())
         begin = int(self._model.bos_id())
-        settings = path.with_name("tokenizer_config.json")
-        adds = _read_json(settings).get("add_bos_token", True) if settings.is_file() else True
+        adds = _adds_begin(path.with_name("tokenizer_config.json"))
         self._prefix = [begin] if begin >= 0 and adds else []
 
-    def encode(self, text: str) -> list[int]:
-        ids: list[int] = self._model.encode(text)
+    def encode(self, text: str, most: float = math.inf) -> list[int]:
+        ids: list[int] = self._model.encode(with_whole_characters(text))
         return self._prefix + ids
 
     def decoder(self) -> Decoder:
         return Decoder(self._bytes)
 
     def _bytes(self, id: int) -> bytes:
-        if not 0 <= id < self.vocab_size or self._model.is_control(id):
+        return self._pieces[id] if 0 <= id < self.vocab_size else b""
+
+    def _bytes_of(self, id: int) -> bytes:
+        if self._model.is_control(id):
             return b""
         piece: str = self._model.id_to_piece(id)
         if self._model.is_byte(id):
@@ -132,33 +145,36 @@ def load_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer:
     tokens than the model.
     """
     tokenizer: Tokenizer
-    path = folder / "tokenizer.model"
-    if path.is_file():
-        tokenizer = SentencePieceTokenizer(path, frozenset({config.eos_token_id}))
+    where = folder / "tokenizer.model"
+    if is_named(where):
+        tokenizer = SentencePieceTokenizer(where, frozenset({config.eos_token_id}))
+        source = str(where)
+    elif is_named(where := folder / "tokenizer.json"):
+        _check_once(where)
+        tokenizer, source = HarmonyTokenizer(), str(where)
     else:
-        path = folder / "tokenizer.json"
-        if path.is_file():
-            _check_once(path)
         tokenizer = HarmonyTokenizer()
+        source = f"{folder}: holds no tokenizer file, which means Harmony's vocabulary"
     if tokenizer.vocab_size > config.vocab_size:
         raise VocabularyError(
-            f"{path}: {tokenizer.vocab_size} tokens, but the model has {config.vocab_size}"
+            f"{source}: {tokenizer.vocab_size} tokens, but the model has {config.vocab_size}"
         )
     return tokenizer
 
 
 def _check_once(path: Path) -> None:
     """Compare, unless a file of the same sha256 has agreed before."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise VocabularyError(f"{path}: cannot be read: {error.strerror}") from error
-    remembered = cache_folder() / "tokenizers" / hashlib.sha256(content).hexdigest()
-    if remembered.is_file():
-        return
-    check_vocabulary(path, _read_json(path, content))
-    # a cache that cannot be written only costs the comparison next time
+    content = _content(path, _JSON_LIMIT)
+    digest = hashlib.sha256(content).hexdigest()
+    # a cache that cannot be read or written only costs the comparison
     with contextlib.suppress(OSError):
+        if (cache_folder() / "tokenizers" / digest).is_file():
+            return
+    if sum(content.count(mark) for mark in b"[{,") > _VALUES_LIMIT:
+        raise VocabularyError(f"{path}: holds more than {_VALUES_LIMIT:,} values, the limit for it")
+    check_vocabulary(path, _parsed(path, content))
+    with contextlib.suppress(OSError):
+        remembered = cache_folder() / "tokenizers" / digest
         remembered.parent.mkdir(parents=True, exist_ok=True)
         remembered.touch()
 
@@ -182,31 +198,49 @@ def check_vocabulary(path: Path, data: Mapping[str, Any]) -> None:
     if any(vocab[text] != id for text, id in expected.items()):
         text = next(text for text, id in expected.items() if vocab[text] != id)
         raise VocabularyError(
-            f"{path}: token {text!r} has id {vocab[text]}, but {expected[text]} in o200k_harmony"
+            f"{path}: token {shown(text)} has id {shown(vocab[text])}, but {expected[text]} in"
+            " o200k_harmony"
         )
     for token in added:
-        if not isinstance(token, Mapping):
-            raise VocabularyError(f"{path}: added token {token!r} is no object")
-        specials[str(token.get("content"))] = token.get("id")
+        content = token.get("content") if isinstance(token, Mapping) else None
+        if not isinstance(content, str):
+            raise VocabularyError(f"{path}: added token {shown(token)} has no text as content")
+        specials[content] = token.get("id")
     _check_specials(path, specials)
 
 
 def _check_specials(path: Path, specials: Mapping[str, Any]) -> None:
     for text, id in specials.items():
-        known = isinstance(id, int) and ORDINARY_TOKENS <= id < VOCAB_SIZE
+        known = type(id) is int and ORDINARY_TOKENS <= id < VOCAB_SIZE
         # o200k_base calls this one by name, Harmony does not use it
         if not known or text not in (special_text(id), "<|endofprompt|>" if id == 200018 else ""):
-            raise VocabularyError(f"{path}: special token {text!r} has id {id}, not as in Harmony")
+            raise VocabularyError(
+                f"{path}: special token {shown(text)} has id {shown(id)}, not as in Harmony"
+            )
     for id in _REQUIRED:
         if special_text(id) not in specials:
             raise VocabularyError(f"{path}: special token {special_text(id)!r} is missing")
 
 
-def _read_json(path: Path, content: bytes | None = None) -> dict[str, Any]:
+def _adds_begin(settings: Path) -> bool:
+    """What a tokenizer_config.json says of the beginning-of-text token; true if it does not."""
+    if not is_named(settings):
+        return True
+    adds = _parsed(settings, _content(settings, JSON_LIMIT)).get("add_bos_token")
+    if not isinstance(adds, bool | None):
+        raise VocabularyError(f"{settings}: add_bos_token is {shown(adds)}, not true or false")
+    return adds is not False
+
+
+def _content(path: Path, limit: int) -> bytes:
     try:
-        data = json.loads(path.read_bytes() if content is None else content)
-    except (OSError, ValueError, RecursionError) as error:
-        raise VocabularyError(f"{path}: not JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise VocabularyError(f"{path}: not a JSON object")
-    return data
+        return read_regular(path, limit)
+    except OSError as error:
+        raise VocabularyError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _parsed(path: Path, content: bytes) -> dict[str, Any]:
+    try:
+        return parse_json(content, str(path))
+    except CheckpointError as error:
+        raise VocabularyError(str(error)) from error

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from threading import Lock, local
 from typing import Any
 
@@ -19,11 +19,13 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from gptoss_mlx.checkpoint import Checkpoint, Progress, Tensor, read_into
+from gptoss_mlx.checkpoint import Checkpoint, Progress, Tensor
 from gptoss_mlx.config import QuantizationSpec
 from gptoss_mlx.kernels.choice import Kernels
 from gptoss_mlx.kernels.matrix import Matrix
 from gptoss_mlx.linear import Linear
+from gptoss_mlx.pool import Pool, Tasks
+from gptoss_mlx.reader import FileReader
 
 PIECE = 8 << 20  # bytes a thread reads at a time
 THREADS = max(2, min(8, os.cpu_count() or 4))
@@ -38,6 +40,7 @@ class Loader:
     Until `finish` has returned, the arrays' contents are undefined. Used as a context manager, it
     stops reading when the body fails. total: bytes that will be read, for the progress.
     kernels: what projections and experts compute with; by default the references.
+    reader: by default one that opens the files anew. Raises CheckpointError if they cannot be.
     """
 
     def __init__(
@@ -47,13 +50,15 @@ class Loader:
         total: int = 0,
         progress: Progress | None = None,
         kernels: Kernels | None = None,
+        reader: FileReader | None = None,
     ) -> None:
         self.checkpoint, self.dtype = checkpoint, dtype
+        self.reader = reader or checkpoint.reader()
         self.kernels = kernels or Kernels()
         self._total, self._done = total, 0
         self._progress = progress
-        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="gptoss-load")
-        self._reads: list[Future[None]] = []
+        self._pool = Pool(THREADS, "gptoss-load")
+        self._reads: list[Tasks] = []
         self._scratch = local()
         self._lock = Lock()
 
@@ -61,12 +66,14 @@ class Loader:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool.close()
 
     def finish(self) -> None:
-        """Wait until everything is read. Raises CheckpointError if a file cannot be read."""
-        for read in self._reads:
-            read.result()
+        """Wait until everything is read. Raises CheckpointError if a file cannot be read, has been
+        changed since it was opened, or holds a float that is not finite.
+        """
+        for reads in self._reads:
+            reads.wait()
         self._reads.clear()
 
     def dense(self, *names: str) -> mx.array:
@@ -129,22 +136,21 @@ class Loader:
 
     def _raw(self, tensors: list[Tensor], shape: tuple[int, ...], dtype: mx.Dtype) -> mx.array:
         out = _allocate(shape, dtype)
-        self._queue(tensors, np.asarray(out), _read_bytes)
+        self._queue(tensors, np.asarray(out), self._read_bytes)
         return out
 
     def _queue(self, tensors: list[Tensor], out: Array, read: Read) -> None:
         """Queue the reads that fill `out` with the tensors, one behind the other."""
         flat = out.reshape(-1)
-        widening = read is not _read_bytes
-        at = 0
+        widening = read != self._read_bytes
+        calls, at = [], 0
         for tensor in tensors:
             unit = tensor.nbytes // _count(tensor) if widening else flat.itemsize
             for piece in _pieces(tensor, unit):
                 count = piece.nbytes // unit
-                self._reads.append(
-                    self._pool.submit(self._read, read, piece, flat[at : at + count])
-                )
+                calls.append(partial(self._read, read, piece, flat[at : at + count]))
                 at += count
+        self._reads.append(self._pool.start(calls))
 
     def _read(self, read: Read, piece: Tensor, out: Array) -> None:
         read(piece, out)
@@ -156,18 +162,21 @@ class Loader:
     def _read_float(self, piece: Tensor, out: Array) -> None:
         """Read bfloat16, float16 or float32 into a float32 slice."""
         if piece.dtype == "F32":
-            return _read_bytes(piece, out)
+            return self._read_bytes(piece, out)
         scratch = getattr(self._scratch, "words", None)
         if scratch is None:
             scratch = self._scratch.words = np.empty(PIECE // 2, np.uint16)
         words = scratch[: out.size]
-        _read_bytes(piece, words)
+        self._read_bytes(piece, words)
         if piece.dtype == "F16":
             np.copyto(out, words.view(np.float16))
         else:  # a bfloat16 is the upper half of the float32 of the same value
             bits = out.view(np.uint32)
             np.left_shift(words, 16, out=bits, dtype=np.uint32)
         return None
+
+    def _read_bytes(self, piece: Tensor, out: Array) -> None:
+        self.reader.read_here([(piece, out.view(np.uint8).data)])
 
 
 def _named(modules: tuple[str, ...], part: str) -> list[str]:
@@ -194,7 +203,3 @@ def _pieces(tensor: Tensor, unit: int) -> Iterator[Tensor]:
     for start in range(0, tensor.nbytes, step):
         nbytes = min(step, tensor.nbytes - start)
         yield replace(tensor, shape=(nbytes // unit,), offset=tensor.offset + start, nbytes=nbytes)
-
-
-def _read_bytes(piece: Tensor, out: Array) -> None:
-    read_into(piece, out.view(np.uint8).data)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
@@ -38,6 +40,30 @@ def _plain(text: str) -> list[Piece]:
     return [Piece(text, None, None, None, "content")] if text else []
 
 
+class StopString:
+    """How far a text has come into a string, by Knuth, Morris and Pratt: a step a character.
+
+    length: of the string. begun: the most of its characters that the text ends with.
+    """
+
+    def __init__(self, string: str) -> None:
+        self.length, self.begun = len(string), 0
+        self._string = string
+        self._border = [0]  # of its first 1, 2, ... characters: how many of them they end with
+        for letter in string[1:]:
+            self._border.append(self._next(self._border[-1], letter))
+
+    def push(self, letter: str) -> bool:
+        """Whether this character completes the string."""
+        self.begun = self._next(self.begun, letter)
+        return self.begun == self.length
+
+    def _next(self, begun: int, letter: str) -> int:
+        while begun and (begun == self.length or self._string[begun] != letter):
+            begun = self._border[begun - 1]
+        return begun + (self._string[begun] == letter)
+
+
 class Writer:
     """Turns ids into `TokenEvent`s.
 
@@ -48,9 +74,10 @@ class Writer:
 
     def __init__(self, source: Source, stop: Sequence[str] = ()) -> None:
         self.source = source
-        self.stop = tuple(stop)
         self.stopped = False
-        self._held = ""
+        self._stops = [StopString(string) for string in stop]
+        self._held: deque[str] = deque()
+        self._held_length = 0
         self._last: Piece | None = None
 
     @property
@@ -74,38 +101,54 @@ class Writer:
         if not self.stopped:
             for piece in self._cut(self.source.finish()):
                 yield _event(piece)
-        if self._held and self._last is not None:
-            yield _event(_with_text(self._last, self._held))
-            self._held = ""
+        if self._last is not None and (text := self._release(self._held_length)):
+            yield _event(_with_text(self._last, text))
 
     def _cut(self, pieces: list[Piece]) -> Iterator[Piece]:
         for piece in pieces:
             if self.stopped:
                 return
-            if not (self.stop and _is_for_user(piece)):
-                if self._held and self._last is not None:
-                    yield _with_text(self._last, self._held)
-                    self._held = ""
+            if not (self._stops and _is_for_user(piece)):
+                if self._last is not None and (text := self._release(self._held_length)):
+                    yield _with_text(self._last, text)
+                    for stop in self._stops:
+                        stop.begun = 0
                 yield piece
                 continue
             self._last = piece
-            text = self._until_stop(self._held + piece.text)
-            if text:
+            if text := self._until_stop(piece.text):
                 yield _with_text(piece, text)
 
     def _until_stop(self, text: str) -> str:
-        """The part of `text` that may be shown; the rest is held, or dropped after a stop."""
-        found = min(
-            ((at + len(s), at) for s in self.stop if (at := text.find(s)) >= 0), default=None
-        )
-        if found is not None:
-            self.stopped, self._held = True, ""
-            return text[: found[1]]
-        keep = max(
-            (n for s in self.stop for n in range(1, len(s)) if text.endswith(s[:n])), default=0
-        )
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep]
+        """What may be shown now that `text` has come; the rest is held, or dropped at a stop."""
+        for at, letter in enumerate(text):
+            done = [stop.length for stop in self._stops if stop.push(letter)]
+            if done:
+                self.stopped = True
+                shown = self._held_length + at + 1 - max(done)
+                self._hold(text)
+                before = self._release(shown)
+                self._held.clear()
+                self._held_length = 0
+                return before
+        self._hold(text)
+        return self._release(self._held_length - max(stop.begun for stop in self._stops))
+
+    def _hold(self, text: str) -> None:
+        self._held.append(text)
+        self._held_length += len(text)
+
+    def _release(self, length: int) -> str:
+        """The first `length` characters of what is held, which is held no longer."""
+        self._held_length -= length
+        released = []
+        while length > 0:
+            text = self._held.popleft()
+            released.append(text[:length])
+            if len(text) > length:
+                self._held.appendleft(text[length:])
+            length -= len(text)
+        return "".join(released)
 
 
 def _is_for_user(piece: Piece) -> bool:
@@ -122,13 +165,15 @@ def _event(
     logprob: float | None = None,
     top: tuple[tuple[int, float], ...] = (),
 ) -> TokenEvent:
+    is_header = piece.kind == "header"
     return TokenEvent(
         id,
-        piece.text,
+        "" if is_header else piece.text,
         piece.channel,
         piece.recipient,
         piece.content_type,
         piece.kind,
-        logprob,
-        top,
+        logprob if logprob is not None and math.isfinite(logprob) else None,
+        tuple((other, value) for other, value in top if math.isfinite(value)),
+        piece.text if is_header else "",
     )

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import Counter
 
 import mlx.core as mx
+import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptoss_mlx.buffers import GROWTH, PAGE
 from gptoss_mlx.cache import Arena, Ring, Snapshot, State
+from gptoss_mlx.kernels.place import Spot
 from tests.test_cache import KV_HEADS, WIDTH, _extend, _tokens, _values
 
 NOTHING = mx.zeros((2, KV_HEADS, 0, WIDTH))
@@ -19,14 +21,13 @@ WINDOW = 8
 
 def _decode(layer: Arena | Ring, value: int, offset: int) -> list[int]:
     """What a token sees that is written as the kernels do it."""
-    parts = layer.parts(NOTHING, offset)
-    assert parts.page.shape[2] == (layer.window if isinstance(layer, Ring) else PAGE)
-    page = mx.array(parts.page)
-    page[..., parts.slot : parts.slot + 1, :] = mx.concatenate(
-        [_tokens([value]), -_tokens([value])]
-    )
+    held, slot, count = layer.spot(offset)
+    arena, page = layer.parts(NOTHING)
+    assert page.shape[2] == (layer.window if isinstance(layer, Ring) else PAGE)
+    page = mx.array(page)
+    page[..., slot : slot + 1, :] = mx.concatenate([_tokens([value]), -_tokens([value])])
     layer.put(page)
-    seen = mx.concatenate([parts.arena[..., : parts.held, :], page[..., : parts.seen, :]], axis=2)
+    seen = mx.concatenate([arena[..., :held, :], page[..., :count, :]], axis=2)
     assert mx.array_equal(seen[:1], -seen[1:]).item()
     return _values(seen[:1])
 
@@ -108,10 +109,23 @@ def test_arenas_take_their_pages_in_at_different_steps() -> None:
     for value in range(2, 2 + 2 * PAGE):
         for i, layer in enumerate(state.layers):
             assert isinstance(layer, Arena)
-            parts = layer.parts(NOTHING, value)
-            written[value] += parts.held != held[i]
-            held[i] = parts.held
+            spot = layer.spot(value)
+            written[value] += spot.held != held[i]
+            held[i] = spot.held
         _append(state, kept, [value])
         kept = [*kept, value]
     assert max(written.values()) == 1
     assert sum(written.values()) == 24
+
+
+def test_a_step_has_one_table_of_places() -> None:
+    state, kept = State([True, False, False], WINDOW), list(range(1, 20))
+    _append(state, [], kept)
+    _append(state, kept, [20])
+    places = state.places(paged=True)
+    assert all(place.table is places[0].table for place in places)
+    assert np.array(places[0].table).tolist() == [[20, *layer.spot(20)] for layer in state.layers]
+    assert [place.row.item() for place in places] == [0, 1, 2]
+    assert [place.spot for place in places] == [Spot(0, 4, 8), Spot(19, 1, 2), Spot(19, 1, 2)]
+    (chunk,) = {id(place): place for place in state.places(paged=False)}.values()
+    assert (np.array(chunk.table).tolist(), chunk.spot.seen) == ([[20, 0, 0, 0]], 0)

@@ -116,9 +116,9 @@ BROKEN: dict[str, tuple[Break, tuple[str, ...]]] = {
     "shard truncated in its header": (_cut(20), ("header length", "end at 20 bytes")),
     "shard truncated in the header's length": (_cut(5), ("5 bytes long, too short",)),
     "shard empty": (_cut(0), ("0 bytes long, too short",)),
-    "header longer than the file": (_length(10 << 20), ("header length 10485760", "file's end")),
+    "header longer than the file": (_length(3 << 20), ("header length 3145728", "file's end")),
     "header length huge": (_length(2**63 + 1), ("header length 9223372036854775809", "limit")),
-    "header length just over": (_length(HEADER_LIMIT + 1), ("beyond the limit of 16777216",)),
+    "header length just over": (_length(HEADER_LIMIT + 1), ("beyond the limit of 4194304",)),
     "header not JSON": (_header_text(b"{not json}"), ("header: is not valid JSON",)),
     "header no object": (_header_text(b"[]"), ("header: holds a list",)),
     "header entry no object": (_header_text(b'{"a": 3}'), ("'a'", "3, not an object")),
@@ -138,6 +138,10 @@ BROKEN: dict[str, tuple[Break, tuple[str, ...]]] = {
     "offsets no integers": (_entry(NORM, data_offsets=[0.0, True]), (NORM, "no [begin, end]")),
     "size not that of the shape": (_entry(NORM, shape=[65]), (NORM, "takes 130 bytes", "128")),
     "shape huge": (_entry(NORM, shape=[2**62] * 8), (NORM, "takes")),
+    "shape of numbers too long to write": (
+        _entry(NORM, shape=[10**4299] * 8),
+        (NORM, "no list of at most 8 sizes"),
+    ),
     "shape too deep": (_entry(NORM, shape=[1] * 9), (NORM, "no list of at most 8 sizes")),
     "shape of text": (_entry(NORM, shape="64"), (NORM, "shape '64'")),
     "dtype unknown": (_entry(NORM, dtype="BF17"), (NORM, "dtype 'BF17' is unknown")),
@@ -178,7 +182,7 @@ BROKEN: dict[str, tuple[Break, tuple[str, ...]]] = {
     "index with an empty map": (_index(lambda i: i["weight_map"].clear()), ("weight_map is {}",)),
     "index naming a missing file": (
         _place(NORM, "model-00009-of-00009.safetensors"),
-        (INDEX, "names model-00009-of-00009.safetensors, which is not in the folder"),
+        (INDEX, "names 'model-00009-of-00009.safetensors', which is not in the folder"),
     ),
     "index naming a tensor that is not there": (
         lambda f: _place("model.layers.7.x", shard_with(f, NORM).name)(f),
@@ -202,9 +206,13 @@ BROKEN: dict[str, tuple[Break, tuple[str, ...]]] = {
     "index with another suffix": (_place(NORM, "config.json"), ("not the plain name",)),
     "index with a NUL": (_place(NORM, "a\0.safetensors"), ("not the plain name",)),
     "index with a newline": (_place(NORM, "a\n.safetensors"), ("'a\\n.safetensors', not",)),
+    "index with a name too long": (_place(NORM, "x" * 300 + ".safetensors"), ("not the plain",)),
     "index with a number": (_place(NORM, 3), ("is 3, not the plain name",)),
     "shard removed": (lambda f: shard_with(f, NORM).unlink(), ("which is not in the folder",)),
-    "shard a folder": (lambda f: _folder(shard_with(f, NORM)), ("which is not in the folder",)),
+    "shard a folder": (
+        lambda f: _folder(shard_with(f, NORM)),
+        ("cannot be read: a folder, not a file",),
+    ),
     "config removed": (lambda f: (f / "config.json").unlink(), ("config.json: cannot be read",)),
     "index removed": (lambda f: (f / INDEX).unlink(), ("holds neither", INDEX)),
 }
@@ -259,7 +267,7 @@ def test_a_path_that_is_no_folder_is_refused(tmp_path: Path) -> None:
 
 def test_the_index_may_be_large_but_is_bounded(breakable: Path) -> None:
     with (breakable / INDEX).open("ab") as file:
-        file.write(b" " * (17 << 20))
-    with pytest.raises(CheckpointError, match="larger than 16777216 bytes"):
+        file.write(b" " * (5 << 20))
+    with pytest.raises(CheckpointError, match="larger than 4,194,304 bytes"):
         Checkpoint.open(breakable)
     assert json.loads((breakable / INDEX).read_text(encoding="utf-8"))

@@ -135,8 +135,11 @@ BAD: list[tuple[str, Any, str]] = [
     ("sliding_window", 0, "sliding_window is 0"),
     ("max_position_embeddings", 0, "max_position_embeddings is 0"),
     ("rms_norm_eps", 0.0, "rms_norm_eps is 0.0"),
-    ("rms_norm_eps", float("nan"), "rms_norm_eps is nan"),
-    ("rope_theta", float("inf"), "rope_theta is inf"),
+    ("rms_norm_eps", float("nan"), "NaN is no number of JSON"),
+    ("rope_theta", float("inf"), "Infinity is no number of JSON"),
+    ("rope_theta", 1, "rope_theta is 1, not within 2 to 1e+12"),
+    ("attention_bias", 1, "attention_bias is 1, only True"),
+    ("hidden_size", 10**4000, "hidden_size is <a number of 13288 bits>, not within 32 to"),
     ("rope_theta", REMOVED, "rope_theta is missing"),
     ("swiglu_limit", "7", "swiglu_limit is '7', not a number"),
     ("rope_scaling", [], "rope_scaling is [], not an object"),
@@ -201,7 +204,7 @@ def test_a_missing_field_is_named(tmp_path: Path, name: str) -> None:
         (b"[" * 100_000, "is not valid JSON"),
         (b"[1, 2]", "holds a list, not a JSON object"),
         (b'{"a": 1, "a": 2}', "the name 'a' occurs twice"),
-        (b" " * (17 << 20), "is larger than 16777216 bytes"),
+        (b" " * (5 << 20), "cannot be read: larger than 4,194,304 bytes"),
         (b'{"hidden_size": 1' + b"0" * 5000 + b"}", "is not valid JSON"),
     ],
     ids=["empty", "cut", "utf-16", "deep", "list", "twice", "huge", "long-number"],
@@ -214,6 +217,27 @@ def test_a_file_that_is_no_object_is_refused(tmp_path: Path, content: bytes, mes
     assert str(path) in str(caught.value)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model_type": "x" * 3_000_000},
+        {"quantization": {"x" * 3_000_000: {"bits": 1, "group_size": 64}}},
+        {"layer_types": [["x"] * 20_000] * 24},
+        {"rope_scaling": {"x" * 3_000_000: 1, "rope_type": "yarn"}},
+    ],
+    ids=["text", "name", "list", "name of a section"],
+)
+def test_a_long_value_is_quoted_short(tmp_path: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path, **changes)
+    assert len(str(caught.value)) < len(str(tmp_path)) + 200
+
+
+def test_a_window_beyond_the_context_is_the_context(tmp_path: Path) -> None:
+    assert read(tmp_path, sliding_window=1 << 24).sliding_window == 131072
+    assert read(tmp_path, sliding_window=1 << 16).sliding_window == 1 << 16
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

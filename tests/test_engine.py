@@ -204,7 +204,7 @@ def test_every_header_of_fifty_streams_is_permitted() -> None:
             assert f"<|channel|>{message.channel}" in header
             assert message.recipient == ("functions.f" if "to=" in header else None)
         headers += found
-        shown = "".join(e.text for e in events if isinstance(e, TokenEvent))
+        shown = "".join(e.text + e.markup for e in events if isinstance(e, TokenEvent))
         assert shown == encoding().decode(ids)
         assert (finish_of(events).reason == "length") == (ids[-1] not in (RETURN, CALL))
     assert len(headers) > 80
@@ -219,7 +219,7 @@ def assert_same(a: Sequence[Event], b: Sequence[Event]) -> None:
     """The same tokens, and the model's own probabilities of them within 1e-5."""
     assert ids_of(a) == ids_of(b)
     for x, y in zip(tokens_of(a), tokens_of(b), strict=True):
-        assert (x.text, x.kind, x.channel) == (y.text, y.kind, y.channel)
+        assert (x.text, x.markup, x.channel) == (y.text, y.markup, y.channel)
         assert x.logprob == pytest.approx(y.logprob, abs=1e-5)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import huggingface_hub
 import pytest
-from huggingface_hub import constants, errors
+from huggingface_hub import constants, errors, hf_api
 from huggingface_hub.utils import filter_repo_objects
 
 from gptoss_mlx.errors import ModelNotFoundError
@@ -35,11 +35,19 @@ REPOSITORY = [
     "special_tokens_map.json",
     "tokenizer.json",
     "tokenizer_config.json",
+    "../config.json",
+    "/tmp/x.safetensors",
+    "..\\x.safetensors",
+    "C:x.safetensors",
+    ".x.safetensors",
+    "tokenizer/../../tokenizer.json",
+    "tokenizer.json/../../../x.safetensors",
 ]
 NEEDED = [
     name
     for name in REPOSITORY
-    if "/" not in name and name not in (".gitattributes", "LICENSE", "README.md", "USAGE_POLICY")
+    if not any(mark in name for mark in "/\\:")
+    and name not in (".gitattributes", ".x.safetensors", "LICENSE", "README.md", "USAGE_POLICY")
 ]
 
 Fake = Callable[..., str]
@@ -207,7 +215,6 @@ def test_an_interrupt_is_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
     "model",
     [
         "",
-        "gpt-oss-20b",
         "./missing",
         "/missing/folder",
         "a/b/c",
@@ -215,13 +222,60 @@ def test_an_interrupt_is_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
         "a/b--c",
         "a/b\nc",
         "a/b ",
+        "a/b.",
+        "-a/b",
+        "a/b.git",
+        "a/é",
+        "a/" + "b" * 97,
+        "a/" + "b" * 5000,
+        "b" * 100_000,
+        "a\0b",
+        "~no-such-user/model",
+        "\udcff",
     ],
+    ids=ascii,
 )
 def test_what_can_be_no_id_is_not_asked_of_the_hub(
     monkeypatch: pytest.MonkeyPatch, model: str
 ) -> None:
     fake_download(monkeypatch, failing(AssertionError("asked the Hub")))
-    assert "is neither a folder nor a Hugging Face id like openai/gpt-oss-20b" in refused(model)
+    line = refused(model)
+    assert "is neither a folder nor a Hugging Face id like openai/gpt-oss-20b" in line
+    assert len(line) < 300
+    assert local_folder(model) is None
+
+
+def test_a_link_to_itself_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    assert "is neither a folder nor a Hugging Face id" in refused(str(tmp_path / "loop"))
+
+
+def test_a_server_s_names_that_lead_elsewhere_are_not_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real snapshot_download, whose server lists them."""
+    commit = "0" * 40
+    asked: list[str] = []
+
+    def file_of(repo_id: str, filename: str, **_: Any) -> str:
+        asked.append(filename)
+        return str(tmp_path / filename)
+
+    def listed(*_: object, **__: object) -> list[hf_api.RepoFile]:
+        return [
+            hf_api.RepoFile(path=name, size=1, oid="1" * 40, type="file") for name in REPOSITORY
+        ]
+
+    siblings = [{"rfilename": name, "size": 1, "blobId": "1" * 40} for name in REPOSITORY]
+    info = hf_api.ModelInfo(id=DEFAULT_MODEL, sha=commit, siblings=siblings)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(hf_api.HfApi, "repo_info", lambda *_, **__: info)
+    monkeypatch.setattr(hf_api.HfApi, "list_repo_tree", listed)
+    module = sys.modules["huggingface_hub._snapshot_download"]
+    monkeypatch.setattr(module, "hf_hub_download", file_of)
+    locate(DEFAULT_MODEL, lambda done, total: None)
+    assert sorted(asked) == sorted(NEEDED)
 
 
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
@@ -245,3 +299,20 @@ def test_what_is_on_this_machine_is_found_without_asking_anyone(
     assert local_folder("a/b") == cached.parent
     for elsewhere in ("a/c", "", "no such folder", "../up", "a--b/c"):
         assert local_folder(elsewhere) is None
+
+
+def test_other_names_of_the_released_models_are_asked_for_by_id(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("gptoss_mlx.hub._download", lambda id, *rest: asked.append(id) or tmp_path)
+    for name in ("gpt-oss:20b", "20b", "gpt-oss-120b"):
+        locate(name)
+    assert asked == ["openai/gpt-oss-20b", "openai/gpt-oss-20b", "openai/gpt-oss-120b"]
+
+
+def test_a_gguf_names_the_converter(tmp_path: Path) -> None:
+    path = tmp_path / "gpt oss.gguf"
+    path.write_bytes(b"GGUF")
+    with pytest.raises(ModelNotFoundError, match=r"`gptoss-convert '.*gpt oss.gguf' 'gpt oss'`"):
+        locate(str(path))

@@ -178,10 +178,11 @@ def test_a_layer_of_ours_takes_no_more_launches_than_the_goal(
         launches._spawn("gptoss_mlx", checkpoint_of(replace(launches.SHAPE, layers=layers)), 9)
         for layers in (2, 4)
     )
-    assert 0 < four.total - two.total <= 2 * launches.GOAL
+    assert 0 < four.launches.total() - two.launches.total() <= 2 * launches.GOAL
     assert two.launches["moe_decode_gate_up"] == two.launches["moe_decode_down"] == 2
     assert "copy" not in " ".join(four.launches)
     assert four.held == 0
+    assert two.arrays == four.arrays == 1  # the table of places
 
 
 @pytest.mark.oracle

@@ -158,7 +158,8 @@ def test_a_sliding_layer_forgets_the_token_that_leaves_the_window(
     shape = Shape(1, 64, 32, 4, 2, 2, 1, 16, vocab=256)
     model, ids = model_of(shape), tokens(256, 140)
     other = [*ids[:5], (ids[5] + 1) % 256, *ids[6:]]
-    differs = (fresh(model, ids) != fresh(model, other)).any(axis=-1)
+    # More than rounding: a token that chooses other experts changes the shape of their products.
+    differs = np.abs(fresh(model, ids) - fresh(model, other)).max(axis=-1) > 1e-4
     assert np.flatnonzero(differs).tolist() == list(range(5, 5 + 128))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from gptoss_mlx.kernels.choice import (
     implementations,
     metal_kernels,
 )
+from gptoss_mlx.kernels.verdicts import Verdicts
 from gptoss_mlx.model import Transformer, open_model
 from gptoss_mlx.result import collect
 from gptoss_mlx.sampler import Sampler
@@ -45,9 +47,30 @@ def emulated() -> Kernels:
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
-def test_every_kernel_agrees_with_its_reference_as_on_a_macs_first_use(dtype: mx.Dtype) -> None:
-    kernels = choose_kernels(dtype, wish="metal", factory=Emulator(order="random").metal_kernel)
+def test_every_kernel_agrees_with_its_reference_on_its_examples(dtype: mx.Dtype) -> None:
+    kernels = choose_kernels(wish="metal", factory=Emulator(order="random").metal_kernel)
+    for name, module in MODULES.items():
+        for arguments in module.examples(dtype):
+            getattr(kernels, name)(*arguments)
     assert implementations(kernels) == dict.fromkeys(MODULES, "metal")
+
+
+@pytest.mark.parametrize("slots", [None, 4])
+def test_what_a_model_launches_was_tried_when_it_was_opened(
+    checkpoint_of: Callable[..., Path], slots: int | None
+) -> None:
+    factory = Emulator(check=False).metal_kernel
+    kernels = choose_kernels(wish="metal", factory=factory, verdicts=Verdicts({}, None))
+    model = opened(checkpoint_of(replace(SHAPE, layers=2)), kernels=kernels, chunk=40, slots=slots)
+    assert kernels.trials is not None
+    tried = dict(kernels.trials.known)
+    state = model.new_state()
+    model.prefill(IDS[:40], state)
+    for chunk in (IDS[:2], IDS[:3], IDS[:8], IDS[:1]):
+        model.evaluate(chunk, state)
+    mx.eval(model.decode([3], state))
+    assert kernels.trials.known == tried
+    assert 0 not in tried.values()
 
 
 def logits(model: Transformer) -> Any:

@@ -13,7 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from gptoss_mlx.errors import SamplingError
+from gptoss_mlx.errors import NumericalError, SamplingError
 from gptoss_mlx.harmony import Mask
 from gptoss_mlx.sampling import Sampling
 from tests.sampler_backends import BACKENDS, Backend, open_backend
@@ -373,3 +373,27 @@ def test_logits_of_half_precision_are_widened_first(backend: Backend) -> None:
 def test_bias_beyond_the_vocabulary_is_refused_at_once(backend: Backend) -> None:
     with pytest.raises(SamplingError, match=f"token of logit_bias is {VOCAB}, but must be from 0"):
         backend.sampler(Sampling(logit_bias={VOCAB: 1}), 1, [], VOCAB)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    "options",
+    [
+        Sampling(temperature=0),
+        Sampling(top_k=3, top_p=0.5),
+        Sampling(presence_penalty=1, repetition_penalty=1.5, logit_bias={2: -100}),
+        Sampling(logprobs=True, top_logprobs=3),
+    ],
+)
+@pytest.mark.parametrize("mask", [None, Mask(allow=(1, 2)), Mask(ban=(0, 3))])
+def test_no_token_comes_of_logits_that_are_not_finite(
+    backend: Backend, value: float, options: Sampling, mask: Mask | None
+) -> None:
+    """Wherever they are, the places that a mask leaves out included."""
+    for place in (0, 7, VOCAB - 1):
+        sampler, logits = prepared(backend, options, [5], [4]), LOGITS.copy()
+        assert sampler.choose(backend.array(logits), 1, mask).read()
+        logits[place] = value
+        choice = sampler.choose(backend.array(logits), 2, mask)
+        with pytest.raises(NumericalError, match=r"token 3 of the answer are not finite"):
+            choice.read()

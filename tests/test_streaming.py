@@ -22,8 +22,10 @@ from gptoss_mlx import reader as reader_module
 from gptoss_mlx.checkpoint import Checkpoint
 from gptoss_mlx.errors import CheckpointError
 from gptoss_mlx.experts import ExpertBank
+from gptoss_mlx.pool import Tasks
 from gptoss_mlx.reader import FileReader
 from gptoss_mlx.shard import Tensor, read_into
+from gptoss_mlx.slots import DEBUG
 from gptoss_mlx.streaming import StreamedExperts, Streaming
 from gptoss_mlx.weights import Loader
 from tests.comparison import opened
@@ -80,13 +82,17 @@ class Late(Streaming):
 
     pace = "late"
 
-    def launch(self, output: mx.array) -> None:
+    def compute(self, output: mx.array) -> None:
         if self.pace == "at once":
             mx.eval(output)
-        if self.pace != "late":
-            return super().launch(output)
-        self._flying.append(output)
-        return None
+        elif self.pace != "late":
+            super().compute(output)
+
+
+@pytest.fixture(autouse=True)
+def watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything here proves, beside its own promise, that no slot is written in flight."""
+    monkeypatch.setenv(DEBUG, "1")
 
 
 @pytest.fixture(scope="module")
@@ -233,6 +239,26 @@ def test_a_chunk_visits_each_expert_once(
     assert (counts.hits, counts.misses) == (10, 2 * (EXPERTS - 5))
 
 
+@pytest.mark.parametrize(
+    ("broken", "what"),
+    [("land", "while what reads it is in flight"), ("launch", "before what reads it is launched")],
+)
+def test_a_slot_written_in_flight_is_noticed(
+    broken: str,
+    what: str,
+    checkpoint: Checkpoint,
+    bank_of: Callable[..., ExpertBank],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Were nobody to wait for what is launched, or nothing launched."""
+    layer = _streamed(checkpoint, bank_of, 4, pace="in flight")[0]
+    x, weights = mx.ones((1, SHAPE.hidden)), mx.ones((1, K))
+    monkeypatch.setattr(Streaming, broken, lambda *_, **__: None)
+    layer(x, mx.array([[0, 1, 2, 3]]), weights)
+    with pytest.raises(AssertionError, match=rf"^slot 0 of .*layers.0.* is written {what}$"):
+        layer(x, mx.array([[4, 5, 6, 7]]), weights)
+
+
 class FailingReader(FileReader):
     """Fails from the moment it is told to."""
 
@@ -326,7 +352,7 @@ def test_an_interrupt_while_reads_run_leaves_nobody_writing(
         if where == "read":
             patch.setattr(FileReader, "read", read_and_interrupt)
         else:
-            patch.setattr(reader_module.Load, where, interrupt)
+            patch.setattr(Tasks, where, interrupt)
         with pytest.raises(KeyboardInterrupt):
             layer(x, easy if where == "abandon" else hard, weights)
     for routing in (easy, hard):

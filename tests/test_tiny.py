@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +21,7 @@ from gptoss_mlx import tiny
 from gptoss_mlx.checkpoint import Checkpoint
 from gptoss_mlx.errors import CheckpointError
 
+INDEX = "model.safetensors.index.json"
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
 
 
@@ -144,17 +148,25 @@ def test_a_process_killed_half_way_leaves_nothing_that_looks_whole(tmp_path: Pat
     assert all(path.name.startswith(".tiny-") for path in left)
     folder = tiny.materialise(tmp_path)
     Checkpoint.open(folder).close()
+    assert list(tmp_path.iterdir()) == [folder]
 
 
-def test_what_a_killed_process_left_long_ago_is_removed(tmp_path: Path) -> None:
-    old, new = tmp_path / ".tiny-old.part", tmp_path / ".tiny-new.part"
-    for part in (old, new):
+def test_what_dead_processes_left_is_removed_at_once(folder: Path) -> None:
+    """Even where nothing has to be written; what a living process writes stays."""
+    dead, alive = folder.parent / ".tiny-dead.part", folder.parent / ".tiny-alive.part"
+    for part in (dead, alive):
         part.mkdir()
         (part / "config.json").write_text("{}")
-    os.utime(old, (1_000_000, 1_000_000))
-    tiny.materialise(tmp_path)
-    assert not old.exists()
-    assert new.exists()
+    descriptor = os.open(alive, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        assert tiny.materialise(folder.parent) == folder
+        assert not dead.exists()
+        assert alive.exists()
+    finally:
+        os.close(descriptor)
+    tiny.materialise(folder.parent)
+    assert not alive.exists()
 
 
 def test_a_failure_while_writing_leaves_nothing(tmp_path: Path) -> None:
@@ -164,6 +176,115 @@ def test_a_failure_while_writing_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         tiny.materialise(tmp_path, fail)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def copied(folder: Path, tmp_path: Path) -> Path:
+    """A cache of its own, with the holes and the times of the one that was written."""
+    for path in folder.iterdir():
+        made = tmp_path / folder.name / path.name
+        made.parent.mkdir(exist_ok=True)
+        with path.open("rb") as source, made.open("wb") as target:
+            while piece := source.read(1 << 16):
+                target.seek(len(piece), os.SEEK_CUR) if not any(piece) else target.write(piece)
+            target.truncate(path.stat().st_size)
+        os.utime(made, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))
+    return tmp_path / folder.name
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {path.name: tiny._sha256(path) for path in folder.iterdir() if path.name[0] != "."}
+
+
+SHARD = "model-00001-of-00002.safetensors"
+
+
+def overwrite(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(1 << 20)
+        file.write(b"other")
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "weights overwritten": lambda f: overwrite(f / SHARD),
+    "weights cut": lambda f: os.truncate(f / SHARD, 1000),
+    "weights gone": lambda f: (f / SHARD).unlink(),
+    "config changed": lambda f: (f / "config.json").write_text("{}"),
+    "tokenizer empty": lambda f: (f / "tokenizer.json").write_bytes(b""),
+    "index a folder": lambda f: ((f / INDEX).unlink(), (f / INDEX).mkdir()),
+    "config a pipe": lambda f: ((f / "config.json").unlink(), os.mkfifo(f / "config.json")),
+    "record gone": lambda f: (f / ".written.json").unlink(),
+    "record broken": lambda f: (f / ".written.json").write_text('{"config.json": 3}'),
+    "no folder": lambda f: shutil.rmtree(f),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_folder_heals_itself(
+    copied: Path, folder: Path, damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The tokenizer's file takes seconds to make; any bytes do where nobody opens the model.
+    data = (folder / "tokenizer.json").read_bytes()
+    monkeypatch.setattr(
+        tiny,
+        "write_tokenizer",
+        lambda made: [
+            (made / "tokenizer.json").write_bytes(data),
+            *(
+                shutil.copy(folder / name, made)
+                for name in ("tokenizer_config.json", "chat_template.jinja")
+            ),
+        ],
+    )
+    DAMAGE[damage](copied)
+    assert tiny.materialise(copied.parent) == copied
+    assert contents(copied) == contents(folder)
+    assert [path.name for path in copied.parent.iterdir()] == [folder.name]
+    before = copied.stat().st_ino
+    tiny.materialise(copied.parent)
+    assert copied.stat().st_ino == before
+
+
+def test_a_folder_that_was_only_touched_is_hashed_once(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.utime(copied / SHARD)
+    tiny.materialise(copied.parent)
+
+    def never(path: Path) -> str:
+        raise AssertionError(f"{path} is hashed again")
+
+    monkeypatch.setattr(tiny, "_sha256", never)
+    tiny.materialise(copied.parent)
+
+
+def test_a_file_of_someone_else_is_kept(copied: Path) -> None:
+    overwrite(copied / SHARD)
+    (copied / "notes.txt").write_text("mine")
+    with pytest.raises(CheckpointError, match=r"holds 'notes\.txt', which is not the tiny model's"):
+        tiny.materialise(copied.parent)
+    assert (copied / "notes.txt").read_text() == "mine"
+
+
+def test_the_zeros_of_the_tables_take_no_room_on_the_disk(folder: Path) -> None:
+    sizes = [path.stat() for path in folder.iterdir()]
+    if sum(status.st_blocks for status in sizes) * 512 > sum(s.st_size for s in sizes) * 0.9:
+        pytest.skip("this file system keeps no holes")
+    assert sum(status.st_blocks for status in sizes) * 512 < 40_000_000
+
+
+def test_a_cache_that_cannot_be_written_names_what_to_set(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(CheckpointError) as caught:
+        tiny.materialise(tmp_path / "file" / "cache")
+    assert str(caught.value) == (
+        f"{tmp_path / 'file' / 'cache'}: the tiny model cannot be written: Not a directory;"
+        " set GPTOSS_CACHE to another folder"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GPTOSS_CACHE", "~no-such-user/cache")
+        with pytest.raises(CheckpointError, match="there is no home folder; set GPTOSS_CACHE"):
+            tiny.materialise()
 
 
 def test_a_broken_store_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

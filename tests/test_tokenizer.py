@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -136,8 +137,54 @@ def test_broken_tokenizer_json_is_one_line(tmp_path: Path, content: str) -> None
 
 
 def test_a_model_with_fewer_rows_than_tokens_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(VocabularyError, match="201088 tokens, but the model has 512"):
+    with pytest.raises(VocabularyError) as caught:
         load_tokenizer(tmp_path, config(512))
+    assert str(caught.value) == (
+        f"{tmp_path}: holds no tokenizer file, which means Harmony's vocabulary: 201088 tokens,"
+        " but the model has 512"
+    )
+
+
+def test_a_file_of_more_tokens_than_rows_is_named(tmp_path: Path, good: dict[str, Any]) -> None:
+    path = write(tmp_path, good)
+    with pytest.raises(VocabularyError) as caught:
+        load_tokenizer(tmp_path, config(512))
+    assert str(caught.value) == f"{path}: 201088 tokens, but the model has 512"
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "line"),
+    [
+        ("tokenizer.json", (40 << 20) + 1, "cannot be read: larger than 41,943,040 bytes"),
+        ("tokenizer.model", (32 << 20) + 1, "cannot be read: larger than 33,554,432 bytes"),
+    ],
+)
+def test_a_file_beyond_its_limit_is_not_read(
+    tmp_path: Path, name: str, size: int, line: str
+) -> None:
+    with (tmp_path / name).open("wb") as file:
+        file.truncate(size)
+    tracemalloc.start()
+    try:
+        with pytest.raises(VocabularyError, match=line):
+            load_tokenizer(tmp_path, config())
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_many_small_values_are_refused_before_they_are_parsed(tmp_path: Path) -> None:
+    path = write(tmp_path, '{"a": [' + "[]," * (2 << 20) + "0]}")
+    with pytest.raises(VocabularyError, match="holds more than 2,097,152 values"):
+        load_tokenizer(tmp_path, config())
+    assert path.stat().st_size < 40 << 20
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model"])
+def test_a_link_that_leads_nowhere_is_no_missing_file(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).symlink_to("nowhere")
+    with pytest.raises(VocabularyError, match=rf"{name}: cannot be read: No such file"):
+        load_tokenizer(tmp_path, config())
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +226,16 @@ def test_sentencepiece_begin_token_can_be_turned_off(
     path.write_bytes(sentencepiece_model)
     (tmp_path / "tokenizer_config.json").write_text('{"add_bos_token": false}')
     assert SentencePieceTokenizer(path).encode("the")[0] != 1
+
+
+def test_a_begin_token_that_is_no_boolean_is_refused(
+    tmp_path: Path, sentencepiece_model: bytes
+) -> None:
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(sentencepiece_model)
+    (tmp_path / "tokenizer_config.json").write_text('{"add_bos_token": "no"}')
+    with pytest.raises(VocabularyError, match="add_bos_token is 'no', not true or false"):
+        SentencePieceTokenizer(path)
 
 
 def test_broken_sentencepiece_model_is_one_line(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def write(
 
 
 def text_of(events: Iterable[TokenEvent]) -> str:
-    return "".join(event.text for event in events)
+    return "".join(event.text + event.markup for event in events)
 
 
 def of_texts(*texts: str) -> list[list[Piece]]:
@@ -69,7 +69,7 @@ def test_without_stop_strings_pieces_pass_unchanged() -> None:
     ]
     events, stopped = write(tokens, rest=[piece("c", None)])
     assert not stopped
-    assert [(e.id, e.text, e.channel, e.recipient, e.kind) for e in events] == [
+    assert [(e.id, e.text + e.markup, e.channel, e.recipient, e.kind) for e in events] == [
         (0, "", None, None, "content"),
         (1, "<|channel|>analysis<|message|>", "analysis", None, "header"),
         (2, "a", "analysis", None, "content"),
@@ -133,7 +133,7 @@ def test_what_may_become_a_stop_string_is_held_no_longer_than_needed() -> None:
 def test_held_text_is_shown_at_the_end() -> None:
     events, stopped = write(of_texts("a STO"), ["STOP"])
     assert not stopped
-    assert [(e.id, e.text, e.channel) for e in events] == [
+    assert [(e.id, e.text + e.markup, e.channel) for e in events] == [
         (0, "a ", "final"),
         (None, "STO", "final"),
     ]
@@ -143,7 +143,7 @@ def test_held_text_comes_before_the_header_that_follows() -> None:
     tokens = [[piece("a ST", "commentary")], [header("<|end|>", "commentary")], [piece("OP")]]
     events, stopped = write(tokens, ["STOP"])
     assert not stopped
-    assert [(e.id, e.text, e.channel, e.kind) for e in events] == [
+    assert [(e.id, e.text + e.markup, e.channel, e.kind) for e in events] == [
         (0, "a ", "commentary", "content"),
         (1, "ST", "commentary", "content"),
         (None, "<|end|>", "commentary", "header"),
@@ -293,3 +293,22 @@ class TestWithRealTokens:
         for id in encoding.encode_special(reply):
             list(writer.push(id, None, ()))
         assert writer.called == called
+
+
+@pytest.mark.parametrize("end", ["b", "c"])
+def test_a_stop_string_of_any_length_costs_a_step_a_character(end: str) -> None:
+    """Nearly all of the text may begin the string at every token."""
+    begun = "a" * 100_000
+    texts = ["a"] * 60_000 + ["a" * 80_000, end, "after"]
+    events, stopped = write(of_texts(*texts), [begun + "b", "zz", begun + "a" * 70_000])
+    assert stopped == (end == "b")
+    assert text_of(events) == ("a" * 40_000 if stopped else "a" * 140_000 + "cafter")
+
+
+def test_a_probability_that_is_no_number_is_left_out() -> None:
+    nan, inf = float("nan"), float("inf")
+    writer = Writer(Script([[piece("x")], [piece("y")]]))
+    (first,) = writer.push(0, nan, ((3, -0.5), (4, -inf), (5, nan)))
+    assert (first.logprob, first.top_logprobs) == (None, ((3, -0.5),))
+    (second,) = writer.push(1, -inf, ())
+    assert second.logprob is None

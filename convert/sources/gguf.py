@@ -20,6 +20,7 @@ from gptoss_mlx.checkpoint import expected_tensors
 from gptoss_mlx.config import MXFP4_BLOCK, ModelConfig
 from gptoss_mlx.errors import CheckpointError
 from gptoss_mlx.jsonfile import shown
+from gptoss_mlx.regular import is_named
 from gptoss_mlx.shard import Tensor
 
 from .. import rules
@@ -31,7 +32,7 @@ from .standard import released_config_of, tokenizer_files
 ARCHITECTURE = "gpt-oss"
 MXFP4 = "MXFP4"
 _PLAIN = {"F32": "F32", "F16": "F16", "BF16": "BF16"}
-_SPLIT = re.compile(r"(.*)-\d{5}-of-(\d{5})\.gguf")
+_SPLIT = re.compile(r"(.*)-([0-9]{5})-of-([0-9]{5})\.gguf", re.DOTALL)
 _NAMES = {
     "model.embed_tokens": "token_embd",
     "model.norm": "output_norm",
@@ -211,10 +212,12 @@ def _parts(path: Path) -> list[Path]:
     split = _SPLIT.fullmatch(path.name)
     if split is None:
         return [path]
-    stem, count = split[1], int(split[2])
+    stem, number, count = split[1], int(split[2]), int(split[3])
+    if not 1 <= number <= count:
+        raise CheckpointError(f"{path}: is by its name part {number} of {count}")
     parts = [path.with_name(f"{stem}-{i:05d}-of-{count:05d}.gguf") for i in range(1, count + 1)]
     for part in parts:
-        if not part.is_file():
+        if not is_named(part):
             raise CheckpointError(f"{path}: its other part {part.name} is missing")
     return parts
 

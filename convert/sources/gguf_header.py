@@ -8,7 +8,9 @@ Format: github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3, lit
 from __future__ import annotations
 
 import mmap
+import os
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -16,11 +18,17 @@ from typing import Any
 
 from gptoss_mlx.errors import CheckpointError
 from gptoss_mlx.jsonfile import shown
+from gptoss_mlx.regular import open_regular
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _ALIGNMENT = 32
-_MAX_COUNT = 1 << 20  # of tensors or of metadata
+_MAX_ALIGNMENT = 1 << 20
+_MAX_COUNT = 1 << 16
+"""Of tensors or of metadata; gpt-oss-120b's files have 687 and about 40."""
+_MAX_STRINGS = 1 << 21
+"""Stepped over one by one; gpt-oss's vocabulary with its merges has 647,000."""
+_MAX_STRING = 1 << 16  # bytes of a name, which is what GGUF says of keys, or of a text that is kept
 _NUMBERS = dict(zip((*range(8), 10, 11, 12), "BbHhIif?Qqd", strict=True))  # struct's codes by type
 _STRING, _ARRAY = 8, 9
 
@@ -39,12 +47,13 @@ class TensorInfo:
 def read_header(path: Path) -> tuple[dict[str, Any], list[TensorInfo]]:
     """Metadata (arrays left out) and tensors. Raises CheckpointError."""
     try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _Reader(path, data).read()
+        with open(open_regular(path), "rb") as file:
+            if os.fstat(file.fileno()).st_size == 0:  # which cannot be mapped
+                raise CheckpointError(f"{path}: is not a readable GGUF file: it is empty")
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                return _Reader(path, data).read()
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:  # an empty file cannot be mapped
-        raise CheckpointError(f"{path}: is not a readable GGUF file: it is empty") from error
 
 
 class _Reader:
@@ -52,6 +61,7 @@ class _Reader:
 
     def __init__(self, path: Path, data: mmap.mmap) -> None:
         self._path, self._data, self._at = path, data, 0
+        self._strings = 0
 
     def read(self) -> tuple[dict[str, Any], list[TensorInfo]]:
         if self._data[:4] != _MAGIC:
@@ -63,21 +73,25 @@ class _Reader:
         if version not in _VERSIONS:
             raise self._fail(f"version {version} is none of {_VERSIONS}")
         tensors, fields = self._count("tensors"), self._count("metadata")
-        metadata = {}
+        metadata: dict[str, Any] = {}
         for _ in range(fields):
-            key = self._string()
-            value = self._value(self._number("I"))
-            if value is not None:
-                metadata[key] = value
+            key = self._name()
+            if key in metadata:
+                raise self._fail(f"the name {shown(key)} occurs twice")
+            metadata[key] = self._value(self._number("I"))
         raw = [self._raw_tensor() for _ in range(tensors)]
         alignment = metadata.get("general.alignment", _ALIGNMENT)
-        if not isinstance(alignment, int) or alignment < 1:
-            raise self._fail(f"general.alignment is {shown(alignment)}")
+        if type(alignment) is not int or not _is_power_of_two(alignment):
+            raise self._fail(f"general.alignment is {shown(alignment)}, not a power of two")
         start = -(-self._at // alignment) * alignment
-        return metadata, [self._tensor(start, *parts) for parts in raw]
+        found = [self._tensor(start, alignment, *parts) for parts in raw]
+        self._check_apart(found)
+        if len({tensor.name for tensor in found}) < len(found):
+            raise self._fail("it names a tensor twice")
+        return {key: value for key, value in metadata.items() if value is not None}, found
 
     def _raw_tensor(self) -> tuple[str, tuple[int, ...], int, int]:
-        name = self._string()
+        name = self._name()
         rank = self._number("I")
         if rank > 4:
             raise self._fail(f"tensor {shown(name)} has {rank} dimensions")
@@ -85,7 +99,13 @@ class _Reader:
         return name, shape, self._number("I"), self._number("Q")
 
     def _tensor(
-        self, start: int, name: str, shape: tuple[int, ...], kind: int, offset: int
+        self,
+        start: int,
+        alignment: int,
+        name: str,
+        shape: tuple[int, ...],
+        kind: int,
+        offset: int,
     ) -> TensorInfo:
         import gguf
 
@@ -96,19 +116,33 @@ class _Reader:
             raise self._fail(f"{tensor} is of GGML type {kind}, which is unknown") from None
         values, size = gguf.GGML_QUANT_SIZES[known]
         if not shape or shape[-1] % values:
-            raise self._fail(f"{tensor} is {known.name}, which does not fit {list(shape)}")
+            raise self._fail(f"{tensor} is {known.name}, which does not fit {shown(list(shape))}")
+        if offset % alignment:
+            raise self._fail(f"{tensor} begins at {offset}, not a multiple of {alignment}")
         nbytes, begin = prod(shape) // values * size, start + offset
-        if begin + nbytes > len(self._data):
+        end = begin + nbytes
+        if end > len(self._data):
             raise self._fail(
-                f"{tensor} ends at byte {begin + nbytes}, but the file has {len(self._data)};"
-                " it is truncated"
+                f"{tensor} ends at byte {end}, but the file has {len(self._data)}; it is truncated"
             )
         return TensorInfo(name, known.name, shape, begin, nbytes)
 
+    def _check_apart(self, tensors: Iterable[TensorInfo]) -> None:
+        """Their bytes are their own; between them there may be some for alignment."""
+        end = 0
+        for tensor in sorted(tensors, key=lambda tensor: (tensor.offset, tensor.nbytes)):
+            if tensor.offset < end:
+                raise self._fail(
+                    f"tensor {shown(tensor.name)} begins at byte {tensor.offset} and overlaps the"
+                    f" one before, which ends at {end}"
+                )
+            end = tensor.offset + tensor.nbytes
+
     def _value(self, kind: int) -> Any:
-        """A number or a string; None for an array, which is stepped over."""
+        """A number or a short string; None for what is stepped over: arrays and long strings."""
         if kind == _STRING:
-            return self._string()
+            data = self._string()
+            return None if data is None else data.decode("utf-8", errors="replace")
         if kind == _ARRAY:
             return self._skip_array()
         if kind not in _NUMBERS:
@@ -120,16 +154,26 @@ class _Reader:
         if kind in _NUMBERS:
             self._move(count * struct.calcsize(_NUMBERS[kind]))
             return
-        if kind != _STRING or count > len(self._data):
+        self._strings += count
+        if kind != _STRING or self._strings > _MAX_STRINGS:
             raise self._fail(f"it says it has an array of {count} values of type {kind}")
         for _ in range(count):
             self._move(self._number("Q"))
 
-    def _string(self) -> str:
+    def _string(self) -> bytes | None:
         length = self._number("Q")
         begin = self._at
         self._move(length)
-        return self._data[begin : self._at].decode("utf-8", errors="replace")
+        return self._data[begin : self._at] if length <= _MAX_STRING else None
+
+    def _name(self) -> str:
+        data = self._string()
+        try:
+            if data is not None:
+                return data.decode("utf-8")
+        except UnicodeDecodeError:
+            pass
+        raise self._fail(f"a name is no UTF-8 text of at most {_MAX_STRING} bytes")
 
     def _count(self, what: str) -> int:
         count: int = self._number("Q")
@@ -149,3 +193,7 @@ class _Reader:
 
     def _fail(self, problem: str) -> CheckpointError:
         return CheckpointError(f"{self._path}: is not a readable GGUF file: {problem}")
+
+
+def _is_power_of_two(number: int) -> bool:
+    return 0 < number <= _MAX_ALIGNMENT and not number & (number - 1)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from gptoss_mlx.checkpoint import INDEX, expected_tensors
-from gptoss_mlx.config import ModelConfig, QuantizationSpec
+from gptoss_mlx.config import ModelConfig, Quantization, QuantizationSpec
 from gptoss_mlx.errors import CheckpointError
 from gptoss_mlx.jsonfile import read_json
+from gptoss_mlx.regular import is_named
 from gptoss_mlx.shard import read_shard
 
 from .. import rules
@@ -21,11 +20,10 @@ _MXFP4 = QuantizationSpec(4, 32, "mxfp4")
 
 
 def matches(path: Path) -> bool:
-    if not (path / "config.json").is_file() or "quantization" not in read_json(
-        path / "config.json"
-    ):
+    config = path / "config.json"
+    if not is_named(config) or not isinstance(read_json(config).get("quantization"), dict):
         return False
-    if (path / INDEX).is_file():
+    if is_named(path / INDEX):
         names = read_json(path / INDEX).get("weight_map")
         return isinstance(names, dict) and any(name.endswith(_MARK) for name in names)
     files = sorted(path.glob("*.safetensors"))
@@ -46,7 +44,7 @@ def read(path: Path, exact: bool) -> Source:
     for name, (dtype, shape) in expected_tensors(model, config_path).items():
         module, _, part = name.rpartition(".")
         if module.endswith(".experts"):
-            _check_mxfp4(config_path, config, module)
+            _check_mxfp4(config_path, quantization, module)
             pieces[name] = _expert_piece(inputs, name, dtype, shape)
         elif part == "weight" and f"{module}.scales" in inputs:  # what mlx-lm itself goes by
             spec = quantization.of(module)
@@ -77,6 +75,11 @@ def _packed(
     if spec is None:
         raise CheckpointError(f"{path}: quantization of {module} is not told, but it has scales")
     rows, width = shape
+    if width % spec.group_size or width * spec.bits % 32:
+        raise CheckpointError(
+            f"{path}: quantization of {module}: its {width} columns are not divisible by"
+            f" group_size {spec.group_size}"
+        )
     affine = spec.mode == "affine"
     groups = rows, width // spec.group_size
     parts = [inputs.take(f"{module}.weight", "U32", (rows, width * spec.bits // 32))]
@@ -85,17 +88,14 @@ def _packed(
     return Packed(spec, tuple(parts))
 
 
-def _check_mxfp4(path: Path, config: Mapping[str, Any], experts: str) -> None:
-    """The experts' own entries, or the default that holds for them."""
-    section = config["quantization"]
+def _check_mxfp4(path: Path, quantization: Quantization, experts: str) -> None:
     for part in ("gate_proj", "up_proj", "down_proj"):
-        spec = section.get(f"{experts}.{part}", section)
-        found = spec if isinstance(spec, Mapping) else section
-        mode, bits = found.get("mode", "affine"), found.get("bits")
-        if (mode, bits) != (_MXFP4.mode, _MXFP4.bits):
+        spec = quantization.of(f"{experts}.{part}")
+        if spec != _MXFP4:
+            how = "not quantized" if spec is None else f"{spec.mode} in {spec.bits} bits"
             raise CheckpointError(
-                f"{path}: {experts}.{part} is quantized as {mode} in {bits} bits, not as the"
-                " released mxfp4, so the released experts cannot be had from it"
+                f"{path}: {experts}.{part} is {how}, not the released mxfp4, so the released"
+                " experts cannot be had from it"
             )
 
 

@@ -10,6 +10,7 @@ from gptoss_mlx.checkpoint import expected_tensors
 from gptoss_mlx.config import ModelConfig
 from gptoss_mlx.errors import CheckpointError
 from gptoss_mlx.jsonfile import read_json
+from gptoss_mlx.regular import is_named
 
 from ..piece import Piece
 from ..source import Inputs, Source, read_files
@@ -52,7 +53,7 @@ _FIELDS = {
 def matches(path: Path) -> bool:
     config = path / "config.json"
     return (
-        config.is_file()
+        is_named(config)
         and "num_experts" in (values := read_json(config))
         and ("model_type" not in values)
     )

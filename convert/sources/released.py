@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gptoss_mlx.checkpoint import INDEX, Checkpoint
+from gptoss_mlx.checkpoint import INDEX, Checkpoint, is_plain_name
 from gptoss_mlx.errors import CheckpointError
-from gptoss_mlx.jsonfile import parse_json, read_json
+from gptoss_mlx.jsonfile import JSON_LIMIT, parse_json, read_json
+from gptoss_mlx.regular import is_named, open_regular, read_regular
 
 from ..piece import Piece
 from ..source import MANIFEST, Packed, Release, Source, carried_files, released_config
@@ -17,7 +18,7 @@ _LENGTH_BYTES = 8
 
 
 def matches(path: Path) -> bool:
-    return (path / "config.json").is_file()
+    return is_named(path / "config.json")
 
 
 def read(path: Path, exact: bool) -> Source:
@@ -37,13 +38,13 @@ def read(path: Path, exact: bool) -> Source:
     }
     pieces |= {f"{module}.weight": matrix.unpacked() for module, matrix in packed.items()}
     files = sorted({tensor.path for tensor in checkpoint.tensors.values()})
-    record = read_json(path / MANIFEST) if (path / MANIFEST).exists() else None
+    record = read_json(path / MANIFEST) if is_named(path / MANIFEST) else None
     return Source(
         kind="released" if record is None else "converted",
         name=path.resolve().name,
         paths=(path / "config.json", *files),
         config=released_config(read_json(path / "config.json")),
-        verbatim=None if packed else (path / "config.json").read_bytes(),
+        verbatim=None if packed else _content(path / "config.json"),
         pieces=pieces,
         packed=packed,
         exact=not packed and (record is None or record.get("exact") is True),
@@ -59,7 +60,7 @@ def read(path: Path, exact: bool) -> Source:
 def _release(path: Path, files: list[Path]) -> Release:
     """The cut of the released files: these."""
     index = path / INDEX
-    text = index.read_bytes().decode("utf-8") if index.exists() else None
+    text = _content(index).decode("utf-8") if is_named(index) else None
     return Release({file.name: _header(file) for file in files}, text)
 
 
@@ -70,7 +71,7 @@ def _recorded(manifest: Path, record: Any, pieces: Mapping[str, Piece]) -> Relea
     try:
         release = Release(record["headers"], record["index"])
         fits = _fits(release, pieces)
-    except (AttributeError, KeyError, TypeError, ValueError, CheckpointError):
+    except (AttributeError, LookupError, TypeError, ValueError, RecursionError, CheckpointError):
         fits = False
     if not fits:
         raise CheckpointError(f"{manifest}: its release does not hold the tensors of config.json")
@@ -81,7 +82,7 @@ def _fits(release: Release, pieces: Mapping[str, Piece]) -> bool:
     """Whether files of plain names hold each tensor once and nothing else; may raise instead."""
     names: list[str] = []
     for file, text in release.headers.items():
-        if Path(file).name != file or file.startswith(".") or not file.endswith(".safetensors"):
+        if not is_plain_name(file):
             return False
         header = parse_json(text.encode(), file)
         header.pop("__metadata__", None)
@@ -97,8 +98,13 @@ def _fits(release: Release, pieces: Mapping[str, Piece]) -> bool:
     return whole and sorted(names) == sorted(pieces)
 
 
+def _content(path: Path) -> bytes:
+    """A small file that `Checkpoint.open` has read before."""
+    return read_regular(path, JSON_LIMIT)
+
+
 def _header(path: Path) -> str:
     """A safetensors header's text, which `Checkpoint.open` has checked."""
-    with path.open("rb") as file:
+    with open(open_regular(path), "rb") as file:
         length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
         return file.read(length).decode("utf-8")

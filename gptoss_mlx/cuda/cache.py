@@ -2,7 +2,11 @@
 
 A `Cache` has rows for as many sequences as were planned. A full-attention layer keeps every token
 of a row in an arena of `context` places, by position; a sliding layer the last `window` in a ring:
-the token at position p lies in place p % window. `State` is one row while a sequence has it.
+the token at position p lies in place p % window.
+
+`State` is a sequence. It has a row while it computes; where there are more sequences than rows, the
+one that has rested longest gives way and is parked, bit for bit, in the host's memory until it
+computes again. Which rows are free is asked of the states that live, so that none can be lost.
 
 As on MLX, an arena can forget its newest tokens at any time, a ring cannot: `State.snapshot` keeps
 the rings and the position, and `State.restore` puts them back.
@@ -10,7 +14,11 @@ the rings and the position, and `State.restore` puts them back.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
+from typing import TypeAlias
+from weakref import WeakSet
 
 import torch
 
@@ -48,19 +56,57 @@ class Cache:
         self.layers = {i: self.arenas[at] for at, i in enumerate(full)}
         self.layers |= {i: self.rings[at] for at, i in enumerate(sliding)}
         """Of each layer [rows, 2, kv_heads, places, head_dim]."""
-        self._free = list(reversed(range(rows)))
+        self._states: WeakSet[State] = WeakSet()
+        self._clock = count()
 
     def new_state(self) -> State:
-        """An empty sequence. Raises CapacityError if every row has one."""
-        if not self._free:
+        """An empty sequence."""
+        state = State(self)
+        self._states.add(state)
+        return state
+
+    def seat(self, states: Sequence[State]) -> list[int]:
+        """The rows of sequences that are to compute together; others give way where they must.
+
+        Raises CapacityError, before anything is moved, if there are fewer rows.
+        """
+        if len(states) > self.rows:
             sequences = "1 sequence" if self.rows == 1 else f"{self.rows} sequences"
             raise CapacityError(
-                f"the model was opened for {sequences} at a time, and as many are running"
+                f"the model was opened for {sequences} at a time, not for {len(states)}"
             )
-        return State(self, self._free.pop())
+        for state in states:
+            state.used = next(self._clock)
+        return [self._row_of(state) for state in states]
 
-    def release(self, row: int) -> None:
-        self._free.append(row)
+    def _row_of(self, state: State) -> int:
+        if isinstance(state.place, int):
+            return state.place
+        taken = {other.place: other for other in self._states if isinstance(other.place, int)}
+        row = next((row for row in range(self.rows) if row not in taken), None)
+        if row is None:
+            resting = min(taken.values(), key=lambda other: other.used)
+            row = resting.park()
+        if isinstance(state.place, Parked):
+            tokens = min(state.offset, state.place.arenas.shape[-2])  # what was cut back stays away
+            self.arenas[:, row, :, :, :tokens] = state.place.arenas[..., :tokens, :]
+            self.rings[:, row] = state.place.rings
+        state.place = row
+        return row
+
+
+@dataclass(frozen=True)
+class Parked:
+    """A sequence that has no row, in the host's memory.
+
+    arenas [full layers, 2, kv_heads, tokens, head_dim]; rings as in a `Snapshot`.
+    """
+
+    arenas: torch.Tensor
+    rings: torch.Tensor
+
+
+Place: TypeAlias = "int | Parked | None"
 
 
 @dataclass(frozen=True)
@@ -79,21 +125,33 @@ class Snapshot:
 
 
 class State:
-    """One sequence in its row: `offset` tokens are in it, the next one has position `offset`."""
+    """One sequence: `offset` tokens are in it, the next one has position `offset`.
 
-    def __init__(self, cache: Cache, row: int) -> None:
-        self.cache, self.row, self.offset = cache, row, 0
+    place: its row, or what is parked; None as long as it is empty. Only this is ever assigned when
+    a sequence moves, and what it says is complete before. used: when it last computed.
+    """
+
+    def __init__(self, cache: Cache) -> None:
+        self.cache, self.offset = cache, 0
         self.window = cache.window
-        self._closed = False
+        self.place: Place = None
+        self.used = -1
+
+    @property
+    def row(self) -> int:
+        """The row it has, or takes now."""
+        return self.place if isinstance(self.place, int) else self.cache.seat([self])[0]
+
+    def park(self) -> int:
+        """Leave the row, and give its number."""
+        row = self.row
+        arenas, rings = self.cache.arenas[:, row, :, :, : self.offset], self.cache.rings[:, row]
+        self.place = Parked(arenas.to("cpu", copy=True), rings.to("cpu", copy=True))
+        return row
 
     def close(self) -> None:
         """Give the row back; the sequence is gone."""
-        if not self._closed:
-            self._closed = True
-            self.cache.release(self.row)
-
-    def __del__(self) -> None:
-        self.close()
+        self.place, self.offset = None, 0
 
     def snapshot(self) -> Snapshot:
         return Snapshot(self.offset, self.cache.rings[:, self.row].clone())

@@ -2,17 +2,20 @@
 
 On a card that is the Triton kernel, once it has agreed with its reference on small calls, on this
 card and in this dtype. One that does not compile or does not agree is left out: its reference
-computes in its place, and `Kernels.left_out` says why. Elsewhere it is the reference. Triton is
-imported only where its kernels are wanted.
+computes in its place, and `Kernels.left_out` says why. Kernels of different modules are compiled
+side by side. Elsewhere it is the reference. Triton is imported only where its kernels are wanted.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import groupby
+from subprocess import CalledProcessError
 from types import ModuleType
 from typing import Any
 
@@ -20,8 +23,10 @@ import torch
 
 from gptoss_mlx.cuda import reference
 from gptoss_mlx.cuda.agreement import difference
+from gptoss_mlx.cuda.current import launching_on
 from gptoss_mlx.cuda.operands import Groups, Routed
 from gptoss_mlx.errors import KernelError
+from gptoss_mlx.pool import Pool
 
 VARIABLE = "GPTOSS_KERNELS"
 AGREEMENT = {torch.float32: 1e-3, torch.bfloat16: 1e-2}
@@ -42,7 +47,10 @@ MODULES: Mapping[str, str] = {
 }
 """The module under cuda/kernels that has each operation's Triton kernel."""
 
-PREFILL_ONLY = frozenset({"prefill_attention"})
+WAITING = frozenset({"decode_attention", "moe_gate_up", "moe_down"})
+"""Operations of a decoding step whose references wait for the device, as no CUDA graph can."""
+
+BUILDERS = 4  # threads that compile
 
 Two = tuple[torch.Tensor, torch.Tensor]
 
@@ -68,8 +76,8 @@ class Kernels:
 
     @property
     def capturable(self) -> bool:
-        """Whether a CUDA graph can hold a step of decoding: references may wait for the device."""
-        return all(not is_reference(self, name) for name in MODULES if name not in PREFILL_ONLY)
+        """Whether a CUDA graph can hold a step of decoding."""
+        return not any(is_reference(self, name) for name in WAITING)
 
 
 def choose_kernels(device: torch.device, dtype: torch.dtype, wish: str | None = None) -> Kernels:
@@ -89,17 +97,62 @@ def choose_kernels(device: torch.device, dtype: torch.dtype, wish: str | None = 
         )
     if wish == "reference" or (wish == "" and device.type != "cuda"):
         return Kernels()
-    found: dict[str, Any] = {}
-    left_out: dict[str, str] = {}
-    for name in MODULES:
-        try:
-            found[name] = checked(name, device, dtype)
-        except Exception as error:  # whatever it is, the model can be computed without
-            left_out[name] = " ".join(str(error).split()) or type(error).__name__
+    tried = _tried(device, dtype)
+    found = {name: kernel for name, kernel in tried.items() if not isinstance(kernel, str)}
+    left_out = {name: why for name, why in tried.items() if isinstance(why, str)}
     if left_out and wish == "triton":
         name, why = next(iter(left_out.items()))
         raise KernelError(f"the Triton kernel {name} cannot be used: {why}")
+    for name in WAITING & left_out.keys():
+        left_out[name] += "; without it a decoding step is no CUDA graph, but launch after launch"
     return Kernels(**found, **tile_of(found, device), left_out=left_out)
+
+
+def _tried(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[..., Any] | str]:
+    """Of each operation its kernel, or why it cannot be used."""
+    tried: dict[str, Callable[..., Any] | str] = {}
+
+    def build(names: list[str]) -> None:
+        with launching_on(device):
+            for name in names:
+                tried[name] = _kernel_or_why(name, device, dtype)
+
+    by_module = groupby(sorted(MODULES, key=lambda name: MODULES[name]), lambda n: MODULES[n])
+    calls = [partial(build, list(names)) for _, names in by_module]
+    if device.type == "cuda":
+        pool = Pool(BUILDERS, "gptoss-build")
+        try:
+            pool.start(calls).wait()
+        finally:
+            pool.close()
+    else:  # in the interpreter, which knows one thread
+        for call in calls:
+            call()
+    return {name: tried[name] for name in MODULES}
+
+
+def _kernel_or_why(name: str, device: torch.device, dtype: torch.dtype) -> Callable[..., Any] | str:
+    try:
+        return checked(name, device, dtype)
+    except Exception as error:  # of many kinds, in Triton, torch and the driver
+        if not _is_theirs(error):
+            raise
+        return " ".join(str(error).split()) or type(error).__name__
+
+
+def _is_theirs(error: Exception) -> bool:
+    """Whether a compiler, the driver or the agreement says it, and no mistake of our own."""
+    if isinstance(error, KernelError | CalledProcessError | torch.OutOfMemoryError):
+        return True
+    from triton.errors import TritonError
+
+    if isinstance(error, TritonError):
+        return True
+    if not isinstance(error, RuntimeError):
+        return False
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    inside = frame.f_globals.get("__name__", "").startswith("triton.")
+    return inside or "CUDA" in str(error)
 
 
 def checked(name: str, device: torch.device, dtype: torch.dtype) -> Callable[..., Any]:
@@ -165,6 +218,8 @@ def module_of(name: str) -> ModuleType:
     try:
         return importlib.import_module(f"gptoss_mlx.cuda.kernels.{MODULES[name]}")
     except ImportError as error:
+        if (error.name or "").startswith("gptoss_mlx"):  # a mistake of our own
+            raise
         raise KernelError(f"it cannot be imported: {error}") from error
 
 

@@ -9,9 +9,7 @@ Formulas: OpenAI, gpt-oss/torch/model.py.
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import psutil
@@ -23,6 +21,7 @@ from gptoss_mlx.config import ModelConfig
 from gptoss_mlx.cuda import mxfp4
 from gptoss_mlx.cuda.cache import Cache, State
 from gptoss_mlx.cuda.choice import Kernels, choose_kernels
+from gptoss_mlx.cuda.current import launching_on
 from gptoss_mlx.cuda.experts import Experts, on_kernels
 from gptoss_mlx.cuda.graph import Graphs
 from gptoss_mlx.cuda.operands import Heads, Matrix
@@ -30,6 +29,7 @@ from gptoss_mlx.cuda.places import Chunk, Places, Step
 from gptoss_mlx.cuda.reference import dense
 from gptoss_mlx.cuda.streaming import StreamedExperts, Streaming
 from gptoss_mlx.cuda.weights import Loader
+from gptoss_mlx.device import peak_bytes
 from gptoss_mlx.heap import keep_few_shapes, return_freed
 from gptoss_mlx.rope import magnitude, periods
 
@@ -170,7 +170,7 @@ class Transformer:
         return self.cache.rows
 
     def new_state(self) -> State:
-        """An empty sequence. Raises CapacityError if there is no room for one more."""
+        """An empty sequence. There may be more than rows: see cuda/cache.py."""
         return self.cache.new_state()
 
     @torch.inference_mode()
@@ -207,9 +207,13 @@ class Transformer:
     def decode_many(
         self, tokens: Sequence[Sequence[int] | torch.Tensor], states: Sequence[State]
     ) -> torch.Tensor:
-        """Append one token to each of several sequences -> logits float32 [n, vocabulary]."""
+        """Append one token to each of several sequences -> logits float32 [n, vocabulary].
+
+        Raises CapacityError, before anything is computed, if they are more than there are rows.
+        """
         ids = torch.cat([self._on_device(token) for token in tokens])
-        where = self._indices([[s.offset for s in states], [s.row for s in states]])
+        rows = self.cache.seat(states)
+        where = self._indices([[s.offset for s in states], rows])
         with launching_on(self.device):
             logits = self._step(ids, where)
         for state in states:
@@ -223,8 +227,8 @@ class Transformer:
         counts = {} if self.streaming is None else self.streaming.stats()
         if self.device.type != "cuda":
             resident = psutil.Process().memory_info().rss
-            peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            return {"active_bytes": resident, "peak_bytes": peak, "cache_bytes": 0, **counts}
+            held = {"active_bytes": resident, "peak_bytes": peak_bytes()}
+            return {**held, "cache_bytes": 0, **counts}
         active, reserved = (
             ask(self.device) for ask in (torch.cuda.memory_allocated, torch.cuda.memory_reserved)
         )
@@ -287,7 +291,8 @@ def open_model(
     context: tokens a sequence may have, by default the model's limit; rows: sequences at a time.
     slots: experts of a layer on the device, all by default; the others are brought when chosen.
     kernels: by default what `choose_kernels` finds for the device.
-    Raises CheckpointError if a file cannot be read or holds an invalid scale; KernelError.
+    Raises CheckpointError if a file cannot be read, is changed meanwhile, or holds an invalid scale
+    or a float that is not finite; KernelError.
     """
     return_freed()
     keep_few_shapes()
@@ -298,25 +303,21 @@ def open_model(
     slots = slots or config.num_local_experts
     if not config.num_experts_per_tok <= slots <= config.num_local_experts:
         raise ValueError(f"{slots} slots are not within one token's experts and all of them")
-    streaming = None
+    reader, streaming = checkpoint.reader(), None
     if slots < config.num_local_experts:
-        streaming = Streaming(checkpoint.tensors, place, slots)
+        streaming = Streaming(checkpoint.tensors, reader, place, slots)
     cache = Cache(config, rows, context or config.max_position_embeddings, compute, place)
     total = _bytes_to_read(checkpoint, slots)
     with launching_on(place):
         kernels = kernels or choose_kernels(place, compute)
-        checkpoint.check_scales(most=mxfp4.MOST_SCALE if on_kernels(kernels) else 254)
-        with Loader(checkpoint, compute, place, total, progress) as loader:
+        most = mxfp4.MOST_SCALE if on_kernels(kernels) else 254
+        checkpoint.check_scales(most=most, reader=reader)
+        with Loader(checkpoint, compute, place, total, progress, reader) as loader:
             model = Transformer(config, loader, kernels, cache, chunk, streaming)
             loader.finish()
         for block in model.blocks:
             block.moe.experts.pack()
     return model
-
-
-def launching_on(device: torch.device) -> AbstractContextManager[object]:
-    """Triton launches on the thread's current card, so the model's must be that."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _bytes_to_read(checkpoint: Checkpoint, slots: int) -> int:

@@ -67,7 +67,7 @@ class Chunk:
         self.end, self.tokens = state.offset + tokens, tokens
         self.earlier = min(state.offset, cache.window - 1)
         self.positions = torch.arange(state.offset, self.end, dtype=torch.int32, device=device)
-        self.rows = torch.full_like(self.positions, state.row)
+        self.rows = torch.full_like(self.positions, self.row)
 
     def attend(self, qkv: torch.Tensor, layer: Attention) -> torch.Tensor:
         q, kv = self._rotate(qkv, layer)

@@ -13,38 +13,48 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from gptoss_mlx.sampling import SMALLEST, WEYL, WORD, Mask, Sampling
+from gptoss_mlx.sampling import SMALLEST, WEYL, WORD, Mask, Sampling, check_finite
 
 _WHOLE = 2**52  # what a probability of 1 is when counted in whole numbers
 
 
 class Choice:
-    """A token that may still be on its way. token: [1] int64, on the device."""
+    """A token that may still be on its way. token: [1] int64, on the device.
+
+    step: its number in the answer, from 0. naught: the logits' sum, each times 0: [1].
+    """
 
     def __init__(
         self,
         token: torch.Tensor,
+        step: int,
+        naught: torch.Tensor,
         logprob: torch.Tensor | None = None,
         top: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> None:
-        self.token, self.logprob, self.top = token, logprob, top
+        self.token, self.step, self.naught = token, step, naught
+        self.logprob, self.top = logprob, top
         self._copy: _Copy | None = None
 
     def read(self) -> tuple[int, float | None, tuple[tuple[int, float], ...]]:
-        """Wait for it: (id, log-probability, the most probable ids with theirs)."""
+        """Wait for it: (id, log-probability, the most probable ids with theirs).
+
+        Raises NumericalError if it was drawn from logits that are not finite.
+        """
         self.queue()
         assert self._copy is not None
-        values = self._copy.read()
-        logprob = None if self.logprob is None else values[1]
+        token, naught, *values = self._copy.read()
+        check_finite(naught, self.step)
+        logprob = None if self.logprob is None else values[0]
         count = 0 if self.top is None else len(self.top[0])
-        ids, found = values[2 : 2 + count], values[2 + count :]
-        return int(values[0]), logprob, tuple((int(i), v) for i, v in zip(ids, found, strict=True))
+        ids, found = values[1 : 1 + count], values[1 + count :]
+        return int(token), logprob, tuple((int(i), v) for i, v in zip(ids, found, strict=True))
 
     def queue(self) -> None:
         """Start its way to the host's memory."""
         if self._copy is None:
             reported = [] if self.logprob is None else [self.logprob]
-            columns = (self.token, *reported, *(self.top or ()))
+            columns = (self.token, self.naught, *reported, *(self.top or ()))
             # One copy brings all; beside float32, ids become that, which is exact below 2^24.
             self._copy = _Copy(torch.cat(columns))
 
@@ -103,7 +113,7 @@ class Sampler:
         token = self._draw(scores, step)
         if ids is not None:
             token = ids[token]
-        choice = self._report(token, raw)
+        choice = self._report(token, step, raw)
         choice.queue()
         return choice
 
@@ -142,15 +152,16 @@ class Sampler:
         drawn = categorical(scores, self._generator)
         return drawn if kept is None else kept[drawn]
 
-    def _report(self, token: torch.Tensor, raw: torch.Tensor) -> Choice:
+    def _report(self, token: torch.Tensor, step: int, raw: torch.Tensor) -> Choice:
+        naught = (raw * 0).sum(0, keepdim=True)
         if not (self.options.logprobs or self.options.top_logprobs):
-            return Choice(token)
+            return Choice(token, step, naught)
         logprobs = raw - raw.logsumexp(0)
         count = min(self.options.top_logprobs, self.vocab)
         if count == 0:
-            return Choice(token, logprobs[token])
+            return Choice(token, step, naught, logprobs[token])
         values, ids = largest(logprobs, count)
-        return Choice(token, logprobs[token], (ids, values))
+        return Choice(token, step, naught, logprobs[token], (ids, values))
 
 
 def largest(x: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:

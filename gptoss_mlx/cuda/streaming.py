@@ -6,6 +6,9 @@ pinned buffers; from there they go to slots of experts that this wave does not n
 needs more experts than there are slots visits them in waves.
 
 Why no slot is written while a computation may read it: both are queued on one stream, in order.
+With the environment variable GPTOSS_DEBUG_SLOTS=1 that is checked at every visit and every write,
+and so is that a buffer is given to the next expert only when nothing is read into it or copied out
+of it any more; what is not so raises AssertionError at once.
 """
 
 from __future__ import annotations
@@ -21,9 +24,10 @@ from numpy.typing import NDArray
 
 from gptoss_mlx.cuda import mxfp4
 from gptoss_mlx.cuda.experts import Experts
-from gptoss_mlx.reader import FileReader, Load
+from gptoss_mlx.pool import Tasks
+from gptoss_mlx.reader import FileReader
 from gptoss_mlx.shard import Tensor
-from gptoss_mlx.slots import SlotTable
+from gptoss_mlx.slots import SlotTable, debugging
 
 STAGED = 8
 """Experts on their way at a time: of gpt-oss 13 MB each, 106 MB of pinned memory."""
@@ -45,12 +49,16 @@ class Counts:
 class Streaming:
     """What the streaming layers of one model share: the reader, the buffers, the counts."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], device: torch.device, slots: int) -> None:
-        self.tensors, self.device, self.slots = tensors, device, slots
-        self.reader = FileReader({tensor.path for tensor in tensors.values()})
+    def __init__(
+        self, tensors: Mapping[str, Tensor], reader: FileReader, device: torch.device, slots: int
+    ) -> None:
+        self.tensors, self.reader, self.device, self.slots = tensors, reader, device, slots
         self.counts = Counts()
         self._buffers: list[Buffer] = []
         self._next = 0
+        self._in_doubt: SlotTable | None = None
+        self._debugging = debugging()
+        self._stream: int | None = None  # that slots have been read and written on
 
     def stats(self) -> dict[str, float]:
         return {"slots": self.slots, **asdict(self.counts)}
@@ -63,7 +71,42 @@ class Streaming:
         buffer = self._buffers[self._next]
         self._next = (self._next + 1) % STAGED
         buffer.wait()
+        if self._debugging and not buffer.free():
+            raise AssertionError(f"buffer {self._next} is given away while it is in use")
         return buffer
+
+    def check_stream(self) -> None:
+        """With debugging: slots are read and written on one stream only."""
+        if not self._debugging or self.device.type != "cuda":
+            return
+        stream = torch.cuda.current_stream(self.device).cuda_stream
+        if self._stream not in (None, stream):
+            raise AssertionError(f"slots are used on the streams {self._stream} and {stream}")
+        self._stream = stream
+
+    @contextmanager
+    def changing(self, table: SlotTable) -> Iterator[None]:
+        """What is cut short leaves the bank empty, and the buffers free, rather than in doubt.
+
+        If that is cut short as well, by a second interrupt, the next call begins with it.
+        """
+        self._settle()
+        self._in_doubt = table
+        try:
+            yield
+        except BaseException:
+            self._settle()
+            raise
+        self._in_doubt = None
+
+    def _settle(self) -> None:
+        if self._in_doubt is None:
+            return
+        self.reader.stop()  # also reads that an interrupt came too early to note down
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # and copies out of the buffers
+        self._in_doubt.clear()
+        self._in_doubt = None
 
 
 class Buffer:
@@ -73,6 +116,12 @@ class Buffer:
         self.on_card = device.type == "cuda"
         self.data = torch.empty(nbytes, dtype=torch.uint8, pin_memory=self.on_card)
         self._taken: torch.cuda.Event | None = None
+        self.load: Tasks | None = None  # the latest into it
+
+    def free(self) -> bool:
+        """Whether nothing reads into it, and what was in it has been copied."""
+        read = self.load is None or self.load.over()
+        return read and (self._taken is None or bool(self._taken.query()))  # type: ignore[no-untyped-call]
 
     def sent(self) -> None:
         """The copies to the device are queued."""
@@ -92,7 +141,7 @@ class _Coming:
     expert: int
     buffer: Buffer
     parts: tuple[torch.Tensor, ...]
-    load: Load
+    load: Tasks
 
 
 class StreamedExperts:
@@ -118,8 +167,9 @@ class StreamedExperts:
         chosen = experts.cpu().numpy()
         self.table.use(chosen.reshape(-1).tolist(), steps=len(chosen))
         out = x.new_empty(chosen.size, x.shape[1], dtype=torch.float32)
-        with self._changing():
+        with self.streaming.changing(self.table):
             for wave in self._waves(np.unique(chosen).tolist()):
+                self.streaming.check_stream()
                 visits = np.flatnonzero(np.isin(chosen, wave))
                 slots = self._on_device(self._slots(chosen.reshape(-1, 1)[visits])).int()
                 pairs = self._on_device(visits)
@@ -159,7 +209,8 @@ class StreamedExperts:
         parts = torch.split(buffer.data, sizes)
         reads = [(t, part.numpy().data) for t, part in zip(tensors, parts, strict=True)]
         self.streaming.counts.bytes_read += sum(sizes)
-        return _Coming(expert, buffer, parts, self.streaming.reader.read(reads))
+        buffer.load = self.streaming.reader.read(reads)
+        return _Coming(expert, buffer, parts, buffer.load)
 
     def _await(self, coming: Sequence[_Coming]) -> None:
         begun = time.perf_counter()
@@ -172,6 +223,7 @@ class StreamedExperts:
         slot = self.table.claim(coming.expert, keep)
         assert slot is not None  # a wave is never larger than the bank
         bank, device = self.experts.bank, self.streaming.device
+        self.streaming.check_stream()
         parts = [part.to(device, non_blocking=True) for part in coming.parts]
         coming.buffer.sent()
         shaped = [
@@ -190,14 +242,3 @@ class StreamedExperts:
 
     def _on_device(self, values: NDArray[np.int64]) -> torch.Tensor:
         return torch.from_numpy(values).to(self.streaming.device)
-
-    @contextmanager
-    def _changing(self) -> Iterator[None]:
-        """What is cut short leaves the bank empty rather than in doubt."""
-        try:
-            yield
-        except BaseException:
-            self.streaming.reader.stop()
-            for slot in range(len(self.table)):
-                self.table.release(slot)
-            raise

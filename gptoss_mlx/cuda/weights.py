@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from math import prod
 from threading import Lock, local
 
@@ -18,9 +18,12 @@ import torch
 
 from gptoss_mlx.checkpoint import Checkpoint, Progress
 from gptoss_mlx.config import QuantizationSpec
+from gptoss_mlx.cuda.current import launching_on
 from gptoss_mlx.cuda.operands import Matrix
 from gptoss_mlx.cuda.quantized import dequantize
-from gptoss_mlx.shard import ITEM_BYTES, Tensor, read_into
+from gptoss_mlx.pool import Pool, Tasks
+from gptoss_mlx.reader import FileReader
+from gptoss_mlx.shard import ITEM_BYTES, Tensor
 
 PIECE = 16 << 20  # bytes a thread reads at a time
 THREADS = max(2, min(8, os.cpu_count() or 4))
@@ -33,6 +36,7 @@ class Loader:
 
     Until `finish` has returned, their contents are undefined. Used as a context manager, it stops
     reading when the body fails. total: bytes that will be read, for the progress.
+    reader: by default one that opens the files anew. Raises CheckpointError if they cannot be.
     """
 
     def __init__(
@@ -42,11 +46,13 @@ class Loader:
         device: torch.device,
         total: int = 0,
         progress: Progress | None = None,
+        reader: FileReader | None = None,
     ) -> None:
         self.checkpoint, self.dtype, self.device = checkpoint, dtype, device
+        self.reader = reader or checkpoint.reader()
         self._total, self._done, self._progress = total, 0, progress
-        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="gptoss-load")
-        self._reads: list[Future[None]] = []
+        self._pool = Pool(THREADS, "gptoss-load")
+        self._reads: list[Tasks] = []
         self._buffers = local()
         self._lock = Lock()
 
@@ -54,12 +60,14 @@ class Loader:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool.close()
 
     def finish(self) -> None:
-        """Wait until everything is read. Raises CheckpointError if a file cannot be read."""
-        for read in self._reads:
-            read.result()
+        """Wait until everything is read. Raises CheckpointError if a file cannot be read, has been
+        changed since it was opened, or holds a float that is not finite.
+        """
+        for reads in self._reads:
+            reads.wait()
         self._reads.clear()
 
     def dense(self, *names: str) -> torch.Tensor:
@@ -121,27 +129,33 @@ class Loader:
         shape = (sum(t.shape[0] for t in tensors), *tensors[0].shape[1:])
         out = torch.empty(shape, dtype=dtype, device=self.device)
         flat, at = out.view(-1), 0
+        calls = []
         for tensor in tensors:
             for piece in _pieces(tensor):
                 end = at + piece.shape[0]
-                self._reads.append(self._pool.submit(self._read, piece, flat[at:end]))
+                calls.append(partial(self._read, piece, flat[at:end]))
                 at = end
+        self._reads.append(self._pool.start(calls))
         return out
 
     def _read(self, piece: Tensor, out: torch.Tensor) -> None:
         """Read a piece and copy it to its place. Runs on the pool's threads."""
+        with launching_on(self.device):
+            self._copy(piece, out)
+        with self._lock:
+            self._done += piece.nbytes
+            if self._progress is not None:
+                self._progress(self._done, max(self._done, self._total))
+
+    def _copy(self, piece: Tensor, out: torch.Tensor) -> None:
         buffer = getattr(self._buffers, "pinned", None)
         if buffer is None:
             pinned = self.device.type == "cuda"
             buffer = torch.empty(PIECE, dtype=torch.uint8, pin_memory=pinned)
             self._buffers.pinned = buffer
         held = buffer[: piece.nbytes]
-        read_into(piece, held.numpy().data)
+        self.reader.read_here([(piece, held.numpy().data)])
         out.copy_(held.view(_DTYPES[piece.dtype]))
-        with self._lock:
-            self._done += piece.nbytes
-            if self._progress is not None:
-                self._progress(self._done, max(self._done, self._total))
 
 
 def _as_bytes(tensor: Tensor) -> Tensor:

@@ -9,16 +9,23 @@ from __future__ import annotations
 
 import base64
 import importlib
+import math
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from gptoss_mlx.errors import VocabularyError
+from gptoss_mlx.errors import ContextError, VocabularyError
+from gptoss_mlx.harmony.merges import LONGEST_TOKEN, merge_long
+from gptoss_mlx.harmony.words import pieces
+from gptoss_mlx.regular import read_regular
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 VOCABULARY = DATA / "o200k_base.tiktoken"
+VOCABULARY_LIMIT = 8 << 20  # bytes; it has 3.6 million
 VOCABULARY_SHA256 = "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d"
 ORDINARY_TOKENS = 199998
 VOCAB_SIZE = 201088
@@ -33,6 +40,8 @@ CALL = 200012
 ENDOFTEXT = 199999
 ASSISTANT = 173781  # the roles' names, ordinary tokens
 USER = 1428
+_SPECIAL = re.compile(r"<\|\w+\|>", re.ASCII)
+_TOO_LONG = "the text has more tokens than there is room for"
 STOP_IDS = frozenset({RETURN, CALL, ENDOFTEXT})
 
 _NAMED = {
@@ -64,9 +73,9 @@ def special_tokens() -> dict[str, int]:
 def vocabulary_lines() -> list[bytes]:
     """The vocabulary file's lines: line i is the base64 of token i, a space, and i."""
     try:
-        lines = VOCABULARY.read_bytes().splitlines()
+        lines = read_regular(VOCABULARY, VOCABULARY_LIMIT).splitlines()
     except OSError as error:
-        raise VocabularyError(f"{VOCABULARY}: cannot read the vocabulary: {error}") from error
+        raise VocabularyError(f"{VOCABULARY}: cannot be read: {error.strerror}") from error
     if len(lines) != ORDINARY_TOKENS:
         raise VocabularyError(f"{VOCABULARY}: {len(lines)} tokens, expected {ORDINARY_TOKENS}")
     return lines
@@ -81,17 +90,44 @@ class Encoding:
         self._bytes: dict[int, bytes] = {}
         self._specials = special_tokens()
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of ordinary text; the text of special tokens is not interpreted."""
-        ids: list[int] = self.library.encode(text, disallowed_special=())
+    def encode(self, text: str, most: float = math.inf) -> list[int]:
+        """Ids of ordinary text; the text of special tokens is not interpreted.
+
+        The time it takes grows as the text does, whatever that is. Half of a surrogate pair is
+        U+FFFD. Raises ContextError, and does so early, if there are more than `most` ids.
+        """
+        if len(text) > most * LONGEST_TOKEN:
+            raise ContextError(_TOO_LONG)
+        ids: list[int] = []
+        for piece, is_word in pieces(with_whole_characters(text)):
+            if is_word:
+                ranks = self._ranks
+                ids += [ranks[token] for token in merge_long(piece.encode(), ranks, most)]
+            else:
+                ids += self.library.encode(piece, disallowed_special=())
+            if len(ids) > most:
+                raise ContextError(_TOO_LONG)
         return ids
 
-    def encode_special(self, text: str) -> list[int]:
-        """Ids of text in which the texts of special tokens stand for these tokens."""
-        ids: list[int] = self.library.encode(
-            text, allowed_special=self._specials.keys(), disallowed_special=()
-        )
-        return ids
+    def encode_special(self, text: str, most: float = math.inf) -> list[int]:
+        """Ids of text in which the texts of special tokens stand for these tokens.
+
+        Raises ContextError as `encode` does.
+        """
+        ids: list[int] = []
+        begin = 0
+        for match in _SPECIAL.finditer(text):
+            id = self._specials.get(match.group())
+            if id is not None:
+                ids += self.encode(text[begin : match.start()], most - len(ids))
+                ids.append(id)
+                begin = match.end()
+        return ids + self.encode(text[begin:], most - len(ids))
+
+    @cached_property
+    def _ranks(self) -> dict[bytes, int]:
+        """Every ordinary token's id by its bytes, which is its rank, too."""
+        return {self.token_bytes(id): id for id in range(ORDINARY_TOKENS)}
 
     def token_bytes(self, id: int) -> bytes:
         """The bytes one token stands for; they need not be whole characters."""
@@ -111,6 +147,15 @@ class Encoding:
     def decode(self, ids: Iterable[int]) -> str:
         """The text of a sequence; bytes that are no UTF-8 become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+
+def with_whole_characters(text: str) -> str:
+    """The text; halves of surrogate pairs, which no UTF-8 has, are U+FFFD in it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 def _load_library() -> Any:

@@ -12,21 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from gptoss_mlx.harmony.encoding import special_tokens, vocabulary_lines
+from gptoss_mlx.harmony.words import PATTERN
 
-_CONTRACTION = "(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-_START = r"[^\r\n\p{L}\p{N}]?"
-_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-PATTERN = "|".join(
-    (
-        f"{_START}{_UPPER}*{_LOWER}+{_CONTRACTION}",
-        f"{_START}{_UPPER}+{_LOWER}*{_CONTRACTION}",
-        r"\p{N}{1,3}",
-        r" ?[^\s\p{L}\p{N}]+[\r\n/]*",
-        r"\s*[\r\n]+",
-        r"\s+(?!\S)",
-        r"\s+",
-    )
-)
 CHAT_TEMPLATE = Path(__file__).resolve().parent.parent / "data" / "chat_template.jinja"
 
 

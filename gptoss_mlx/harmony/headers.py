@@ -7,8 +7,10 @@ tokens the grammar did not permit, there is a way on.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 from gptoss_mlx.harmony.encoding import (
     ASSISTANT,
@@ -29,6 +31,7 @@ BUILTIN = {
     "browser": ("browser.search", "browser.open", "browser.find"),
     "python": ("python",),
 }
+_WORDS = re.compile(r"<\|\w+\|>| ?[^\s<]+| ")
 _ENDS = (END, RETURN, CALL)
 
 
@@ -90,7 +93,11 @@ class Headers:
         self._again = HeaderState(Mask(allow=(START,)))
         role = HeaderState(Mask(allow=(ASSISTANT,)))
         texts = _texts(tuple(tools), tuple(builtin), response_format is not None)
-        paths = {tuple(encoding.encode_special(text)): read_header(text) for text in texts}
+        ids = cache(encoding.encode_special)  # a name is in several headers
+        paths = {
+            tuple(id for word in _WORDS.findall(text) for id in ids(word)): read_header(text)
+            for text in texts
+        }
         self._nodes: list[HeaderState] = []
         self._start = self._node(paths)
         for state in (*self._nodes, *self._messages.values(), self._lost, loose, self._again, role):

@@ -7,14 +7,17 @@ tool calls). Nothing here knows about tokens.
 from __future__ import annotations
 
 import json
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any
 
 from gptoss_mlx.errors import MessageError
 from gptoss_mlx.harmony.schema import clean
 from gptoss_mlx.harmony.tools import tool_name
+from gptoss_mlx.jsonfile import shown
 
+INSTRUCTIONS = "# Instructions\n\n"
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _REASONING_KEYS = ("reasoning", "reasoning_content", "thinking")
 _TEXT_TYPES = ("text", "input_text", "output_text")
@@ -62,19 +65,22 @@ class _Reader:
         self.instructions: list[str] = []
         self.turns: list[Turn] = []
         self.calls: dict[str, str] = {}
-        self.names: set[str] = set()
-        self.unnamed: list[str] = []
+        self.unanswered: Counter[str] = Counter()  # calls without a result; every name has a count
+        self.unnamed: deque[str] = deque()  # calls without a result, in order, and some with one
+        self.answered: Counter[str] = Counter()  # how often each name is there although it has one
 
     def read(self, where: str, message: Any) -> None:
         if not isinstance(message, Mapping):
             raise MessageError(f"{where}: expected an object with role and content")
         role = message.get("role")
         if role not in ROLES:
-            raise MessageError(f"{where}: role {role!r} is unknown: use one of {', '.join(ROLES)}")
+            raise MessageError(
+                f"{where}: role {shown(role)} is unknown: use one of {', '.join(ROLES)}"
+            )
         if role in ("system", "developer"):
             text = _content(where, message)
             if self.turns:
-                self.turns.append(Turn("developer", text))
+                self.turns.append(Turn("developer", INSTRUCTIONS + text))
             else:
                 self.instructions.append(text)
         elif role == "user":
@@ -100,6 +106,8 @@ class _Reader:
             self._call(f"{where}: tool call {number}", call)
 
     def _call(self, where: str, call: Any) -> None:
+        if is_dataclass(call) and not isinstance(call, type):  # as in a `Result`
+            call = asdict(call)
         function = call.get("function", call) if isinstance(call, Mapping) else None
         if not isinstance(function, Mapping):
             raise MessageError(f"{where}: expected an object with a function")
@@ -109,10 +117,9 @@ class _Reader:
             arguments = json.dumps(clean(arguments), ensure_ascii=False)
         if not isinstance(arguments, str):
             raise MessageError(f"{where}: arguments must be JSON text")
-        id = call.get("id")
-        if id is not None:
-            self.calls[str(id)] = name
-        self.names.add(name)
+        if (id := _id(where, call.get("id"))) is not None:
+            self.calls[id] = name
+        self.unanswered[name] += 1
         self.unnamed.append(name)
         self.turns.append(
             Turn(
@@ -125,21 +132,10 @@ class _Reader:
         )
 
     def _tool(self, where: str, message: Mapping[str, Any]) -> None:
-        id, name = message.get("tool_call_id"), message.get("name")
-        if id is not None:
-            found = self.calls.get(str(id))
-            if found is None:
-                raise MessageError(f"{where}: no earlier tool call has the id {str(id)!r}")
-        elif name is not None:
-            found = name if name in self.names else None
-            if found is None:
-                raise MessageError(f"{where}: no earlier tool call is of a function {name!r}")
-        else:
-            if not self.unnamed:
-                raise MessageError(f"{where}: a tool result needs the tool_call_id of a call")
-            found = self.unnamed[0]
-        if found in self.unnamed:
-            self.unnamed.remove(found)
+        found = self._called(where, message)
+        if self.unanswered[found] > 0:
+            self.unanswered[found] -= 1
+            self.answered[found] += 1
         self.turns.append(
             Turn(
                 "tool",
@@ -149,6 +145,29 @@ class _Reader:
                 recipient="assistant",
             )
         )
+
+    def _called(self, where: str, message: Mapping[str, Any]) -> str:
+        """The function that a tool's message is the result of."""
+        id, name = _id(where, message.get("tool_call_id")), message.get("name")
+        if id is not None:
+            if id not in self.calls:
+                raise MessageError(f"{where}: no earlier tool call has the id {shown(id)}")
+            return self.calls[id]
+        if name is not None:
+            if not isinstance(name, str) or name not in self.unanswered:
+                raise MessageError(f"{where}: no earlier tool call is of a function {shown(name)}")
+            return name
+        while self.unnamed and self.answered[self.unnamed[0]] > 0:
+            self.answered[self.unnamed.popleft()] -= 1
+        if not self.unnamed:
+            raise MessageError(f"{where}: a tool result needs the tool_call_id of a call")
+        return self.unnamed[0]
+
+
+def _id(where: str, id: Any) -> str | None:
+    if id is not None and not isinstance(id, (str, int)):
+        raise MessageError(f"{where}: the id of a tool call is {shown(id)}, but must be a text")
+    return id if id is None or isinstance(id, str) else shown(id)
 
 
 def _reasoning(where: str, message: Mapping[str, Any]) -> str:
@@ -175,6 +194,8 @@ def _text(where: str, key: str, value: Any) -> str:
     for number, part in enumerate(value):
         kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
         if kind not in _TEXT_TYPES or not isinstance(part.get("text"), str):
-            raise MessageError(f"{where}: {key} part {number} is {kind!r}: only text is understood")
+            raise MessageError(
+                f"{where}: {key} part {number} is {shown(kind)}: only text is understood"
+            )
         texts.append(part["text"])
     return str(clean("".join(texts)))

@@ -28,6 +28,7 @@ from gptoss_mlx.harmony.header import Header, header_length, is_cut_header, read
 
 _ENDS = frozenset({END, RETURN, CALL, ENDOFTEXT})
 _HELD_TEXTS = 32  # a header of more text tokens is looked at before it is complete
+_MOST_HELD = 512  # tokens of a header; more are no header, whatever they are
 _GARBAGE_WORDS = 2  # so many stray words inside a header are garbage, more are an answer
 _NEW_DECODER = codecs.getincrementaldecoder("utf-8")
 
@@ -108,7 +109,8 @@ class Parser:
             return [self._content(self._open, text)]
         self._held.append((text, False))
         self._held_texts += 1
-        if self._held_texts >= _HELD_TEXTS and self._rest().strip():
+        full = len(self._held) >= _MOST_HELD
+        if full or (self._held_texts >= _HELD_TEXTS and self._rest().strip()):
             return self._resolve()
         return []
 
@@ -140,7 +142,7 @@ class Parser:
 
     def _hold(self, text: str) -> list[Piece]:
         self._held.append((text, True))
-        return []
+        return self._resolve() if len(self._held) >= _MOST_HELD else []
 
     def _rest(self) -> str:
         """What of the held header is no header if no <|message|> follows."""

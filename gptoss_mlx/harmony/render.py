@@ -12,19 +12,23 @@ from __future__ import annotations
 import datetime
 import importlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from gptoss_mlx.errors import MessageError
-from gptoss_mlx.harmony.encoding import ASSISTANT, CALL, RETURN, START, Encoding
-from gptoss_mlx.harmony.messages import Turn, read_messages
+from gptoss_mlx.harmony.encoding import ASSISTANT, CALL, END, MESSAGE, RETURN, START, Encoding
+from gptoss_mlx.harmony.messages import INSTRUCTIONS, Turn, read_messages
 from gptoss_mlx.harmony.schema import clean
+from gptoss_mlx.harmony.stand_ins import StandIns
 from gptoss_mlx.harmony.tools import Tools, read_tools
+from gptoss_mlx.jsonfile import shown
 
 IDENTITY = "You are ChatGPT, a large language model trained by OpenAI."
 KNOWLEDGE_CUTOFF = "2024-06"
 CHANNELS = ("analysis", "commentary", "final")
+_ENDS = (END, CALL)
 REASONING = ("low", "medium", "high")
 
 
@@ -36,6 +40,7 @@ class Conversation:
     and {"type": "python"}. `date` is YYYY-MM-DD, None for today, "" for no date line.
     With `open` the prompt ends after `<|start|>assistant`; without, the conversation is finished
     and the reasoning of its last turn stays. `keep_reasoning` turns the drop rule off.
+    `most` is the number of tokens beyond which the prompt is refused before it is read in full.
     """
 
     messages: tuple[Mapping[str, Any], ...]
@@ -49,25 +54,39 @@ class Conversation:
     channels: tuple[str, ...] = CHANNELS
     open: bool = True
     keep_reasoning: bool = False
+    most: float = math.inf
 
     def render(self, encoding: Encoding) -> list[int]:
-        """The prompt's token ids. Raises MessageError."""
+        """The prompt's token ids. Raises MessageError, or ContextError for more than `most`."""
         tools = read_tools(self.tools)
         instructions, turns = read_messages(self.messages, self.system)
         if not self.keep_reasoning:
             turns = drop_reasoning(turns, self.open)
         library = importlib.import_module("openai_harmony")
-        messages = [self._system(library, tools)]
-        developer = _developer(library, instructions, tools, self.response_format)
-        messages += [developer] if developer is not None else []
-        messages += [_message(library, turn) for turn in turns]
-        ids = _render(encoding, library, messages)
+        system, functions = self._head(encoding, library, tools)
+        developer = _developer(instructions, functions, self.response_format)
+        ids = system + render_turns(encoding, developer + turns, self.most)
         return [*ids, START, ASSISTANT] if self.open else ids
+
+    def _head(self, encoding: Encoding, library: Any, tools: Tools) -> tuple[list[int], str | None]:
+        """The system message, and the section that tells the model the functions.
+
+        The library says it in tokens only, and not with very long words: stand-ins take their
+        place. Where it sees functions it names their channel in the system message.
+        """
+        system = self._system(library, tools)
+        if not tools.functions:
+            return _render(library, encoding, [system]), None
+        words = StandIns(frozenset(_text_of(tools)))
+        ids = _render(library, encoding, [system, _functions(library, tools, words)])
+        end = ids.index(END) + 1
+        text = encoding.decode(ids[ids.index(MESSAGE, end) + 1 : -1])
+        return ids[:end], words.restore(text)
 
     def _system(self, library: Any, tools: Tools) -> Any:
         if self.reasoning not in REASONING:
             raise MessageError(
-                f"reasoning effort {self.reasoning!r} is unknown: use low, medium or high"
+                f"reasoning effort {shown(self.reasoning)} is unknown: use low, medium or high"
             )
         date = datetime.date.today().isoformat() if self.date is None else self.date
         content = library.SystemContent(
@@ -91,8 +110,12 @@ def render(
     reasoning: str = "medium",
     response_format: Mapping[str, Any] | None = None,
     date: str | None = None,
+    most: float = math.inf,
 ) -> list[int]:
-    """The token ids of a prompt, ending after `<|start|>assistant`. Raises MessageError."""
+    """The token ids of a prompt, ending after `<|start|>assistant`.
+
+    Raises MessageError, and ContextError if there are surely more than `most`.
+    """
     conversation = Conversation(
         messages=_listed("messages", messages),
         tools=_listed("tools", tools),
@@ -100,6 +123,7 @@ def render(
         reasoning=reasoning,
         response_format=response_format,
         date=date,
+        most=most,
     )
     return conversation.render(encoding)
 
@@ -122,10 +146,19 @@ def render_reply(encoding: Encoding, message: Mapping[str, Any]) -> list[int]:
     return ids if ids[-1] == CALL else [*ids[:-1], RETURN]
 
 
-def render_turns(encoding: Encoding, turns: Sequence[Turn]) -> list[int]:
-    """The token ids of complete messages as they stand: no system message, nothing dropped."""
+def render_turns(encoding: Encoding, turns: Sequence[Turn], most: float = math.inf) -> list[int]:
+    """The token ids of complete messages as they stand: no system message, nothing dropped.
+
+    The library writes the headers; the texts between them, of any length, are encoded here.
+    """
     library = importlib.import_module("openai_harmony")
-    return _render(encoding, library, [_message(library, turn) for turn in turns])
+    texts = iter(turns)
+    ids: list[int] = []
+    for id in _render(library, encoding, [_header(library, turn) for turn in turns]):
+        if id in _ENDS:
+            ids += encoding.encode(next(texts).text, most - len(ids))
+        ids.append(id)
+    return ids
 
 
 def drop_reasoning(turns: Sequence[Turn], open: bool) -> list[Turn]:
@@ -141,51 +174,51 @@ def drop_reasoning(turns: Sequence[Turn], open: bool) -> list[Turn]:
     return [turn for i, turn in enumerate(turns) if i > last or not turn.is_reasoning]
 
 
-def _render(encoding: Encoding, library: Any, messages: list[Any]) -> list[int]:
+def _render(library: Any, encoding: Encoding, messages: list[Any]) -> list[int]:
     conversation = library.Conversation.from_messages(messages)
     config = library.RenderConversationConfig(auto_drop_analysis=False)
     try:
         ids: list[int] = encoding.library.render_conversation(conversation, config)
     except library.HarmonyError as error:
-        raise MessageError(f"the conversation cannot be rendered: {error}") from error
+        raise MessageError(f"the conversation cannot be rendered: {shown(str(error))}") from error
     return ids
 
 
-def _message(library: Any, turn: Turn) -> Any:
-    if turn.role == "developer":
-        content = library.DeveloperContent(instructions=turn.text)
-        return library.Message.from_role_and_content(library.Role.DEVELOPER, content)
+def _header(library: Any, turn: Turn) -> Any:
+    """The turn as a message without its text."""
     author = library.Author(role=library.Role(turn.role), name=turn.name)
-    message = library.Message.from_author_and_content(author, turn.text)
+    message = library.Message.from_author_and_content(author, "")
     message.channel = turn.channel
     message.recipient = turn.recipient
     message.content_type = turn.content_type
     return message
 
 
-def _developer(
-    library: Any, instructions: str | None, tools: Tools, response_format: Any
-) -> Any | None:
-    section = _response_format(response_format)
-    if instructions is None and not tools.functions and section is None:
-        return None
-    contents: list[Any] = []
-    if tools.functions:
-        content = library.DeveloperContent(instructions=instructions)
-        described = [
-            library.ToolDescription(
-                name=tool.name, description=tool.description, parameters=tool.parameters
-            )
-            for tool in tools.functions
-        ]
-        contents.append(content.with_function_tools(described))
-        # the tools' section ends in a letter, so that a following text starts its own tokens
-        contents += [library.TextContent(text="\n\n" + section)] if section is not None else []
-    else:
-        head = None if instructions is None else "# Instructions\n\n" + instructions
-        text = "\n\n".join(part for part in (head, section) if part is not None)
-        contents.append(library.TextContent(text=text))
-    return library.Message.from_role_and_contents(library.Role.DEVELOPER, contents)
+def _functions(library: Any, tools: Tools, words: StandIns) -> Any:
+    described = [
+        library.ToolDescription(
+            name=tool.name,
+            description=words.put(tool.description),
+            parameters=words.put(tool.parameters),
+        )
+        for tool in tools.functions
+    ]
+    content = library.DeveloperContent().with_function_tools(described)
+    return library.Message.from_role_and_content(library.Role.DEVELOPER, content)
+
+
+def _developer(instructions: str | None, functions: str | None, response_format: Any) -> list[Turn]:
+    """The developer message, if there is anything to say in it."""
+    head = None if instructions is None else INSTRUCTIONS + instructions
+    sections = (head, functions, _response_format(response_format))
+    text = "\n\n".join(section for section in sections if section is not None)
+    return [Turn("developer", text)] if text else []
+
+
+def _text_of(tools: Tools) -> str:
+    """All that is said of the functions, in some form."""
+    said = [(tool.name, tool.description, tool.parameters) for tool in tools.functions]
+    return json.dumps(said, ensure_ascii=False)
 
 
 def _response_format(response_format: Any) -> str | None:
@@ -208,7 +241,7 @@ def _response_format(response_format: Any) -> str | None:
         description = inner.get("description")
     elif kind != "json_object":
         raise MessageError(
-            f"response_format: type {kind!r} is unknown: use text, json_object or json_schema"
+            f"response_format: type {shown(kind)} is unknown: use text, json_object or json_schema"
         )
     if not isinstance(name, str) or not (description is None or isinstance(description, str)):
         raise MessageError("response_format: name and description must be texts")

@@ -11,8 +11,12 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
+
+from gptoss_mlx.harmony.encoding import with_whole_characters
+from gptoss_mlx.jsonfile import shown
 
 MAX_DEPTH = 48  # the renderer reads JSON of at most 128 levels
 _MAX_NODES = 4000  # references may expand without end
@@ -42,33 +46,36 @@ _TYPE_OF_KEY = {
     "multipleOf": "number",
 }
 _DEFINING = {"$ref", "type", "const", "enum", "anyOf", "oneOf", "allOf", "items", "properties"}
+_INDEX = re.compile("[0-9]{1,9}")
 _ANY_KEY = "[key: string]"
 _NULL: Schema = {"type": ["null"]}
 _SELF = "\0"  # marks a reference to a schema from inside it; its value is the kind
 
 
 def clean(value: Any, depth: int = 0) -> Any:
-    """Plain JSON data: lone surrogates become U+FFFD, numbers that are none become null.
+    """Plain JSON data: lone surrogates become U+FFFD, numbers that no double holds null.
 
     Other objects become their text, and what is nested deeper than MAX_DEPTH null.
     """
     if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        return str(value)
-    if value is None or isinstance(value, (bool, int)):
+        return with_whole_characters(str(value))
+    if value is None or isinstance(value, bool):
         return value
+    if isinstance(value, int):
+        return value if value.bit_length() < 1024 else None
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if depth >= MAX_DEPTH:
         return None
     if isinstance(value, Mapping):
-        return {clean(str(key)): clean(inner, depth + 1) for key, inner in value.items()}
+        return {_name(key): clean(inner, depth + 1) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return [clean(inner, depth + 1) for inner in value]
     return clean(str(value))
+
+
+def _name(key: Any) -> str:
+    return str(clean(key if isinstance(key, str) else shown(key)))
 
 
 def normalise(schema: Mapping[str, Any]) -> Schema:
@@ -120,7 +127,7 @@ class _Normaliser:
     def _union(self, schema: Schema, key: str, refs: tuple[str, ...], depth: int) -> Schema:
         base = {name: inner for name, inner in schema.items() if name not in (key, *_NOTES)}
         parts: list[Schema] = []
-        for variant in schema[key]:
+        for variant in schema[key][:_MAX_NODES]:
             if isinstance(variant, dict) and not _DEFINING & variant.keys() and _kind(base):
                 continue  # it only says which properties go together
             if isinstance(variant, dict) and _kind(base) and "$ref" not in variant:
@@ -155,7 +162,8 @@ class _Normaliser:
         }
         required = schema.get("required")
         wanted = required if isinstance(required, list) else []
-        names = [name for name in given if name in wanted]
+        known = {name for name in wanted if isinstance(name, str)}
+        names = [name for name in given if name in known]
         patterns = schema.get("patternProperties")
         others = list(patterns.values()) if isinstance(patterns, dict) else []
         others.append(schema.get("additionalProperties"))
@@ -183,6 +191,8 @@ class _Normaliser:
         if isinstance(parts, list) and hops <= _MAX_NODE_DEPTH and self._nodes <= _MAX_NODES:
             merged, followed = {k: v for k, v in schema.items() if k != "allOf"}, refs
             for part in parts:
+                if self._nodes > _MAX_NODES:
+                    break
                 if isinstance(part, dict):
                     inner, inner_refs = self._resolve(part, refs, hops + 1)
                     inner.pop(_SELF, None)
@@ -195,7 +205,7 @@ class _Normaliser:
         path = ref[1:].strip("/") if ref.startswith("#") else "\0"
         for step in path.split("/") if path else ():
             step = step.replace("~1", "/").replace("~0", "~")
-            if isinstance(node, list) and step.isdecimal() and int(step) < len(node):
+            if isinstance(node, list) and _INDEX.fullmatch(step) and int(step) < len(node):
                 node = node[int(step)]
             else:
                 node = node.get(step) if isinstance(node, dict) else None
@@ -277,10 +287,11 @@ def _merge(own: Schema, other: Schema) -> Schema:
 
 def _join(parts: list[Schema], *, native: bool) -> Schema:
     """One of several types: in a line if it fits, unless the renderer's own form is meant."""
-    flat: list[Schema] = []
+    each: dict[str, Schema] = {}
     for part in parts:
         nested = part["oneOf"] if part.keys() == {"oneOf"} else [part]
-        flat += [schema for schema in nested if schema not in flat]
+        each |= {json.dumps(schema, sort_keys=True): schema for schema in nested}
+    flat = list(each.values())
     if len(flat) == 1:
         return flat[0]
     texts = [inline(part) for part in flat]

@@ -9,6 +9,7 @@ from typing import Any
 
 from gptoss_mlx.errors import MessageError
 from gptoss_mlx.harmony.schema import clean, normalise
+from gptoss_mlx.jsonfile import shown
 
 BUILTIN = ("browser", "python")
 TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,128}")
@@ -43,10 +44,10 @@ def read_tools(tools: Sequence[Mapping[str, Any]]) -> Tools:
             builtin += [str(kind)] if kind not in builtin else []
             continue
         if kind != "function":
-            raise MessageError(f"{where}: type {kind!r} is unknown: use function")
+            raise MessageError(f"{where}: type {shown(kind)} is unknown: use function")
         function = _function(where, tool.get("function", tool))
         if function.name in functions:
-            raise MessageError(f"{where}: the tool name {function.name!r} is used twice")
+            raise MessageError(f"{where}: the tool name {shown(function.name)} is used twice")
         functions[function.name] = function
     return Tools(tuple(functions.values()), tuple(builtin))
 
@@ -55,7 +56,8 @@ def tool_name(where: str, name: Any) -> str:
     """A function's name if it is one, else MessageError."""
     if not isinstance(name, str) or TOOL_NAME.fullmatch(name) is None:
         raise MessageError(
-            f"{where}: tool name {name!r}: use 1 to 128 letters, digits, underscores and hyphens"
+            f"{where}: tool name {shown(name)}:"
+            " use 1 to 128 letters, digits, underscores and hyphens"
         )
     return name
 

@@ -7,13 +7,24 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 
-from gptoss_mlx.kernels.metal import CONSTANT, Factory, MetalKernel, number
+from gptoss_mlx.kernels.metal import (
+    CONSTANT,
+    SIMDGROUP,
+    Factory,
+    MetalKernel,
+    Template,
+    Threads,
+    largest,
+    number,
+)
+from gptoss_mlx.kernels.place import Place, Spot, places
 
 WHOLE = 1024  # tokens up to which one range is enough
 RANGE = 512  # tokens a range has at least, beyond that
 MOST_RANGES = 32
-MOST_QUERIES = 16  # heads to a key head that the kernel keeps in registers
-SPACE = 4096  # floats of weighted values in a threadgroup's memory, 16 KB
+QUERIES = 8  # heads to a key head, of 64 elements: what a lane has registers for
+SIZES = (256, 128, 64)  # threads of a threadgroup: of weighted values 2 KB to a simdgroup
+MERGE_SIZES = (128, 64, 32)
 
 
 class DecodeAttention(Protocol):
@@ -23,78 +34,65 @@ class DecodeAttention(Protocol):
         self,
         q: mx.array,
         arena: mx.array,
-        held: int,
         page: mx.array,
-        count: int,
+        place: Place,
         sinks: mx.array,
         scale: float,
     ) -> mx.array: ...
 
 
 def decode_attention(
-    q: mx.array,
-    arena: mx.array,
-    held: int,
-    page: mx.array,
-    count: int,
-    sinks: mx.array,
-    scale: float,
+    q: mx.array, arena: mx.array, page: mx.array, place: Place, sinks: mx.array, scale: float
 ) -> mx.array:
-    """One token's attention to the first tokens of both parts, `held` and `count` of them.
+    """One token's attention to the first tokens of both parts, as many as its place says.
 
     q [heads, 1, head_dim]; arena and page [2, kv_heads, tokens, head_dim], keys and then values;
     sinks [heads]: logits of attention to nothing -> [1, heads * head_dim]
     """
+    held, _, count = place.spot
     seen = mx.concatenate([arena[..., :held, :], page[..., :count, :]], axis=2)
     k, v = mx.split(seen, 2)
     y = mx.fast.scaled_dot_product_attention(q[None], k, v, scale=scale, sinks=sinks)
     return y.reshape(1, -1)
 
 
-def metal(factory: Factory | None = None) -> DecodeAttention:
+def metal(factory: Factory | None = None, threads: Threads = largest) -> DecodeAttention:
     """As `decode_attention`, with metal/decode_attention.metal, and decode_attention_merge.metal
     where the tokens are divided into ranges."""
-    names = ["q", "arena", "held", "page", "count", "sinks", "scale"]
-    attend = MetalKernel("decode_attention", names, ["y"], factory)
-    merge = MetalKernel("decode_attention_merge", ["parts", "sinks"], ["y"], factory)
+    names = ["q", "arena", "page", "places", "layer", "sinks", "scale"]
+    attend = MetalKernel("decode_attention", names, ["y"], factory, threads, SIZES)
+    merge = MetalKernel(
+        "decode_attention_merge", ["parts", "sinks"], ["y"], factory, threads, MERGE_SIZES
+    )
 
     def run(
-        q: mx.array,
-        arena: mx.array,
-        held: int,
-        page: mx.array,
-        count: int,
-        sinks: mx.array,
-        scale: float,
+        q: mx.array, arena: mx.array, page: mx.array, place: Place, sinks: mx.array, scale: float
     ) -> mx.array:
         heads, _, width = q.shape
         kv_heads = page.shape[1]
-        if not _served(q, kv_heads):
-            return decode_attention(q, arena, held, page, count, sinks, scale)
-        ranges = _ranges(held + count)
-        described: dict[str, mx.Dtype | int | bool] = {
-            "T": q.dtype,
-            "HEADS": heads,
-            "HEAD_DIM": width,
-        }
+        ranges = _ranges(place.spot.held + place.spot.seen)
+        described: Template = {"T": q.dtype, "HEADS": heads, "HEAD_DIM": width}
         whole, parts = ((1, heads * width), q.dtype), ((ranges, heads, width + 2), mx.float32)
-        simds = min(8, SPACE // (heads // kv_heads * width))
         out = whole if ranges == 1 else parts
+        template = described | {"KV_HEADS": kv_heads, "SPLIT": ranges > 1, "Y": out[1]}
+        size = attend.threads(template) if _served(q, kv_heads) else 0
+        merged = merge.threads(described) if size and ranges > 1 else SIMDGROUP
+        if size == 0 or merged == 0:
+            return decode_attention(q, arena, page, place, sinks, scale)
         (y,) = attend(
-            *(q, arena, mx.array(held), page, mx.array(count), sinks, number(scale)),
-            template=described
-            | {"KV_HEADS": kv_heads, "SIMDS": simds, "SPLIT": ranges > 1, "Y": out[1]},
+            *(q, arena, page, place.table, place.row, sinks, number(scale)),
+            template=template,
             threadgroups=(kv_heads, ranges, 1),
-            threads=32 * simds,
+            threads=size,
             outputs=[out],
         )
         if ranges == 1:
             return y
         (y,) = merge(
             *(y, sinks),
-            template=described | {"RANGES": ranges},
+            template=described,
             threadgroups=(heads, 1, 1),
-            threads=-(-width // 32) * 32,
+            threads=merged,
             outputs=[whole],
         )
         return y
@@ -107,15 +105,14 @@ def _served(q: mx.array, kv_heads: int) -> bool:
     return (
         tokens == 1
         and q.dtype in (mx.float32, mx.bfloat16)
-        and width <= 128
-        and width * q.itemsize % 16 == 0
-        and heads // kv_heads <= MOST_QUERIES
+        and width % 4 == 0
+        and heads // kv_heads * -(-width // 64) <= QUERIES
         and q.size >= CONSTANT
     )
 
 
 def _ranges(tokens: int) -> int:
-    """Into how many the tokens are divided: a power of two, so that few kernels are compiled."""
+    """Into how many the tokens are divided."""
     if tokens <= WHOLE:
         return 1
     return min(MOST_RANGES, 1 << (-(-tokens // RANGE) - 1).bit_length())
@@ -129,5 +126,5 @@ def examples(dtype: mx.Dtype) -> Iterator[tuple[Any, ...]]:
             for tokens in (held + 7, 64)
         )
         q = mx.random.normal((heads, 1, width), key=mx.random.key(heads)).astype(dtype)
-        sinks = mx.arange(heads).astype(dtype)
-        yield q, arena, held, page, count, sinks, width**-0.5
+        place = places(held, [Spot(0, 0, 9), Spot(held, count - 1, count)])[1]
+        yield q, arena, page, place, mx.arange(heads).astype(dtype), width**-0.5

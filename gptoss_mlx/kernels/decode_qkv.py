@@ -9,8 +9,8 @@ import mlx.core as mx
 
 from gptoss_mlx.config import QuantizationSpec
 from gptoss_mlx.kernels.matrix import (
+    SIZES,
     SUMS,
-    THREADS,
     Matrix,
     Norm,
     inputs,
@@ -19,7 +19,16 @@ from gptoss_mlx.kernels.matrix import (
     served,
 )
 from gptoss_mlx.kernels.matrix import template as described
-from gptoss_mlx.kernels.metal import CONSTANT, Factory, MetalKernel, number
+from gptoss_mlx.kernels.metal import (
+    CONSTANT,
+    Factory,
+    MetalKernel,
+    Threads,
+    largest,
+    number,
+    padded,
+)
+from gptoss_mlx.kernels.place import Place, Spot, anywhere, places
 
 ROWS = 64  # rows of a threadgroup, or one head where heads are larger
 
@@ -32,16 +41,6 @@ class Heads(NamedTuple):
     head_dim: int
 
 
-class Page(NamedTuple):
-    """Keys and values of other tokens [2, kv_heads, tokens, head_dim]; the new ones' first place.
-
-    The new tokens must fit.
-    """
-
-    kv: mx.array
-    slot: int
-
-
 class DecodeQkv(Protocol):
     """`decode_qkv`, or what computes the same."""
 
@@ -52,8 +51,8 @@ class DecodeQkv(Protocol):
         norm: Norm,
         heads: Heads,
         periods: mx.array,
-        offset: mx.array,
-        page: Page | None = None,
+        place: Place,
+        page: mx.array | None = None,
     ) -> tuple[mx.array, mx.array]: ...
 
 
@@ -63,14 +62,15 @@ def decode_qkv(
     norm: Norm,
     heads: Heads,
     periods: mx.array,
-    offset: mx.array,
-    page: Page | None = None,
+    place: Place,
+    page: mx.array | None = None,
 ) -> tuple[mx.array, mx.array]:
     """Rotated queries, and rotated keys beside values as a cache takes them.
 
     x [tokens, hidden]; projections: matrices [.., hidden] and biases, all queries, keys and values
     in one or, where they are kept in different forms, one for each;
-    periods [head_dim / 2] float32, tokens per radian; offset int32 [], the first token's position
+    periods [head_dim / 2] float32, tokens per radian; place: the first token's
+    page [2, kv_heads, any, head_dim]: keys and values of other tokens, with room for these
     -> q [heads, tokens, head_dim], kv [2, kv_heads, tokens, head_dim]; with a page, in kv's place
     the page with the tokens in it, as a new array
     """
@@ -84,22 +84,23 @@ def decode_qkv(
         traditional=False,
         base=None,
         scale=1.0,
-        offset=offset,
+        offset=place.offset,
         freqs=periods,
     )[0]
     kv = mx.concatenate([turned[heads.heads :], y[count:]])
     kv = kv.reshape(2, heads.kv_heads, tokens, heads.head_dim)
     if page is not None:
-        full = mx.array(page.kv)  # a new handle: the assignment leaves the page alone
-        full[..., page.slot : page.slot + tokens, :] = kv
+        full, slot = mx.array(page), place.spot.slot  # a new handle: the page is left alone
+        full[..., slot : slot + tokens, :] = kv
         kv = full
     return turned[: heads.heads], kv
 
 
-def metal(factory: Factory | None = None) -> DecodeQkv:
+def metal(factory: Factory | None = None, threads: Threads = largest) -> DecodeQkv:
     """As `decode_qkv`, with metal/decode_qkv.metal for what is `served`."""
-    names = ["x", "gain", "weight", "scales", "biases", "bias", "periods", "offset", "eps"]
-    kernel = MetalKernel("decode_qkv", [*names, "page", "slot"], ["q", "kv"], factory)
+    names = ["x", "gain", "weight", "scales", "biases", "bias", "periods", "eps"]
+    names += ["places", "layer", "page"]
+    kernel = MetalKernel("decode_qkv", names, ["q", "kv"], factory, threads, SIZES)
 
     def run(
         x: mx.array,
@@ -107,25 +108,33 @@ def metal(factory: Factory | None = None) -> DecodeQkv:
         norm: Norm,
         heads: Heads,
         periods: mx.array,
-        offset: mx.array,
-        page: Page | None = None,
+        place: Place,
+        page: mx.array | None = None,
     ) -> tuple[mx.array, mx.array]:
         matrix, bias = projections[0]
         tokens, (queries, kv_heads, width) = x.shape[0], heads
         rows = width * max(1, ROWS // width)
-        paged = page is None or (width % 4 == 0 and page.kv.size >= CONSTANT)
-        if len(projections) > 1 or not served(x, matrix) or tokens * rows > SUMS or not paged:
-            return decode_qkv(x, projections, norm, heads, periods, offset, page)
-        full, slot = page or (x, 0)
-        room = tokens if page is None else full.shape[2]
+        paged = page is None or (width % 4 == 0 and page.size >= CONSTANT)
+        fits = padded(tokens) * rows <= SUMS and len(projections) == 1
+        if not (fits and paged and served(x, matrix)):
+            return decode_qkv(x, projections, norm, heads, periods, place, page)
+        template = described(x, matrix) | {
+            "ROWS": rows,
+            "HEADS": queries,
+            "KV_HEADS": kv_heads,
+            "HEAD_DIM": width,
+            "PAGE": 0 if page is None else page.shape[2],
+        }
+        size = kernel.threads(template)
+        if size == 0:
+            return decode_qkv(x, projections, norm, heads, periods, place, page)
+        room = tokens if page is None else page.shape[2]
         q, kv = kernel(
-            *(x, norm.weight, *inputs(x, matrix), bias, periods, offset, number(norm.eps)),
-            *(full, mx.array(slot)),
-            template=described(x, matrix)
-            | {"ROWS": rows, "HEADS": queries, "KV_HEADS": kv_heads, "HEAD_DIM": width}
-            | {"PAGE": room},
+            *(x, norm.weight, *inputs(x, matrix), bias, periods, number(norm.eps)),
+            *(place.table, place.row, x if page is None else page),
+            template=template,
             threadgroups=(-(-matrix.weight.shape[0] // rows), 1, 1),
-            threads=THREADS,
+            threads=size,
             outputs=[((queries, tokens, width), x.dtype), ((2, kv_heads, room, width), x.dtype)],
         )
         return q, kv
@@ -141,8 +150,13 @@ def examples(dtype: mx.Dtype) -> Iterator[tuple[Any, ...]]:
     gain, bias = (mx.random.normal((n,), key=mx.random.key(1)).astype(dtype) for n in (width, rows))
     periods = 10000.0 ** (mx.arange(0, heads.head_dim, 2) / heads.head_dim)
     kv = mx.random.normal((2, heads.kv_heads, 5, heads.head_dim), key=mx.random.key(3))
-    page = Page(kv.astype(dtype), 3)
-    for tokens, spec, where in ((1, QuantizationSpec(8, 64, "affine"), page), (3, None, None)):
-        projections = [(random_matrix(rows, width, spec, dtype), bias)]
-        offset = mx.array(7, mx.int32)
-        yield x[:tokens], projections, Norm(gain, 1e-5), heads, periods, offset, where
+    norm, eight = Norm(gain, 1e-5), QuantizationSpec(8, 64, "affine")
+    one = places(7, [Spot(1, 2, 3), Spot(4, 3, 4)])[1]
+    yield (
+        x[:1],
+        [(random_matrix(rows, width, eight, dtype), bias)],
+        *(norm, heads, periods, one),
+        (kv.astype(dtype)),
+    )
+    projections = [(random_matrix(rows, width, None, dtype), bias)]
+    yield x, projections, norm, heads, periods, anywhere(7)

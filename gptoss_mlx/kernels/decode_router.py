@@ -10,10 +10,10 @@ import mlx.core as mx
 from gptoss_mlx.config import QuantizationSpec
 from gptoss_mlx.kernels.matrix import Matrix, Norm, inputs, product, random_matrix, served
 from gptoss_mlx.kernels.matrix import template as described
-from gptoss_mlx.kernels.metal import Factory, MetalKernel, number
+from gptoss_mlx.kernels.metal import Factory, MetalKernel, Threads, largest, number
 
 ROWS = 4  # of a threadgroup: one set for one simdgroup, since there are so few in all
-THREADS = 128
+SIZES = (128, 64)  # threads of a threadgroup
 
 
 class DecodeRouter(Protocol):
@@ -31,23 +31,26 @@ def decode_router(
     -> logits float32 [tokens, experts], norm(x) [tokens, hidden]
     """
     h = mx.fast.rms_norm(x, norm.weight, norm.eps)
-    return (product(h, matrix) + bias).astype(mx.float32), h
+    return product(h, matrix, mx.float32) + bias, h
 
 
-def metal(factory: Factory | None = None) -> DecodeRouter:
+def metal(factory: Factory | None = None, threads: Threads = largest) -> DecodeRouter:
     """As `decode_router`, with metal/decode_router.metal for what is `served`."""
     names = ["x", "gain", "weight", "scales", "biases", "bias", "eps"]
-    kernel = MetalKernel("decode_router", names, ["logits", "h"], factory)
+    kernel = MetalKernel("decode_router", names, ["logits", "h"], factory, threads, SIZES)
 
     def run(x: mx.array, matrix: Matrix, bias: mx.array, norm: Norm) -> tuple[mx.array, mx.array]:
         if not served(x, matrix):
             return decode_router(x, matrix, bias, norm)
-        experts = matrix.weight.shape[0]
+        experts, template = matrix.weight.shape[0], described(x, matrix) | {"ROWS": ROWS}
+        size = kernel.threads(template)
+        if size == 0:
+            return decode_router(x, matrix, bias, norm)
         logits, h = kernel(
             *(x, norm.weight, *inputs(x, matrix), bias, number(norm.eps)),
-            template=described(x, matrix) | {"ROWS": ROWS},
+            template=template,
             threadgroups=(-(-experts // ROWS), 1, 1),
-            threads=THREADS,
+            threads=size,
             outputs=[((x.shape[0], experts), mx.float32), (x.shape, x.dtype)],
         )
         return logits, h

@@ -9,10 +9,11 @@ import mlx.core as mx
 
 from gptoss_mlx.config import QuantizationSpec
 from gptoss_mlx.kernels.matmul import matmul
-from gptoss_mlx.kernels.metal import CONSTANT, DECODED
+from gptoss_mlx.kernels.metal import CONSTANT, DECODED, Template, padded
 
-THREADS = 256
-PASS = 32  # rows that the simdgroups of a threadgroup take at once
+SIZES = (256, 128)  # threads of a threadgroup
+PASS = 32  # rows that the simdgroups of 256 threads take at once
+BLOCK = 2048  # rows of a dense matrix that are widened at a time
 SUMS = 1024  # sums in a threadgroup's memory, 4 KB
 _FORMATS = {"affine": 1, "mxfp4": 2}  # as metal/weights.metal counts them; 0 is dense
 
@@ -38,10 +39,15 @@ class Norm(NamedTuple):
     eps: float
 
 
-def product(x: mx.array, matrix: Matrix) -> mx.array:
-    """x W^T by MLX's own operations: [tokens, inputs] -> [tokens, outputs]."""
+def product(x: mx.array, matrix: Matrix, dtype: mx.Dtype | None = None) -> mx.array:
+    """x W^T by MLX's own operations: [tokens, inputs] -> [tokens, outputs].
+
+    dtype: float32 to have sums of bfloat16 as they are; MLX rounds them to x's.
+    """
+    widened = dtype is not None and dtype != x.dtype
+    x = x.astype(dtype) if dtype is not None else x
     if matrix.spec is None or matrix.scales is None:
-        return matmul(x, matrix.weight)
+        return _widened(x, matrix.weight) if widened else matmul(x, matrix.weight)
     return mx.quantized_matmul(
         x,
         matrix.weight,
@@ -52,6 +58,12 @@ def product(x: mx.array, matrix: Matrix) -> mx.array:
         bits=matrix.spec.bits,
         mode=matrix.spec.mode,
     )
+
+
+def _widened(x: mx.array, weight: mx.array) -> mx.array:
+    rows = range(0, weight.shape[0], BLOCK)
+    blocks = [matmul(x, weight[i : i + BLOCK].astype(x.dtype)) for i in rows]
+    return mx.concatenate(blocks, axis=-1)
 
 
 def served(x: mx.array, matrix: Matrix) -> bool:
@@ -67,8 +79,11 @@ def served(x: mx.array, matrix: Matrix) -> bool:
     )
 
 
-def template(x: mx.array, matrix: Matrix) -> dict[str, mx.Dtype | int | bool]:
-    """The template arguments that describe x and the matrix."""
+def template(x: mx.array, matrix: Matrix) -> Template:
+    """The template arguments that describe x and the matrix.
+
+    TOKENS may be more than there are: a kernel is given x, and so knows.
+    """
     spec, scales = matrix.spec, matrix.scales
     return {
         "T": x.dtype,
@@ -78,7 +93,7 @@ def template(x: mx.array, matrix: Matrix) -> dict[str, mx.Dtype | int | bool]:
         "GROUP": 32 if spec is None else spec.group_size,
         "K": x.shape[1],
         "N": matrix.weight.shape[0],
-        "TOKENS": x.shape[0],
+        "TOKENS": padded(x.shape[0]),
     }
 
 

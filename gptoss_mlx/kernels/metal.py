@@ -8,19 +8,32 @@ their names. `#include "other.metal"` takes another file's functions in, once.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import mlx.core as mx
+
+from gptoss_mlx.errors import KernelError
 
 Factory: TypeAlias = Callable[..., Callable[..., list[mx.array]]]
 """`mx.fast.metal_kernel`, or what stands in for it."""
 
+Template: TypeAlias = dict[str, mx.Dtype | int | bool]
+"""A kernel's template arguments."""
+
+OLDEST_MLX = (0, 32)
+"""The first whose text of these kernels can be had, and so has been compiled and run, without a
+Mac; whose launches benchmarks/launch_table.py counts; and that compiles kernels in the safe math
+mode, where exp(-inf) is 0. Attention with sinks and MXFP4 are older."""
+
 DECODED = 8
 """Tokens that the kernels for decoding serve at most."""
+
+SIMDGROUP = 32
+"""Threads that run together."""
 
 CONSTANT = 8
 """Elements below which MLX hands an array over in Metal's constant address space."""
@@ -81,10 +94,59 @@ def many_cores() -> bool:
     return str(mx.device_info().get("architecture", ""))[-1:] in ("s", "c", "d")
 
 
+@cache
+def index(value: int) -> mx.array:
+    """As `number`, int32."""
+    return mx.array(value, mx.int32)
+
+
+def padded(tokens: int) -> int:
+    """For how many tokens a kernel is compiled that serves so few: 1, 2, 4 or 8.
+
+    Of a pipeline for each number a person would wait for eight.
+    """
+    return 1 << (tokens - 1).bit_length()
+
+
+def mlx_version() -> str:
+    return str(mx.__version__)  # type: ignore[attr-defined]
+
+
+def require_mlx(version: str) -> None:
+    """Raises KernelError if an MLX is older than the one whose behaviour is relied on."""
+    numbers = tuple(int(n) for n in re.findall(r"\d+", version)[:2])
+    if numbers < OLDEST_MLX:
+        oldest = ".".join(map(str, OLDEST_MLX))
+        raise KernelError(
+            f"MLX {version} is installed, and {oldest} or newer is needed: pip install -U mlx"
+        )
+
+
+class Pipeline(NamedTuple):
+    """A kernel compiled for one set of template arguments, but for its threads."""
+
+    kernel: str
+    arguments: tuple[mx.Dtype | int | bool, ...]
+
+    def __str__(self) -> str:
+        return " ".join([self.kernel, *(str(a).removeprefix("mlx.core.") for a in self.arguments)])
+
+
+Threads: TypeAlias = Callable[[Pipeline, Sequence[int]], int]
+"""How many threads a threadgroup of a pipeline has, one of the numbers given, or 0: its reference
+computes in its place. A GPU may refuse a pipeline's threadgroup, by what registers it takes."""
+
+
+def largest(pipeline: Pipeline, sizes: Sequence[int]) -> int:
+    """Of threads of a threadgroup: what a kernel is meant to have."""
+    return sizes[0]
+
+
 class MetalKernel:
     """One kernel; MLX compiles it when it first meets a set of template arguments.
 
     factory: `mx.fast.metal_kernel`, or what runs kernels in its place.
+    threads: what chooses among `sizes`, threads that a threadgroup may have, the best first.
     """
 
     def __init__(
@@ -92,8 +154,11 @@ class MetalKernel:
         name: str,
         inputs: Sequence[str],
         outputs: Sequence[str],
-        factory: Factory | None = None,
+        factory: Factory | None,
+        threads: Threads,
+        sizes: Sequence[int],
     ) -> None:
+        self.name, self.sizes, self._choose = name, sizes, threads
         text = source(name)
         build: Any = factory or mx.fast.metal_kernel
         self._run: Callable[..., list[mx.array]] = build(
@@ -104,18 +169,22 @@ class MetalKernel:
             header=text.header,
         )
 
+    def threads(self, template: Template) -> int:
+        """Of a threadgroup; 0 where the reference is to compute."""
+        return self._choose(Pipeline(self.name, tuple(template.values())), self.sizes)
+
     def __call__(
         self,
         *inputs: mx.array,
-        template: Mapping[str, mx.Dtype | int | bool],
+        template: Template,
         threadgroups: tuple[int, int, int],
         threads: int,
         outputs: Sequence[tuple[Sequence[int], mx.Dtype]],
     ) -> list[mx.array]:
-        """outputs: shape and dtype of each; `threads` a threadgroup, along x."""
+        """outputs: shape and dtype of each; `threads` a threadgroup, along x: THREADS."""
         across, *others = threadgroups
         options: dict[str, Any] = {
-            "template": list(template.items()),
+            "template": [*template.items(), ("THREADS", threads)],
             "grid": (across * threads, *others),
             "threadgroup": (threads, 1, 1),
             "output_shapes": [tuple(shape) for shape, _ in outputs],

@@ -8,11 +8,11 @@ from typing import Any, Protocol
 import mlx.core as mx
 
 from gptoss_mlx.kernels import moe_prefill
-from gptoss_mlx.kernels.metal import DECODED, Factory, MetalKernel
+from gptoss_mlx.kernels.metal import DECODED, Factory, MetalKernel, Template, Threads, largest
 from gptoss_mlx.kernels.mxfp4 import gathered_matmul, random_bank
 
 ROWS = 96
-THREADS = 768
+SIZES = (768, 512, 384, 256)  # threads of a threadgroup
 
 
 class MoeDown(Protocol):
@@ -61,13 +61,13 @@ def moe_down(
     return y if residual is None else residual + y
 
 
-def metal(factory: Factory | None = None) -> MoeDown:
+def metal(factory: Factory | None = None, threads: Threads = largest) -> MoeDown:
     """As `moe_down`, with metal/moe_decode_down.metal for up to DECODED tokens and
     metal/moe_prefill_down.metal for tokens grouped by slot.
     """
     names = ["x", "blocks", "scales", "bias", "slots", "experts", "weights"]
-    decode = MetalKernel("moe_decode_down", [*names, "residual"], ["out"], factory)
-    prefill = MetalKernel("moe_prefill_down", names, ["out"], factory)
+    decode = MetalKernel("moe_decode_down", [*names, "residual"], ["out"], factory, threads, SIZES)
+    prefill = MetalKernel("moe_prefill_down", names, ["out"], factory, threads, moe_prefill.SIZES)
 
     def run(
         x: mx.array,
@@ -82,30 +82,28 @@ def metal(factory: Factory | None = None) -> MoeDown:
     ) -> mx.array:
         tokens, k, inner = x.shape
         rows = blocks.shape[1]
+        template: Template = {"T": x.dtype, "K": inner, "N": rows}
         if residual is None and moe_prefill.takes(grouped, slots, scales):
-            return prefill(
-                *(x, blocks, scales, bias, slots, experts, weights),
-                template={"T": x.dtype, "K": inner, "N": rows, "TILES": moe_prefill.TILES},
-                outputs=[((tokens, rows), x.dtype)],
-                **moe_prefill.division(tokens, blocks),
-            )[0]
-        if tokens > DECODED:
-            return moe_down(x, blocks, scales, bias, slots, experts, weights, grouped, residual)
-        return decode(
-            *(x, blocks, scales, bias, slots, experts, weights),
-            x if residual is None else residual,
-            template={
-                "T": x.dtype,
-                "K": inner,
-                "N": rows,
-                "ACTIVE": k,
-                "ROWS": ROWS,
-                "RESIDUAL": residual is not None,
-            },
-            threadgroups=(-(-rows // ROWS), tokens, 1),
-            threads=THREADS,
-            outputs=[((tokens, rows), x.dtype)],
-        )[0]
+            template |= {"TILES": moe_prefill.TILES}
+            if size := prefill.threads(template):
+                return prefill(
+                    *(x, blocks, scales, bias, slots, experts, weights),
+                    template=template,
+                    outputs=[((tokens, rows), x.dtype)],
+                    **moe_prefill.division(tokens, blocks, size),
+                )[0]
+        elif tokens <= DECODED:
+            template |= {"ACTIVE": k, "ROWS": ROWS, "RESIDUAL": residual is not None}
+            if size := decode.threads(template):
+                return decode(
+                    *(x, blocks, scales, bias, slots, experts, weights),
+                    x if residual is None else residual,
+                    template=template,
+                    threadgroups=(-(-rows // ROWS), tokens, 1),
+                    threads=size,
+                    outputs=[((tokens, rows), x.dtype)],
+                )[0]
+        return moe_down(x, blocks, scales, bias, slots, experts, weights, grouped, residual)
 
     return run
 

@@ -8,13 +8,23 @@ from typing import Any, Protocol
 import mlx.core as mx
 
 from gptoss_mlx.kernels import moe_prefill
-from gptoss_mlx.kernels.metal import DECODED, Factory, MetalKernel, many_cores, number
+from gptoss_mlx.kernels.metal import (
+    DECODED,
+    Factory,
+    MetalKernel,
+    Template,
+    Threads,
+    largest,
+    many_cores,
+    number,
+)
 from gptoss_mlx.kernels.mxfp4 import gathered_matmul, random_bank
 
 ALPHA = 1.702
 ROWS = 384  # rows of a threadgroup: the vector, read once for them, is 1 % of their bytes
 MANY_CORES_ROWS = 192  # or a Max or Ultra, with 15 of them to an expert, would wait for the last
-SETS = 6  # of four rows, that a simdgroup takes one after the other
+SIZES = (512, 256, 128)  # threads of a threadgroup
+MANY_CORES_SIZES = SIZES[1:]
 
 
 class MoeGateUp(Protocol):
@@ -75,14 +85,16 @@ def moe_gate_up(
 _FUSED = mx.compile(swiglu, shapeless=True)
 
 
-def metal(factory: Factory | None = None) -> MoeGateUp:
+def metal(factory: Factory | None = None, threads: Threads = largest) -> MoeGateUp:
     """As `moe_gate_up`, with metal/moe_decode_gate_up.metal for up to DECODED tokens and
     metal/moe_prefill_gate_up.metal for tokens grouped by slot.
     """
     names = ["x", "blocks", "scales", "bias", "slots", "experts", "limit"]
-    decode = MetalKernel("moe_decode_gate_up", names, ["out"], factory)
-    prefill = MetalKernel("moe_prefill_gate_up", names, ["out"], factory)
-    group = MANY_CORES_ROWS if many_cores() else ROWS
+    group, sizes = (MANY_CORES_ROWS, MANY_CORES_SIZES) if many_cores() else (ROWS, SIZES)
+    decode = MetalKernel("moe_decode_gate_up", names, ["out"], factory, threads, sizes)
+    prefill = MetalKernel(
+        "moe_prefill_gate_up", names, ["out"], factory, threads, moe_prefill.SIZES
+    )
 
     def run(
         x: mx.array,
@@ -96,22 +108,27 @@ def metal(factory: Factory | None = None) -> MoeGateUp:
     ) -> mx.array:
         tokens, k = slots.shape
         rows = blocks.shape[1]
+        template: Template = {"T": x.dtype, "K": x.shape[1], "N": rows}
         if moe_prefill.takes(grouped, slots, scales):
-            return prefill(
-                *(x, blocks, scales, bias, slots, experts, number(limit)),
-                template={"T": x.dtype, "K": x.shape[1], "N": rows, "TILES": moe_prefill.TILES},
-                outputs=[((tokens, 1, rows // 2), x.dtype)],
-                **moe_prefill.division(tokens, blocks),
-            )[0]
-        if tokens > DECODED:
-            return moe_gate_up(x, blocks, scales, bias, slots, experts, limit, grouped)
-        return decode(
-            *(x, blocks, scales, bias, slots, experts, number(limit)),
-            template={"T": x.dtype, "K": x.shape[1], "N": rows, "ACTIVE": k, "ROWS": group},
-            threadgroups=(-(-rows // group), tokens * k, 1),
-            threads=group // (4 * SETS) * 32,
-            outputs=[((tokens, k, rows // 2), x.dtype)],
-        )[0]
+            template |= {"TILES": moe_prefill.TILES}
+            if size := prefill.threads(template):
+                return prefill(
+                    *(x, blocks, scales, bias, slots, experts, number(limit)),
+                    template=template,
+                    outputs=[((tokens, 1, rows // 2), x.dtype)],
+                    **moe_prefill.division(tokens, blocks, size),
+                )[0]
+        elif tokens <= DECODED:
+            template |= {"ACTIVE": k, "ROWS": group}
+            if size := decode.threads(template):
+                return decode(
+                    *(x, blocks, scales, bias, slots, experts, number(limit)),
+                    template=template,
+                    threadgroups=(-(-rows // group), tokens * k, 1),
+                    threads=size,
+                    outputs=[((tokens, k, rows // 2), x.dtype)],
+                )[0]
+        return moe_gate_up(x, blocks, scales, bias, slots, experts, limit, grouped)
 
     return run
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import mlx.core as mx
 
-from gptoss_mlx.kernels.metal import CONSTANT
+from gptoss_mlx.kernels.metal import CONSTANT, SIMDGROUP
 from gptoss_mlx.kernels.mxfp4 import random_bank
 
 TILE_ROWS = 32  # tokens of one slot that a threadgroup takes
 OUTPUTS = 32  # of a simdgroup
-SIMDGROUPS = 8  # to a threadgroup: x is read once for 256 outputs
+SIZES = (256, 128)  # threads of a threadgroup: x is read once for 256 outputs
 TILES = 4  # that take the same outputs one after the other, so that weights are still in a cache
 
 
@@ -26,17 +26,17 @@ def takes(grouped: bool, slots: mx.array, scales: mx.array) -> bool:
     return grouped and slots.shape[1] == 1 and scales.size >= CONSTANT
 
 
-def division(tokens: int, bank: mx.array) -> dict[str, Any]:
-    """Threadgroups and threads for the matrices of a bank, [slots, outputs, ..].
+def division(tokens: int, bank: mx.array, threads: int) -> dict[str, Any]:
+    """Threadgroups, of so many threads, for the matrices of a bank, [slots, outputs, ..].
 
     Tiles are numbered by slot + first token / TILE_ROWS, so that no more are possible.
     """
     slots, outputs = bank.shape[:2]
     tiles = slots + (tokens - 1) // TILE_ROWS
-    across = -(-outputs // (OUTPUTS * SIMDGROUPS))
+    across = -(-outputs // (OUTPUTS * threads // SIMDGROUP))
     return {
         "threadgroups": (across * TILES, -(-tiles // TILES), 1),
-        "threads": SIMDGROUPS * 32,
+        "threads": threads,
     }
 
 

@@ -10,8 +10,8 @@ import mlx.core as mx
 from gptoss_mlx.config import QuantizationSpec
 from gptoss_mlx.kernels.matrix import (
     PASS,
+    SIZES,
     SUMS,
-    THREADS,
     Matrix,
     Norm,
     inputs,
@@ -20,7 +20,7 @@ from gptoss_mlx.kernels.matrix import (
     served,
 )
 from gptoss_mlx.kernels.matrix import template as described
-from gptoss_mlx.kernels.metal import Factory, MetalKernel, number
+from gptoss_mlx.kernels.metal import Factory, MetalKernel, Threads, largest, number, padded
 
 GROUPS = 64  # threadgroups wanted of a smaller matrix, for the cores of a larger chip
 SHARE = 50  # bytes of weights a threadgroup reads for one of the vector, in a larger matrix
@@ -36,6 +36,7 @@ class QuantizedMatvec(Protocol):
         bias: mx.array | None = None,
         norm: Norm | None = None,
         residual: mx.array | None = None,
+        dtype: mx.Dtype | None = None,
     ) -> mx.array: ...
 
 
@@ -45,15 +46,16 @@ def quantized_matvec(
     bias: mx.array | None = None,
     norm: Norm | None = None,
     residual: mx.array | None = None,
+    dtype: mx.Dtype | None = None,
 ) -> mx.array:
     """norm(x) W^T + bias + residual; all but the product optional.
 
     x [tokens, inputs], bias [outputs], residual [tokens, outputs], all of one dtype
-    -> [tokens, outputs]
+    -> [tokens, outputs] of that dtype, or of the one given, to which nothing before is rounded
     """
     if norm is not None:
         x = mx.fast.rms_norm(x, norm.weight, norm.eps)
-    y = product(x, matrix)
+    y = product(x, matrix, dtype)
     if bias is not None:
         y = y + bias
     return y if residual is None else residual + y
@@ -61,17 +63,17 @@ def quantized_matvec(
 
 def _rows(x: mx.array, matrix: Matrix, normed: bool) -> int:
     """Rows of a threadgroup: many enough to pay for the vector, few enough for many cores."""
-    tokens, count = x.shape[0], matrix.weight.shape[0]
+    tokens, count = padded(x.shape[0]), matrix.weight.shape[0]
     bits = 8 * x.itemsize if matrix.spec is None else matrix.spec.bits
     paying = SHARE * 8 * x.itemsize * (1 + normed) // bits
     wanted = min(paying, -(-count // GROUPS), SUMS // tokens)
     return max(PASS, -(-wanted // PASS) * PASS)
 
 
-def metal(factory: Factory | None = None) -> QuantizedMatvec:
+def metal(factory: Factory | None = None, threads: Threads = largest) -> QuantizedMatvec:
     """As `quantized_matvec`, with metal/quantized_matvec.metal for what is `served`."""
     names = ["x", "gain", "weight", "scales", "biases", "bias", "residual", "eps"]
-    kernel = MetalKernel("quantized_matvec", names, ["out"], factory)
+    kernel = MetalKernel("quantized_matvec", names, ["out"], factory, threads, SIZES)
 
     def run(
         x: mx.array,
@@ -79,25 +81,30 @@ def metal(factory: Factory | None = None) -> QuantizedMatvec:
         bias: mx.array | None = None,
         norm: Norm | None = None,
         residual: mx.array | None = None,
+        dtype: mx.Dtype | None = None,
     ) -> mx.array:
         if not served(x, matrix):
-            return quantized_matvec(x, matrix, bias, norm, residual)
+            return quantized_matvec(x, matrix, bias, norm, residual, dtype)
         gain, eps = (x, 0.0) if norm is None else norm
         tokens, count = x.shape[0], matrix.weight.shape[0]
         group = _rows(x, matrix, norm is not None)
+        template = described(x, matrix) | {
+            "Y": dtype or x.dtype,
+            "ROWS": group,
+            "NORM": norm is not None,
+            "BIAS": bias is not None,
+            "RESIDUAL": residual is not None,
+        }
+        size = kernel.threads(template)
+        if size == 0:
+            return quantized_matvec(x, matrix, bias, norm, residual, dtype)
         return kernel(
             *(x, gain, *inputs(x, matrix)),
             *(x if bias is None else bias, x if residual is None else residual, number(eps)),
-            template=described(x, matrix)
-            | {
-                "ROWS": group,
-                "NORM": norm is not None,
-                "BIAS": bias is not None,
-                "RESIDUAL": residual is not None,
-            },
+            template=template,
             threadgroups=(-(-count // group), 1, 1),
-            threads=THREADS,
-            outputs=[((tokens, count), x.dtype)],
+            threads=size,
+            outputs=[((tokens, count), dtype or x.dtype)],
         )[0]
 
     return run
@@ -119,6 +126,7 @@ def examples(dtype: mx.Dtype) -> Iterator[tuple[Any, ...]]:
         matrix = random_matrix(rows, width, spec, dtype)
         yield x[:tokens], matrix, bias, Norm(gain, 1e-5), residual[:tokens]
     yield x, random_matrix(rows, width, specs[3], dtype)
+    yield x[:1], random_matrix(rows, width, specs[5], dtype), None, None, None, mx.float32
     # Of eight tokens so wide, a part at a time is held.
     x = mx.random.normal((8, 1472), key=mx.random.key(2)).astype(dtype)
     gain = mx.random.normal((1472,), key=mx.random.key(3)).astype(dtype)

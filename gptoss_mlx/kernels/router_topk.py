@@ -7,10 +7,9 @@ from typing import Any, TypeAlias
 
 import mlx.core as mx
 
-from gptoss_mlx.kernels.metal import Factory, MetalKernel
+from gptoss_mlx.kernels.metal import SIMDGROUP, Factory, MetalKernel, Template, Threads, largest
 
 EXPERTS = 1024  # up to which a simdgroup holds a token's logits in registers
-SIMDGROUP = 32
 
 RouterTopk: TypeAlias = Callable[[mx.array, int], tuple[mx.array, mx.array]]
 
@@ -26,19 +25,23 @@ def router_topk(logits: mx.array, k: int) -> tuple[mx.array, mx.array]:
     return ids.astype(mx.uint32), weights
 
 
-def metal(factory: Factory | None = None) -> RouterTopk:
+def metal(factory: Factory | None = None, threads: Threads = largest) -> RouterTopk:
     """As `router_topk`, with metal/router_topk.metal for up to EXPERTS experts."""
-    kernel = MetalKernel("router_topk", ["logits"], ["ids", "weights"], factory)
+    kernel = MetalKernel(
+        "router_topk", ["logits"], ["ids", "weights"], factory, threads, [SIMDGROUP]
+    )
 
     def run(logits: mx.array, k: int) -> tuple[mx.array, mx.array]:
         tokens, experts = logits.shape
-        if not experts <= EXPERTS:
+        template: Template = {"T": logits.dtype, "EXPERTS": experts, "ACTIVE": k}
+        size = kernel.threads(template) if experts <= EXPERTS else 0
+        if size == 0:
             return router_topk(logits, k)
         ids, weights = kernel(
             logits,
-            template={"T": logits.dtype, "EXPERTS": experts, "ACTIVE": k},
+            template=template,
             threadgroups=(tokens, 1, 1),
-            threads=SIMDGROUP,
+            threads=size,
             outputs=[((tokens, k), mx.uint32), ((tokens, k), logits.dtype)],
         )
         return ids, weights

@@ -6,21 +6,21 @@
 
 // kernel
 //
-// parts [RANGES, HEADS, HEAD_DIM + 2] f32 as decode_attention.metal writes them, sinks [HEADS] T
+// parts [ranges, HEADS, HEAD_DIM + 2] f32 as decode_attention.metal writes them, sinks [HEADS] T
 // -> y [HEADS * HEAD_DIM] T
-// grid: HEADS threadgroups of any number of threads
+// grid: HEADS threadgroups of THREADS
 
-const int head = threadgroup_position_in_grid.x;
+const int head = threadgroup_position_in_grid.x, ranges = parts_shape[0];
 const float sink = float(sinks[head]);
 const device float* part = parts + head * (HEAD_DIM + 2);
 constexpr int NEXT = HEADS * (HEAD_DIM + 2);
 float most = sink;
-for (int range = 0; range < RANGES; range++) {
+for (int range = 0; range < ranges; range++) {
     most = max(most, part[range * NEXT + HEAD_DIM]);
 }
-for (int i = thread_index_in_threadgroup; i < HEAD_DIM; i += threads_per_threadgroup.x) {
+for (int i = thread_index_in_threadgroup; i < HEAD_DIM; i += THREADS) {
     float sum = precise::exp(sink - most), value = 0.0f;
-    for (int range = 0; range < RANGES; range++) {
+    for (int range = 0; range < ranges; range++) {
         const device float* from = part + range * NEXT;
         const float factor = precise::exp(from[HEAD_DIM] - most);
         sum = fma(factor, from[HEAD_DIM + 1], sum);

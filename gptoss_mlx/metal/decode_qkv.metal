@@ -5,6 +5,7 @@
 // take their places among those of other tokens, a page, whose rest is copied.
 
 #include "matvec.metal"
+#include "places.metal"
 
 // position / period modulo 2 pi, for positions up to 2^24, to within 3e-7.
 //
@@ -22,12 +23,14 @@ inline float angle(float position, float period) {
 
 // kernel
 //
-// x [TOKENS, K] T, gain [K] T, weight, scales, biases of [N, K] as in quantized_matvec.metal,
-// bias [N] T, periods [HEAD_DIM / 2] f32, offset i32 (the first token's position), eps f32,
-// page [2, KV_HEADS, PAGE, HEAD_DIM] T, never read if PAGE is TOKENS, slot i32 (the first token's)
-// -> q [HEADS, TOKENS, HEAD_DIM] T, kv [2, KV_HEADS, PAGE, HEAD_DIM] T, the page with the tokens
+// x [tokens, K] T, up to TOKENS of them, gain [K] T, weight, scales, biases of [N, K] as in
+// quantized_matvec.metal, bias [N] T, periods [HEAD_DIM / 2] f32, eps f32, places [layers, 4] i32
+// of which row `layer` (i32) is the first token's,
+// page [2, KV_HEADS, PAGE, HEAD_DIM] T, never read if PAGE is 0
+// -> q [HEADS, tokens, HEAD_DIM] T, kv [2, KV_HEADS, PAGE, HEAD_DIM] T, the page with the tokens;
+// if PAGE is 0 the tokens alone.
 // N = (HEADS + 2 * KV_HEADS) * HEAD_DIM: queries, keys, values; values are not turned.
-// grid: ceil(N / ROWS) threadgroups of any number of simdgroups
+// grid: ceil(N / ROWS) threadgroups of THREADS
 
 typedef Product<T, S, FORMAT, BITS, GROUP, K, TOKENS, ROWS, true> P;
 threadgroup float4 held[P::SPACE];
@@ -37,30 +40,33 @@ threadgroup float sums[TOKENS * ROWS];
 
 const Place place = {
     int(thread_index_in_threadgroup),
-    int(threads_per_threadgroup.x),
+    THREADS,
     int(simdgroup_index_in_threadgroup),
-    int(simdgroups_per_threadgroup),
+    THREADS / 32,
     int(thread_index_in_simdgroup)};
 const int row = threadgroup_position_in_grid.x * ROWS;
 const int count = min(ROWS, N - row);
 const Matrix<S> matrix = {(const device uint*)weight, scales, biases};
-const P product = {x, gain, matrix, place, held, unit_sums, squares, sums};
+const int tokens = x_shape[0];
+const P product = {x, tokens, gain, matrix, place, held, unit_sums, squares, sums};
 
-const int first_slot = slot;
-if (PAGE > TOKENS) {
+const int offset = places[layer * COLUMNS + POSITION];
+const int first_slot = PAGE > 0 ? places[layer * COLUMNS + SLOT] : 0;
+const int room = PAGE > 0 ? PAGE : tokens;
+if (PAGE > 0) {
     constexpr int QUADS = HEAD_DIM / 4;
     const int begin = (max(row / HEAD_DIM, HEADS) - HEADS) * PAGE * QUADS;
     const int end = ((row + count) / HEAD_DIM - HEADS) * PAGE * QUADS;
     for (int i = begin + place.thread_index; i < end; i += place.threads) {
-        const int at = i / QUADS % PAGE - first_slot;
-        if (at < 0 || at >= TOKENS) {
+        const int at = i / QUADS % (PAGE > 0 ? PAGE : 1) - first_slot;
+        if (at < 0 || at >= tokens) {
             ((device vec<T, 4>*)kv)[i] = ((const device vec<T, 4>*)page)[i];
         }
     }
 }
 product.run(row, count);
 constexpr int HALF = HEAD_DIM / 2;
-for (int i = place.thread_index; i < TOKENS * count / 2; i += place.threads) {
+for (int i = place.thread_index; i < tokens * count / 2; i += place.threads) {
     const int token = i / (count / 2), pair = i % (count / 2);
     const int first = pair / HALF * HEAD_DIM + pair % HALF, second = first + HALF;
     const int head = (row + first) / HEAD_DIM, element = first % HEAD_DIM;
@@ -73,8 +79,8 @@ for (int i = place.thread_index; i < TOKENS * count / 2; i += place.threads) {
         cosine = precise::cos(turned);
         sine = precise::sin(turned);
     }
-    device T* out = head < HEADS ? q + (head * TOKENS + token) * HEAD_DIM
-                                 : kv + ((head - HEADS) * PAGE + first_slot + token) * HEAD_DIM;
+    device T* out = head < HEADS ? q + (head * tokens + token) * HEAD_DIM
+                                 : kv + ((head - HEADS) * room + first_slot + token) * HEAD_DIM;
     out[element] = T(a * cosine - b * sine);
     out[element + HALF] = T(a * sine + b * cosine);
 }

@@ -40,9 +40,10 @@ struct Factors {
     }
 };
 
-// y = W norm(x) for `TOKENS` vectors, without what follows it.
+// y = W norm(x) for up to `TOKENS` vectors, without what follows it.
 //
-// x [TOKENS, K], gain [K] the norm's weight, W [.., K]. The threadgroup's memory: held[SPACE],
+// x [tokens, K], those up to TOKENS count as zeros; gain [K] the norm's weight, W [.., K]. The
+// threadgroup's memory: held[SPACE],
 // unit_sums[SUMS], squares[TOKENS * simdgroups], sums[TOKENS * ROWS].
 template <
     typename T,
@@ -80,6 +81,7 @@ struct Product {
     static constant constexpr int SUMS = FORMAT == AFFINE ? TOKENS * PART : 1;
 
     const device T* x;
+    int tokens;
     const device T* gain;
     Matrix<S> matrix;
     Place place;
@@ -155,7 +157,7 @@ struct Product {
                 const int i = first + place.thread_index;
                 float4 v = 0.0f;
                 if (i < quads) {
-                    v = float4(from[i]);
+                    v = token < tokens ? float4(from[i]) : v;
                     if (NORM) {
                         const bool fresh = begin * QUADS + i >= part * WINDOW * QUADS;
                         square[token] += count_squares && fresh ? dot(v, v) : 0.0f;

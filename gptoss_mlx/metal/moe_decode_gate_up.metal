@@ -10,16 +10,16 @@
 //
 // x [tokens, K] T, blocks [slots, N, K / 8] u32, scales [slots, N, K / 32] u8, bias [experts, N] T,
 // slots and experts [tokens, ACTIVE] u32, limit f32 -> out [tokens, ACTIVE, N / 2] T
-// grid: (ceil(N / ROWS), tokens * ACTIVE) threadgroups of any number of simdgroups
+// grid: (ceil(N / ROWS), tokens * ACTIVE) threadgroups of THREADS
 
 const int pair = threadgroup_position_in_grid.y;
 const int row = threadgroup_position_in_grid.x * ROWS;
 const int count = min(ROWS, N - row);
 const Place place = {
     int(thread_index_in_threadgroup),
-    int(threads_per_threadgroup.x),
+    THREADS,
     int(simdgroup_index_in_threadgroup),
-    int(simdgroups_per_threadgroup),
+    THREADS / 32,
     int(thread_index_in_simdgroup)};
 threadgroup float4 space[tile_size(K)];
 threadgroup float sums[ROWS];

@@ -9,7 +9,7 @@
 // x [tokens, 1, K] T, blocks [slots, N, K / 8] u32, scales [slots, N, K / 32] u8,
 // bias [experts, N] T, slots [tokens, 1] u32, ascending, experts [tokens, 1] u32, one to a slot,
 // weights [tokens, 1] T -> out [tokens, N] T
-// grid: (TILES * outputs in portions of 32 a simdgroup, tiles / TILES) threadgroups
+// grid: (TILES * outputs in portions of 32 a simdgroup, tiles / TILES) threadgroups of THREADS
 
 const int number = threadgroup_position_in_grid.y * TILES + threadgroup_position_in_grid.x % TILES;
 const int portion = threadgroup_position_in_grid.x / TILES;
@@ -19,8 +19,8 @@ if (tile.count <= 0) {
     return;
 }
 const Position position(
-    thread_index_in_threadgroup, threads_per_threadgroup.x, thread_index_in_simdgroup);
-const int begin = (portion * simdgroups_per_threadgroup + simdgroup_index_in_threadgroup) * 32;
+    thread_index_in_threadgroup, THREADS, thread_index_in_simdgroup);
+const int begin = (portion * (THREADS / 32) + simdgroup_index_in_threadgroup) * 32;
 Sums sums = {};
 add_product<T, K, N>(x, blocks, scales, tile, begin, (threadgroup float*)space, sums, position);
 

@@ -6,10 +6,10 @@
 
 // kernel
 //
-// x [TOKENS, K] T, gain [K] T, weight [N, ..] (u32 codes, or T), scales and biases
-// [N, K / GROUP] S, bias [N] T, residual [TOKENS, N] T, eps f32 -> out [TOKENS, N] T
+// x [tokens, K] T, up to TOKENS of them, gain [K] T, weight [N, ..] (u32 codes, or T), scales and
+// biases [N, K / GROUP] S, bias [N] T, residual [tokens, N] T, eps f32 -> out [tokens, N] Y
 // An input that FORMAT, NORM, BIAS or RESIDUAL leaves out may be anything.
-// grid: ceil(N / ROWS) threadgroups of any number of simdgroups
+// grid: ceil(N / ROWS) threadgroups of THREADS
 
 typedef Product<T, S, FORMAT, BITS, GROUP, K, TOKENS, ROWS, NORM> P;
 threadgroup float4 held[P::SPACE];
@@ -19,17 +19,18 @@ threadgroup float sums[TOKENS * ROWS];
 
 const Place place = {
     int(thread_index_in_threadgroup),
-    int(threads_per_threadgroup.x),
+    THREADS,
     int(simdgroup_index_in_threadgroup),
-    int(simdgroups_per_threadgroup),
+    THREADS / 32,
     int(thread_index_in_simdgroup)};
 const int row = threadgroup_position_in_grid.x * ROWS;
 const int count = min(ROWS, N - row);
 const Matrix<S> matrix = {(const device uint*)weight, scales, biases};
-const P product = {x, gain, matrix, place, held, unit_sums, squares, sums};
+const int tokens = x_shape[0];
+const P product = {x, tokens, gain, matrix, place, held, unit_sums, squares, sums};
 
 product.run(row, count);
-for (int i = place.thread_index; i < TOKENS * count; i += place.threads) {
+for (int i = place.thread_index; i < tokens * count; i += place.threads) {
     const int token = i / count, n = row + i % count;
     float y = product.norm(token, eps) * sums[token * ROWS + i % count];
     if (BIAS) {
@@ -38,5 +39,5 @@ for (int i = place.thread_index; i < TOKENS * count; i += place.threads) {
     if (RESIDUAL) {
         y += float(residual[token * N + n]);
     }
-    out[token * N + n] = T(y);
+    out[token * N + n] = Y(y);
 }

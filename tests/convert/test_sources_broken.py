@@ -276,12 +276,15 @@ BROKEN: dict[str, tuple[str, Break, tuple[str, ...]]] = {
         ("holds several GGUF models; name one of its files",),
     ),
     **{
-        f"converted: a record of a file {name}": (
+        f"converted: a record of a file {name!a}": (
             "converted",
             _moved_header(name),
             ("conversion.json: its release does not hold the tensors",),
         )
-        for name in ("../up.safetensors", "in/it.safetensors", "/tmp/x.safetensors", "config.json")
+        for name in (
+            *("../up.safetensors", "in/it.safetensors", "/tmp/x.safetensors", "config.json"),
+            *("\ud800.safetensors", "\x1b[2J.safetensors", "x" * 300 + ".safetensors"),
+        )
     },
     "converted: a record that lacks a file": (
         "converted",

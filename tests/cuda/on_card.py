@@ -20,8 +20,9 @@ import gptoss_mlx
 from gptoss_mlx.checkpoint import Checkpoint
 from gptoss_mlx.cuda.agreement import relative
 from gptoss_mlx.cuda.choice import MODULES, checked, is_reference
+from gptoss_mlx.cuda.current import launching_on
 from gptoss_mlx.cuda.graph import Graphs
-from gptoss_mlx.cuda.model import Transformer, launching_on, open_model
+from gptoss_mlx.cuda.model import Transformer, open_model
 from gptoss_mlx.engine import Engine
 from gptoss_mlx.events import Event, FinishEvent, PrefillEvent, TokenEvent
 

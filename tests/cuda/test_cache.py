@@ -13,10 +13,13 @@ from benchmarks.make_checkpoint import Shape
 from gptoss_mlx.errors import CapacityError
 from tests.backends import ROWS, open_on
 from tests.comparison import fresh, relative_l2
+from tests.interrupts import everywhere
 from tests.shapes import tokens
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
+
+from gptoss_mlx.cuda import cache as cache_module  # noqa: E402
 
 SHAPE = Shape(3, 64, 64, 6, 2, 4, 2, 16, vocab=256, window=12)
 
@@ -26,19 +29,57 @@ def model(checkpoint_of: Callable[..., Path]) -> Any:
     return open_on("torch", checkpoint_of(SHAPE))
 
 
-def test_there_are_as_many_sequences_as_rows(model: Any) -> None:
-    states = [model.new_state() for _ in range(ROWS)]
-    assert sorted(state.row for state in states) == list(range(ROWS))
-    with pytest.raises(CapacityError, match=f"opened for {ROWS} sequences at a time"):
-        model.new_state()
+def test_as_many_sequences_as_rows_compute_together(model: Any) -> None:
+    states = [model.new_state() for _ in range(ROWS + 1)]
+    assert sorted(state.row for state in states[:ROWS]) == list(range(ROWS))
+    with pytest.raises(CapacityError, match=f"opened for {ROWS} sequences at a time, not for 5"):
+        model.decode_many([[1]] * (ROWS + 1), states)
+    assert [state.offset for state in states] == [0] * (ROWS + 1)
+    row = states[2].row
     states[2].close()
     states[2].close()  # once is enough
-    states.append(model.new_state())
-    assert states[-1].row == states[2].row
-    with pytest.raises(CapacityError):
-        model.new_state()
+    assert states[ROWS].row == row
     for state in states:
         state.close()
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_sequences_take_turns_in_fewer_rows(rows: int, checkpoint_of: Callable[..., Path]) -> None:
+    """Three of them, with snapshots and cuts while they are parked, each as if it were alone."""
+    few, many = (open_on("torch", checkpoint_of(SHAPE), rows=n) for n in (rows, 3))
+    found = []
+    for model in (few, many):
+        states, logits = [model.new_state() for _ in range(3)], []
+        for i, state in enumerate(states):
+            model.prefill(tokens(SHAPE.vocab, 4 + 8 * i, seed=i), state)
+        held = [state.snapshot() for state in states]
+        for turn in range(4):
+            logits += [model.decode([turn + i], state) for i, state in enumerate(states)]
+        states[1].restore(held[1])
+        states[0].trim(5)
+        logits += [model.decode([7], state) for state in states]
+        logits += list(model.decode_many([[1]] * rows, states[-rows:]))
+        found.append(logits)
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_an_interrupt_anywhere_while_a_sequence_gives_way(model: Any) -> None:
+    cache = type(model.cache)(model.config, 1, 32, model.dtype, model.device)
+    states = [cache.new_state() for _ in range(2)]
+    for state in states:
+        _ = state.row
+        state.offset = 3
+        cache.arenas.fill_(states.index(state))
+        cache.rings.fill_(states.index(state))
+    points = 0
+    for _ in everywhere([cache_module], lambda: states[0].row):  # the other one has it
+        points += 1
+        for i, state in enumerate(states):
+            row = state.row
+            assert torch.all(cache.arenas[:, row, :, :, :3] == i)
+            assert torch.all(cache.rings[:, row] == i)
+    assert points > 20
 
 
 def test_a_sequence_nobody_holds_gives_its_row_back(model: Any) -> None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from subprocess import CalledProcessError
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,12 +19,15 @@ pytest.importorskip("torch")
 pytest.importorskip("triton")
 
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from triton.compiler.errors import CompilationError
+from triton.runtime.errors import OutOfResources
 
 from gptoss_mlx.cuda import choice, reference
 from gptoss_mlx.cuda.agreement import difference
 from gptoss_mlx.cuda.choice import MODULES, Kernels, choose_kernels, implementations
 from gptoss_mlx.cuda.kernels import build
-from gptoss_mlx.cuda.operands import Bank, Heads, Matrix
+from gptoss_mlx.cuda.operands import Bank, Groups, Heads, Matrix
 from gptoss_mlx.errors import KernelError
 
 pytestmark = pytest.mark.torch
@@ -61,6 +69,7 @@ def install(monkeypatch: pytest.MonkeyPatch, make: Callable[[str], Any]) -> None
     monkeypatch.setattr(choice, "module_of", modules.__getitem__)
     monkeypatch.setattr(choice, "examples_of", lambda name, dtype, device: examples(name))
     monkeypatch.setattr(build, "capability_of", lambda device: 90)
+    monkeypatch.setattr(choice, "launching_on", lambda device: nullcontext())
 
 
 def tile_for(pairs: int, slots: int, capability: int) -> int:
@@ -88,9 +97,20 @@ def broken(name: str) -> Callable[..., Any]:
     """A kernel that does not compile, as Triton tells it."""
 
     def run(*arguments: Any) -> Any:
-        raise RuntimeError("at 7:3:\n    y = nothing\n        ^")
+        source = "y = nothing"
+        raise CompilationError(source, ast.parse(source).body[0], "nothing is not defined")
 
     return run
+
+
+def raising(error: Exception) -> Callable[[str], Any]:
+    def make(name: str) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Any:
+            raise error
+
+        return run if name == "linear" else right(name)
+
+    return make
 
 
 def test_a_cpu_has_references_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +140,7 @@ def test_kernels_that_give_something_else_are_left_out(monkeypatch: pytest.Monke
     assert kernels.linear is reference.linear
     assert kernels.add_norm is not reference.add_norm
     assert implementations(kernels)["linear"] == kernels.left_out["linear"]
-    assert not kernels.capturable
+    assert kernels.capturable  # its reference does not wait for the device
 
 
 def test_a_kernel_that_writes_nothing_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +157,7 @@ def test_a_kernel_that_writes_nothing_is_left_out(monkeypatch: pytest.MonkeyPatc
 def test_a_step_can_be_captured_without_the_kernel_of_prefill(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    install(monkeypatch, lambda name: (broken if name == "group_pairs" else right)(name))
+    install(monkeypatch, lambda name: (broken if name == "moe_down" else right)(name))
     assert not choose_kernels(CARD, torch.float32, "").capturable
     wanted = "prefill_attention"
     monkeypatch.setattr(choice, "checked", lambda name, device, dtype: _without(name, wanted))
@@ -157,7 +177,104 @@ def test_what_does_not_compile_is_left_out_with_the_reason_in_one_line(
 ) -> None:
     install(monkeypatch, broken)
     kernels = choose_kernels(CARD, torch.float32, "")
-    assert kernels.left_out["linear"] == "at 7:3: y = nothing ^"
+    assert kernels.left_out["linear"] == "at 1:0: y = nothing ^ nothing is not defined"
+    assert kernels.left_out["moe_down"].endswith(
+        "; without it a decoding step is no CUDA graph, but launch after launch"
+    )
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OutOfResources(99, 98, "shared memory"),
+        CalledProcessError(1, "ptxas"),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("CUDA error: an illegal instruction was encountered"),
+    ],
+)
+def test_what_compilers_and_the_driver_say_leaves_a_kernel_out(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch, raising(error))
+    assert set(choose_kernels(CARD, torch.float32, "").left_out) == {"linear"}
+
+
+def test_a_pass_of_triton_that_fails_leaves_a_kernel_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is a plain RuntimeError, but of Triton's own code."""
+    name = {"__name__": "triton.backends.compiler"}
+    exec("def run(*arguments): raise RuntimeError('PassManager::run failed')", name)
+    install(monkeypatch, lambda n: name["run"] if n == "linear" else right(n))
+    left_out = choose_kernels(CARD, torch.float32, "").left_out
+    assert left_out == {"linear": "PassManager::run failed"}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        TypeError("run() takes 2 arguments"),
+        RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"),
+        KeyError("linear"),
+        ImportError("cannot import name 'FEW'", name="gptoss_mlx.cuda.kernels.linear"),
+    ],
+)
+def test_mistakes_of_our_own_come_to_light(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch, raising(error))
+    with pytest.raises(type(error)):
+        choose_kernels(CARD, torch.float32, "")
+    if isinstance(error, ImportError):
+        monkeypatch.undo()
+        monkeypatch.setattr(choice.importlib, "import_module", raising(error)("linear"))
+        with pytest.raises(ImportError):
+            choice.module_of("linear")
+
+
+def test_kernels_are_compiled_side_by_side_each_on_the_card(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two that wait for each other, and for neither's thread to have another current card."""
+    met, on = threading.Barrier(2, timeout=20), threading.local()
+
+    def make(name: str) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Any:
+            assert on.card == CARD
+            if name in ("linear", "add_norm"):
+                met.wait()
+            return getattr(reference, name)(*arguments)
+
+        return run
+
+    @contextmanager
+    def launching_on(device: torch.device) -> Iterator[None]:
+        on.card = device
+        yield
+
+    install(monkeypatch, make)
+    monkeypatch.setattr(choice, "launching_on", launching_on)
+    assert not choose_kernels(CARD, torch.float32, "").left_out
+
+
+def test_references_that_a_graph_cannot_hold_are_those_that_wait() -> None:
+    """A fake tensor has no values, and raises where they are asked for."""
+    waiting = set()
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        for name in MODULES.keys() - {"prefill_attention"}:
+            for arguments in examples(name):
+                fake = [copied(mode, argument) for argument in arguments]
+                try:
+                    getattr(reference, name)(*fake)
+                except DataDependentOutputException:
+                    waiting.add(name)
+    assert waiting == choice.WAITING
+
+
+def copied(mode: FakeTensorMode, argument: Any) -> Any:
+    if isinstance(argument, torch.Tensor):
+        return mode.from_tensor(argument)
+    if isinstance(argument, Groups):
+        return replace(argument, **{k: copied(mode, v) for k, v in vars(argument).items()})
+    return argument
 
 
 @pytest.mark.parametrize("make", [wrong, broken])
@@ -184,7 +301,7 @@ def test_a_kernel_without_examples_is_left_out(monkeypatch: pytest.MonkeyPatch) 
     install(monkeypatch, right)
     monkeypatch.setattr(choice, "examples_of", lambda name, dtype, device: iter(()))
     left_out = choose_kernels(CARD, torch.float32, "").left_out
-    assert set(left_out.values()) == {"it has no examples to agree on"}
+    assert {why.split(";")[0] for why in left_out.values()} == {"it has no examples to agree on"}
 
 
 def test_examples_are_of_one_operation(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,7 +340,10 @@ def test_references_need_no_triton() -> None:
     code = (
         "import sys; sys.modules['triton'] = None\n"
         "import torch\n"
+        "import contextlib\n"
+        "from gptoss_mlx.cuda import choice\n"
         "from gptoss_mlx.cuda.choice import Kernels, choose_kernels\n"
+        "choice.launching_on = lambda device: contextlib.nullcontext()\n"
         "assert choose_kernels(torch.device('cpu'), torch.float32) == Kernels()\n"
         "kernels = choose_kernels(torch.device('cuda'), torch.float32)\n"
         "print(set(kernels.left_out.values()))"

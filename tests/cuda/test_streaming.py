@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,13 +17,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.make_checkpoint import Shape
+from gptoss_mlx import pool, reader, slots
 from gptoss_mlx.errors import CheckpointError
 from gptoss_mlx.events import FinishEvent, Timings
 from gptoss_mlx.machine import Machine
 from gptoss_mlx.memory import make_plan
+from gptoss_mlx.reader import FileReader
 from gptoss_mlx.report import table
 from tests.backends import open_on
 from tests.comparison import fresh
+from tests.interrupts import Interrupt, everywhere
 from tests.shapes import tokens
 
 torch = pytest.importorskip("torch")
@@ -30,6 +35,14 @@ pytestmark = pytest.mark.torch
 from gptoss_mlx.cuda import streaming  # noqa: E402
 
 SHAPE = Shape(3, 64, 64, 12, 3, 4, 2, 16, vocab=256, window=12)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def watched() -> Iterator[None]:
+    """Everything here proves, beside its own promise, that no buffer is given away in use."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(slots.DEBUG, "1")
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +107,43 @@ def test_more_experts_on_their_way_than_buffers(
     assert len(few.streaming._buffers) == 2
 
 
+def test_a_buffer_given_away_in_use_is_noticed(
+    layers: Layers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Were the reads of a wave not waited for."""
+    gate, preadv = threading.Event(), os.preadv
+
+    def held(*arguments: Any) -> int:
+        assert gate.wait(20)
+        return preadv(*arguments)
+
+    def opening(reader: FileReader) -> None:
+        gate.set()
+        stop(reader)
+
+    stop = FileReader.stop
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "preadv", held)
+        patch.setattr(pool.Tasks, "wait", lambda tasks: None)
+        patch.setattr(FileReader, "stop", opening)
+        with pytest.raises(AssertionError, match="is given away while it is in use"):
+            layers.step(layers.few * 2, 2, 3)
+    layers.check(1, 4)
+
+
+def test_slots_used_on_two_streams_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(slots.DEBUG, "1")
+    monkeypatch.setattr(
+        torch.cuda, "current_stream", lambda _: SimpleNamespace(cuda_stream=next(streams))
+    )
+    streams = iter((7, 7, 8))
+    shared = streaming.Streaming({}, FileReader([]), torch.device("cuda:0"), 1)
+    shared.check_stream()
+    shared.check_stream()
+    with pytest.raises(AssertionError, match="on the streams 7 and 8"):
+        shared.check_stream()
+
+
 def test_a_read_error_ends_the_step_and_the_next_one_is_right(
     checkpoint_of: Callable[..., Path],
     model_of: Callable[[int], Any],
@@ -114,6 +164,87 @@ def test_a_read_error_ends_the_step_and_the_next_one_is_right(
         with pytest.raises(CheckpointError, match="cannot be read: Input/output error"):
             fresh(model, ids)
     np.testing.assert_array_equal(fresh(model, ids), fresh(model_of(12), ids))
+
+
+class Layers:
+    """Two layers on two slots and two buffers, and the resident banks beside them."""
+
+    def __init__(self, folder: Path) -> None:
+        models = open_on("torch", folder, slots=2), open_on("torch", folder)
+        self.few, self.whole = ([b.moe.experts for b in model.blocks] for model in models)
+        self.x = torch.ones(1, 32)
+
+    @torch.inference_mode()
+    def step(self, layers: Any, *chosen: int) -> list[torch.Tensor]:
+        """A token that chooses two of five experts, through both layers."""
+        logits = torch.zeros(1, 5)
+        logits[0, list(chosen)] = 1.0
+        return [layer(self.x, logits) for layer in layers]
+
+    def check(self, *chosen: int) -> None:
+        for a, b in zip(self.step(self.few, *chosen), self.step(self.whole, *chosen), strict=True):
+            assert torch.equal(a, b)
+        for few in self.few:
+            assert len(few.table.slot_of) == 2  # of two: none is lost
+
+
+@pytest.fixture
+def layers(checkpoint_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Layers:
+    monkeypatch.setattr(streaming, "STAGED", 2)
+    return Layers(checkpoint_of(Shape(2, 32, 32, 5, 2, 2, 1, 16, vocab=64)))
+
+
+MODULES = (streaming, slots, reader, pool)
+
+
+def test_an_interrupt_anywhere_in_a_streamed_step(layers: Layers) -> None:
+    """Some hundred places, which is why it takes seconds."""
+    turns, turn = [(0, 3), (1, 4)], 0
+    for turn in everywhere(  # noqa: B020
+        MODULES,
+        lambda: layers.step(layers.few, *turns[turn % 2]),  # noqa: B023
+    ):
+        layers.check(*turns[turn % 2])
+    assert turn > 100
+
+
+def test_a_second_interrupt_anywhere_in_the_clearing_up(
+    layers: Layers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While reads of the first call still run, into buffers that the next one may be given."""
+    gate, abandon, preadv = threading.Event(), pool.Tasks.abandon, os.preadv
+    settle, wait = streaming.Streaming._settle, pool.Tasks.wait
+    at, second = 0, Interrupt(MODULES, 0)
+
+    def held(*arguments: Any) -> int:
+        assert gate.wait(20)
+        return preadv(*arguments)
+
+    def opening(tasks: pool.Tasks) -> bool:
+        gate.set()
+        return abandon(tasks)
+
+    def interrupted(tasks: pool.Tasks) -> None:
+        monkeypatch.setattr(pool.Tasks, "wait", wait)
+        monkeypatch.setattr(streaming.Streaming, "_settle", settled)
+        raise KeyboardInterrupt
+
+    def settled(shared: streaming.Streaming) -> None:
+        nonlocal second
+        monkeypatch.setattr(streaming.Streaming, "_settle", settle)
+        with Interrupt(MODULES, at) as second:
+            settle(shared)
+
+    monkeypatch.setattr(os, "preadv", held)
+    monkeypatch.setattr(pool.Tasks, "abandon", opening)
+    while at == 0 or second.came:
+        gate.clear()
+        monkeypatch.setattr(pool.Tasks, "wait", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            layers.step(layers.few[at % 2 :], 0, 3)
+        layers.check(1, 4)
+        at += 1
+    assert at > 30
 
 
 def test_a_changed_file_is_noticed(checkpoint_of: Callable[..., Path], tmp_path: Path) -> None:

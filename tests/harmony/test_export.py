@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from gptoss_mlx.harmony import Conversation, Encoding
-from gptoss_mlx.harmony.export import PATTERN, write_tokenizer
+from gptoss_mlx.harmony.export import write_tokenizer
+from gptoss_mlx.harmony.words import PATTERN
 
 
 @pytest.fixture(scope="module")

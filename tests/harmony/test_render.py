@@ -192,7 +192,7 @@ def test_bad_messages_are_named_in_one_line(
 BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"reasoning": "extreme"}, r"reasoning effort 'extreme'"),
     ({"tools": [{"type": "web"}]}, r"tool 0: type 'web' is unknown"),
-    ({"tools": [LOOKUP, function("naïve")]}, r"tool 1: tool name 'naïve'"),
+    ({"tools": [LOOKUP, function("naïve")]}, r"tool 1: tool name 'na\\xefve'"),
     ({"tools": [LOOKUP, LOOKUP]}, r"tool 1: the tool name 'lookup_weather' is used twice"),
     ({"tools": [function("f", "", [1])]}, r"tool 0 \(f\): parameters must be a JSON schema"),
     ({"tools": {"f": 1}}, r"tools: expected a list"),

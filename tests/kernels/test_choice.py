@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import mlx.core as mx
 import pytest
 
 from gptoss_mlx.errors import KernelError
-from gptoss_mlx.kernels.choice import (
-    MODULES,
-    Kernels,
-    choose_kernels,
-    disagreement,
-    implementations,
-)
+from gptoss_mlx.kernels.choice import MODULES, Kernels, choose_kernels, implementations
+from gptoss_mlx.kernels.metal import mlx_version, require_mlx
+from gptoss_mlx.kernels.trial import disagreement
+from gptoss_mlx.kernels.verdicts import Verdicts
+
+KERNELS = {
+    "quantized_matvec",
+    "decode_qkv",
+    "decode_attention",
+    "decode_attention_merge",
+    "decode_router",
+    "router_topk",
+    "moe_decode_gate_up",
+    "moe_prefill_gate_up",
+    "moe_decode_down",
+    "moe_prefill_down",
+}
+
+
+def nowhere() -> Verdicts:
+    return Verdicts({}, None)
 
 
 def wrong(**asked: Any) -> Callable[..., list[mx.array]]:
@@ -34,45 +48,83 @@ def broken(**asked: Any) -> Callable[..., list[mx.array]]:
     return run
 
 
+def calls(dtype: mx.Dtype) -> Iterator[tuple[str, Any]]:
+    for name, module in MODULES.items():
+        for arguments in module.examples(dtype):
+            yield name, arguments
+
+
 def test_a_cpu_has_references_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GPTOSS_KERNELS", raising=False)
-    assert choose_kernels(mx.float32) == Kernels()
+    assert choose_kernels() == Kernels()
     assert set(implementations(Kernels()).values()) == {"reference"}
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
-def test_kernels_that_give_something_else_are_left_out(dtype: mx.Dtype) -> None:
-    kernels = choose_kernels(dtype, wish="", factory=wrong)
-    assert set(kernels.left_out) == set(MODULES)
-    for name, why in implementations(kernels).items():
-        assert "differs from its reference by" in why, name
-        assert getattr(kernels, name) is getattr(Kernels(), name)
-
-
-def test_kernels_that_do_not_compile_are_left_out_with_the_reason_in_one_line() -> None:
-    kernels = choose_kernels(mx.float32, wish="", factory=broken)
-    assert set(kernels.left_out) == set(MODULES)
-    assert all(
-        why == "[metal::Device] Unable to build metal library from source error: 1:2"
-        for why in kernels.left_out.values()
-    )
+@pytest.mark.parametrize(
+    ("factory", "why"),
+    [
+        (wrong, "it differs from its reference by"),
+        (broken, "[metal::Device] Unable to build metal library from source error: 1:2"),
+    ],
+)
+def test_kernels_that_fail_are_left_out_with_the_reason_in_one_line(
+    dtype: mx.Dtype, factory: Any, why: str
+) -> None:
+    kernels = choose_kernels(wish="", factory=factory, verdicts=nowhere())
+    for name, arguments in calls(dtype):
+        found = getattr(kernels, name)(*arguments)
+        expected = getattr(Kernels(), name)(*arguments)
+        several = ([a] if isinstance(a, mx.array) else a for a in (found, expected))
+        assert all(mx.array_equal(a, b) for a, b in zip(*several, strict=True)), name
+    assert set(kernels.left_out) == KERNELS
+    assert all(why in reason for reason in kernels.left_out.values())
+    assert all(why in shown for shown in implementations(kernels).values())
+    assert not kernels.pages
 
 
 @pytest.mark.parametrize("factory", [wrong, broken])
 def test_insisting_on_metal_fails_rather_than_fall_back(factory: Any) -> None:
+    kernels = choose_kernels(wish="metal", factory=factory, verdicts=nowhere())
+    name, arguments = next(calls(mx.float32))
     with pytest.raises(KernelError, match=r"^the Metal kernel quantized_matvec cannot be used: "):
-        choose_kernels(mx.float32, wish="metal", factory=factory)
+        getattr(kernels, name)(*arguments)
+
+
+def test_our_own_faults_are_no_reason_to_fall_back() -> None:
+    def ours(**_: Any) -> Callable[..., list[mx.array]]:
+        def run(**_: Any) -> list[mx.array]:
+            raise TypeError("a fault in a launch")
+
+        return run
+
+    kernels = choose_kernels(wish="", factory=ours, verdicts=nowhere())
+    name, arguments = next(calls(mx.float32))
+    with pytest.raises(TypeError, match="a fault in a launch"):
+        getattr(kernels, name)(*arguments)
 
 
 def test_the_environment_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GPTOSS_KERNELS", "reference")
-    assert choose_kernels(mx.float32, factory=broken) == Kernels()
+    assert choose_kernels(factory=broken) == Kernels()
     monkeypatch.setenv("GPTOSS_KERNELS", "metal")
     with pytest.raises(KernelError, match="MLX computes on the CPU here"):
-        choose_kernels(mx.float32)
+        choose_kernels()
     monkeypatch.setenv("GPTOSS_KERNELS", "cuda")
     with pytest.raises(KernelError, match='GPTOSS_KERNELS is "cuda"; it may be "metal" or'):
-        choose_kernels(mx.float32)
+        choose_kernels()
+
+
+@pytest.mark.parametrize("version", ["0.31.2", "0.9", "0.31.0.dev20260101"])
+def test_an_older_mlx_is_refused_in_one_line(version: str) -> None:
+    line = f"MLX {version} is installed, and 0.32 or newer is needed: pip install -U mlx"
+    with pytest.raises(KernelError, match=f"^{line}$"):
+        require_mlx(version)
+
+
+@pytest.mark.parametrize("version", ["0.32.0", "0.33.0.dev20261101", "1.0", mlx_version()])
+def test_a_newer_mlx_is_taken(version: str) -> None:
+    require_mlx(version)
 
 
 @pytest.mark.parametrize(

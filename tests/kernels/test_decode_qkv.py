@@ -8,9 +8,10 @@ import pytest
 
 from gptoss_mlx.config import QuantizationSpec
 from gptoss_mlx.kernels import decode_qkv as op
-from gptoss_mlx.kernels.decode_qkv import Heads, Page
+from gptoss_mlx.kernels.decode_qkv import Heads
 from gptoss_mlx.kernels.matrix import Norm
 from gptoss_mlx.kernels.metal import Factory
+from gptoss_mlx.kernels.place import Spot, anywhere, places
 from tests.comparison import worst_row
 from tests.kernels.matrices import MXFP4, affine, exact, normal, normed, random_case
 from tests.metal_emulator import Emulator, available
@@ -56,10 +57,11 @@ def errors(
     case = random_case(rng, rows, inputs, spec, dtype)
     x, gain, bias = (normal(rng, dtype, *s) for s in ((tokens, inputs), (inputs,), (rows,)))
     periods = (150_000 ** (np.arange(0, width, 2) / width)).astype(np.float32)
-    page = None
+    page, place, slot = None, anywhere(offset), 0
     if room is not None:
-        kept = normal(rng, dtype, 2, heads.kv_heads, room, width)
-        page = Page(kept, int(rng.integers(0, room - tokens + 1)))
+        page = normal(rng, dtype, 2, heads.kv_heads, room, width)
+        slot = int(rng.integers(0, room - tokens + 1))
+        place = places(offset, [Spot(7, 7, 7), Spot(0, slot, slot + 1)])[1]
     run = op.decode_qkv if factory is None else op.metal(factory)
     q, kv = run(
         x,
@@ -67,13 +69,13 @@ def errors(
         Norm(gain, EPS),
         heads,
         mx.array(periods),
-        mx.array(offset, mx.int32),
+        place,
         page,
     )
     assert q.shape == (heads.heads, tokens, width)
     if page is not None:
-        where = slice(page.slot, page.slot + tokens)
-        before, after = (np.delete(exact(a), where, axis=2) for a in (page.kv, kv))
+        where = slice(slot, slot + tokens)
+        before, after = (np.delete(exact(a), where, axis=2) for a in (page, kv))
         np.testing.assert_array_equal(after, before)
         kv = kv[..., where, :]
     assert kv.shape == (2, heads.kv_heads, tokens, width)

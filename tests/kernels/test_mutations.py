@@ -12,8 +12,9 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from gptoss_mlx.kernels.choice import MODULES, disagreement
+from gptoss_mlx.kernels.choice import MODULES
 from gptoss_mlx.kernels.metal import Factory
+from gptoss_mlx.kernels.trial import disagreement
 from tests.metal_emulator import Emulator, MetalError, available
 
 pytestmark = pytest.mark.skipif(available() is not None, reason=available() or "")
@@ -102,22 +103,24 @@ MUTATIONS = {
         "(max(row / HEAD_DIM, HEADS) + 1 - HEADS)",
     ),
     "qkv: the page over the token": Mutation("decode_qkv", "at < 0 ||", "true ||"),
-    "qkv: the page not copied behind the token": Mutation("decode_qkv", "|| at >= TOKENS", ""),
+    "qkv: the page not copied behind the token": Mutation("decode_qkv", "|| at >= tokens", ""),
     "attention: no barrier before the sum": Mutation("decode_attention", BARRIER, ""),
     "attention: a token too many": Mutation(
-        "decode_attention", "token < total ?", "token <= total ?"
+        "decode_attention", "block * BLOCK + s < total ?", "block * BLOCK + s <= total ?"
     ),
     "attention: the page one token late": Mutation(
         "decode_attention", "token < in_arena;", "token <= in_arena;"
     ),
     "attention: values of the page by the arena's room": Mutation(
-        "decode_attention", "size_t(KV_HEADS) * room", "size_t(KV_HEADS) * arena_room"
+        "decode_attention", "size_t(KV_HEADS + head) * room", "size_t(KV_HEADS + head) * arena_room"
     ),
     "attention: the weight of another head": Mutation(
-        "decode_attention", "group * LANES + h % LANES", "group * LANES + (h + 1) % LANES"
+        "decode_attention",
+        "simd_shuffle(scores[s], ushort(owners + h))",
+        "simd_shuffle(scores[s], ushort(owners + (h + 1) % OWNERS))",
     ),
     "attention: no new scale for a new maximum": Mutation(
-        "decode_attention", "weight[i] *= factor;", ""
+        "decode_attention", "weight *= factor;", ""
     ),
     "attention: no sink": Mutation("decode_attention", "sum + precise::exp(sink - most)", "sum"),
     "attention: a simdgroup's part left out": Mutation(

@@ -1,0 +1,151 @@
+"""The blocks of the model: attention, then a mixture of experts, each with norm and residual.
+
+x is [tokens, hidden], of one sequence. Formulas: OpenAI, gpt-oss/torch/model.py.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from gptoss_mlx.cache import Arena, LayerCache, QuantizedArena, Ring
+from gptoss_mlx.config import ModelConfig
+from gptoss_mlx.experts import ExpertBank
+from gptoss_mlx.kernels.attention_quantized import attention_quantized
+from gptoss_mlx.kernels.decode_qkv import Heads
+from gptoss_mlx.kernels.matrix import Norm
+from gptoss_mlx.kernels.place import Place
+from gptoss_mlx.rope import magnitude
+from gptoss_mlx.streaming import StreamedExperts, Streaming
+from gptoss_mlx.weights import Loader
+
+
+class Attention:
+    """Norm, grouped-query attention with one learned sink logit a head, residual."""
+
+    def __init__(self, config: ModelConfig, loader: Loader, layer: int, periods: mx.array) -> None:
+        prefix = f"model.layers.{layer}"
+        attention = f"{prefix}.self_attn"
+        self.kernels, self.periods = loader.kernels, periods
+        self.heads = Heads(config.num_attention_heads, config.num_key_value_heads, config.head_dim)
+        self.norm = Norm(loader.dense(f"{prefix}.input_layernorm.weight"), config.rms_norm_eps)
+        parts = [f"{attention}.{name}_proj" for name in "qkv"]
+        joined = [parts] if loader.alike(*parts) else [[part] for part in parts]
+        self.qkv = [(loader.matrix(*modules), loader.bias(*modules)) for modules in joined]
+        self.o = loader.linear(f"{attention}.o_proj")
+        self.sinks = loader.dense(f"{attention}.sinks")
+        self.nothing = mx.array([], loader.dtype).reshape(
+            2, self.heads.kv_heads, 0, self.heads.head_dim
+        )
+        # YaRN scales queries and keys alike; their product may as well be scaled once.
+        self.scale = magnitude(config) ** 2 * config.head_dim**-0.5
+
+    def __call__(
+        self, x: mx.array, cache: LayerCache, place: Place, mask: mx.array | str | None
+    ) -> mx.array:
+        if place.spot.seen and not isinstance(cache, QuantizedArena):
+            y = self._one(x, cache, place)
+        else:
+            y = self._chunk(x, cache, place, mask)
+        return self.o(y, residual=x)
+
+    def _one(self, x: mx.array, cache: Arena | Ring, place: Place) -> mx.array:
+        """A token whose keys and values are written where they are kept: [1, heads * head_dim]."""
+        arena, page = cache.parts(self.nothing)
+        q, page = self._qkv(x, place, page)
+        cache.put(page)
+        return self.kernels.decode_attention(q, arena, page, place, self.sinks, self.scale)
+
+    def _chunk(
+        self, x: mx.array, cache: LayerCache, place: Place, mask: mx.array | str | None
+    ) -> mx.array:
+        """[tokens, heads * head_dim]"""
+        q, kv = self._qkv(x, place)
+        if isinstance(cache, QuantizedArena):
+            seen = cache.extend(kv, place.offset)
+            keys, values = seen.half(0), seen.half(1)
+            y = attention_quantized(q[None], keys, values, scale=self.scale, sinks=self.sinks)
+        else:
+            k, v = mx.split(cache.extend(kv, place.offset), 2)
+            y = mx.fast.scaled_dot_product_attention(
+                q[None], k, v, scale=self.scale, mask=mask, sinks=self.sinks
+            )
+        return y.swapaxes(1, 2).reshape(x.shape[0], -1)
+
+    def _qkv(
+        self, x: mx.array, place: Place, page: mx.array | None = None
+    ) -> tuple[mx.array, mx.array]:
+        return self.kernels.decode_qkv(
+            x, self.qkv, self.norm, self.heads, self.periods, place, page
+        )
+
+
+class MoE:
+    """Norm, a router and its experts, residual."""
+
+    def __init__(
+        self, config: ModelConfig, loader: Loader, layer: int, streaming: Streaming | None
+    ) -> None:
+        prefix = f"model.layers.{layer}"
+        self.kernels, self.k = loader.kernels, config.num_experts_per_tok
+        self.norm = Norm(
+            loader.dense(f"{prefix}.post_attention_layernorm.weight"), config.rms_norm_eps
+        )
+        router = f"{prefix}.mlp.router"
+        self.router, self.router_bias = loader.matrix(router), loader.bias(router)
+        self.experts: ExpertBank | StreamedExperts
+        if streaming is None:
+            self.experts = ExpertBank(config, loader, layer)
+        else:
+            self.experts = StreamedExperts(
+                ExpertBank(config, loader, layer, streaming.slots), streaming
+            )
+
+    def __call__(self, x: mx.array, guess: mx.array | None = None) -> mx.array:
+        logits, h = self.route(x)
+        experts, weights = self.kernels.router_topk(logits, self.k)
+        return self.experts(h, experts, weights, residual=x, guess=guess)
+
+    def route(self, x: mx.array) -> tuple[mx.array, mx.array]:
+        """[tokens, hidden] -> logits float32 [tokens, experts], norm(x) [tokens, hidden]"""
+        return self.kernels.decode_router(x, self.router, self.router_bias, self.norm)
+
+
+class Block:
+    """Attention, then experts.
+
+    following: the next block, where experts are streamed and its choice is guessed ahead.
+    """
+
+    following: Block | None = None
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        loader: Loader,
+        layer: int,
+        periods: mx.array,
+        streaming: Streaming | None = None,
+    ) -> None:
+        self.attend = Attention(config, loader, layer, periods)
+        self.moe = MoE(config, loader, layer, streaming)
+
+    def feed_forward(self, x: mx.array) -> mx.array:
+        """[tokens, hidden] -> [tokens, hidden]"""
+        experts, guess = self.moe.experts, None
+        if self.following is not None and x.shape[0] * self.moe.k <= experts.size:
+            guess = self.following.guess(x)
+        return self.moe(x, guess)
+
+    def foresee(self, following: Block) -> None:
+        """From now on guess what the next block will choose, where that is of use."""
+        ours, theirs = self.moe.experts, following.moe.experts
+        if isinstance(ours, StreamedExperts) and isinstance(theirs, StreamedExperts):
+            self.following, ours.following = following, theirs
+
+    def guess(self, x: mx.array) -> mx.array:
+        """The experts this block's router would choose from the residual stream a block earlier.
+
+        [tokens, hidden] -> [tokens, k], the surest first.
+        """
+        logits, _ = self.moe.route(x)
+        return mx.argsort(-logits, axis=-1)[:, : self.moe.k]

@@ -1,0 +1,168 @@
+"""A thread pool for one caller, whom an interrupt may stop at any instruction.
+
+`concurrent.futures` is not made for that: an interrupt inside its Python-level locks leaves them
+held, one inside `shutdown` leaves a pool that takes nothing more, and what a pool has cancelled
+counts as done for some of its functions only. Here only C-level queues and plain attributes are
+shared, every attribute has one writer, and whatever has to be true after an interrupt is read
+from what the threads say of themselves.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from queue import SimpleQueue
+from typing import TypeAlias
+
+Call: TypeAlias = Callable[[], None]
+
+
+class _Task:
+    """A call for a thread. The caller writes `wanted`, the thread the rest."""
+
+    __slots__ = ("call", "ended", "error", "news", "started", "wanted")
+
+    def __init__(self, call: Call, news: SimpleQueue[None]) -> None:
+        self.call: Call | None = call
+        self.news = news
+        self.wanted, self.started, self.ended = True, False, False
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        # Started first, then wanted: a caller that has written the one and finds the other unset
+        # knows that the call is never made.
+        self.started = True
+        if self.wanted and self.call is not None:
+            self.error = _failure(self.call)
+        else:
+            self.error = Stopped("it was stopped before it began")
+        self.call = None  # with the memory it writes to
+        self.ended = True
+        self.news.put(None)
+
+
+class Stopped(RuntimeError):
+    """A task's error if `stop` or `abandon` came before it."""
+
+
+class Tasks:
+    """Calls that threads make, in no order."""
+
+    def __init__(self, calls: Iterable[Call]) -> None:
+        # One item for every task that has ended: never too few, whatever an interrupt loses,
+        # because what is waited for is looked at before each wait.
+        self._news: SimpleQueue[None] = SimpleQueue()
+        self.tasks = [_Task(call, self._news) for call in calls]
+        self._over = 0  # of the first tasks, that have ended
+
+    def over(self) -> bool:
+        """Whether all have ended."""
+        while self._over < len(self.tasks) and self.tasks[self._over].ended:
+            self._over += 1
+        return self._over == len(self.tasks)
+
+    def wait(self) -> None:
+        """Until all have ended; the first error among them is then raised."""
+        while not self.over():
+            self._news.get()
+        for task in self.tasks:
+            if task.error is not None:
+                raise task.error
+
+    def succeeded(self) -> bool:
+        """Whether all have ended without an error."""
+        return all(task.ended and task.error is None for task in self.tasks)
+
+    def failed(self) -> bool:
+        """Whether one has failed, as far as is known already, or will not be begun."""
+        return any(
+            task.error is not None if task.ended else not (task.wanted or task.started)
+            for task in self.tasks
+        )
+
+    def call_off(self) -> None:
+        """Begin no more."""
+        for task in self.tasks:
+            task.wanted = False
+
+    def abandon(self) -> bool:
+        """Begin no more and wait for those running; True if all had succeeded after all."""
+        self.call_off()
+        for task in self.tasks:
+            while task.started and not task.ended:
+                self._news.get()
+        return self.succeeded()
+
+
+class Pool:
+    """Threads that wait for calls. They end with it, at the latest when the process does."""
+
+    def __init__(self, threads: int, name: str) -> None:
+        self._line = _Line()
+        self._begun: list[Tasks] = []
+        workers = [
+            threading.Thread(target=_work, args=(self._line,), name=f"{name}-{i}", daemon=True)
+            for i in range(threads)
+        ]
+        self._dismiss = weakref.finalize(self, _dismiss, self._line, workers)
+        for worker in workers:
+            worker.start()
+
+    def start(self, calls: Iterable[Call]) -> Tasks:
+        """Have these made. If an interrupt comes before it returns, `stop` still knows of them."""
+        tasks = Tasks(calls)
+        self._begun = [*(earlier for earlier in self._begun if not earlier.over()), tasks]
+        for task in tasks.tasks:
+            self._line.queue.put(task)
+        return tasks
+
+    def stop(self) -> None:
+        """Begin nothing that waits, and return when nothing runs. New calls are taken after."""
+        for tasks in self._begun:
+            tasks.call_off()
+        for tasks in self._begun:
+            tasks.abandon()
+        self._begun = []
+
+    def close(self) -> None:
+        """Begin nothing more, and return when the threads have ended."""
+        self._line.closed = True
+        self._line.queue.put(None)
+        self.stop()
+        self._dismiss()
+
+
+class _Line:
+    """What threads wait at. They know nothing of the pool, so that it can be collected."""
+
+    def __init__(self) -> None:
+        self.queue: SimpleQueue[_Task | None] = SimpleQueue()
+        self.closed = False
+
+
+def _work(line: _Line) -> None:
+    while (task := line.queue.get()) is not None:
+        if line.closed:
+            task.wanted = False
+        task.run()
+        del task  # or it is held until the next one comes
+    line.queue.put(None)  # for the next thread
+
+
+def _dismiss(line: _Line, workers: Sequence[threading.Thread]) -> None:
+    line.closed = True
+    line.queue.put(None)
+    for worker in workers:
+        if worker.ident is not None:  # or it was never started
+            worker.join()
+
+
+def _failure(call: Call) -> BaseException | None:
+    """What a call raises. Apart from `_Task.run`: its frame, which the traceback keeps alive, must
+    not keep the task, and with it the error itself."""
+    try:
+        call()
+    except BaseException as error:  # whatever it is, it is raised where it is waited for
+        return error
+    return None

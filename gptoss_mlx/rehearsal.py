@@ -1,0 +1,81 @@
+"""Calls of every kernel of a model at its real sizes, so that none is tried in an answer.
+
+What is known of a pipeline from an earlier start is not computed again: nothing is then evaluated.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+
+from gptoss_mlx.buffers import PAGE
+from gptoss_mlx.cache import QuantizedArena
+from gptoss_mlx.kernels.decode_attention import RANGE, WHOLE
+from gptoss_mlx.kernels.metal import DECODED
+from gptoss_mlx.kernels.place import anywhere
+
+CONTEXTS = (WHOLE - PAGE, WHOLE + RANGE)  # tokens: one range of them, and several
+
+
+def rehearse(model: Any) -> None:
+    """Try what has not been tried. model: a `Transformer`, its weights loaded.
+
+    Raises KernelError if a kernel that is insisted on cannot be used.
+    """
+    if model.kernels.trials is None:
+        return
+    model.kernels.trials.before = None
+    x = _random(DECODED, model.norm.weight)
+    for number, block in enumerate(model.blocks):
+        _attention(model, number, x)
+        _experts(block.moe, x, model.chunk)
+    for tokens in _counts():
+        model.logits(x[:tokens])
+    mx.reset_peak_memory()
+
+
+def _counts() -> tuple[int, ...]:
+    """Numbers of tokens that a kernel is compiled for each."""
+    return tuple(1 << i for i in range(DECODED.bit_length()))
+
+
+def _attention(model: Any, number: int, x: mx.array) -> None:
+    attend = model.blocks[number].attend
+    heads = attend.heads
+    for tokens in _counts():
+        q, _ = attend._qkv(x[:tokens], anywhere(0))
+        attend.o(q.swapaxes(0, 1).reshape(tokens, -1), residual=x[:tokens])
+    for context in CONTEXTS:
+        state = model.new_state()
+        cache = state.layers[number]
+        if isinstance(cache, QuantizedArena):
+            return
+        width = heads.kv_heads * heads.head_dim
+        kv = _random(2 * context, mx.zeros((width,), x.dtype))
+        kv = kv.reshape(2, context, heads.kv_heads, heads.head_dim).swapaxes(1, 2)
+        mx.eval(cache.extend(kv, 0))
+        state.offset = context
+        attend(x[:1], cache, state.places(paged=True)[number], None)
+
+
+def _experts(moe: Any, x: mx.array, chunk: int) -> None:
+    for tokens in _counts():
+        logits, h = moe.route(x[:tokens])
+    _, weights = moe.kernels.router_topk(logits[:1], moe.k)
+    bank = getattr(moe.experts, "bank", moe.experts)
+    chosen = mx.arange(moe.k, dtype=mx.uint32)
+    one, each = chosen[None], chosen[:, None]
+    halves = bank.gate_up(h[:1], one, one)
+    bank.down(halves, one, one, weights, residual=x[:1])
+    if bank is not moe.experts:  # streamed, a token's first halves may come in parts
+        bank.gate_up(mx.repeat(h[:1], moe.k, axis=0), each, each)
+    visits = chunk * moe.k
+    slots = (mx.arange(visits, dtype=mx.uint32) * bank.size // visits)[:, None]
+    many = bank.gate_up(_random(visits, h[0]), slots, slots, grouped=True)
+    bank.down(many, slots, slots, mx.full((visits, 1), 1 / moe.k), grouped=True)
+
+
+def _random(rows: int, like: mx.array) -> mx.array:
+    """[rows, width] of a normal distribution, always the same."""
+    return mx.random.normal((rows, like.shape[-1]), key=mx.random.key(rows)).astype(like.dtype)
