@@ -9,6 +9,7 @@ from gptoss_mlx import launch
 if launch.is_command():  # before any other import, `__future__` included
     launch.begin(__path__[0])
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,6 @@ from gptoss_mlx.errors import (
 )
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable
 
     from gptoss_mlx.engine import Engine
