@@ -96,6 +96,14 @@ def test_a_journal_never_tells_a_command_of_its_own(release: Path, made: Path) -
         assert "curl" not in refused(release, made)
 
 
+def test_a_link_that_leads_nowhere_is_a_journal_too(release: Path, tmp_path: Path) -> None:
+    folder = convert(release, tmp_path / "made", "8")
+    (folder / UNFINISHED).symlink_to("gone")
+    with pytest.raises(CheckpointError, match="is an unfinished conversion"):
+        Checkpoint.open(folder)
+    assert "is no file of this conversion" in refused(release, folder)
+
+
 def test_a_file_that_is_not_of_the_plan_is_refused_by_name(release: Path, made: Path) -> None:
     (made / "notes.txt").write_text("mine", encoding="utf-8")
     before = contents(made)
