@@ -88,9 +88,8 @@ def _damage(rng: Random, document: list[Any], hostile: list[str]) -> None:
                 del holder[key]
         case 5:
             if isinstance(holder, dict):
-                holder[rng.choice(("x" * 5000, "\ud800", "", "\x1b[2J", f"{key}x"))] = holder.pop(
-                    key
-                )
+                name = rng.choice(("x" * 5000, "\ud800", "", "\x1b[2J", f"{key}x"))
+                holder[name] = holder.pop(key)
         case 6:
             other, place = _somewhere(rng, document)
             holder[key] = json.loads(json.dumps(other[place]))
@@ -101,16 +100,13 @@ def _damage(rng: Random, document: list[Any], hostile: list[str]) -> None:
 
 def _somewhere(rng: Random, document: list[Any]) -> tuple[Any, Any]:
     """A list or an object, and a place in it, near the top as likely as below."""
-    holder, key = document, 0
+    holder: Any = document
+    key: Any = 0
     while True:
         value = holder[key]
-        inside = (
-            list(value)
-            if isinstance(value, dict)
-            else range(len(value or ()))
-            if isinstance(value, list)
-            else ()
-        )
-        if not inside or (holder is not document and rng.random() < 0.3):
+        places = list(value) if isinstance(value, dict) else []
+        if isinstance(value, list):
+            places = list(range(len(value)))
+        if not places or (holder is not document and rng.random() < 0.3):
             return holder, key
-        holder, key = value, rng.choice(list(inside))
+        holder, key = value, rng.choice(places)

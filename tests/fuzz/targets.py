@@ -34,6 +34,7 @@ from gptoss_mlx.rope import magnitude, periods
 from gptoss_mlx.tokenizer import HarmonyTokenizer, load_tokenizer
 from tests.convert.layouts import write_gguf, write_mlx_lm, write_original
 from tests.fuzz.mutate import damaged_bytes, damaged_json, damaged_safetensors
+from tests.fuzz.samples import FORMAT, MESSAGES, TOOLS
 
 SHAPE = Shape(
     layers=2,
@@ -52,47 +53,6 @@ QUESTION: dict[str, Any] = {
     if parameter.kind is Parameter.KEYWORD_ONLY
 } | {"raw": False, "no_constrain": False, "stop": ()}
 """What a command passes on when nothing is asked."""
-
-MESSAGES = [
-    {"role": "system", "content": "Be brief."},
-    {"role": "user", "content": [{"type": "text", "text": "What is the weather in Bonn?"}]},
-    {
-        "role": "assistant",
-        "content": None,
-        "reasoning_content": "A tool knows.",
-        "tool_calls": [
-            {
-                "id": "call_1",
-                "type": "function",
-                "function": {"name": "weather", "arguments": '{"place": "Bonn"}'},
-            }
-        ],
-    },
-    {"role": "tool", "tool_call_id": "call_1", "content": '{"sky": "clear"}'},
-    {"role": "user", "content": "And tomorrow?", "name": "anna"},
-]
-SCHEMA = {
-    "type": "object",
-    "description": "Where and when",
-    "properties": {
-        "place": {"type": "string", "description": "A town", "default": "Bonn"},
-        "days": {"type": "integer", "minimum": 0, "maximum": 9, "enum": [1, 2, 3]},
-        "units": {"type": ["string", "null"], "enum": ["C", "F", None]},
-        "more": {"type": "array", "items": {"anyOf": [{"type": "number"}, {"$ref": "#/$defs/a"}]}},
-        "other": {"oneOf": [{"const": 3}, {"type": "object", "additionalProperties": False}]},
-    },
-    "required": ["place"],
-    "$defs": {"a": {"type": "boolean", "nullable": True}},
-}
-TOOLS = [
-    {
-        "type": "function",
-        "function": {"name": "weather", "description": "The weather", "parameters": SCHEMA},
-    },
-    {"type": "function", "function": {"name": "now"}},
-    {"type": "browser"},
-]
-FORMAT = {"type": "json_schema", "json_schema": {"name": "place", "schema": SCHEMA}}
 
 
 @dataclass(frozen=True)
