@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 import pytest
 
+from benchmarks.make_checkpoint import Shape
 from gptoss_mlx.errors import KernelError
 from gptoss_mlx.kernels.choice import MODULES, Kernels, choose_kernels, implementations
 from gptoss_mlx.kernels.metal import mlx_version, require_mlx
 from gptoss_mlx.kernels.trial import disagreement
 from gptoss_mlx.kernels.verdicts import Verdicts
+from tests.comparison import opened
 
 KERNELS = {
     "quantized_matvec",
@@ -81,6 +85,21 @@ def test_kernels_that_fail_are_left_out_with_the_reason_in_one_line(
     assert all(why in reason for reason in kernels.left_out.values())
     assert all(why in shown for shown in implementations(kernels).values())
     assert not kernels.pages
+
+
+@pytest.mark.parametrize("factory", [wrong, broken])
+@pytest.mark.parametrize("slots", [None, 4])
+def test_a_model_whose_kernels_all_fail_is_the_one_without_any(
+    checkpoint_of: Callable[..., Path], factory: Any, slots: int | None
+) -> None:
+    folder = checkpoint_of(Shape(2, 64, 32, 8, 4, 4, 2, 32, 256, window=16))
+    kernels = choose_kernels(wish="", factory=factory, verdicts=nowhere())
+    model, plain = (opened(folder, slots=slots, kernels=k) for k in (kernels, Kernels()))
+    assert set(kernels.left_out) == KERNELS
+    states = model.new_state(), plain.new_state()
+    for ids in (list(range(1, 30)), [3, 4], [5], [6]):
+        rows = [m.evaluate(ids, s) for m, s in zip((model, plain), states, strict=True)]
+        np.testing.assert_array_equal(*rows)
 
 
 @pytest.mark.parametrize("factory", [wrong, broken])
