@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import pytest
 
 from benchmarks.make_checkpoint import Shape
 from gptoss_mlx.errors import KernelError
+from gptoss_mlx.kernels import choice
 from gptoss_mlx.kernels.choice import MODULES, Kernels, choose_kernels, implementations
-from gptoss_mlx.kernels.metal import mlx_version, require_mlx
+from gptoss_mlx.kernels.metal import Pipeline, mlx_version, require_mlx
 from gptoss_mlx.kernels.trial import disagreement
-from gptoss_mlx.kernels.verdicts import Verdicts
+from gptoss_mlx.kernels.verdicts import Verdict, Verdicts, this_machine
 from tests.comparison import opened
 
 KERNELS = {
@@ -108,6 +110,20 @@ def test_insisting_on_metal_fails_rather_than_fall_back(factory: Any) -> None:
     name, arguments = next(calls(mx.float32))
     with pytest.raises(KernelError, match=r"^the Metal kernel quantized_matvec cannot be used: "):
         getattr(kernels, name)(*arguments)
+
+
+def test_what_is_shown_of_a_device_is_what_small_calls_and_earlier_starts_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPTOSS_CACHE", str(tmp_path))
+    monkeypatch.setattr(choice, "choose_kernels", partial(choose_kernels, wish="", factory=broken))
+    slow = Verdict(0, "it takes 2.00 times its reference's time")
+    pipeline = Pipeline("moe_decode_down", (mx.bfloat16, 2880))
+    Verdicts(this_machine(), tmp_path).add({pipeline: slow})
+    found = choice.found_here()
+    assert list(found) == list(MODULES)
+    assert found["decode_qkv"].startswith("decode_qkv: [metal::Device] Unable to build")
+    assert found["moe_down"].startswith(f"moe_decode_down: {slow.why}; moe_prefill_down: [metal")
 
 
 def test_our_own_faults_are_no_reason_to_fall_back() -> None:
