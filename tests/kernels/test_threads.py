@@ -10,10 +10,11 @@ import mlx.core as mx
 import pytest
 
 from gptoss_mlx.kernels import decode_attention
-from gptoss_mlx.kernels.choice import MODULES
+from gptoss_mlx.kernels.choice import MODULES, Kernels, choose_kernels, implementations
 from gptoss_mlx.kernels.metal import Pipeline, padded
 from gptoss_mlx.kernels.place import Spot, places
 from gptoss_mlx.kernels.trial import disagreement
+from gptoss_mlx.kernels.verdicts import Verdicts
 from tests.metal_emulator import Emulator, available
 
 pytestmark = pytest.mark.skipif(available() is not None, reason=available() or "")
@@ -96,3 +97,27 @@ def test_any_number_of_tokens_takes_one_of_four_pipelines(name: str) -> None:
 
 def _flat(outputs: Any) -> Sequence[mx.array]:
     return [outputs] if isinstance(outputs, mx.array) else list(outputs)
+
+
+@pytest.mark.parametrize("name", ["moe_gate_up", "moe_down"])
+def test_a_gpu_that_refuses_large_threadgroups_gets_smaller_ones(name: str) -> None:
+    """As an M1 or M2 does where a kernel takes many registers."""
+    emulator = Emulator()
+
+    def factory(**named: Any) -> Any:
+        kernel = emulator.metal_kernel(**named)
+
+        def run(**call: Any) -> list[mx.array]:
+            if call["threadgroup"][0] > 448:
+                raise ValueError("Thread group size is greater than the maximum allowed")
+            return kernel(**call)
+
+        return run
+
+    kernels = choose_kernels(wish="metal", factory=factory, verdicts=Verdicts({}, None))
+    for arguments in MODULES[name].examples(mx.float32):
+        found, expected = (_flat(getattr(k, name)(*arguments)) for k in (kernels, Kernels()))
+        assert disagreement(found, expected) <= EXACT
+    assert implementations(kernels)[name] == "metal"
+    sizes = {one.threadgroup[0] for one in emulator.launches if "decode" in one.name}
+    assert sizes == {256 if name == "moe_gate_up" else 384}
