@@ -90,7 +90,7 @@ def __dir__() -> list[str]:
 
 
 def load(
-    model: str | os.PathLike[str] = "openai/gpt-oss-20b",
+    model: "str | os.PathLike[str]" = "openai/gpt-oss-20b",
     *,
     backend: str | None = None,
     device: str | None = None,

@@ -254,3 +254,13 @@ def test_a_folder_of_such_a_name_comes_first(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "gpt-oss-20b").symlink_to(small_checkpoint)
     assert read("-m", "gpt-oss-20b", "--machine", "16GB Mac")["plan"]["experts"] == 4
+
+
+def test_the_readme_s_tables_are_those_of_the_plan() -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in readme.splitlines()]
+    found = {row[0]: row[1:] for row in rows if row and row[0] in MACHINES}
+    text = shown("--machine", "16GB Mac")
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines()]
+    assert found == {row[0]: row[1:] for row in cells if row and row[0] in MACHINES}
+    assert list(found) == list(MACHINES)
