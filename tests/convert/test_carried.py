@@ -81,7 +81,7 @@ def test_a_link_out_of_the_folder_is_refused(
     put(elsewhere, source / name)
     for more in ((), ("--dry-run",)):
         line = refusal(source, tmp_path / "made", *more)
-        assert line.startswith(f"{source / name}: is a link to '{elsewhere / 'secret'}"[:150])
+        assert line.startswith(f"{source / name}: is a link to '")
         assert line.endswith("outside the model's folder; put the file itself there")
     assert not (tmp_path / "made").exists()
 
