@@ -18,7 +18,7 @@ import torch
 from benchmarks.cuda_random import fill
 from benchmarks.cuda_setup import Bench, Row, Section, watched, with_kernels
 from gptoss_mlx.cuda.agreement import copied, relative
-from gptoss_mlx.cuda.cache import Cache, State
+from gptoss_mlx.cuda.cache import Cache
 from gptoss_mlx.cuda.choice import AGREEMENT, Kernels
 from gptoss_mlx.cuda.model import Block, Transformer
 from gptoss_mlx.cuda.places import Chunk, Places, Step
@@ -107,7 +107,7 @@ def _forms(bench: Bench) -> dict[str, tuple[torch.Tensor, Take]]:
     rows = torch.arange(1, 1 + len(offsets), dtype=torch.int32, device=bench.device)
 
     def reading(cache: Cache) -> Places:
-        state = State(cache, 0)
+        state = cache.new_state()  # the first takes row 0
         state.offset = max(offsets)
         return Chunk(cache, state, chunk)
 

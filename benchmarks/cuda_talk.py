@@ -29,7 +29,7 @@ class Numbers:
     def __init__(self, vocab_size: int) -> None:
         self.vocab_size = vocab_size
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, most: float = 0.0) -> list[int]:
         return [int(word) for word in text.split()]
 
     def decoder(self) -> Decoder:

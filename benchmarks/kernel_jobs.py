@@ -8,6 +8,7 @@ from benchmarks import mlx_launches as theirs
 from benchmarks.kernel_pieces import Job, Piece, Sizes, affine, bank, random
 from gptoss_mlx.kernels import decode_qkv, moe_down, moe_gate_up, quantized_matvec
 from gptoss_mlx.kernels.matrix import Matrix, Norm
+from gptoss_mlx.kernels.place import anywhere
 
 LIMIT = 7.0
 PACKED = 1 / 2 + 1 / 32  # bytes of an MXFP4 weight with its scale
@@ -138,7 +139,7 @@ def qkv(s: Sizes, dtype: mx.Dtype) -> list[Job]:
     def ours(matrix: Matrix) -> Piece:
         return Piece(
             lambda e: decode_qkv.metal(e.metal_kernel)(
-                random((1, k), dtype), [(matrix, bias)], norm, heads, periods, mx.array(3)
+                random((1, k), dtype), [(matrix, bias)], norm, heads, periods, anywhere(3)
             )
         )
 

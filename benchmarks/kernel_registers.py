@@ -9,7 +9,7 @@ x86-64 Linux, clang-19, lld-19.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import click
@@ -43,8 +43,10 @@ class Row:
     spilled: int
 
 
-def rows(dtype: mx.Dtype, s: Sizes | None = None) -> Iterator[Row]:
-    """A row for each kernel and each of the calls that differ most."""
+def rows(
+    dtype: mx.Dtype, s: Sizes | None = None, tokens: Sequence[int] = (1, DECODED)
+) -> Iterator[Row]:
+    """A row for each kernel and each of the calls that differ most. tokens: of projections."""
     s = s or Sizes()
     counted, threads = Counted(), list[int]()
 
@@ -57,14 +59,14 @@ def rows(dtype: mx.Dtype, s: Sizes | None = None) -> Iterator[Row]:
 
         return run
 
-    for what in _calls(metal_kernels(factory), s, dtype):
+    for what in _calls(metal_kernels(factory), s, dtype, tokens):
         for (name, found), size in zip(counted.found, threads, strict=True):
             yield Row(name, what, size, found.used, found.spilled)
         counted.found.clear()
         threads.clear()
 
 
-def _calls(kernels: Kernels, s: Sizes, dtype: mx.Dtype) -> Iterator[str]:
+def _calls(kernels: Kernels, s: Sizes, dtype: mx.Dtype, counts: Sequence[int]) -> Iterator[str]:
     """Calls the kernels; after each, what was called."""
     many = mx.zeros((DECODED, s.hidden), dtype)
     norm, width = Norm(many[0], 1e-5), s.heads * s.head_dim
@@ -72,7 +74,7 @@ def _calls(kernels: Kernels, s: Sizes, dtype: mx.Dtype) -> Iterator[str]:
     periods = mx.zeros((s.head_dim // 2,))
     place = places(2 * WHOLE, [Spot(2 * WHOLE, 0, 1), Spot(0, 5, 9)])
     kv = [mx.zeros((2, s.kv_heads, n, s.head_dim), dtype) for n in (2 * WHOLE + 64, 64)]
-    for tokens in (1, DECODED):
+    for tokens in counts:
         x, count = many[:tokens], f"{tokens} token{'s' * (tokens > 1)}"
         for form in ("dense", "8 bits"):
 

@@ -74,7 +74,7 @@ class Shape:
 SHAPES = {
     "20b": Shape(),
     "120b": Shape(layers=36, experts=128),
-    "mini": Shape(4, 256, 256, 8, 4, 8, 2, 32, 1024),
+    "mini": Shape(4, 64, 64, 8, 4, 8, 2, 32),
 }
 
 

@@ -7,14 +7,14 @@ import sys
 from pathlib import Path
 
 import click
-from rich.console import Console
 
 from gptoss_mlx import hub
 from gptoss_mlx.errors import ConversionError
-from gptoss_mlx.exits import exit_codes
+from gptoss_mlx.exits import Command
+from gptoss_mlx.options import SETTINGS
 from gptoss_mlx.paths import expanded
 from gptoss_mlx.recipe import RECIPES
-from gptoss_mlx.terminal import Bar
+from gptoss_mlx.terminal import Bar, Pen, harmless, show
 
 from .conversion import Conversion
 from .state import free_bytes
@@ -24,7 +24,7 @@ _COMMAND = "python -m convert" if __package__ == "convert" else "gptoss-convert"
 _BAR_AFTER = 1.0  # seconds
 
 
-@click.command(name=_COMMAND)
+@click.command(_COMMAND, cls=Command, context_settings=SETTINGS)
 @click.argument("source")
 @click.argument("dest", type=click.Path(path_type=Path))
 @click.option(
@@ -61,56 +61,56 @@ def main(
     SOURCE is a folder (the Hugging Face release, OpenAI's original/, an mlx-lm conversion, one of
     ours), a GGUF file, or a Hugging Face id. What is interrupted goes on when it is run again.
     """
-    with exit_codes(debug):
-        shown = not quiet and sys.stderr.isatty()
-        path, name = expanded(source), None
-        if not path.exists():
-            if source.startswith((".", "/", "~")) or path.suffix == ".gguf":
-                raise ConversionError(f"{source}: does not exist")
-            name = source
-            with Bar("downloading", "bytes", shown=shown, after=_BAR_AFTER) as bar:
-                path = hub.locate(source, bar.update, also=("LICENSE*", "README.md", "USAGE*"))
-        conversion = Conversion.prepare(path, dest, target=target, recipe=bits, name=name)
-        state = conversion.check()
-        if dry_run:
-            _show(conversion)
-            return
-        say = _silent if quiet else _say
-        if state == "complete":
-            say(f"{dest}: is complete already")
-        else:
-            try:
-                with Bar("converting", "bytes", shown=shown, after=_BAR_AFTER) as bar:
-                    written = conversion.run(bar.update)
-            except KeyboardInterrupt:
-                if conversion.is_begun:
-                    say(f"{dest}: is unfinished; `{_again(source, dest, bits, target)}` goes on")
-                raise
-            say(f"{dest}: {written:,} bytes written")
-            if conversion.note is not None:
-                say(conversion.note)
-        if verify:
-            with Bar("verifying", "bytes", shown=shown, after=_BAR_AFTER) as bar:
-                count = conversion.verify(bar.update)
-            say(f"{dest}: {count} tensors equal their source")
+    shown = not quiet and sys.stderr is not None and sys.stderr.isatty()
+    path, name = expanded(source), None
+    if not path.exists():
+        if source.startswith((".", "/", "~")) or path.suffix == ".gguf":
+            raise ConversionError(f"{source}: does not exist")
+        name = source
+        with Bar("downloading", "bytes", shown=shown, after=_BAR_AFTER) as bar:
+            path = hub.locate(source, bar.update, also=("LICENSE*", "README.md", "USAGE*"))
+    conversion = Conversion.prepare(path, dest, target=target, recipe=bits, name=name)
+    state = conversion.check()
+    if dry_run:
+        _show(conversion)
+        return
+    say = _silent if quiet else _say
+    if state == "complete":
+        say(f"{dest}: is complete already")
+    else:
+        try:
+            with Bar("converting", "bytes", shown=shown, after=_BAR_AFTER) as bar:
+                written = conversion.run(bar.update)
+        except KeyboardInterrupt:
+            if conversion.is_begun:
+                say(f"{dest}: is unfinished; `{_again(source, dest, bits, target)}` goes on")
+            raise
+        say(f"{dest}: {written:,} bytes written")
+        if conversion.note is not None:
+            say(conversion.note)
+    if verify:
+        with Bar("verifying", "bytes", shown=shown, after=_BAR_AFTER) as bar:
+            count = conversion.verify(bar.update)
+        say(f"{dest}: {count} tensors equal their source")
 
 
 def _again(source: str, dest: Path, bits: str, target: str) -> str:
     """The command that goes on."""
     options = ["--to", "release"] if target == "release" else ["--bits", bits]
-    return f"{_COMMAND} {shlex.join([source, str(dest), *options])}"
+    command = click.get_current_context().command_path
+    return f"{command} {shlex.join([source, str(dest), *options])}"
 
 
 def _show(conversion: Conversion) -> None:
-    Console().print(table(conversion.source, conversion.plan))
+    show(table(conversion.source, conversion.plan))
     if conversion.note is not None:
-        click.echo(conversion.note)
+        click.echo(harmless(conversion.note))
     free = free_bytes(conversion.folder)
     click.echo(f"still to write: {conversion.to_write:,} bytes; free there: {free:,}")
 
 
 def _say(line: str) -> None:
-    click.echo(line, err=True)
+    Pen(sys.stderr, optional=True).write(f"{harmless(line)}\n")
 
 
 def _silent(line: str) -> None:

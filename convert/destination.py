@@ -31,18 +31,16 @@ def write(source: Source, plan: Plan, folder: Path, progress: Progress | None = 
     progress: called with tensor bytes, from any thread. Raises ConversionError or CheckpointError;
     what is written by then stays for the next try, unless it is nothing worth keeping.
     """
-    with _told(folder):
-        made = own.make_folder(folder)
+    with (
+        _told(folder),
+        own.made(folder),
+        closing(Journal(folder, source, plan)) as journal,
+    ):
         try:
-            with closing(Journal(folder, source, plan)) as journal:
-                try:
-                    return _write(source, plan, folder, journal, progress)
-                except BaseException as error:
-                    if journal.is_new and (not journal.done or _is_refusal(error)):
-                        _withdraw(plan, folder, journal)
-                    raise
-        except BaseException:
-            own.remove_folders(made)
+            return _write(source, plan, folder, journal, progress)
+        except BaseException as error:
+            if journal.is_new and (not journal.done or _is_refusal(error)):
+                _withdraw(plan, folder, journal)
             raise
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import stat
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gptoss_mlx import disk
@@ -26,22 +27,22 @@ def names(folder: Path) -> set[str]:
     return {name for name in os.listdir(folder) if not name.startswith(".")}
 
 
-def make_folder(folder: Path) -> list[Path]:
-    """Make a folder and its missing parents; those that were made, outermost first."""
-    made: list[Path] = []
-    for path in (*reversed(folder.parents), folder):
-        if not path.is_dir():
-            os.mkdir(path)
-            made.append(path)
-            disk.sync(path.parent)
-    return made
-
-
-def remove_folders(made: list[Path]) -> None:
-    """Remove those that are empty, innermost first."""
-    with suppress(OSError):
-        for path in reversed(made):
-            os.rmdir(path)
+@contextmanager
+def made(folder: Path) -> Iterator[None]:
+    """Makes a folder and its missing parents; after an error, those that are empty go again."""
+    new: list[Path] = []
+    try:
+        for path in (*reversed(folder.parents), folder):
+            if not path.is_dir():
+                os.mkdir(path)
+                new.append(path)
+                disk.sync(path.parent)
+        yield
+    except BaseException:
+        with suppress(OSError):
+            for path in reversed(new):
+                os.rmdir(path)
+        raise
 
 
 def open_new(path: Path) -> int:

@@ -29,6 +29,8 @@ from . import folder as own
 from .plan import Plan
 from .source import Source
 
+NOT_OURS = "exists and is not an unfinished conversion; choose another folder"
+
 _FLUSH_BYTES = 512 << 20
 _LIMIT = 4 << 20
 _BEGINNING = b'{"target": '
@@ -126,9 +128,6 @@ class Journal:
         own.write_all(self._descriptor, memoryview(line), self._end)
         disk.flush(self._descriptor)
         self._end, self._check = self._end + len(line), check
-
-
-NOT_OURS = "exists and is not an unfinished conversion; choose another folder"
 
 
 def recorded(folder: Path, source: Source, plan: Plan) -> Mapping[str, str]:

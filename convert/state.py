@@ -21,6 +21,7 @@ from .source import MANIFEST, Source
 
 State = Literal["new", "begun", "complete"]
 
+_AGAIN = "delete its folder and convert once more, or choose another"
 _SPARE_DISK = 64 << 20
 _HASH = re.compile("[0-9a-f]{64}")
 
@@ -79,7 +80,7 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(_nearest(folder)).free
 
 
-def check_files(source: Source, plan: Plan, folder: Path) -> None:
+def _check_files(plan: Plan, folder: Path) -> None:
     """Raises ConversionError for the first file that is missing or has another size or beginning,
     or, if it holds no tensors, other contents.
     """
@@ -97,9 +98,6 @@ def check_files(source: Source, plan: Plan, folder: Path) -> None:
             )
 
 
-_AGAIN = "delete its folder and convert once more, or choose another"
-
-
 def _check_finished(source: Source, plan: Plan, folder: Path, names: set[str]) -> None:
     is_ours = MANIFEST in names
     if plan.target == "release" and not is_ours:
@@ -110,7 +108,7 @@ def _check_finished(source: Source, plan: Plan, folder: Path, names: set[str]) -
         _check_manifest(source, plan, folder)
     elif MANIFEST in names:
         raise ConversionError(f"{folder}: holds a conversion, not a release; choose another folder")
-    check_files(source, plan, folder)
+    _check_files(plan, folder)
 
 
 def _check_manifest(source: Source, plan: Plan, folder: Path) -> None:
@@ -185,7 +183,7 @@ def _check_can_be_made(folder: Path) -> None:
 
 def _check_writable(folder: Path) -> None:
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise ConversionError(f"{folder}: cannot be written: Permission denied")
+        raise ConversionError(f"{folder}: cannot be written to; choose another folder")
 
 
 def _nearest(folder: Path) -> Path:

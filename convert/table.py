@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 
 from rich.table import Table
+from rich.text import Text
 
 from gptoss_mlx.shard import Tensor
+from gptoss_mlx.terminal import harmless
 
 from .manifest import sizes
 from .plan import Plan, Task
@@ -25,7 +27,8 @@ def table(source: Source, plan: Plan) -> Table:
         before[part].update(task.piece.inputs)
         after[part] += task.nbytes
         formats[part].add(_format(task))
-    shown = Table(title=f"{source.name} ({source.kind}) -> {plan.target}, {plan.recipe}")
+    title = harmless(f"{source.name} ({source.kind}) -> {plan.target}, {plan.recipe}")
+    shown = Table(title=Text(title, style="table.title"))
     shown.add_column("part")
     shown.add_column("format")
     for name in ("source bytes", "result bytes"):

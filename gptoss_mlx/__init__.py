@@ -4,8 +4,12 @@
 and the errors that are raised are named here, and are imported when they are first asked for.
 """
 
-from __future__ import annotations
+from gptoss_mlx import launch
 
+if launch.is_command():  # before any other import, `__future__` included
+    launch.begin(__path__[0])
+
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +32,6 @@ from gptoss_mlx.errors import (
 )
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable
 
     from gptoss_mlx.engine import Engine
@@ -87,7 +90,7 @@ def __dir__() -> list[str]:
 
 
 def load(
-    model: str | os.PathLike[str] = "openai/gpt-oss-20b",
+    model: "str | os.PathLike[str]" = "openai/gpt-oss-20b",
     *,
     backend: str | None = None,
     device: str | None = None,
@@ -97,8 +100,8 @@ def load(
     embedding: str | None = None,
     kv_bits: int | None = None,
     batch: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> Engine:
+    progress: "Callable[[int, int], None] | None" = None,
+) -> "Engine":
     """Open a model: a folder, a Hugging Face id, or "tiny".
 
     backend: "mlx", "torch" or "cuda", which is torch on an NVIDIA card; by default MLX where it has

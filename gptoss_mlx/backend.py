@@ -47,8 +47,11 @@ def choose_backend(backend: str | None = None, device: str | None = None) -> Bac
     """
     if backend not in (None, *BACKENDS):
         raise DeviceError(f"the backend {shown(backend)} is none of {', '.join(BACKENDS)}")
-    if device is not None and (not isinstance(device, str) or _DEVICE.fullmatch(device) is None):
-        raise DeviceError(f"the device {shown(device)} is neither cpu nor cuda nor such as cuda:1")
+    if device is not None:
+        try:
+            check_device(device)
+        except ValueError as error:
+            raise DeviceError(str(error)) from error
     if backend == "mlx" or (backend is None and device == "gpu"):
         return _mlx(device)
     if backend == "cuda" or (device is not None and device.startswith("cuda")):
@@ -56,6 +59,13 @@ def choose_backend(backend: str | None = None, device: str | None = None) -> Bac
     if backend == "torch":
         return _torch(device)
     return _cpu() if device == "cpu" else _best()
+
+
+def check_device(device: str) -> str:
+    """The device, if it is the name of one. Raises ValueError in one line."""
+    if not isinstance(device, str) or _DEVICE.fullmatch(device) is None:
+        raise ValueError(f"the device {shown(device)} is neither cpu nor cuda nor such as cuda:1")
+    return device
 
 
 def machine_of(chosen: Backend) -> Machine:

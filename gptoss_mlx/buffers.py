@@ -48,7 +48,8 @@ SCORES_BYTES = 32 * MiB
 
 HEADROOM = 20 * MiB
 """More than benchmarks/bench_plan.py has found at most above the sum of the rest, 13 MiB: peaks of
-the same case differ by several MiB from run to run."""
+the same case differ by several MiB from run to run. What the system and other programs need is no
+part of it; see machine.SYSTEM_SHARE."""
 
 _KV_GROUP = 64  # values to a scale and bias of quantized keys and values
 _WIDTHS = {"bfloat16": 2, "float32": 4}

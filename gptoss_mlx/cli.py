@@ -1,4 +1,7 @@
-"""The `gptoss-mlx` command: a group whose subcommands are imported only when they are used."""
+"""The `gptoss-mlx` command: a group whose subcommands are imported only when they are used.
+
+The converter is a package of its own, which nothing else here knows.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,18 @@ from importlib import import_module
 import click
 
 from gptoss_mlx import __version__
+from gptoss_mlx.exits import Command
+from gptoss_mlx.options import CACHE, SETTINGS
 
 _COMMANDS = {
+    "convert": ("gptoss_convert.__main__", "Convert a checkpoint to MLX format."),
     "doctor": ("gptoss_mlx.doctor", "Show what this machine has for a model."),
     "generate": ("gptoss_mlx.generate", "Answer one prompt."),
     "plan": ("gptoss_mlx.plan", "Show what a model takes in memory, before a download."),
 }
 
 
-class _LazyGroup(click.Group):
+class _LazyGroup(Command, click.Group):
     """Lists its subcommands without importing them, so that --help stays quick."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -25,7 +31,12 @@ class _LazyGroup(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         module, _ = _COMMANDS[cmd_name]
-        command = import_module(module).main
+        try:
+            command = import_module(module).main
+        except ModuleNotFoundError as error:
+            if error.name != "gptoss_convert":
+                raise
+            raise click.UsageError("in a bare checkout it is `python -m convert`") from error
         assert isinstance(command, click.Command)
         return command
 
@@ -34,7 +45,7 @@ class _LazyGroup(click.Group):
             formatter.write_dl([(name, _COMMANDS[name][1]) for name in self.list_commands(ctx)])
 
 
-@click.group(cls=_LazyGroup)
+@click.group(cls=_LazyGroup, context_settings=SETTINGS, epilog=CACHE)
 @click.version_option(__version__, prog_name="gptoss-mlx")
 def main() -> None:
     """Run OpenAI's gpt-oss models on this machine."""

@@ -5,6 +5,10 @@ Whatever cannot be found out is None. MLX is imported only where it is asked.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import os
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +17,12 @@ import psutil
 
 from gptoss_mlx.machine import Machine
 
+RESERVED, RESERVED_BY_CORE = 512 << 20, 64 << 20
+"""Of `ulimit -v`, for what is reserved and hardly used: libraries, stacks and heaps of threads.
+With two cores MLX needed 210 to 400 MiB."""
+
 _UNLIMITED = 1 << 60
+_RUSAGE_INFO_V4, _LIFETIME_MAX_PHYS_FOOTPRINT = 4, 28  # <sys/resource.h>
 _GROUPS = Path("/sys/fs/cgroup")
 _MEMBERSHIP = Path("/proc/self/cgroup")
 
@@ -29,9 +38,15 @@ def this_machine() -> Machine:
 
 
 def this_computer(backend: str = "mlx") -> Machine:
-    """This machine where its CPU computes: the limit is what is free."""
+    """This machine where its CPU computes: the limit is what is free.
+
+    Its memory is that which this process may have, where it was limited: more is refused, however
+    it is asked for.
+    """
     total = int(psutil.virtual_memory().total)
-    return Machine("this machine", total, free_bytes(), False, backend)
+    allowed = min(n for n in (total, group_limit(), process_bytes()) if n is not None)
+    name = "this machine" if allowed == total else "this process, as it is limited,"
+    return Machine(name, allowed, free_bytes(), False, backend)
 
 
 def mlx_device() -> str | None:
@@ -51,9 +66,55 @@ def device_info() -> Mapping[str, Any]:
 
 
 def free_bytes() -> int | None:
-    """What could be taken without swapping: of the machine, or of this process's group."""
-    found = (int(psutil.virtual_memory().available), group_bytes())
+    """What could be taken without swapping: of the machine, of this process's group, or of what the
+    process was limited to."""
+    found = (int(psutil.virtual_memory().available), group_bytes(), process_bytes())
     return min((nbytes for nbytes in found if nbytes is not None), default=None)
+
+
+def process_bytes() -> int | None:
+    """What `ulimit -v` and `ulimit -d` still let this process take, on Linux; None: any amount.
+
+    A library that is refused memory there ends the process by a signal.
+    """
+    if sys.platform != "linux":  # macOS takes no notice of them
+        return None
+    import resource
+
+    used = psutil.Process().memory_info()
+    reserved = RESERVED + RESERVED_BY_CORE * min(os.cpu_count() or 1, 16)
+    left = []
+    for number, taken in ((resource.RLIMIT_AS, used.vms), (resource.RLIMIT_DATA, used.data)):
+        limit = resource.getrlimit(number)[0]
+        if 0 <= limit < _UNLIMITED:  # -1 is no limit
+            left.append(max(0, limit - taken - reserved))
+    return min(left, default=None)
+
+
+def peak_bytes() -> int:
+    """The most memory this process has held so far, as the system counts it.
+
+    On macOS its footprint, in which what a GPU holds counts too; elsewhere what was resident,
+    pages of programs and libraries included.
+    """
+    if sys.platform == "darwin" and (footprint := _peak_footprint()) is not None:
+        return footprint
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak  # bytes there, KiB elsewhere
+
+
+def _peak_footprint() -> int | None:
+    """ri_lifetime_max_phys_footprint of macOS's proc_pid_rusage."""
+    usage = (ctypes.c_uint64 * 64)()  # rusage_info_v4: 16 bytes of an id, then 35 numbers
+    with contextlib.suppress(OSError, AttributeError):
+        ask = ctypes.CDLL(None).proc_pid_rusage
+        if ask(os.getpid(), _RUSAGE_INFO_V4, ctypes.byref(usage)) == 0:
+            return usage[2 + _LIFETIME_MAX_PHYS_FOOTPRINT] or None
+    return None
 
 
 def group_bytes(groups: Path = _GROUPS, membership: Path = _MEMBERSHIP) -> int | None:
@@ -62,13 +123,24 @@ def group_bytes(groups: Path = _GROUPS, membership: Path = _MEMBERSHIP) -> int |
     Pages of files that a group holds in memory count as free: the kernel drops them first.
     """
     left = []
+    for folder, limit, used_name, cached_name in _limits(groups, membership):
+        used = _number(folder / used_name) or 0
+        left.append(max(0, limit - used + _dropped_first(folder, cached_name)))
+    return min(left, default=None)
+
+
+def group_limit(groups: Path = _GROUPS, membership: Path = _MEMBERSHIP) -> int | None:
+    """What the control groups let this process and those beside it have in all."""
+    return min((limit for _, limit, _, _ in _limits(groups, membership)), default=None)
+
+
+def _limits(groups: Path, membership: Path) -> Iterator[tuple[Path, int, str, str]]:
+    """Each limit there is: its folder and bytes, and the names of what is used of it."""
     for folder in _folders(groups, membership):
         for limit_name, used_name, cached_name in _FILES:
             limit = _number(folder / limit_name)
             if limit is not None and limit < _UNLIMITED:
-                used = _number(folder / used_name) or 0
-                left.append(max(0, limit - used + _dropped_first(folder, cached_name)))
-    return min(left, default=None)
+                yield folder, limit, used_name, cached_name
 
 
 _FILES = (

@@ -23,13 +23,16 @@ from gptoss_mlx import __version__, device
 from gptoss_mlx.backend import Backend, choose_backend, machine_of
 from gptoss_mlx.disk import read_speed
 from gptoss_mlx.errors import DeviceError
-from gptoss_mlx.exits import exit_codes
-from gptoss_mlx.hub import DEFAULT_MODEL, local_folder
+from gptoss_mlx.exits import Command
+from gptoss_mlx.hub import local_folder
 from gptoss_mlx.memory import Plan, make_plan
-from gptoss_mlx.options import BYTES, TOKENS, backend_options
+from gptoss_mlx.options import BYTES, CACHE, SETTINGS, TOKENS, backend_options, model_option
 from gptoss_mlx.plan import as_object, config_of, plan_table
-from gptoss_mlx.terminal import harmless
+from gptoss_mlx.terminal import Bar, harmless, show
 from gptoss_mlx.units import show_bytes
+
+WRITTEN = 8
+"""Tokens that are written to measure a model."""
 
 Choose = Callable[[], Backend]
 
@@ -44,16 +47,14 @@ class Fact:
     shown: str
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.option(
-    "--model",
-    default=DEFAULT_MODEL,
-    show_default=True,
-    help='A folder, a Hugging Face id, or "tiny".',
-)
+@click.command(cls=Command, context_settings=SETTINGS, epilog=CACHE)
+@model_option('A folder, a Hugging Face id, or "tiny".')
 @backend_options
 @click.option("--memory", type=BYTES, help="Bytes to plan with, such as 10GiB.")
 @click.option("--context", type=TOKENS, help="Tokens to plan for, such as 32k.")
+@click.option(
+    "--measure", is_flag=True, help="Also run the model, and compare what it took with the plan."
+)
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON object.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def main(
@@ -62,20 +63,57 @@ def main(
     device: str | None,
     memory: int | None,
     context: int | None,
+    measure: bool,
     as_json: bool,
     debug: bool,
 ) -> None:
     """Show the chip, cards, memory and limits, the disk, versions, and the plan for a model."""
-    with exit_codes(debug):
-        choose = cache(lambda: choose_backend(backend, device))
-        facts = list(examine(model, choose))
-        plan, problem = _planned(model, memory, context, choose)
-        if as_json:
-            value = {fact.name: fact.value for fact in facts}
-            value |= {"plan": plan and as_object(plan), "no_plan_because": problem}
-            click.echo(json.dumps(value))
-        else:
-            _print(facts, plan, problem, model)
+    asked = {"backend": backend, "device": device, "memory": memory, "context": context}
+    # First: to look at the other backend loads it, which a run of the model does not.
+    measured = run_model(model, asked) if measure else None
+    choose = cache(lambda: choose_backend(backend, device))
+    facts = list(examine(model, choose))
+    plan, problem = _planned(model, memory, context, choose)
+    if as_json:
+        value = {fact.name: fact.value for fact in facts}
+        value |= {"plan": plan and as_object(plan), "no_plan_because": problem}
+        value |= {} if measured is None else {"measured": asdict(measured)}
+        click.echo(json.dumps(value))
+        return
+    _print(facts, plan, problem, model)
+    if measured is not None:
+        click.echo("\n".join(measured.lines))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Tokens that a model read and wrote, and what that took, beside its plan, for people."""
+
+    read: int
+    written: int
+    device_bytes: int
+    process_bytes: int
+    lines: tuple[str, ...]
+
+
+def run_model(model: str, asked: Mapping[str, Any]) -> Measured:
+    """Open a model, have it read two chunks and write some tokens, and see what that took."""
+    import gptoss_mlx
+    from gptoss_mlx.report import compare
+
+    shown = sys.stderr is not None and sys.stderr.isatty()
+    with Bar(f"Measuring {model}", "bytes", shown=shown, after=1.0) as bar:
+        given = {name: value for name, value in asked.items() if value is not None}
+        engine = gptoss_mlx.load(model, progress=bar.update, **given)
+        plan = engine.plan
+        assert plan is not None  # what load opens has one
+        read = min(2 * plan.chunk + 1, plan.context - WRITTEN)
+        engine.generate([0] * read, raw=True, max_tokens=WRITTEN, temperature=1.0, seed=1)
+    stats = engine.stats()
+    lines = [line for line in compare(plan, stats) if line is not None]
+    lines.append(f"after {read} tokens read and up to {WRITTEN} written, of {plan.context} planned")
+    peaks = int(stats["peak_bytes"]), device.peak_bytes()
+    return Measured(read, WRITTEN, *peaks, tuple(lines))
 
 
 def examine(model: str, choose: Choose = choose_backend) -> Iterator[Fact]:
@@ -236,28 +274,24 @@ def _per_second(speed: float) -> str:
 
 
 def _print(facts: list[Fact], plan: Plan | None, problem: str | None, model: str) -> None:
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
-    console = Console(file=sys.stdout)
     table = Table(show_header=False)
     for fact in facts:
-        table.add_row(fact.title, escape(harmless(fact.shown)))
-    console.print(table)
-    if plan is not None:
-        console.print(plan_table(plan, f"{model} on this machine"))
-        free = _or_nothing(device.free_bytes)
-        on_card = plan.gpu and plan.backend == "torch"
-        if not on_card and free is not None and free < plan.total:
-            console.print(
-                f"only {show_bytes(free)} are free now: other programs would be pushed out;"
-                " --memory plans with less",
-                soft_wrap=True,
-            )
-    else:
-        line = f"no plan for {model}: {problem}"
-        console.print(escape(harmless(line)), soft_wrap=True)
+        table.add_row(fact.title, Text(harmless(fact.shown)))
+    if plan is None:
+        show(table)
+        click.echo(harmless(f"no plan for {model}: {problem}"))
+        return
+    show(table, plan_table(plan, f"{model} on this machine"))
+    free = _or_nothing(device.free_bytes)
+    on_card = plan.gpu and plan.backend == "torch"
+    if not on_card and free is not None and free < plan.total:
+        click.echo(
+            f"only {show_bytes(free)} are free now: other programs would be pushed out;"
+            " --memory plans with less"
+        )
 
 
 if __name__ == "__main__":

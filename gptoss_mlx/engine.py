@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -16,6 +16,7 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from gptoss_mlx.arguments import model_name, one_of, whole_number
 from gptoss_mlx.backend import choose_backend, machine_of
 from gptoss_mlx.checkpoint import Checkpoint, Progress
 from gptoss_mlx.config import ModelConfig
@@ -23,13 +24,13 @@ from gptoss_mlx.errors import (
     CheckpointError,
     ClosedError,
     MessageError,
-    OptionError,
     SamplingError,
 )
 from gptoss_mlx.events import Event
 from gptoss_mlx.hub import local_folder, locate
 from gptoss_mlx.jsonfile import read_json, shown
 from gptoss_mlx.memory import Plan, make_plan, wired_bytes
+from gptoss_mlx.names import full_name
 from gptoss_mlx.regular import is_named
 from gptoss_mlx.released import CONFIGS
 from gptoss_mlx.request import Desk, Prompt, Request
@@ -234,22 +235,20 @@ def open_engine(
     Raises ModelNotFoundError, CheckpointError, VocabularyError, ContextError, KernelError or,
     before weights are read, OptionError, DeviceError and MemoryBudgetError.
     """
-    model = _name(model)
-    if dtype not in (None, "bfloat16", "float32"):
-        raise OptionError(f"dtype is {shown(dtype)}, but must be bfloat16 or float32")
-    if embedding not in (None, "file", "resident"):
-        raise OptionError(f"embedding is {shown(embedding)}, but must be file or resident")
-    if kv_bits not in (None, 8):
-        raise OptionError(f"kv_bits is {shown(kv_bits)}, but must be 8 or left out")
+    model = model_name(model)
+    one_of("dtype", dtype, ("bfloat16", "float32"))
+    one_of("embedding", embedding, ("file", "resident"))
+    one_of("kv_bits", kv_bits, (8,))
     chosen = choose_backend(backend, device)
     asked: dict[str, Any] = {
-        "budget": _number("memory", memory, parse_bytes, "bytes, or a size such as 10GiB"),
-        "context": _number("context", context, parse_tokens, "tokens, such as 8192 or 32k"),
+        "budget": whole_number("memory", memory, parse_bytes, "bytes, or a size such as 10GiB"),
+        "context": whole_number("context", context, parse_tokens, "tokens, such as 8192 or 32k"),
         "dtype": dtype,
         "embedding": embedding,
         "kv_bits": kv_bits,
-        "batch": _number("batch", batch, int, "a number of sequences from 1 to 32"),
+        "batch": whole_number("batch", batch, int, "a number of sequences from 1 to 32"),
     }
+    model = full_name(model)
     if model in CONFIGS and local_folder(model) is None:  # refuse before downloading
         make_plan(ModelConfig.from_file(CONFIGS[model]), machine_of(chosen), **asked)
     folder = locate(model, progress)
@@ -263,30 +262,6 @@ def open_engine(
     notes = [] if chosen.note is None else [f"no card is used: {chosen.note}"]
     notes += [f"the kernel {name} is not used here: {why}" for name, why in left_out.items()]
     return Engine(network, sampler, tokenizer, config, plan.context, defaults, plan, notes, model)
-
-
-def _name(model: object) -> str:
-    """A model argument as text: a path is that of a folder."""
-    name = os.fspath(model) if isinstance(model, os.PathLike) else model
-    if not isinstance(name, str):
-        raise OptionError(f"model is {shown(model)}, but must be a folder, an id or tiny")
-    return name
-
-
-def _number(name: str, value: object, parse: Callable[[str], int], says: str) -> int | None:
-    """An option that is a whole number above 0, or a text that says one; None is left out."""
-    if value is None:
-        return None
-    number = 0
-    # What is no number is refused below, with the value.
-    with suppress(ValueError, OverflowError):
-        if isinstance(value, str):
-            number = parse(value)
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            number = int(value)
-    if number < 1:
-        raise OptionError(f"{name} is {shown(value)}, but must be {says}")
-    return number
 
 
 Opened: TypeAlias = tuple[Model, NewSampler, Mapping[str, str]]

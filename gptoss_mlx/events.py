@@ -34,7 +34,8 @@ class TokenEvent:
     kind: "content", or "header" for a piece of Harmony's own markup: that is no text of anybody's
     and stands in `markup`, beside an empty text.
     logprob: natural logarithm of its probability under the model itself, before any sampling
-    option; top_logprobs: the same of the most probable tokens, as (id, logprob). If asked for.
+    option; top_logprobs: the same of the most probable tokens, as (id, logprob). If asked for, and
+    where it is finite.
     """
 
     id: int | None

@@ -6,31 +6,59 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import TextIO
+from typing import Any, TextIO
 
 import click
 
 from gptoss_mlx.errors import GptOssError
+from gptoss_mlx.launch import INTERRUPTED, end_at_once
 from gptoss_mlx.terminal import harmless
 
 FAILED = 1
-INTERRUPTED = 130
+LONGEST_LINE = 300  # characters
+
+
+class Command(click.Command):
+    """A command that ends as `exit_codes` says, from the reading of its arguments on."""
+
+    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
+        with exit_codes():
+            return super().make_context(*arguments, **options)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with exit_codes(ctx.params.get("debug", False)):
+            return super().invoke(ctx)
 
 
 @contextmanager
-def exit_codes(debug: bool) -> Iterator[None]:
-    """Exit with 1 and one line for an error, with 130 for Ctrl-C, with 0 for a reader that left.
+def exit_codes(debug: bool = False) -> Iterator[None]:
+    """Exit with 1 and one line for an error, with 2 for usage, with 130 for Ctrl-C, with 0 for a
+    reader that left.
 
-    Usage errors go on to click, which exits with 2. debug: the traceback comes before the line.
+    debug: the traceback comes before the line.
     """
     try:
-        yield
-        _flush()
-    except click.ClickException:
+        with _on_ctrl_c(_interrupt):
+            try:
+                yield
+            except click.exceptions.Exit:  # as --help ends
+                _flush_stdout()
+                raise
+            _flush_stdout()
+            _forget_output_nobody_takes()
+    except click.exceptions.Exit:
         raise
+    except click.ClickException as error:
+        # click puts the option's name before it.
+        vars(error)["message"] = _shortened(harmless(error.message), LONGEST_LINE - 60)
+        with contextlib.suppress(OSError):
+            error.show()
+        _forget_output_nobody_takes()
+        sys.exit(error.exit_code)
     except KeyboardInterrupt:
         _leave_the_line()
         _forget_output_nobody_takes()
@@ -51,26 +79,40 @@ def interruptible() -> Iterator[Callable[[], bool]]:
 
     def press(number: int, frame: FrameType | None) -> None:
         nonlocal pressed
-        if pressed:
-            raise KeyboardInterrupt
         pressed = True
+        signal.signal(signal.SIGINT, _interrupt)
 
-    before = signal.getsignal(signal.SIGINT)
-    ignored = before == signal.SIG_IGN  # as a shell does for a job in the background
-    if not ignored:
-        signal.signal(signal.SIGINT, press)
-    try:
+    with _on_ctrl_c(press):
         yield lambda: pressed
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt once: what unwinds then is not interrupted again, but ends."""
+    signal.signal(signal.SIGINT, end_at_once)
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def _on_ctrl_c(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Handle Ctrl-C so meanwhile, unless it is ignored, as a shell does for a background job."""
+    before = signal.getsignal(signal.SIGINT)
+    # Only the main thread may set handlers.
+    if before == signal.SIG_IGN or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, handler)
+    try:
+        yield
     finally:
-        if not ignored:
-            signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, before)
 
 
 def _report(error: Exception, debug: bool) -> None:
     if debug:
         import traceback
 
-        traceback.print_exc()
+        with contextlib.suppress(OSError):
+            traceback.print_exc()
     line = str(error)
     if isinstance(error, OSError) and error.strerror:
         line = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
@@ -78,18 +120,24 @@ def _report(error: Exception, debug: bool) -> None:
         line = f"unexpected {type(error).__name__}: {line}"
         line += "" if debug else " (--debug shows where)"
     with contextlib.suppress(OSError):
-        click.echo(f"error: {harmless(' '.join(line.split()))}", err=True)
+        click.echo(_shortened(f"error: {harmless(' '.join(line.split()))}"), err=True)
+
+
+def _shortened(text: str, limit: int = LONGEST_LINE) -> str:
+    """A line that a person can read: click and libraries quote a value whole, however long."""
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
 def _leave_the_line() -> None:
     """The terminal has shown ^C there."""
     if sys.stderr is not None and sys.stderr.isatty():
-        click.echo(err=True)
+        with contextlib.suppress(OSError):
+            click.echo(err=True)
 
 
-def _flush() -> None:
-    for stream in _streams():
-        stream.flush()
+def _flush_stdout() -> None:
+    if sys.stdout is not None:
+        sys.stdout.flush()
 
 
 def _forget_output_nobody_takes() -> None:

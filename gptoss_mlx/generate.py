@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +16,8 @@ import click
 
 import gptoss_mlx
 from gptoss_mlx.events import Event, FinishEvent, PrefillEvent
-from gptoss_mlx.exits import exit_codes, interruptible
-from gptoss_mlx.hub import DEFAULT_MODEL
-from gptoss_mlx.options import BYTES, TOKENS, backend_options
+from gptoss_mlx.exits import Command, interruptible
+from gptoss_mlx.options import BYTES, CACHE, SETTINGS, TOKENS, backend_options, model_option
 from gptoss_mlx.question import Question, question_options, read_question
 from gptoss_mlx.terminal import Bar, Pen, Printer, harmless
 
@@ -26,15 +26,19 @@ if TYPE_CHECKING:
 
 BAR_AFTER = 1.0  # seconds; what is quicker needs no bar
 
+_LOADING = ("backend", "device", "memory", "context", "dtype", "embedding", "kv_bits")
+_LIMITS = {
+    "max_tokens": "--max-tokens was reached",
+    "context": "the context is full (--context)",
+    "max_time": "--max-time was reached",
+    "repetition": "it repeats itself",
+}
+"""What ended an answer early, in words."""
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+
+@click.command(cls=Command, context_settings=SETTINGS, epilog=CACHE)
 @question_options
-@click.option(
-    "--model",
-    default=DEFAULT_MODEL,
-    show_default=True,
-    help='A folder, a Hugging Face id, or "tiny".',
-)
+@model_option('A folder, a Hugging Face id, gpt-oss:20b or such, or "tiny".')
 @backend_options
 @click.option("--memory", type=BYTES, help="Most memory to use, such as 10GiB.")
 @click.option("--context", type=TOKENS, help="Most tokens, prompt and answer: 32k.")
@@ -45,18 +49,11 @@ BAR_AFTER = 1.0  # seconds; what is quicker needs no bar
 @click.option(
     "--json", "as_json", is_flag=True, help="Write one JSON object to stdout, at the end."
 )
-@click.option("--stats", is_flag=True, help="Show token counts and times on stderr.")
+@click.option("--stats", is_flag=True, help="Show token counts, times and memory on stderr.")
 @click.option("--quiet", is_flag=True, help="Only the answer: no reasoning, bars or notes.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def main(
     model: str,
-    backend: str | None,
-    device: str | None,
-    memory: int | None,
-    context: int | None,
-    dtype: str | None,
-    embedding: str | None,
-    kv_bits: str | None,
     show_reasoning: bool,
     as_json: bool,
     stats: bool,
@@ -64,75 +61,89 @@ def main(
     debug: bool,
     **asked: Any,
 ) -> None:
-    """Answer PROMPT (or what comes through a pipe; "-" reads stdin) with gpt-oss.
+    """Answer PROMPT with gpt-oss.
 
-    The answer goes to stdout. Reasoning, bars and notes go to stderr, where that is a terminal.
+    What comes through a pipe or from a file follows PROMPT after a blank line, or stands in its
+    place; "-" is stdin. The answer goes to stdout. Reasoning and bars go to stderr, where that is
+    a terminal, and notes go there wherever it is.
     """
-    with exit_codes(debug):
-        question = read_question(**asked)
-        if "logprobs" in question.options and not as_json:
-            raise click.UsageError("log-probabilities are shown in --json only")
-        out, err = Pen(sys.stdout), Pen(sys.stderr)
-        on_terminal = err.terminal and not quiet
-        reasoning = out if show_reasoning else err if on_terminal else None
-        printer = Printer(None, None) if as_json else Printer(out, reasoning)
+    settings = {name: asked.pop(name) for name in _LOADING}
+    question = read_question(**asked)
+    if "logprobs" in question.options and not as_json:
+        raise click.UsageError("log-probabilities are shown in --json only")
+    out, err = Pen(sys.stdout), Pen(sys.stderr, optional=True)
+    on_terminal = err.terminal and not quiet
+    reasoning = out if show_reasoning else err if on_terminal else None
+    printer = Printer(None, None) if as_json else Printer(out, reasoning)
+    # What goes elsewhere is followed here, so that a long answer is seen to live.
+    followed = on_terminal and (as_json or not out.terminal)
 
-        start = time.perf_counter()
-        settings = {
-            "backend": backend,
-            "device": device,
-            "memory": memory,
-            "context": context,
-            "dtype": dtype,
-            "embedding": embedding,
-            "kv_bits": kv_bits and int(kv_bits),
-        }
-        engine = _open(model, on_terminal, {k: v for k, v in settings.items() if v is not None})
-        load_time = time.perf_counter() - start
-        for note in () if quiet else engine.notes:
-            err.write(f"note: {harmless(note)}\n")
-        events, finish = _answer(engine, question, printer, on_terminal)
+    start = time.perf_counter()
+    engine = _open(model, on_terminal, settings)
+    load_time = time.perf_counter() - start
+    for note in () if quiet else engine.notes:
+        err.write(f"note: {harmless(note)}\n")
+    events, finish = _answer(engine, question, printer, out, on_terminal, followed)
 
-        if as_json:
-            from gptoss_mlx.report import as_object
+    if as_json:
+        from gptoss_mlx.report import as_object
 
-            tokenizer = engine.tokenizer if "logprobs" in question.options else None
-            out.write(as_object(model, events, load_time, tokenizer) + "\n")
-        if finish.reason == "length" and not quiet:
-            err.write(f"note: cut off at the limit, after {finish.completion_tokens} tokens\n")
-        if stats:
-            from gptoss_mlx.report import table
+        tokenizer = engine.tokenizer if "logprobs" in question.options else None
+        out.write(as_object(model, events, load_time, tokenizer) + "\n")
+    if finish.reason == "length" and not quiet:
+        limit = _LIMITS[finish.limit or "max_tokens"]
+        err.write(f"note: cut off after {finish.completion_tokens} tokens: {limit}\n")
+    if stats:
+        from gptoss_mlx.report import table
 
-            err.write(table(finish, load_time, engine.plan, engine.stats()))
-        if finish.reason == "cancelled":
-            raise KeyboardInterrupt
+        err.write(table(finish, load_time, engine.plan, engine.stats()))
+    if finish.reason == "cancelled":
+        raise KeyboardInterrupt
 
 
 def _open(model: str, bar_shown: bool, settings: dict[str, Any]) -> Engine:
-    with Bar(
-        f"Loading {Path(model).name or model}", "bytes", shown=bar_shown, after=BAR_AFTER
-    ) as bar:
-        return gptoss_mlx.load(model, progress=bar.update, **settings)
+    given = {name: value for name, value in settings.items() if value is not None}
+    if "kv_bits" in given:
+        given["kv_bits"] = int(given["kv_bits"])
+    label = f"Loading {Path(model).name or model}"
+    with Bar(label, "bytes", shown=bar_shown, after=BAR_AFTER) as bar:
+        return gptoss_mlx.load(model, progress=bar.update, **given)
 
 
 def _answer(
-    engine: Engine, question: Question, printer: Printer, bar_shown: bool
+    engine: Engine, question: Question, printer: Printer, out: Pen, bar_shown: bool, followed: bool
 ) -> tuple[list[Event], FinishEvent]:
-    """Print while the model speaks. Ctrl-C ends the stream early, with what it has."""
+    """Print while the model speaks. Ctrl-C ends the stream early, with what it has.
+
+    followed: whether a bar counts tokens that are written out of sight.
+    Raises BrokenPipeError as soon as nobody reads the answer any more.
+    """
     events: list[Event] = []
     with (
-        interruptible() as cancel,
+        interruptible() as pressed,
         printer,
-        Bar("Reading the prompt", "tokens", shown=bar_shown, after=BAR_AFTER) as bar,
+        Bar("Reading the prompt", "tokens", shown=bar_shown, after=BAR_AFTER) as reading,
+        closing(Bar("Writing", "tokens", shown=followed, after=BAR_AFTER)) as writing,
     ):
+
+        def cancel() -> bool:
+            return pressed() or out.deserted()
+
         for event in engine.stream(question.prompt, cancel=cancel, **question.options):
             if isinstance(event, PrefillEvent):
-                bar.update(event.done, event.total)
+                reading.update(event.done, event.total)
                 continue
-            bar.close()
+            reading.close()
             events.append(event)
             if isinstance(event, FinishEvent):
+                if out.deserted():
+                    raise BrokenPipeError
                 return events, event
+            if printer.seen(event):
+                writing.close()
+            else:
+                writing.open()
+                writing.update(len(events), question.options.get("max_tokens"))
             printer.show(event)
     raise RuntimeError("the engine's stream ended without a FinishEvent")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 from gptoss_mlx.errors import ModelNotFoundError
 from gptoss_mlx.jsonfile import shown
+from gptoss_mlx.names import full_name
 from gptoss_mlx.paths import expanded
 
 DEFAULT_MODEL = "openai/gpt-oss-20b"
@@ -53,6 +55,7 @@ def locate(model: str, progress: Progress | None = None, also: tuple[str, ...] =
     shows huggingface_hub's own bars on stderr if it is None.
     Raises ModelNotFoundError in one line that says what to do.
     """
+    model = full_name(model)
     if model == TINY:
         from gptoss_mlx.tiny import materialise
 
@@ -60,6 +63,9 @@ def locate(model: str, progress: Progress | None = None, also: tuple[str, ...] =
     folder = expanded(model)
     if model and os.path.isdir(folder):
         return folder
+    if folder.suffix == ".gguf" and os.path.exists(folder):
+        command = shlex.join(["gptoss-convert", model, folder.stem])
+        raise ModelNotFoundError(f"{model}: is a GGUF file; `{command}` makes a folder of it")
     if model and os.path.exists(folder):
         raise ModelNotFoundError(f"{model}: is a file; give the folder it is in, or {_HINT}")
     if not _is_id(model):
@@ -75,6 +81,7 @@ def local_folder(model: str) -> Path | None:
 
     Of a model in the cache only config.json is sure to be there.
     """
+    model = full_name(model)
     if model == TINY or (model and os.path.isdir(expanded(model))):
         return locate(model)
     if not _is_id(model):

@@ -9,10 +9,22 @@ import re
 from dataclasses import dataclass
 from types import MappingProxyType
 
-_MAC = re.compile(r"(\d{1,4})\s*(gi?b?)?\s*(mac)?", re.ASCII)
+from gptoss_mlx.jsonfile import shown
+
+_MAC = re.compile(
+    r"(?:macbook (?:air|pro)|mac (?:mini|studio|pro)|imac)?[\s,]*"
+    r"(?:(?:apple )?(m\d)\s*(pro|max|ultra)?[\s,]*)?"
+    r"(\d{1,4})\s*(?:gi?b?)?\s*(?:mac)?",
+    re.ASCII,
+)
 _CARD = re.compile(r"(\d{1,4})\s*(gi?b?)?\s*card", re.ASCII)
 _MEMORY = (8, 1024)  # GB of the smallest and the largest Mac that is believed
 _CARD_MEMORY = (4, 1024)
+
+SYSTEM_SHARE = (512 << 20, 16, 2 << 30)
+"""Of what macOS recommends to the GPU, left to the system and other programs: a sixteenth, from
+512 MiB to 2 GiB. They draw on the same limit (windows, browsers, video), and Metal's own memory is
+in no plan. An estimate: nothing of it has been measured on a Mac. `--memory` takes its place."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +33,8 @@ class Machine:
 
     memory: physical, of the card where one computes. limit: what a model may take of it: the
     working set macOS recommends for the GPU, what a card has free, or what is free where a CPU
-    computes. gpu: whether a GPU computes. backend: "mlx" or "torch".
+    computes. gpu: whether a GPU computes. backend: "mlx" or "torch". bandwidth: bytes of memory
+    read a second, as the maker states it.
     """
 
     name: str
@@ -29,11 +42,20 @@ class Machine:
     limit: int | None
     gpu: bool
     backend: str = "mlx"
+    bandwidth: int | None = None
 
     @property
     def kind(self) -> str:
         """ "metal", "mlx cpu", "cuda" or "torch cpu": what a plan's sizes depend on."""
         return _KINDS[self.backend, self.gpu]
+
+    @property
+    def budget(self) -> int | None:
+        """What a plan may take unasked: on a Mac's GPU the limit less SYSTEM_SHARE."""
+        if self.limit is None or self.kind != "metal":
+            return self.limit
+        least, part, most = SYSTEM_SHARE
+        return max(0, self.limit - min(max(least, self.limit // part), most))
 
 
 _KINDS = {
@@ -43,9 +65,22 @@ _KINDS = {
     ("torch", False): "torch cpu",
 }
 
+_CHIPS = MappingProxyType(
+    {
+        **{"M1": 68, "M1 Pro": 200, "M1 Max": 400, "M1 Ultra": 800},
+        **{"M2": 100, "M2 Pro": 200, "M2 Max": 400, "M2 Ultra": 800},
+        **{"M3": 100, "M3 Pro": 150, "M3 Max": 400, "M3 Ultra": 819},
+        **{"M4": 120, "M4 Pro": 273, "M4 Max": 546, "M5": 153},
+    }
+)
+"""GB of memory read a second, as Apple states them; none has been measured by us."""
 
-def mac(memory: int) -> Machine:
-    """A Mac sold with `memory` GB.
+_NARROWER = MappingProxyType({("M3 Max", 36): 300, ("M3 Max", 96): 300, ("M4 Max", 36): 410})
+"""The chips with fewer cores, told by the memory they are sold with."""
+
+
+def mac(memory: int, chip: str | None = None) -> Machine:
+    """A Mac sold with `memory` GB, and with a chip of those known by name.
 
     Its limit is what macOS recommends as the GPU's working set at first: two thirds of the memory,
     three quarters from 36 GB on. Newer versions of macOS allow more (16 GB: 11.8 GiB instead of
@@ -53,7 +88,10 @@ def mac(memory: int) -> Machine:
     """
     nbytes = memory << 30
     share = nbytes * 2 // 3 if memory < 36 else nbytes * 3 // 4
-    return Machine(f"{memory}GB Mac", nbytes, share, True)
+    if chip is None:
+        return Machine(f"{memory}GB Mac", nbytes, share, True)
+    bandwidth = _NARROWER.get((chip, memory), _CHIPS[chip]) * 10**9
+    return Machine(f"{chip} {memory}GB", nbytes, share, True, bandwidth=bandwidth)
 
 
 def card(name: str, mebibytes: int) -> Machine:
@@ -102,21 +140,25 @@ _MODELS = {
 
 
 def find_machine(name: str) -> Machine:
-    """A Mac by its memory ("16GB Mac", "16 gb mac", "16"), or a card ("24GB card", "RTX 4090").
+    """A Mac by its memory ("16GB Mac", "16 gb mac", "16") and chip ("M4 Max 64GB"), or a card
+    ("24GB card", "RTX 4090").
 
     Raises ValueError in one line.
     """
     text = name.strip().lower()
-    if (match := _MAC.fullmatch(text)) and _MEMORY[0] <= int(match[1]) <= _MEMORY[1]:
-        return mac(int(match[1]))
+    if (match := _MAC.fullmatch(text)) and _MEMORY[0] <= int(match[3]) <= _MEMORY[1]:
+        chip = " ".join(part.capitalize() for part in match.groups()[:2] if part) or None
+        if chip is not None and chip not in _CHIPS:
+            raise ValueError(f"{shown(name)}: the chips known here are {', '.join(_CHIPS)}")
+        return mac(int(match[3]), chip)
     if (match := _CARD.fullmatch(text)) and _CARD_MEMORY[0] <= int(match[1]) <= _CARD_MEMORY[1]:
         return card(f"{match[1]}GB card", int(match[1]) << 10)
     for model, mebibytes in _MODELS.items():
         if _bare(model) == _bare(text):
             return card(model, mebibytes)
     raise ValueError(
-        f"{name!r} is no Mac's memory such as '16GB Mac', and no card such as '24GB card' or"
-        " 'RTX 4090'"
+        f"{shown(name)} is no Mac's memory such as '16GB Mac' or 'M4 Max 64GB', and no card such as"
+        " '24GB card' or 'RTX 4090'"
     )
 
 

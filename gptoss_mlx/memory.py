@@ -126,7 +126,7 @@ def make_plan(
     kv_bits: int | None = None,
     batch: int | None = None,
 ) -> Plan:
-    """The plan of a model within `budget` bytes, by default the machine's limit.
+    """The plan of a model within `budget` bytes, by default `machine.budget`.
 
     context: tokens; by default the most with which every expert stays in memory, the model's
     limit or a power of two, but if that is below DEFAULT_CONTEXT, then DEFAULT_CONTEXT, or the
@@ -151,7 +151,7 @@ def make_plan(
     dtype = dtype or ("bfloat16" if machine.gpu else "float32")
     planner = _Planner(
         SIZES[machine.kind](config, dtype, kv_bits),
-        machine.limit if budget is None else budget,
+        machine.budget if budget is None else budget,
         context,
         embedding,
         machine.backend,

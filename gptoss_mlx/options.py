@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from gptoss_mlx.backend import BACKENDS
+from gptoss_mlx.backend import BACKENDS, check_device
+from gptoss_mlx.hub import DEFAULT_MODEL
 from gptoss_mlx.machine import find_machine
 from gptoss_mlx.units import parse_bytes, parse_tokens
 
@@ -15,6 +16,13 @@ if TYPE_CHECKING:
     _ParamType = click.ParamType[Any]
 else:  # older versions of click have no type argument
     _ParamType = click.ParamType
+
+
+SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+"""Of every command."""
+
+CACHE = "What the package itself makes lies in $GPTOSS_CACHE, or else in the user's cache folder."
+"""Told at the end of --help."""
 
 
 class Parsed(_ParamType):
@@ -35,13 +43,20 @@ class Parsed(_ParamType):
 BYTES = Parsed("size", parse_bytes)
 TOKENS = Parsed("tokens", parse_tokens)
 MACHINE = Parsed("machine", find_machine)
+DEVICE = Parsed("device", check_device)
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
+def model_option(help: str) -> Callable[[Command], Command]:
+    """-m, --model: which one."""
+    return click.option("-m", "--model", default=DEFAULT_MODEL, show_default=True, help=help)
+
+
 def backend_options(command: Command) -> Command:
     """--backend and --device, for `backend.choose_backend`."""
-    device = click.option("--device", help="Of PyTorch: cpu, cuda or such as cuda:1.")
+    help = "Of PyTorch: cpu, cuda or such as cuda:1."
+    device = click.option("--device", type=DEVICE, help=help)
     help = "What computes; cuda is torch on a card. By default the best there is."
     backend = click.option("--backend", type=click.Choice(BACKENDS), help=help)
     return backend(device(command))

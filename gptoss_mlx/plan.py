@@ -6,9 +6,8 @@ It needs a config.json only, and has those of the released models: nothing is do
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,15 +22,16 @@ from gptoss_mlx.errors import (
     MemoryBudgetError,
     ModelNotFoundError,
 )
-from gptoss_mlx.exits import exit_codes
-from gptoss_mlx.hub import DEFAULT_MODEL, local_folder
+from gptoss_mlx.exits import Command
+from gptoss_mlx.hub import local_folder
 from gptoss_mlx.jsonfile import read_json, shown
 from gptoss_mlx.machine import CARDS, MACHINES, Machine
 from gptoss_mlx.memory import MOST_ROWS, Plan, make_plan, wired_bytes
-from gptoss_mlx.options import BYTES, MACHINE, TOKENS, backend_options
+from gptoss_mlx.names import full_name
+from gptoss_mlx.options import BYTES, MACHINE, SETTINGS, TOKENS, backend_options, model_option
 from gptoss_mlx.recipe import RECIPES, quantization
 from gptoss_mlx.released import CONFIGS
-from gptoss_mlx.terminal import harmless
+from gptoss_mlx.terminal import harmless, show
 from gptoss_mlx.units import show_bytes, show_tokens
 
 if TYPE_CHECKING:
@@ -43,13 +43,8 @@ CONVERTED = {"mlx": "mixed", "torch": "8"}
 PyTorch, which keeps no fewer bits, what saves the most."""
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.option(
-    "--model",
-    default=DEFAULT_MODEL,
-    show_default=True,
-    help='A folder, a released model\'s id, or "tiny".',
-)
+@click.command(cls=Command, context_settings=SETTINGS)
+@model_option('A folder, a released model\'s id, or "tiny".')
 @click.option("--memory", type=BYTES, help="Bytes it must stay within, such as 10GiB.")
 @click.option("--context", type=TOKENS, help="Most tokens, prompt and answer, such as 32k.")
 @click.option(
@@ -79,30 +74,52 @@ def main(
     debug: bool,
 ) -> None:
     """Show what a model takes in memory, and what fits which machine, before it is loaded."""
-    with exit_codes(debug):
-        if machine is None:
-            machine = machine_of(choose_backend(backend, device))
-        elif backend or device:
-            raise click.UsageError("--machine says what computes: leave --backend and --device out")
-        settings: dict[str, Any] = {"context": context, "dtype": dtype, "embedding": embedding}
-        settings["kv_bits"] = int(kv_bits) if kv_bits else None
-        settings["batch"] = batch
-        plan = make_plan(config_of(model, bits), machine, budget=memory, **settings)
-        fits = list(what_fits(MACHINES.values(), bits or CONVERTED["mlx"], settings))
-        cards = list(what_fits(CARDS.values(), bits or CONVERTED["torch"], settings))
-        if as_json:
-            value = {
-                "model": model,
-                "bits": bits,
-                "machine": asdict(machine),
-                "plan": as_object(plan),
-                "fits": fits,
-                "cards": cards,
-            }
-            click.echo(json.dumps(value))
-            return
-        title = f"{model} on {machine.name}"
-        _print(plan_table(plan, title), _fits_table(fits, "Mac"), _fits_table(cards, "card"))
+    if machine is None:
+        machine = machine_of(choose_backend(backend, device))
+    elif backend or device:
+        raise click.UsageError("--machine says what computes: leave --backend and --device out")
+    settings: dict[str, Any] = {"context": context, "dtype": dtype, "embedding": embedding}
+    settings["kv_bits"] = int(kv_bits) if kv_bits else None
+    settings["batch"] = batch
+    if memory is not None and machine.memory is not None and memory > machine.memory:
+        # A plan is for any machine, also for one like this that has more.
+        machine = replace(machine, name=f"a machine with {show_bytes(memory)}", memory=None)
+    config = config_of(model, bits)
+    plan = make_plan(config, machine, budget=memory, **settings)
+    fastest = most_tokens(config, plan, machine)
+    fits = list(what_fits(MACHINES.values(), bits or CONVERTED["mlx"], settings))
+    cards = list(what_fits(CARDS.values(), bits or CONVERTED["torch"], settings))
+    if as_json:
+        value = {
+            "model": model,
+            "bits": bits,
+            "machine": asdict(machine),
+            "plan": as_object(plan),
+            "most_tokens_per_second": fastest,
+            "fits": fits,
+            "cards": cards,
+        }
+        click.echo(json.dumps(value))
+        return
+    title = f"{model} on {machine.name}"
+    show(plan_table(plan, title))
+    if fastest is not None and machine.bandwidth is not None:
+        click.echo(
+            f"at most {fastest:.0f} tokens a second: what one reads of memory, divided into the"
+            f" {machine.bandwidth / 1e9:.0f} GB/s that Apple states; not measured"
+        )
+    show(_fits_table(fits, "Mac"), _fits_table(cards, "card"))
+
+
+def most_tokens(config: ModelConfig, plan: Plan, machine: Machine) -> float | None:
+    """Tokens a second that memory's stated bandwidth allows, a short context behind them.
+
+    None where the bandwidth is not known or experts come from the disk.
+    """
+    if machine.bandwidth is None or not plan.resident:
+        return None
+    experts = plan.of("experts") * config.num_experts_per_tok // plan.experts
+    return machine.bandwidth / (plan.of("weights") + experts)
 
 
 def config_of(model: str, bits: str | None = None) -> ModelConfig:
@@ -111,6 +128,7 @@ def config_of(model: str, bits: str | None = None) -> ModelConfig:
     bits: the recipe of a conversion to imagine.
     Raises ModelNotFoundError, or ConfigError for a folder that is converted already.
     """
+    model = full_name(model)
     folder = local_folder(model)
     path = CONFIGS.get(model) if folder is None else folder / "config.json"
     if path is None:
@@ -173,8 +191,8 @@ def as_object(plan: Plan) -> dict[str, Any]:
 
 def plan_table(plan: Plan, title: str) -> Table:
     """The buffers, their sum, and what is left of the budget."""
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     notes = {
         "experts": f"{plan.slots} of {plan.experts} in each layer",
@@ -184,7 +202,7 @@ def plan_table(plan: Plan, title: str) -> Table:
     }
     if plan.host:  # on a card
         notes |= dict.fromkeys(("CUDA graphs", "CUDA context", "headroom"), "an estimate")
-    table = Table(title=escape(harmless(f"{title}, {plan.dtype}")))
+    table = Table(title=Text(harmless(f"{title}, {plan.dtype}"), style="table.title"))
     table.add_column("buffer")
     table.add_column("bytes", justify="right")
     table.add_column("")
@@ -226,14 +244,6 @@ def _cell(row: Mapping[str, Any]) -> str:
     share = "all" if row["slots"] == row["experts"] else f"{row['slots']} of {row['experts']}"
     several = f"{row['rows']} x " if row["rows"] > 1 else ""
     return f"{share}, {several}{show_tokens(row['context'])}"
-
-
-def _print(*tables: Table) -> None:
-    from rich.console import Console
-
-    console = Console(file=sys.stdout)
-    for table in tables:
-        console.print(table)
 
 
 if __name__ == "__main__":

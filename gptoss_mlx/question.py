@@ -6,6 +6,9 @@ Everything that can be refused without the model is refused here, before it is l
 from __future__ import annotations
 
 import json
+import os
+import select
+import stat
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,15 +17,27 @@ from typing import Any, TypeVar
 
 import click
 
-from gptoss_mlx.errors import MessageError
+from gptoss_mlx.errors import MessageError, SamplingError
 from gptoss_mlx.jsonfile import shown
 from gptoss_mlx.sampling import Sampling
 
-FILE_LIMIT = 64 << 20  # bytes
+FILE_LIMIT = 64 << 20
+"""Bytes of a JSON file."""
+
+TEXT_LIMIT = 16 << 20
+"""Bytes of a prompt: 131072 tokens, the longest context, of at most 128 bytes each."""
+
+MOST_SECONDS = 1e9
+
+PATIENCE = 5.0
+"""Seconds that a pipe beside a PROMPT may say nothing before it is taken for one that never will:
+a program's own, which started us with it."""
+
 _CONVERSATION_KEYS = ("messages", "tools", "response_format", "reasoning_effort")
 _FORMATS = ("text", "json_object", "json_schema")
 _SCHEMA_TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
 _EFFORTS = ("low", "medium", "high")
+_STDIN = Path("-")
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
@@ -36,7 +51,7 @@ def _biases(
         try:
             biases[int(token)] = float(bias)
         except ValueError as error:
-            raise click.BadParameter(f"{text!r} is not like 1734=-5") from error
+            raise click.BadParameter(f"{shown(text)} is not like 1734=-5") from error
     return biases or None
 
 
@@ -45,7 +60,9 @@ _FILE = click.Path(path_type=Path)
 # None (or empty, or False) if not given, so that the checkpoint's own defaults apply.
 _OPTIONS = (
     click.argument("prompt", required=False),
-    click.option("--messages", type=_FILE, help="JSON file: chat messages. PROMPT is added."),
+    click.option(
+        "--messages", type=_FILE, help='JSON file of chat messages, "-" is stdin. PROMPT is added.'
+    ),
     click.option("--system", help="Instructions for the model."),
     click.option("--reasoning", type=click.Choice(_EFFORTS), help="How long to think."),
     click.option("--tools", type=_FILE, help="JSON file: a list of OpenAI function tools."),
@@ -56,7 +73,13 @@ _OPTIONS = (
     ),
     click.option("--raw", is_flag=True, help="Continue the text as it is, without Harmony."),
     click.option("--no-constrain", is_flag=True, help="Let the model write any Harmony header."),
-    click.option("--max-tokens", type=click.IntRange(min=1), help="Most tokens to generate."),
+    click.option("-n", "--max-tokens", type=click.IntRange(1), help="Most tokens to generate."),
+    click.option(
+        "--max-time",
+        type=click.FloatRange(0, MOST_SECONDS, min_open=True),
+        metavar="SECONDS",
+        help="Most time to take, prompt and answer.",
+    ),
     click.option("--stop", multiple=True, help="End before this text. Repeatable."),
     click.option("--temperature", type=float, help="0 takes the most probable token."),
     click.option("--top-p", type=float, help="Only the first tokens that together reach this."),
@@ -104,10 +127,12 @@ def read_question(
     no_constrain: bool,
     system: str | None,
     max_tokens: int | None,
+    max_time: float | None,
     stop: tuple[str, ...],
     **sampling: Any,
 ) -> Question:
-    """Raises click.UsageError for what does not go together, GptOssError for a bad value."""
+    """Raises click.UsageError for bad values and what does not go together, GptOssError for a bad
+    file."""
     if raw and (messages or tools or response_format or reasoning or system or no_constrain):
         raise click.UsageError("--raw completes a text: it takes no Harmony options beside it")
     if not all(stop):
@@ -115,12 +140,17 @@ def read_question(
     sampling = _given(**sampling)
     if "top_logprobs" in sampling:
         sampling["logprobs"] = True
-    Sampling(**sampling)  # checks them
-    options = sampling | _given(system=system, max_tokens=max_tokens, stop=stop)
+    try:
+        Sampling(**sampling)
+    except SamplingError as error:
+        raise click.UsageError(str(error)) from error
+    options = sampling | _given(system=system, max_tokens=max_tokens, max_time=max_time, stop=stop)
     if raw:
-        return Question(_prompt(prompt, exact=True), options | {"raw": True})
+        return Question(_prompt(prompt, exact=True, alone=True), options | {"raw": True})
     if no_constrain:
         options["constrain_headers"] = False
+    if messages == _STDIN and prompt == "-":
+        raise click.UsageError("stdin cannot be both the messages and the PROMPT")
     conversation = _conversation(messages) if messages else {}
     if tools:
         conversation["tools"] = _checked_tools(tools, _read_json(tools))
@@ -130,10 +160,10 @@ def read_question(
         conversation["reasoning"] = reasoning
     past = conversation.pop("messages", [])
     options |= conversation
-    if not messages:
+    if messages is None:
         return Question(_prompt(prompt), options)
     if prompt is not None:
-        past = [*past, {"role": "user", "content": _prompt(prompt)}]
+        past = [*past, {"role": "user", "content": _prompt(prompt, alone=messages == _STDIN)}]
     return Question(past, options)
 
 
@@ -141,22 +171,70 @@ def _given(**options: Any) -> dict[str, Any]:
     return {k: v for k, v in options.items() if v is not None and v is not False and v != ()}
 
 
-def _prompt(prompt: str | None, *, exact: bool = False) -> str:
-    """PROMPT, or stdin; without the newline that ends a piped line unless `exact`."""
+def _prompt(prompt: str | None, *, exact: bool = False, alone: bool = False) -> str:
+    """PROMPT, a blank line and what comes through stdin; or one of them, if that is all.
+
+    alone: a PROMPT is all there is. exact: stdin keeps the newline that ends a piped line.
+    """
     if prompt is None and sys.stdin is not None and sys.stdin.isatty():
         raise click.UsageError('give a PROMPT, pipe one in, or use "-" to type it')
-    text = prompt
-    if text is None or text == "-":
-        try:
-            text = "" if sys.stdin is None else sys.stdin.buffer.read().decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise MessageError(f"stdin: byte {error.start} is not UTF-8 text") from error
-        text = text if exact else text.removesuffix("\n").removesuffix("\r")
+    if prompt is None or prompt == "-":
+        text = _piped(exact)
+    elif alone or not _comes_through_stdin():
+        text = prompt
+    else:
+        text = "\n\n".join(part for part in (prompt, _piped()) if part)
     if not text:
         raise click.UsageError("the prompt is empty")
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise MessageError(f"the prompt is not valid text: {shown(text)}")
     return text
+
+
+def _piped(exact: bool = False) -> str:
+    data = _read_stdin(TEXT_LIMIT, "a prompt")
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise MessageError(f"stdin: byte {error.start} is not UTF-8 text") from error
+    return text if exact else text.removesuffix("\n").removesuffix("\r")
+
+
+def _comes_through_stdin() -> bool:
+    """Whether there is text for a PROMPT: in a file, or in a pipe that does not stay silent."""
+    try:
+        number = sys.stdin.fileno()
+        mode = os.fstat(number).st_mode
+    except (AttributeError, OSError, ValueError):  # there is no stdin, or none with a number
+        return False
+    if stat.S_ISREG(mode):
+        return True
+    if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):  # a terminal or /dev/null
+        return False
+    return _is_ready(number)
+
+
+def _is_ready(number: int) -> bool:
+    """Whether a pipe says something, or that it is closed, before patience ends."""
+    if not hasattr(select, "poll"):  # Windows, whose pipes cannot be waited for
+        return True
+    poll = select.poll()
+    poll.register(number, select.POLLIN)
+    if poll.poll(PATIENCE * 1000):
+        return True
+    click.echo(
+        f"note: stdin was silent for {PATIENCE:g} s and is not read; `-` instead of a PROMPT waits"
+        " for it, </dev/null closes it",
+        err=True,
+    )
+    return False
+
+
+def _read_stdin(limit: int, what: str) -> bytes:
+    data = b"" if sys.stdin is None else sys.stdin.buffer.read(limit + 1)
+    if len(data) > limit:
+        raise MessageError(f"stdin: more than {limit} bytes, the limit for {what}")
+    return data
 
 
 def _conversation(path: Path) -> dict[str, Any]:
@@ -242,11 +320,15 @@ def _naming(path: Path, check: Callable[[], object]) -> None:
 
 
 def _read_json(path: Path) -> Any:
-    try:
-        with path.open("rb") as file:
-            data = file.read(FILE_LIMIT + 1)
-    except OSError as error:
-        raise MessageError(f"{path}: cannot be read: {error.strerror}") from error
+    """The value in a file, which may be a pipe as a shell's <(...) gives; "-" is stdin."""
+    if path == _STDIN:
+        data, path = _read_stdin(FILE_LIMIT, "JSON"), Path("stdin")
+    else:
+        try:
+            with path.open("rb") as file:
+                data = file.read(FILE_LIMIT + 1)
+        except OSError as error:
+            raise MessageError(f"{path}: cannot be read: {error.strerror}") from error
     if len(data) > FILE_LIMIT:
         raise MessageError(f"{path}: is larger than {FILE_LIMIT} bytes, the limit for such a file")
     try:

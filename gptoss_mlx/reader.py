@@ -22,7 +22,7 @@ from gptoss_mlx.shard import Tensor
 PIECE = 2 << 20  # bytes a thread reads at a time: several threads share an expert's matrix
 THREADS = 8
 
-_INFINITY = {"BF16": ("2", 0x7F80), "F16": ("2", 0x7C00), "F32": ("4", 0x7F800000)}
+_INFINITY = {"BF16": (2, 0x7F80), "F16": (2, 0x7C00), "F32": (4, 0x7F800000)}
 """Of floats: bytes of one, and the bits of infinity; with the sign's bit off, what is no number has
 larger ones."""
 
@@ -115,15 +115,15 @@ def _check_numbers(tensor: Tensor, offset: int, values: memoryview) -> None:
     if tensor.dtype not in _INFINITY:
         return
     size, infinity = _INFINITY[tensor.dtype]
-    positive = np.frombuffer(values, f"<i{size}")
-    signed = positive.view(f"<u{size}")
-    sign = 1 << 8 * signed.itemsize - 1
+    signed, unsigned = (np.frombuffer(values, f"<{kind}{size}") for kind in "iu")
+    sign = 1 << 8 * size - 1
     # Read as signed, negative values are the smallest, as unsigned the largest: two maxima see
     # all, without a copy.
-    if positive.size and (positive.max() >= infinity or signed.max() >= sign + infinity):
-        at = int(np.argmax(signed & sign - 1 >= infinity))
-        found = "infinite" if signed[at] & sign - 1 == infinity else "no number (NaN)"
-        raise CheckpointError(
-            f"{tensor.path}: tensor {tensor.name} holds a value that is {found}, at byte"
-            f" {offset + at * signed.itemsize}; weights are finite"
-        )
+    if not values.nbytes or (signed.max() < infinity and unsigned.max() < sign + infinity):
+        return
+    at = int(np.argmax(unsigned & sign - 1 >= infinity))
+    found = "infinite" if unsigned[at] & sign - 1 == infinity else "no number (NaN)"
+    raise CheckpointError(
+        f"{tensor.path}: tensor {tensor.name} holds a value that is {found}, at byte"
+        f" {offset + at * size}; weights are finite"
+    )

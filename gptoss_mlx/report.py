@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from gptoss_mlx.device import peak_bytes
 from gptoss_mlx.events import Event, FinishEvent, Timings
 from gptoss_mlx.memory import Plan, device_bytes
 from gptoss_mlx.result import collect
@@ -73,15 +74,31 @@ def table(
 def _memory(plan: Plan | None, stats: Mapping[str, float]) -> Iterator[str]:
     if plan is None:
         return
-    peak, total = show_bytes(int(stats["peak_bytes"])), show_bytes(plan.total)
-    if plan.backend == "torch" and not plan.gpu:  # its peak is that of the process
-        found = f"{peak} at most of {total} planned"
-    else:
-        library = "MLX" if plan.backend == "mlx" else "PyTorch"
-        planned = show_bytes(device_bytes(plan))
-        found = f"{peak} at most in {library} of {planned} planned, {total} with the process"
     context = f"{plan.rows} x {plan.context}" if plan.rows > 1 else plan.context
-    yield f"{'memory':12}{found}; context {context}"
+    held, process = compare(plan, stats)
+    yield f"{'memory':12}{held}"
+    if process is not None:
+        yield f"{'':12}{process}"
+    yield f"{'':12}context {context}, {plan.chunk} tokens of a prompt at a time"
+
+
+def compare(plan: Plan, stats: Mapping[str, float]) -> tuple[str, str | None]:
+    """What the library held at most and what the process did, each beside what was planned.
+
+    On a card the process holds only what is planned beside it, and nothing is said of it.
+    """
+    peak = int(stats["peak_bytes"])
+    if plan.backend == "torch" and not plan.gpu:  # its peak is that of the process
+        return _against("the process", peak, plan.total), None
+    library = "MLX" if plan.backend == "mlx" else "PyTorch"
+    held = _against(library, peak, device_bytes(plan))
+    whole = None if plan.backend == "torch" else _against("the process", peak_bytes(), plan.total)
+    return held, whole
+
+
+def _against(whose: str, peak: int, planned: int) -> str:
+    off = 100 * (peak - planned) / planned
+    return f"{show_bytes(peak)} at most in {whose}, {show_bytes(planned)} planned: {off:+.1f} %"
 
 
 def _experts(plan: Plan | None, stats: Mapping[str, float]) -> Iterator[str]:

@@ -80,24 +80,13 @@ class Desk:
         encoding = None if raw else self.tokenizer.harmony
         if encoding is None and (tools or system or response_format):
             raise MessageError("raw mode knows no system message, tools or response format")
-        if isinstance(prompt, bytes) or not isinstance(prompt, (str, Sequence, np.ndarray)):
-            raise MessageError("the prompt must be a text, token ids or a list of messages")
-        if not isinstance(prompt, str) and all(isinstance(id, Integral) for id in prompt):
-            ids = [int(cast(int, id)) for id in prompt]
-        elif encoding is not None:
-            ids = render(
-                encoding,
-                _messages(prompt),
-                most=self.context,
-                tools=tools,
-                system=system,
-                reasoning=reasoning,
-                response_format=response_format,
-            )
-        elif isinstance(prompt, str):
-            ids = self.tokenizer.encode(prompt, self.context)
-        else:
-            raise MessageError("raw mode continues a text: it takes no list of messages")
+        said = {
+            "tools": tools,
+            "system": system,
+            "reasoning": reasoning,
+            "response_format": response_format,
+        }
+        ids = self._read(prompt, encoding, said)
         self.check_ids(ids)
         tokens, limit = self._limit(len(ids), max_tokens)
         options = self._options(sampling)
@@ -118,6 +107,26 @@ class Desk:
             grammar=grammar,
             cancel=cancel or (lambda: False),
         )
+
+    def _read(
+        self, prompt: Prompt, encoding: Encoding | None, said: Mapping[str, Any]
+    ) -> list[int]:
+        """The prompt's token ids. said: what beside it Harmony tells the model."""
+        if isinstance(prompt, bytes) or not isinstance(prompt, (str, Sequence, np.ndarray)):
+            raise MessageError("the prompt must be a text, token ids or a list of messages")
+        if not isinstance(prompt, str) and all(isinstance(id, Integral) for id in prompt):
+            return [int(cast(int, id)) for id in prompt]
+        try:
+            if encoding is not None:
+                return render(encoding, _messages(prompt), most=self.context, **said)
+            if isinstance(prompt, str):
+                return self.tokenizer.encode(prompt, self.context)
+        except ContextError:  # which knows no more than that there is no end
+            raise ContextError(
+                f"the prompt has more than the {self.context} tokens that the context holds;"
+                f" the model allows a context of {self.config.max_position_embeddings}"
+            ) from None
+        raise MessageError("raw mode continues a text: it takes no list of messages")
 
     def check_ids(self, ids: Sequence[int]) -> None:
         """Raises MessageError or ContextError if the model cannot read these tokens."""

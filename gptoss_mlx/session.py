@@ -38,7 +38,8 @@ class State(Protocol):
 class Model(Protocol):
     """What the engine needs of a model on a device; see gptoss_mlx/model.py.
 
-    chunk: tokens prefilled at a time; rows: sequences that it has memory for.
+    chunk: tokens prefilled at a time; rows: sequences that it has memory for. There may be more
+    states: those that rest give way, see gptoss_mlx/cuda/cache.py.
     """
 
     chunk: int

@@ -6,38 +6,55 @@ progress bar, while it runs, hides the cursor.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+import re
+import select
+import stat
+import sys
 from threading import Lock, Timer
 from typing import TYPE_CHECKING, Literal, TextIO
 
 from gptoss_mlx.events import TokenEvent
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.progress import Progress
 
 _DIM, _NOT_DIM = "\x1b[2m", "\x1b[22m"
-# A model's text must not move the cursor or set the title: C0 and C1 controls, but not \t and \n.
-_CONTROLS = {
-    code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\t\n"
-}
+_STEERING = re.compile(
+    "["
+    "\x00-\x08\x0b-\x1f\x7f-\x9f"  # controls but \t and \n: they move the cursor, set the title
+    "\u2028\u2029"  # separators of lines
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u206f"  # the direction of what follows
+    "\u180e\u200b\u2060-\u2065\ufeff\ufff9-\ufffb"  # no width; ZWJ and ZWNJ are part of words
+    "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
+    "\U000e0000-\U000e0fff"  # tags, which are not seen
+    "\ud800-\udfff"  # halves of characters, as in names of files that are not UTF-8
+    "]"
+)
 
 
 def harmless(text: str) -> str:
-    """The text with U+FFFD for everything that would steer a terminal."""
-    return text.translate(_CONTROLS)
+    """The text with U+FFFD for all that steers a terminal or hides in it."""
+    return _STEERING.sub("\ufffd", text)
 
 
 class Pen:
-    """Writes text to a stream at once. None, a stream that was closed before, takes everything."""
+    """Writes text to a stream at once. None, a stream that was closed before, takes everything.
 
-    def __init__(self, stream: TextIO | None) -> None:
-        self._stream = stream
+    optional: what cannot be written is dropped, so that no work ends because nobody listens.
+    """
+
+    def __init__(self, stream: TextIO | None, *, optional: bool = False) -> None:
+        self._stream, self._optional = stream, optional
         self.terminal = stream is not None and stream.isatty()
         self.styled = (
             self.terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
         )
         self._line_is_open = False
+        self._poll = _watched(stream)
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
 
@@ -47,13 +64,48 @@ class Pen:
         self._line_is_open = not text.endswith("\n")
         if self.terminal:
             text = harmless(text)
-        self._stream.write(f"{_DIM}{text}{_NOT_DIM}" if dim and self.styled else text)
-        self._stream.flush()
+        try:
+            self._stream.write(f"{_DIM}{text}{_NOT_DIM}" if dim and self.styled else text)
+            self._stream.flush()
+        except OSError:
+            if not self._optional:
+                raise
 
     def end_line(self) -> None:
         """Go to the beginning of a line, if not there."""
         if self._line_is_open:
             self.write("\n")
+
+    def deserted(self) -> bool:
+        """Whether it is a pipe that nobody reads any more."""
+        return self._poll is not None and bool(self._poll.poll(0))
+
+
+def _watched(stream: TextIO | None) -> select.poll | None:
+    """Tells when the reader of a pipe or socket leaves; None for anything else."""
+    if stream is None or not hasattr(select, "poll"):
+        return None
+    try:
+        number = stream.fileno()
+        mode = os.fstat(number).st_mode
+    except (OSError, ValueError):  # it has no number
+        return None
+    if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
+        return None
+    poll = select.poll()
+    poll.register(number, 0)  # only what is always told: an error, a hang-up
+    return poll
+
+
+def show(*renderables: RenderableType) -> None:
+    """Print tables to stdout, as wide as the terminal."""
+    from rich.console import Console
+
+    console = Console(file=sys.stdout)
+    with console.capture() as capture:  # rich has its own way of ending where nobody reads
+        for renderable in renderables:
+            console.print(renderable)
+    sys.stdout.write(capture.get())
 
 
 class Printer:
@@ -74,6 +126,11 @@ class Printer:
     def __exit__(self, *exception: object) -> None:
         if (pen := self._pen()) is not None:
             pen.end_line()
+
+    def seen(self, event: TokenEvent) -> bool:
+        """Whether a person sees it as it comes."""
+        pen = self._reasoning if _part(event) == "reasoning" else self._out
+        return pen is not None and pen.terminal
 
     def show(self, event: TokenEvent) -> None:
         part = _part(event)
@@ -121,30 +178,38 @@ def _part(event: TokenEvent) -> str:
 class Bar:
     """A progress bar on stderr, for work that is not done `after` seconds; gone when closed.
 
-    `update` may be called from any thread. With `shown` false nothing ever appears.
+    `update` may be called from any thread. With `shown` false nothing ever appears. The cursor is
+    never hidden, so that there is nothing to give back, however the process ends.
     """
 
     def __init__(
         self, label: str, unit: Literal["bytes", "tokens"], *, shown: bool, after: float
     ) -> None:
-        self._label, self._unit, self._open = label, unit, shown
+        self._label, self._unit, self._shown, self._after = harmless(label), unit, shown, after
+        self._open = False
         self._done = 0
         self._total: int | None = None
         self._bar: Progress | None = None
         self._lock = Lock()
-        # Work may be silent for long, so the bar does not wait for an update.
-        self._timer = Timer(after, self._show)
-        self._timer.daemon = True
+        self._timer: Timer | None = None
 
     def __enter__(self) -> Bar:
-        if self._open:
-            self._timer.start()
+        self.open()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def update(self, done: int, total: int) -> None:
+    def open(self) -> None:
+        """Begin to wait, unless it is open."""
+        if self._shown and not self._open:
+            self._open = True
+            # Work may be silent for long, so the bar does not wait for an update.
+            self._timer = Timer(self._after, self._show)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def update(self, done: int, total: int | None) -> None:
         """`done` of `total`; either may start again, for a next stretch of work."""
         with self._lock:
             self._done, self._total = done, total
@@ -152,16 +217,18 @@ class Bar:
                 self._bar.update(self._bar.task_ids[0], completed=done, total=total)
 
     def close(self) -> None:
-        self._timer.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         with self._lock:
             self._open = False
             if self._bar is not None:
-                self._bar.stop()
+                with contextlib.suppress(OSError):  # the terminal is gone
+                    self._bar.stop()
                 self._bar = None
 
     def _show(self) -> None:
-        with self._lock:
-            if self._open:
+        with self._lock, contextlib.suppress(OSError):
+            if self._open and self._bar is None:
                 self._bar = _progress(self._unit)
                 self._bar.add_task(self._label, completed=self._done, total=self._total)
                 self._bar.start()
@@ -180,14 +247,18 @@ def _progress(unit: str) -> Progress:
         TransferSpeedColumn,
     )
 
+    class CursorShown(Console):
+        def show_cursor(self, show: bool = True) -> bool:
+            return False
+
     sizes = (DownloadColumn(), TransferSpeedColumn())
     amount = sizes if unit == "bytes" else (MofNCompleteColumn(),)
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         *amount,
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=CursorShown(stderr=True),
         transient=True,
         redirect_stdout=False,
         redirect_stderr=False,

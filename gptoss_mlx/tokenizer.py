@@ -24,6 +24,7 @@ from gptoss_mlx.harmony.encoding import (
     VOCAB_SIZE,
     Encoding,
     special_text,
+    with_whole_characters,
 )
 from gptoss_mlx.harmony.export import ordinary_tokens
 from gptoss_mlx.jsonfile import JSON_LIMIT, parse_json, shown
@@ -119,7 +120,7 @@ class SentencePieceTokenizer:
         self._prefix = [begin] if begin >= 0 and adds else []
 
     def encode(self, text: str, most: float = math.inf) -> list[int]:
-        ids: list[int] = self._model.encode(text)
+        ids: list[int] = self._model.encode(with_whole_characters(text))
         return self._prefix + ids
 
     def decoder(self) -> Decoder:

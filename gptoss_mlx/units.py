@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from decimal import Decimal
 
+from gptoss_mlx.jsonfile import shown
+
 _UNITS = {
     "b": 1,
     "kb": 10**3,
@@ -20,8 +22,8 @@ _UNITS = {
     "gib": 1 << 30,
     "tib": 1 << 40,
 }
-_SIZE = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*([a-z]+)", re.ASCII)
-_TOKENS = re.compile(r"(\d+)\s*(k|m)?", re.ASCII)
+_SIZE = re.compile(r"(\d{1,4000}(?:\.\d{1,4000})?|\.\d{1,4000})\s*([a-z]+)", re.ASCII)
+_TOKENS = re.compile(r"(\d{1,4000})\s*(k|m)?", re.ASCII)
 
 
 def parse_bytes(text: str) -> int:
@@ -31,10 +33,10 @@ def parse_bytes(text: str) -> int:
     """
     match = _SIZE.fullmatch(text.strip().lower())
     if match is None or match[2] not in _UNITS:
-        raise ValueError(f"{text!r} is no size such as 10GiB or 8000MB")
+        raise ValueError(f"{shown(text)} is no size such as 10GiB or 8000MB")
     nbytes = round(Decimal(match[1]) * _UNITS[match[2]])
     if nbytes == 0:
-        raise ValueError(f"{text!r} is nothing")
+        raise ValueError(f"{shown(text)} is nothing")
     return nbytes
 
 
@@ -42,7 +44,7 @@ def parse_tokens(text: str) -> int:
     """ "8192" or "32k" (times 1024) -> tokens. Raises ValueError in one line."""
     match = _TOKENS.fullmatch(text.strip().lower())
     if match is None or int(match[1]) == 0:
-        raise ValueError(f"{text!r} is no number of tokens such as 8192 or 32k")
+        raise ValueError(f"{shown(text)} is no number of tokens such as 8192 or 32k")
     return int(match[1]) * {None: 1, "k": 1 << 10, "m": 1 << 20}[match[2]]
 
 

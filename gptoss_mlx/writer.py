@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Protocol
@@ -172,7 +173,7 @@ def _event(
         piece.recipient,
         piece.content_type,
         piece.kind,
-        logprob,
-        top,
+        logprob if logprob is not None and math.isfinite(logprob) else None,
+        tuple((other, value) for other, value in top if math.isfinite(value)),
         piece.text if is_header else "",
     )

@@ -54,10 +54,13 @@ def everywhere(modules: Iterable[ModuleType], call: Callable[[], object]) -> Ite
         at += 1
 
 
-def left_open() -> tuple[int, int]:
-    """Threads and files of this process, once what nobody holds is gone and has ended."""
+def left_open() -> set[object]:
+    """Threads and files of this process, once what nobody holds is gone and has ended.
+
+    Others of before may have ended since, so what is left is compared with `<=`.
+    """
     gc.collect()
     for thread in threading.enumerate():
         if thread.name.startswith(("gptoss-load", "scales")):
             thread.join(10)
-    return threading.active_count(), len(os.listdir("/dev/fd"))
+    return {*threading.enumerate(), *os.listdir("/dev/fd")}

@@ -9,7 +9,8 @@ SCRIPT is a JSON list of steps:
     "wait"                 wait until the stream is cancelled
     "deaf"                      say that it was cancelled, and go on for ever
     "stuck"                     load for ever
-    ["finish", reason]          instead of stop
+    "lingering"                 load for ever, and clean up for ever
+    ["finish", reason, limit]   instead of stop, the limit if there is one
 """
 
 from __future__ import annotations
@@ -45,6 +46,13 @@ class ScriptedEngine:
                 progress(*step[1:])
             elif step == "stuck":
                 wait_for(lambda: False)
+            elif step == "lingering":
+                try:
+                    print("working", file=sys.stderr, flush=True)
+                    wait_for(lambda: False)
+                finally:
+                    print("unwinding", file=sys.stderr, flush=True)
+                    wait_for(lambda: False)
             elif step == "load key":
                 sys.stdin.readline()
         return self
@@ -52,6 +60,7 @@ class ScriptedEngine:
     def stream(self, prompt: Any, *, cancel: Callable[[], bool], **options: Any) -> Iterator[Event]:
         self.asked.append((prompt, options))
         reason: Any = "stop"
+        limit: Any = None
         for step in self.script:
             if isinstance(step, Exception):
                 raise step
@@ -69,10 +78,10 @@ class ScriptedEngine:
             elif step[0] == "prefill":
                 yield PrefillEvent(step[1], step[2], 0)
             elif step[0] == "finish":
-                reason = step[1]
-            elif step[0] != "load" and step not in ("load key", "stuck"):
+                reason, limit = step[1], step[2] if len(step) > 2 else None
+            elif step[0] != "load" and step not in ("load key", "stuck", "lingering"):
                 yield from message(*step)
-        yield FinishEvent(reason, 10, 20, 1234, TIMINGS)
+        yield FinishEvent(reason, 10, 20, 1234, TIMINGS, limit)
 
 
 def message(channel: str | None, recipient: str | None, text: str) -> Iterator[TokenEvent]:

@@ -6,7 +6,6 @@ import gc
 import subprocess
 import sys
 import weakref
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +60,7 @@ class TestOpening:
             ({"batch": "two"}, "batch is 'two', but must be a number of sequences"),
             ({"dtype": "float16"}, "dtype is 'float16', but must be bfloat16 or float32"),
             ({"dtype": ["float32"]}, "dtype is ['float32'], but must be"),
-            ({"kv_bits": 4}, "kv_bits is 4, but must be 8 or left out"),
+            ({"kv_bits": 4}, "kv_bits is 4, but must be 8"),
             ({"embedding": "here"}, "embedding is 'here', but must be file or resident"),
             ({"model": 5}, "model is 5, but must be a folder, an id or tiny"),
             ({"model": b"tiny"}, "model is b'tiny', but must be"),
@@ -94,11 +93,15 @@ class TestOpening:
             if calls == at:
                 raise KeyError("mine")
 
-        for at in (1, 2, 10**9):
+        at, calls = 0, 0
+        gptoss_mlx.load(tiny_folder, progress=progress).close()
+        for at in (1, 2, calls // 2, calls):  # noqa: B007
             calls = 0
-            with pytest.raises(KeyError, match="mine") if at < 10**9 else nullcontext():
-                gptoss_mlx.load(tiny_folder, progress=progress).close()
-            assert calls >= min(at, 3)
+            with pytest.raises(KeyError, match="mine"):
+                gptoss_mlx.load(tiny_folder, progress=progress)
+        at = calls = 0
+        with gptoss_mlx.load(tiny_folder, progress=progress) as engine:
+            assert engine.generate("hi", max_tokens=2).token_ids
 
 
 @pytest.fixture(scope="module")
@@ -147,8 +150,6 @@ class TestClosing:
             for _ in range(events):
                 next(stream)
         scripted.engine.close()
-        if events == 0:  # nothing had begun
-            scripted.engine._model = None
         for stream in streams:
             with pytest.raises(ClosedError):
                 list(stream)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from gptoss_mlx import device
@@ -96,3 +99,39 @@ def test_a_group_that_is_full_has_nothing_left(tmp_path: Path) -> None:
 def test_where_there_are_no_groups(tmp_path: Path) -> None:
     assert device.group_bytes(tmp_path, tmp_path / "nothing") is None
     assert device.group_bytes(tmp_path / "nothing", membership(tmp_path, "0::/")) is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
+@pytest.mark.parametrize("option", ["-v", "-d"])
+def test_what_a_process_was_limited_to_is_refused_in_one_line(option: str) -> None:
+    """Where the limit lets Python start; MLX ends by a signal where it is refused memory."""
+    line = f'ulimit {option} 900000; exec "$@"'
+    words = ("-m", "gptoss_mlx.generate", "--model", "tiny", "-n", "1", "hi")
+    for memory in ([], ["--memory", "600MiB"]):
+        result = subprocess.run(
+            ["bash", "-c", line, "bash", sys.executable, *words, *memory],
+            cwd=Path(__file__).parent.parent,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+        )
+        assert (result.returncode, result.stdout) == (1, "")
+        assert result.stderr.startswith("error: ")
+        assert result.stderr.count("\n") == 1
+
+
+def test_the_peak_is_in_bytes_on_every_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    resource = pytest.importorskip("resource")
+    usage = SimpleNamespace(ru_maxrss=300 << 20)
+    monkeypatch.setattr(resource, "getrusage", lambda who: usage)
+    monkeypatch.setattr(device, "_peak_footprint", lambda: None)
+    for platform, nbytes in (("darwin", 300 << 20), ("linux", 300 << 30)):
+        monkeypatch.setattr(device.sys, "platform", platform)
+        assert device.peak_bytes() == nbytes
+    monkeypatch.undo()
+    assert 10 << 20 < device.peak_bytes() < psutil.virtual_memory().total
+
+
+def test_the_limit_of_a_group_is_what_it_may_have_in_all(tmp_path: Path) -> None:
+    group(tmp_path / "groups", memory__max=2 * GiB, memory__current=GiB)
+    assert device.group_limit(tmp_path / "groups", membership(tmp_path, "0::/")) == 2 * GiB

@@ -206,3 +206,14 @@ def test_names_cannot_style_the_terminal() -> None:
 def test_kernels_are_shown_by_what_became_of_them() -> None:
     found = {"a": "metal", "b": "error: 1:2", "c": "metal", "d": "reference"}
     assert doctor._grouped(found) == "metal: a, c; error: 1:2: b; reference: d"
+
+
+def test_a_model_is_run_and_compared_with_its_plan_if_asked() -> None:
+    arguments = ("--model", "tiny", "--context", "1k", "--backend", "mlx")
+    measured = read(*arguments, "--measure", "--memory", "1GiB")["measured"]
+    assert (measured["read"], measured["written"]) == (1016, 8)
+    assert 0 < measured["device_bytes"] < measured["process_bytes"]
+    assert "planned: " in measured["lines"][0]
+    assert "at most in the process" in measured["lines"][1]
+    assert measured["lines"][-1].startswith("after 1016 tokens read")
+    assert "at most in the process" in shown(*arguments, "--measure")

@@ -91,6 +91,7 @@ def test_every_option_reaches_the_engine(ask: Ask, engine: ScriptedEngine, writt
         "frequency_penalty": -0.3,
         "seed": 0,
         "max_tokens": 7,
+        "max_time": 60.5,
         "top_logprobs": 2,
     }
     options = [f"--{name.replace('_', '-')}={value}" for name, value in numbers.items()]
@@ -238,12 +239,50 @@ def test_bytes_that_are_no_text_are_refused(ask: Ask) -> None:
     assert ask("\udcff").exit_code == 1
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "--temperature -1",
+        "--temperature nan",
+        "--top-p 2",
+        "--top-k -1",
+        "--min-p 1.5",
+        "--repetition-penalty 0",
+        "--presence-penalty 3",
+        "--frequency-penalty x",
+        "--logit-bias 7=1000",
+        "--seed -1",
+        "--top-logprobs 99",
+        "--max-tokens 0",
+        "-n x",
+        "--max-time 0",
+        "--max-time inf",
+        "--memory 10",
+        f"--memory {'9' * 6000}",
+        "--context 0",
+        f"--context {'9' * 6000}",
+        "--kv-bits 7",
+        "--dtype float16",
+        "--embedding disk",
+        "--backend tpu",
+        "--device cuda:x",
+        f"--seed {'9' * 6000}",
+    ],
+)
+def test_a_bad_value_of_any_option_is_usage(
+    ask: Ask, engine: ScriptedEngine, arguments: str
+) -> None:
+    result = ask("hi", *arguments.split())
+    assert (result.exit_code, result.stdout, engine.loads) == (2, "", [])
+    assert max(map(len, result.stderr.splitlines())) <= 300
+
+
 def test_a_sampling_option_out_of_range_is_refused_before_loading(
     ask: Ask, engine: ScriptedEngine
 ) -> None:
     result = ask("hi", "--temperature", "-1")
-    assert (result.exit_code, engine.loads) == (1, [])
-    assert result.stderr == "error: temperature is -1.0, but must be from 0 to 100\n"
+    assert (result.exit_code, engine.loads) == (2, [])
+    assert "Error: temperature is -1.0, but must be from 0 to 100\n" in result.stderr
 
 
 def test_an_error_is_one_line_and_a_traceback_only_if_asked(
@@ -307,11 +346,22 @@ def test_an_error_leaves_stdout_empty_with_json(ask: Ask, engine: ScriptedEngine
     assert (result.exit_code, result.stdout) == (1, "")
 
 
-def test_a_cut_answer_is_noted_unless_quiet(ask: Ask, engine: ScriptedEngine) -> None:
-    engine.script = [["final", None, "Well"], ["finish", "length"]]
+@pytest.mark.parametrize(
+    ("limit", "words"),
+    [
+        ("max_tokens", "--max-tokens was reached"),
+        ("context", "the context is full (--context)"),
+        ("max_time", "--max-time was reached"),
+        ("repetition", "it repeats itself"),
+    ],
+)
+def test_a_cut_answer_is_noted_with_the_limit_unless_quiet(
+    ask: Ask, engine: ScriptedEngine, limit: str, words: str
+) -> None:
+    engine.script = [["final", None, "Well"], ["finish", "length", limit]]
     result = ask("hi")
     assert (result.exit_code, result.stdout) == (0, "Well\n")
-    assert result.stderr == "note: cut off at the limit, after 20 tokens\n"
+    assert result.stderr == f"note: cut off after 20 tokens: {words}\n"
     assert ask("hi", "--quiet").stderr == ""
 
 

@@ -215,7 +215,6 @@ def test_an_interrupt_is_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
     "model",
     [
         "",
-        "gpt-oss-20b",
         "./missing",
         "/missing/folder",
         "a/b/c",
@@ -300,3 +299,20 @@ def test_what_is_on_this_machine_is_found_without_asking_anyone(
     assert local_folder("a/b") == cached.parent
     for elsewhere in ("a/c", "", "no such folder", "../up", "a--b/c"):
         assert local_folder(elsewhere) is None
+
+
+def test_other_names_of_the_released_models_are_asked_for_by_id(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("gptoss_mlx.hub._download", lambda id, *rest: asked.append(id) or tmp_path)
+    for name in ("gpt-oss:20b", "20b", "gpt-oss-120b"):
+        locate(name)
+    assert asked == ["openai/gpt-oss-20b", "openai/gpt-oss-20b", "openai/gpt-oss-120b"]
+
+
+def test_a_gguf_names_the_converter(tmp_path: Path) -> None:
+    path = tmp_path / "gpt oss.gguf"
+    path.write_bytes(b"GGUF")
+    with pytest.raises(ModelNotFoundError, match=r"`gptoss-convert '.*gpt oss.gguf' 'gpt oss'`"):
+        locate(str(path))

@@ -121,7 +121,7 @@ def test_no_thread_stays_when_the_layers_are_gone(checkpoint_of: Callable[..., P
     before, layers = left_open(), Layers(checkpoint_of(SHAPE))
     layers.step(*TURNS[0])
     del layers
-    assert left_open() == before
+    assert left_open() <= before
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def test_an_interrupt_anywhere_while_weights_are_loaded(folder: Path) -> None:
             loader.finish()
         found[:] = arrays
 
-    points = [at for at in everywhere((weights, reader, pool), load) if left_open() == before]
+    points = [at for at in everywhere((weights, reader, pool), load) if left_open() <= before]
     assert points == list(range(len(points)))
     assert len(points) > 100
     assert [array.shape for array in found] == [(SHAPE.hidden,), (SHAPE.heads,)]
@@ -159,14 +159,14 @@ def test_a_progress_that_raises_leaves_nothing(library: str, folder: Path) -> No
 
     with pytest.raises(RuntimeError, match=r"^\d+ of \d+$"):
         open_on(library, folder, progress=progress)
-    assert left_open() == before
+    assert left_open() <= before
 
 
 def test_an_interrupt_anywhere_while_scales_are_checked(folder: Path) -> None:
     with Checkpoint.open(folder) as checkpoint:
         before, check = left_open(), checkpoint.check_scales
         points = [
-            at for at in everywhere((checkpoint_module, pool), check) if left_open() == before
+            at for at in everywhere((checkpoint_module, pool), check) if left_open() <= before
         ]
     assert points == list(range(len(points)))
     assert len(points) > 100

@@ -182,6 +182,7 @@ def test_a_layer_of_ours_takes_no_more_launches_than_the_goal(
     assert two.launches["moe_decode_gate_up"] == two.launches["moe_decode_down"] == 2
     assert "copy" not in " ".join(four.launches)
     assert four.held == 0
+    assert two.arrays == four.arrays == 1  # the table of places
 
 
 @pytest.mark.oracle

@@ -75,3 +75,39 @@ def test_the_kind_is_the_backend_and_whether_a_gpu_computes() -> None:
 def test_what_is_no_card_is_named(name: str) -> None:
     with pytest.raises(ValueError, match="no card such as '24GB card' or 'RTX 4090'"):
         find_machine(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "memory", "bandwidth"),
+    [
+        ("M4 Max 64GB", 64, 546),
+        ("m4 max, 36 gb", 36, 410),
+        ("M3 Max 36GB", 36, 300),
+        ("M3 Max 128GB", 128, 400),
+        ("MacBook Pro M4 16GB", 16, 120),
+        ("MacBook Air M2 24GB", 24, 100),
+        ("Mac Studio M3 Ultra 512GB", 512, 819),
+        ("Apple M1 8GB", 8, 68),
+    ],
+)
+def test_a_mac_may_be_named_by_its_chip(name: str, memory: int, bandwidth: int) -> None:
+    machine = find_machine(name)
+    assert (machine.memory, machine.bandwidth) == (memory * GiB, bandwidth * 10**9)
+    assert machine.limit == find_machine(f"{memory}GB Mac").limit
+
+
+@pytest.mark.parametrize("name", ["M9 16GB", "M4 Ultra 64GB"])
+def test_a_chip_that_is_not_known_is_said(name: str) -> None:
+    with pytest.raises(ValueError, match="the chips known here are M1, "):
+        find_machine(name)
+
+
+def test_a_share_of_a_mac_is_left_to_the_system_and_other_programs() -> None:
+    for memory, mib in ((8, 512), (16, 682), (32, 1365), (64, 2048), (128, 2048)):
+        machine = MACHINES[f"{memory}GB Mac"]
+        assert machine.limit is not None
+        assert machine.budget == machine.limit - machine.limit // 16 or memory in (8, 64, 128)
+        assert (machine.limit - (machine.budget or 0)) >> 20 == mib
+    for machine in (CARDS["24GB card"], Machine("this", 16 * GiB, 9 * GiB, False)):
+        assert machine.budget == machine.limit
+    assert Machine("this", 16 * GiB, None, True).budget is None

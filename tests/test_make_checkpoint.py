@@ -21,6 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
+import gptoss_mlx
 from benchmarks import make_checkpoint
 from benchmarks.make_checkpoint import SHAPES, Shape, config_json, main, write_checkpoint
 from gptoss_mlx.checkpoint import Checkpoint, expected_tensors
@@ -203,7 +204,7 @@ def test_transformers_runs_it_with_live_attention_router_and_clamp(
 ) -> None:
     torch = pytest.importorskip("torch", reason="torch is not installed")
     pytest.importorskip("transformers", reason="transformers is not installed")
-    model = transformers_oracle.load(checkpoint_of(SHAPES["mini"]))
+    model = transformers_oracle.load(checkpoint_of(Shape(4, 256, 256, 8, 4, 8, 2, 32, 1024)))
     ids = torch.from_numpy(np.random.default_rng(0).integers(0, 1024, (1, 300)))
     with torch.no_grad():
         out = model(ids, output_hidden_states=True, output_attentions=True)
@@ -296,3 +297,9 @@ def test_the_command_says_what_is_wrong_in_a_line(tmp_path: Path) -> None:
     run = CliRunner().invoke(main, [str(tmp_path), "--shape", "mini"])
     assert run.exit_code == 1
     assert run.output == f"error: {tmp_path}: exists already\n"
+
+
+def test_mini_is_a_model_that_generates(checkpoint_of: Callable[..., Path]) -> None:
+    engine = gptoss_mlx.load(str(checkpoint_of(SHAPES["mini"])), context=256, backend="mlx")
+    result = engine.generate("Hi", max_tokens=3, seed=1)
+    assert (result.finish_reason, result.completion_tokens) == ("length", 3)

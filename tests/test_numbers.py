@@ -92,13 +92,18 @@ def test_every_float_is_told_from_what_is_none(
     near = [0, 1, infinity - 1, infinity, infinity + 1, sign - 1]
     random = np.random.default_rng(0).integers(0, 2 * sign, 500)
     words = np.array([*near, *(sign + n for n in near), *random], kind)
-    path, out = tmp_path / "words", bytearray(words.itemsize)
-    path.write_bytes(words.tobytes())
+    # Each by itself and, last, among eight.
+    path, out = tmp_path / "words", bytearray(8 * words.itemsize)
+    rows = np.concatenate((np.tile(words[:1], (len(words), 7)), words[:, None]), axis=1)
+    path.write_bytes(words.tobytes() + rows.tobytes())
     reader = FileReader([path])
-    for i, word in enumerate(words.tolist()):
-        tensor = Tensor("t", dtype, (1,), path, i * words.itemsize, words.itemsize)
+    for i, word in enumerate([*words.tolist()] * 2):
+        count = 1 if i < len(words) else 8
+        start = i if count == 1 else len(words) + 8 * (i - len(words))
+        nbytes = count * words.itemsize
+        tensor = Tensor("t", dtype, (count,), path, start * words.itemsize, nbytes)
         try:
-            reader.read_here([(tensor, memoryview(out))])
+            reader.read_here([(tensor, memoryview(out)[:nbytes])])
             finite = True
         except CheckpointError:
             finite = False

@@ -18,6 +18,7 @@ from gptoss_mlx.memory import make_plan
 from gptoss_mlx.plan import main
 from gptoss_mlx.recipe import RECIPES, quantization
 from gptoss_mlx.released import CONFIGS
+from gptoss_mlx.units import show_bytes
 
 GiB = 2**30
 
@@ -48,7 +49,7 @@ def test_the_table_adds_up_and_says_what_is_left() -> None:
     for buffer in plan.buffers:
         assert buffer.name in text
     assert f"{plan.total / GiB:.2f} GiB" in text
-    assert "of 10.67 GiB" in text
+    assert f"of {show_bytes(mac(16).budget or 0)}" in text
     assert f"{plan.slots} of 32 in each layer" in text
 
 
@@ -76,7 +77,9 @@ def test_json_says_what_fits_and_what_does_not() -> None:
     found = read("--machine", "8GB Mac", "--model", "openai/gpt-oss-20b")["fits"]
     assert len(found) == 9 * 2 * 2
     assert {row["bits"] for row in found} == {"bf16", "mixed"}
-    assert all(row["bytes"] <= (MACHINES[row["machine"]].limit or 0) for row in found)
+    fitting = [row for row in found if row["fits"]]
+    assert len(fitting) == len(found) - 1  # the 120b, unconverted, on 8 GB
+    assert all(row["bytes"] <= (MACHINES[row["machine"]].budget or 0) for row in fitting)
     long = read("--machine", "96GB Mac", "--context", "128k")["fits"]
     small = [row for row in long if row["machine"] == "8GB Mac" and row["model"][-4:] == "120b"]
     assert [row["fits"] for row in small] == [False, False]
@@ -210,3 +213,54 @@ def test_planning_for_a_named_machine_loads_no_tensor_library() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert run.stdout.splitlines()[-1] == "[]"
+
+
+def test_more_memory_than_this_machine_has_is_planned_too() -> None:
+    found = read("--model", "openai/gpt-oss-120b", "--memory", "900GiB", "--context", "8k")
+    assert (found["plan"]["slots"], found["plan"]["budget"]) == (128, 900 * GiB)
+    assert found["machine"]["name"] == "a machine with 900.00 GiB"
+    assert read("--machine", "16GB Mac", "--memory", "64GiB")["plan"]["slots"] == 32
+
+
+def test_what_memory_s_bandwidth_allows_is_said_of_a_chip() -> None:
+    arguments = ("--machine", "M4 Max 64GB", "--bits", "8")
+    found = read(*arguments)
+    # 2.56 GB a token in 8 bits; see the sizes of the weights
+    assert found["most_tokens_per_second"] == pytest.approx(546 / 2.56, rel=0.02)
+    assert "GB/s that Apple states; not measured" in shown(*arguments)
+    assert read("--machine", "64GB Mac")["most_tokens_per_second"] is None
+    assert read("--machine", "M1 8GB")["most_tokens_per_second"] is None  # from the disk
+
+
+@pytest.mark.parametrize(
+    ("name", "id"),
+    [
+        *((name, "openai/gpt-oss-20b") for name in ("gpt-oss:20b", "gpt-oss-20b", "20b")),
+        *((name, "openai/gpt-oss-120b") for name in ("gpt-oss:120b", "GPT-OSS-120B", "120b")),
+        ("gpt-oss", "openai/gpt-oss-20b"),
+        ("gpt-oss:latest", "openai/gpt-oss-20b"),
+        ("openai/gpt-oss-20b", "openai/gpt-oss-20b"),
+        ("openai/gpt-oss:120b", "openai/gpt-oss-120b"),
+    ],
+)
+def test_a_model_has_the_names_that_others_give_it(name: str, id: str) -> None:
+    asked = ("--machine", "96GB Mac")
+    assert read("-m", name, *asked)["plan"] == read("-m", id, *asked)["plan"]
+
+
+def test_a_folder_of_such_a_name_comes_first(
+    tmp_path: Path, small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gpt-oss-20b").symlink_to(small_checkpoint)
+    assert read("-m", "gpt-oss-20b", "--machine", "16GB Mac")["plan"]["experts"] == 4
+
+
+def test_the_readme_s_tables_are_those_of_the_plan() -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in readme.splitlines()]
+    found = {row[0]: row[1:] for row in rows if row and row[0] in MACHINES}
+    text = shown("--machine", "16GB Mac")
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines()]
+    assert found == {row[0]: row[1:] for row in cells if row and row[0] in MACHINES}
+    assert list(found) == list(MACHINES)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from gptoss_mlx.engine import _generation_defaults
-from gptoss_mlx.errors import CheckpointError, MessageError, SamplingError
+from gptoss_mlx.errors import CheckpointError, ContextError, MessageError, SamplingError
 from gptoss_mlx.harmony import render
 from tests.scripted_model import Scripted, encoding, finish_of, ids_of, tokenizer
 
@@ -208,4 +208,36 @@ def test_a_broken_generation_config_is_named(tmp_path: Path, content: str, says:
         _generation_defaults(tmp_path)
     assert str(raised.value).startswith(f"{path}: ")
     assert says in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("raw", [False, True])
+@pytest.mark.parametrize("text", ["word " * 2_000_000, "\U0001f600" * 500_000])
+def test_a_text_that_cannot_fit_is_refused_with_the_limits(text: str, raw: bool) -> None:
+    with pytest.raises(ContextError) as raised:
+        Scripted([64]).engine.stream(text, raw=raw)
+    assert str(raised.value) == (
+        "the prompt has more than the 4096 tokens that the context holds;"
+        " the model allows a context of 131072"
+    )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 10**5000},
+        {"temperature": "x" * 9999},
+        {"logit_bias": {10**5000: 1}},
+        {"logit_bias": ["x"] * 9999},
+        {"seed": -(10**5000)},
+        {"max_tokens": [1] * 9999},
+        {"max_tokens": True},
+        {"stop": [["x"] * 9999]},
+        {"stop": 5},
+    ],
+)
+def test_a_bad_value_of_any_size_is_one_short_line(options: dict[str, Any]) -> None:
+    with pytest.raises(SamplingError) as raised:
+        Scripted([64]).engine.stream("hi", **options)
+    assert len(str(raised.value)) < 200
     assert "\n" not in str(raised.value)

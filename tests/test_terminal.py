@@ -13,11 +13,15 @@ import signal
 import subprocess
 import sys
 import termios
+import time
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from gptoss_mlx.terminal import harmless
 
 ROOT = Path(__file__).resolve().parent.parent
 ANSWER = [["analysis", None, "Add them."], ["final", None, "It is 85."]]
@@ -73,8 +77,10 @@ class OnTerminal:
 
     def read_until(self, wanted: str | None) -> str:
         """Everything shown so far, once `wanted` is among it (None: once all have left)."""
+        deadline = time.monotonic() + DEADLINE
         while wanted is None or wanted not in self.seen:
-            if not select.select([self.master], [], [], DEADLINE)[0]:
+            left = max(0.0, deadline - time.monotonic())
+            if not select.select([self.master], [], [], left)[0] or left == 0:
                 self.process.kill()
                 raise AssertionError(f"{wanted!r} does not come after {self.seen!r}")
             try:
@@ -141,7 +147,7 @@ def test_bars_appear_on_a_terminal_and_go_without_a_trace() -> None:
     assert code == 0
     assert "Loading gpt-oss-20b" in shown
     assert shown.endswith("It is 85.\n")
-    assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 2  # hides, shows the cursor
+    assert "\x1b[?25" not in shown  # the cursor is neither hidden nor shown again
     erased = shown.rindex("\x1b[2K")
     assert shown.rindex("Reading the prompt") < erased < shown.index("\x1b[2m")
 
@@ -198,15 +204,93 @@ def test_ctrl_c_with_json_still_gives_the_object() -> None:
     assert (value["text"], value["finish_reason"]) == ("It is", "cancelled")
 
 
-def test_ctrl_c_while_loading_gives_the_cursor_back() -> None:
+def test_ctrl_c_while_loading_ends_with_a_clean_line() -> None:
     terminal = OnTerminal([["load", 1, 2], "stuck"], "hi", BAR_AFTER="0")
     terminal.read_until("Loading")
     terminal.press("\x03")
     code, shown = terminal.finish()
     assert code == 130
-    assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l")
+    assert "\x1b[?25l" not in shown
     assert shown.endswith("\n")
     assert "Traceback" not in shown
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_a_signal_while_a_bar_is_shown_leaves_nothing_hidden(number: signal.Signals) -> None:
+    terminal = OnTerminal([["load", 1, 2], "stuck"], "hi", BAR_AFTER="0")
+    terminal.read_until("1/2 bytes")
+    terminal.process.send_signal(number)
+    code, shown = terminal.finish()
+    assert code == -number
+    assert "\x1b[?25l" not in shown
+    assert "Traceback" not in shown
+
+
+def test_ctrl_c_again_while_the_first_is_obeyed_ends_at_once() -> None:
+    terminal = OnTerminal(["lingering"], "hi")
+    terminal.read_until("working")
+    terminal.press("\x03")
+    terminal.read_until("unwinding")
+    terminal.press("\x03" * 10)
+    code, shown = terminal.finish()
+    assert code == 130
+    assert "Traceback" not in shown
+
+
+def test_a_name_steers_no_terminal_through_a_bar(tmp_path: Path) -> None:
+    name = "[red]a\x1b]0;title\x07[link=x]b\u202e"
+    terminal = OnTerminal(["stuck"], "hi", "--model", f"x/{name}", BAR_AFTER="0", COLUMNS="200")
+    terminal.read_until("Loading [red]a\ufffd]0;title\ufffd[link=x]b\ufffd")
+    terminal.press("\x03")
+    assert terminal.finish()[0] == 130
+    assert "\x1b]" not in terminal.seen
+
+
+def test_what_is_written_elsewhere_is_counted_on_the_terminal(tmp_path: Path) -> None:
+    for options in ([], ["--json"]):
+        with (tmp_path / "out").open("w") as out:
+            script = [["final", None, "It is"], "key", ["final", None, " 85."]]
+            terminal = OnTerminal(script, "hi", *options, stdout=out, BAR_AFTER="0")
+            terminal.read_until("Writing")
+            terminal.press("\n")
+            assert terminal.finish()[0] == 0
+            assert "It is" in (tmp_path / "out").read_text()
+    terminal = OnTerminal([["final", None, "It is"], "key"], "hi", BAR_AFTER="0")
+    terminal.read_until("It is")
+    terminal.press("\n")
+    assert "Writing" not in terminal.finish()[1]
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_reader_that_leaves_ends_the_stream_itself(options: list[str]) -> None:
+    process = subprocess.Popen(
+        command([["analysis", None, "Hm"], "wait"], "hi", *options),
+        cwd=ROOT,
+        env=environment(SAY_READY="1"),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stderr.readline() == "ready\n"
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait(DEADLINE)) == ("", 0)
+    process.stderr.close()
+
+
+def test_harmless_covers_every_format_character_that_is_not_part_of_a_word() -> None:
+    visible = {0x600, 0x601, 0x602, 0x603, 0x604, 0x605, 0x6DD, 0x70F, 0x890, 0x891, 0x8E2}
+    visible |= {0x110BD, 0x110CD, *range(0x13430, 0x13440)}  # Arabic and Egyptian signs
+    joining = {0xAD, 0x200C, 0x200D}
+    for code in range(sys.maxunicode + 1):
+        kind = unicodedata.category(chr(code))
+        steers = kind in ("Cc", "Cf", "Cs", "Zl", "Zp") and chr(code) not in "\t\n"
+        if steers and code not in visible | joining:
+            assert harmless(chr(code)) == "\ufffd", hex(code)
+        elif kind[0] in "LNPS" or code in joining:
+            assert harmless(chr(code)) == chr(code), hex(code)
 
 
 def test_a_second_ctrl_c_ends_a_stream_that_does_not() -> None:

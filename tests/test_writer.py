@@ -293,3 +293,22 @@ class TestWithRealTokens:
         for id in encoding.encode_special(reply):
             list(writer.push(id, None, ()))
         assert writer.called == called
+
+
+@pytest.mark.parametrize("end", ["b", "c"])
+def test_a_stop_string_of_any_length_costs_a_step_a_character(end: str) -> None:
+    """Nearly all of the text may begin the string at every token."""
+    begun = "a" * 100_000
+    texts = ["a"] * 60_000 + ["a" * 80_000, end, "after"]
+    events, stopped = write(of_texts(*texts), [begun + "b", "zz", begun + "a" * 70_000])
+    assert stopped == (end == "b")
+    assert text_of(events) == ("a" * 40_000 if stopped else "a" * 140_000 + "cafter")
+
+
+def test_a_probability_that_is_no_number_is_left_out() -> None:
+    nan, inf = float("nan"), float("inf")
+    writer = Writer(Script([[piece("x")], [piece("y")]]))
+    (first,) = writer.push(0, nan, ((3, -0.5), (4, -inf), (5, nan)))
+    assert (first.logprob, first.top_logprobs) == (None, ((3, -0.5),))
+    (second,) = writer.push(1, -inf, ())
+    assert second.logprob is None

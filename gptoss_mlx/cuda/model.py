@@ -9,7 +9,6 @@ Formulas: OpenAI, gpt-oss/torch/model.py.
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Sequence
 
 import numpy as np
@@ -30,6 +29,7 @@ from gptoss_mlx.cuda.places import Chunk, Places, Step
 from gptoss_mlx.cuda.reference import dense
 from gptoss_mlx.cuda.streaming import StreamedExperts, Streaming
 from gptoss_mlx.cuda.weights import Loader
+from gptoss_mlx.device import peak_bytes
 from gptoss_mlx.heap import keep_few_shapes, return_freed
 from gptoss_mlx.rope import magnitude, periods
 
@@ -227,8 +227,8 @@ class Transformer:
         counts = {} if self.streaming is None else self.streaming.stats()
         if self.device.type != "cuda":
             resident = psutil.Process().memory_info().rss
-            peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            return {"active_bytes": resident, "peak_bytes": peak, "cache_bytes": 0, **counts}
+            held = {"active_bytes": resident, "peak_bytes": peak_bytes()}
+            return {**held, "cache_bytes": 0, **counts}
         active, reserved = (
             ask(self.device) for ask in (torch.cuda.memory_allocated, torch.cuda.memory_reserved)
         )

@@ -7,6 +7,8 @@ operations do not ask which. Indices are int32.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 
@@ -14,6 +16,7 @@ from gptoss_mlx.cuda import mxfp4
 from gptoss_mlx.cuda.operands import Bank, Groups, Heads, Matrix, Routed, most_tiles
 
 SWIGLU_ALPHA = 1.702
+BLOCK = 4096  # rows of a matrix that are widened at a time
 
 
 def linear(
@@ -22,9 +25,23 @@ def linear(
     bias: torch.Tensor | None = None,
     dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """x W^T + bias: x [tokens, inputs] -> [tokens, outputs], by default of x's dtype."""
-    y = F.linear(x, dense(matrix, x.dtype), bias)
-    return y if dtype is None else y.to(dtype)
+    """x W^T + bias: x [tokens, inputs] -> [tokens, outputs], by default of x's dtype.
+
+    Of another dtype the product is taken in it, so that no sum is rounded to x's.
+    """
+    if dtype in (None, x.dtype):
+        return F.linear(x, dense(matrix, x.dtype), bias)
+    x = x.to(dtype)
+    blocks = [F.linear(x, dense(part, x.dtype).to(dtype)) for part in _blocks(matrix)]
+    y = torch.cat(blocks, dim=-1)
+    return y if bias is None else y + bias
+
+
+def _blocks(matrix: Matrix) -> Iterator[Matrix]:
+    """The matrix, BLOCK rows at a time."""
+    parts = [p for p in (matrix.weight, matrix.scales, matrix.biases) if p is not None]
+    for i in range(0, len(matrix.weight), BLOCK):
+        yield Matrix(*(part[i : i + BLOCK] for part in parts))
 
 
 def dense(matrix: Matrix, dtype: torch.dtype) -> torch.Tensor:

@@ -72,7 +72,7 @@ class Streaming:
         self._next = (self._next + 1) % STAGED
         buffer.wait()
         if self._debugging and not buffer.free():
-            raise AssertionError(f"buffer {self._next} is given away while it is in use")
+            raise AssertionError("a buffer is given away while it is in use")
         return buffer
 
     def check_stream(self) -> None:

@@ -74,7 +74,7 @@ MODULES: Mapping[str, ModuleType] = {
     "moe_gate_up": moe_gate_up,
     "moe_down": moe_down,
 }
-"""Where each operation is: `metal(factory, threads)` builds its kernels, `examples(dtype)` are
+"""Where each operation is: `metal(factory, threads)` builds its KERNELS, `examples(dtype)` are
 small calls of them."""
 
 
@@ -102,11 +102,12 @@ def choose_kernels(
         raise KernelError(f'{VARIABLE} is "metal", but MLX computes on the CPU here')
     if wish == "reference" or not possible:
         return Kernels()
-    verdicts = verdicts or Verdicts(this_machine(), None if factory else cache_folder())
+    # What is insisted on is not raced, which a later start would take it for.
+    verdicts = verdicts or Verdicts(this_machine(), None if factory or wish else cache_folder())
     raced = (factory is None and not wish) if raced is None else raced
     trials = Trials(verdicts, time.perf_counter if raced else None, insist=wish == "metal")
     tried: dict[str, Any] = {
-        name: Tried(name, module.metal(factory, trials), getattr(module, name), trials)
+        name: Tried(module.KERNELS, module.metal(factory, trials), getattr(module, name), trials)
         for name, module in MODULES.items()
     }
     return Kernels(**tried, trials=trials, lazy=factory is None)

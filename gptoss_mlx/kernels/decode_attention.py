@@ -25,6 +25,7 @@ MOST_RANGES = 32
 QUERIES = 8  # heads to a key head, of 64 elements: what a lane has registers for
 SIZES = (256, 128, 64)  # threads of a threadgroup: of weighted values 2 KB to a simdgroup
 MERGE_SIZES = (128, 64, 32)
+KERNELS = ("decode_attention", "decode_attention_merge")  # of metal/
 
 
 class DecodeAttention(Protocol):

@@ -31,6 +31,7 @@ from gptoss_mlx.kernels.metal import (
 from gptoss_mlx.kernels.place import Place, Spot, anywhere, places
 
 ROWS = 64  # rows of a threadgroup, or one head where heads are larger
+KERNELS = ("decode_qkv",)  # of metal/
 
 
 class Heads(NamedTuple):

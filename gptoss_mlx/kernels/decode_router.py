@@ -14,6 +14,7 @@ from gptoss_mlx.kernels.metal import Factory, MetalKernel, Threads, largest, num
 
 ROWS = 4  # of a threadgroup: one set for one simdgroup, since there are so few in all
 SIZES = (128, 64)  # threads of a threadgroup
+KERNELS = ("decode_router",)  # of metal/
 
 
 class DecodeRouter(Protocol):

@@ -44,10 +44,10 @@ def product(x: mx.array, matrix: Matrix, dtype: mx.Dtype | None = None) -> mx.ar
 
     dtype: float32 to have sums of bfloat16 as they are; MLX rounds them to x's.
     """
-    widened = dtype is not None and dtype != x.dtype
-    x = x.astype(dtype) if dtype is not None else x
+    x = x.astype(dtype or x.dtype)
     if matrix.spec is None or matrix.scales is None:
-        return _widened(x, matrix.weight) if widened else matmul(x, matrix.weight)
+        alike = matrix.weight.dtype == x.dtype
+        return matmul(x, matrix.weight) if alike else _widened(x, matrix.weight)
     return mx.quantized_matmul(
         x,
         matrix.weight,
@@ -61,6 +61,7 @@ def product(x: mx.array, matrix: Matrix, dtype: mx.Dtype | None = None) -> mx.ar
 
 
 def _widened(x: mx.array, weight: mx.array) -> mx.array:
+    """As `matmul`, of a weight that is widened to x's dtype, and never as a whole."""
     rows = range(0, weight.shape[0], BLOCK)
     blocks = [matmul(x, weight[i : i + BLOCK].astype(x.dtype)) for i in rows]
     return mx.concatenate(blocks, axis=-1)

@@ -13,6 +13,7 @@ from gptoss_mlx.kernels.mxfp4 import gathered_matmul, random_bank
 
 ROWS = 96
 SIZES = (768, 512, 384, 256)  # threads of a threadgroup
+KERNELS = ("moe_decode_down", "moe_prefill_down")  # of metal/
 
 
 class MoeDown(Protocol):

@@ -25,6 +25,7 @@ ROWS = 384  # rows of a threadgroup: the vector, read once for them, is 1 % of t
 MANY_CORES_ROWS = 192  # or a Max or Ultra, with 15 of them to an expert, would wait for the last
 SIZES = (512, 256, 128)  # threads of a threadgroup
 MANY_CORES_SIZES = SIZES[1:]
+KERNELS = ("moe_decode_gate_up", "moe_prefill_gate_up")  # of metal/
 
 
 class MoeGateUp(Protocol):

@@ -24,6 +24,7 @@ from gptoss_mlx.kernels.metal import Factory, MetalKernel, Threads, largest, num
 
 GROUPS = 64  # threadgroups wanted of a smaller matrix, for the cores of a larger chip
 SHARE = 50  # bytes of weights a threadgroup reads for one of the vector, in a larger matrix
+KERNELS = ("quantized_matvec",)  # of metal/
 
 
 class QuantizedMatvec(Protocol):

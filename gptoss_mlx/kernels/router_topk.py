@@ -10,6 +10,8 @@ import mlx.core as mx
 from gptoss_mlx.kernels.metal import SIMDGROUP, Factory, MetalKernel, Template, Threads, largest
 
 EXPERTS = 1024  # up to which a simdgroup holds a token's logits in registers
+KERNELS = ("router_topk",)  # of metal/
+
 
 RouterTopk: TypeAlias = Callable[[mx.array, int], tuple[mx.array, mx.array]]
 

@@ -48,15 +48,13 @@ class Trials:
         self.verdicts, self.insist, self._clock = verdicts, insist, clock
         self.left_out: dict[str, str] = {}
         """Kernels of which some pipeline is not used, and why."""
-        self.operations: dict[str, str] = {}
-        """Of each kernel met the operation."""
         self.before: Callable[[], None] | None = None
         """What is called before anything is computed for a trial."""
         self.known: dict[Pipeline, int] = {}
         """Threads of a threadgroup of each pipeline met, 0 where the reference computes."""
         self._attempt: int | None = None
         self._tried: dict[Pipeline, int] = {}
-        self._fewer = False
+        self._fewer = self._failed = False
 
     def __call__(self, pipeline: Pipeline, sizes: Sequence[int]) -> int:
         """As `Threads`. Raises Untried."""
@@ -86,7 +84,7 @@ class Trials:
         if verdict.threads == 0:
             self.left_out[pipeline.kernel] = verdict.why
 
-    def run(self, operation: str, kernel: Call, reference: Call, exact: Call) -> None:
+    def run(self, kernel: Call, reference: Call, exact: Call) -> None:
         """Find out about all pipelines that a call of the kernel takes and of which nothing is
         known. exact: the reference on the same arguments in float32.
 
@@ -107,15 +105,16 @@ class Trials:
             raise KernelError(f"the Metal kernel {names} cannot be used: {why}")
         found = {p: Verdict(0 if why else n, why) for p, n in self._tried.items()}
         for pipeline, verdict in found.items():
-            self.operations[pipeline.kernel] = operation
             self._note(pipeline, verdict)
-        self.verdicts.add(found)
+        if not self._failed:  # which may be for lack of memory, and not so at the next start
+            self.verdicts.add(found)
 
     def _why_not(
         self, attempt: int, kernel: Call, reference: Call, expected: Sequence[mx.array]
     ) -> str:
         """Why a kernel cannot be used with the attempt's threads; "" if it can."""
-        self._attempt, self._tried, self._fewer = attempt, {}, False
+        self._attempt, self._tried = attempt, {}
+        self._fewer = self._failed = False
         try:
             found = _flat(kernel())
             mx.eval(found)
@@ -126,18 +125,24 @@ class Trials:
             return f"it takes {taken:.2f} times its reference's time" if taken > SLOWER else ""
         except (RuntimeError, ValueError) as error:
             # What MLX raises where Metal does not compile a kernel or refuses its threadgroup.
+            self._failed = True
             return " ".join(str(error).split()) or type(error).__name__
         finally:
             self._attempt = None
 
 
 class Tried:
-    """An operation by its Metal kernels where trials let it, else by its reference."""
+    """An operation by its Metal kernels, of these names, where trials let it, else by its
+    reference."""
 
     def __init__(
-        self, name: str, kernel: Callable[..., Any], reference: Callable[..., Any], trials: Trials
+        self,
+        names: Sequence[str],
+        kernel: Callable[..., Any],
+        reference: Callable[..., Any],
+        trials: Trials,
     ) -> None:
-        self.name, self.trials = name, trials
+        self.names, self.trials = names, trials
         self._kernel, self._reference = kernel, reference
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
@@ -147,7 +152,6 @@ class Tried:
             wide = [_widened(argument) for argument in arguments]
             named = {name: _widened(option) for name, option in options.items()}
             self.trials.run(
-                self.name,
                 lambda: self._kernel(*arguments, **options),
                 lambda: self._reference(*arguments, **options),
                 lambda: self._reference(*wide, **named),
@@ -157,9 +161,8 @@ class Tried:
     @property
     def left_out(self) -> str:
         """Its kernels that are not used, and why; "" where all are."""
-        operations = self.trials.operations
-        found = self.trials.left_out.items()
-        return "; ".join(f"{k}: {why}" for k, why in found if operations.get(k) == self.name)
+        found = self.trials.left_out
+        return "; ".join(f"{name}: {found[name]}" for name in self.names if name in found)
 
 
 def race(kernel: Call, reference: Call, clock: Clock) -> float:

@@ -216,16 +216,6 @@ def test_a_target_that_cannot_be_written_is_told_in_a_line(
     assert line.endswith(f": cannot be written: {os.strerror(error)}")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
-def test_a_folder_without_permission_is_told_in_a_line(release: Path, tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    try:
-        line = refusal(release, tmp_path / "made")
-    finally:
-        tmp_path.chmod(0o700)
-    assert line == f"{tmp_path / 'made'}: cannot be written: Permission denied"
-
-
 @pytest.mark.parametrize("target", ["mlx", "release"])
 def test_an_unfinished_folder_tells_the_command_that_finishes_it(
     target: str, release: Path, tmp_path: Path

@@ -7,15 +7,16 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-import stat
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from convert.conversion import Conversion
 from gptoss_mlx.checkpoint import UNFINISHED, Checkpoint
-from gptoss_mlx.errors import CheckpointError
+from gptoss_mlx.errors import CheckpointError, GptOssError
 from tests.broken import header_of
 from tests.convert.layouts import write_gguf
 from tests.convert.results import contents, convert, refusal, run, unfinished
@@ -93,6 +94,14 @@ def test_a_journal_never_tells_a_command_of_its_own(release: Path, made: Path) -
             Checkpoint.open(made)
         assert "curl" not in str(caught.value)
         assert "curl" not in refused(release, made)
+
+
+def test_a_link_that_leads_nowhere_is_a_journal_too(release: Path, tmp_path: Path) -> None:
+    folder = convert(release, tmp_path / "made", "8")
+    (folder / UNFINISHED).symlink_to("gone")
+    with pytest.raises(CheckpointError, match="is an unfinished conversion"):
+        Checkpoint.open(folder)
+    assert "is no file of this conversion" in refused(release, folder)
 
 
 def test_a_file_that_is_not_of_the_plan_is_refused_by_name(release: Path, made: Path) -> None:
@@ -242,14 +251,65 @@ def test_ctrl_c_before_anything_is_kept_leaves_nothing(release: Path, tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
-def test_a_folder_without_permission_is_told_in_a_line(release: Path, tmp_path: Path) -> None:
-    tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
+def test_a_folder_without_permission_is_told_in_a_line(
+    release: Path, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root may write everywhere, so the system is made to say what it says to others."""
+    monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
+    (tmp_path / "empty").mkdir()
+    folders = {made: made, tmp_path / "empty": tmp_path / "empty", tmp_path / "a" / "b": tmp_path}
+    for folder, place in folders.items():
+        assert refused(release, folder) == f"{place}: cannot be written to; choose another folder"
+
+
+@settings(
+    max_examples=100,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    changes=st.lists(
+        st.tuples(
+            st.integers(0, 9000),
+            st.integers(0, 200),
+            st.one_of(
+                st.binary(max_size=20),
+                st.sampled_from([b"\n", b"[" * 3000, b'"done": []', b"9" * 5000, b"NaN", b"{}"]),
+            ),
+        ),
+        min_size=1,
+        max_size=3,
+    ),
+    name=st.sampled_from([UNFINISHED, "conversion.json"]),
+)
+def test_any_change_of_a_journal_or_manifest_is_a_refusal_or_nothing(
+    changes: list[tuple[int, int, bytes]],
+    name: str,
+    release: Path,
+    made: Path,
+    whole: dict[str, bytes],
+    tmp_path: Path,
+) -> None:
+    """Each replaces some bytes by others."""
+    folder = tmp_path / "changed"
+    folder.mkdir()
+    for file, data in (contents(made) if name == UNFINISHED else whole).items():
+        (folder / file).write_bytes(data)
+    data = (folder / name).read_bytes()
+    for at, count, new in changes:
+        at %= len(data) + 1
+        data = data[:at] + new + data[at + count :]
+    (folder / name).write_bytes(data)
+    told = ""
     try:
-        line = refused(release, tmp_path / "made")
-    finally:
-        tmp_path.chmod(stat.S_IRWXU)
-    assert line == f"{tmp_path}: cannot be written: Permission denied"
+        convert(release, folder, "8")
+    except GptOssError as error:
+        told = str(error)
+    assert "\n" not in told
+    assert len(told) < 300 + 2 * len(str(folder))
+    assert told or {**contents(folder), name: b""} == {**whole, name: b""}
+    shutil.rmtree(folder)
 
 
 def test_a_dry_run_tells_what_the_run_writes(release: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gptoss_mlx.cuda import reference
 from gptoss_mlx.cuda.agreement import relative
 from gptoss_mlx.cuda.kernels import build, linear
 from gptoss_mlx.cuda.operands import Matrix
@@ -186,3 +187,16 @@ def test_tiles_cover_a_group_and_a_tensor_core(capability: int) -> None:
                 assert shape.rows % 16 == 0
                 assert shape.tokens >= min(tokens, 32)
                 assert shape.warps == shape.slices
+
+
+@pytest.mark.parametrize("group", [0, 32])
+def test_the_references_logits_are_not_rounded_to_bfloat16(
+    group: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reference, "BLOCK", 10)
+    matrix = matrix_of_bytes(37, 96, group) if group else Matrix(normal(37, 96, dtype=HALF))
+    x, bias = normal(3, 96, dtype=HALF), normal(37, dtype=HALF)
+    y = reference.linear(x, matrix, bias, FULL)
+    assert y.dtype == FULL
+    expected = oracle(x, matrix, bias)
+    assert float((y - expected).abs().max()) <= 1e-5 * float(expected.abs().max())

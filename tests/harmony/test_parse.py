@@ -248,3 +248,17 @@ def test_hundred_thousand_malformed_streams_raise_nothing_and_lose_nothing(
     for length in lengths:
         ids = [id for _ in range(length) for id in parts[next(choices)]]
         check(encoding, ids)
+
+
+@pytest.mark.parametrize("word", [" ", "<|channel|>", " to=a", "<|channel|>final", "\n", "x"])
+def test_a_header_without_end_is_held_in_part_and_lost_in_none(
+    encoding: Encoding, word: str
+) -> None:
+    ids = encoding.encode_special(word) * 20_000
+    parser = Parser(encoding)
+    pieces: list[Piece] = []
+    for id in ids:
+        pieces += parser.feed(id)
+        assert len(parser._held) <= 512
+    pieces += parser.finish()
+    assert "".join(piece.text for piece in pieces) == encoding.decode(ids)

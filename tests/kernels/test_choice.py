@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 import pytest
 
+from benchmarks.make_checkpoint import Shape
 from gptoss_mlx.errors import KernelError
+from gptoss_mlx.kernels import choice
 from gptoss_mlx.kernels.choice import MODULES, Kernels, choose_kernels, implementations
-from gptoss_mlx.kernels.metal import mlx_version, require_mlx
+from gptoss_mlx.kernels.metal import Pipeline, mlx_version, require_mlx
 from gptoss_mlx.kernels.trial import disagreement
-from gptoss_mlx.kernels.verdicts import Verdicts
+from gptoss_mlx.kernels.verdicts import Verdict, Verdicts, this_machine
+from tests.comparison import opened
 
 KERNELS = {
     "quantized_matvec",
@@ -84,11 +90,40 @@ def test_kernels_that_fail_are_left_out_with_the_reason_in_one_line(
 
 
 @pytest.mark.parametrize("factory", [wrong, broken])
+@pytest.mark.parametrize("slots", [None, 4])
+def test_a_model_whose_kernels_all_fail_is_the_one_without_any(
+    checkpoint_of: Callable[..., Path], factory: Any, slots: int | None
+) -> None:
+    folder = checkpoint_of(Shape(2, 64, 32, 8, 4, 4, 2, 32, 256, window=16))
+    kernels = choose_kernels(wish="", factory=factory, verdicts=nowhere())
+    model, plain = (opened(folder, slots=slots, kernels=k) for k in (kernels, Kernels()))
+    assert set(kernels.left_out) == KERNELS
+    states = model.new_state(), plain.new_state()
+    for ids in (list(range(1, 30)), [3, 4], [5], [6]):
+        rows = [m.evaluate(ids, s) for m, s in zip((model, plain), states, strict=True)]
+        np.testing.assert_array_equal(*rows)
+
+
+@pytest.mark.parametrize("factory", [wrong, broken])
 def test_insisting_on_metal_fails_rather_than_fall_back(factory: Any) -> None:
     kernels = choose_kernels(wish="metal", factory=factory, verdicts=nowhere())
     name, arguments = next(calls(mx.float32))
     with pytest.raises(KernelError, match=r"^the Metal kernel quantized_matvec cannot be used: "):
         getattr(kernels, name)(*arguments)
+
+
+def test_what_is_shown_of_a_device_is_what_small_calls_and_earlier_starts_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPTOSS_CACHE", str(tmp_path))
+    monkeypatch.setattr(choice, "choose_kernels", partial(choose_kernels, wish="", factory=broken))
+    slow = Verdict(0, "it takes 2.00 times its reference's time")
+    pipeline = Pipeline("moe_decode_down", (mx.bfloat16, 2880))
+    Verdicts(this_machine(), tmp_path).add({pipeline: slow})
+    found = choice.found_here()
+    assert list(found) == list(MODULES)
+    assert found["decode_qkv"].startswith("decode_qkv: [metal::Device] Unable to build")
+    assert found["moe_down"].startswith(f"moe_decode_down: {slow.why}; moe_prefill_down: [metal")
 
 
 def test_our_own_faults_are_no_reason_to_fall_back() -> None:

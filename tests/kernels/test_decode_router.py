@@ -47,6 +47,16 @@ def test_the_reference() -> None:
     assert max(errors(None, 32, 96, 3, affine(8, 32), mx.float32)) <= 1e-6
 
 
+@pytest.mark.parametrize("spec", [affine(8, 32), None])
+def test_the_references_logits_are_not_rounded_to_bfloat16(spec: QuantizationSpec | None) -> None:
+    rng = np.random.default_rng(2)
+    case = random_case(rng, 32, 96, spec, mx.bfloat16)
+    x, gain, bias = (normal(rng, mx.bfloat16, *s) for s in ((3, 96), (96,), (32,)))
+    logits, h = op.decode_router(x, case.matrix, bias, Norm(gain, EPS))
+    assert (logits.dtype, h.dtype) == (mx.float32, mx.bfloat16)
+    assert worst_row(exact(logits), exact(h) @ case.values.T + exact(bias)) <= LOGITS
+
+
 @emulated
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
 @pytest.mark.parametrize("tokens", [1, 2, 3, 8])

@@ -95,7 +95,7 @@ MUTATIONS = {
     "keys among queries": Mutation("decode_qkv", "(head - HEADS)", "head"),
     "a vector without its norm": Mutation("decode_router", "* norm * float", "* float"),
     "every threadgroup's vector": Mutation("decode_router", "if (row == 0)", ""),
-    "a logit too few": Mutation("decode_router", "TOKENS * count;", "TOKENS * count - 1;"),
+    "a logit too few": Mutation("decode_router", "tokens * count;", "tokens * count - 1;"),
     "the last of equals": Mutation(
         "router_topk", "int i = HELD - 1; i >= 0; i--", "int i = 0; i < HELD; i++"
     ),

@@ -103,16 +103,16 @@ MUTATIONS = {
         "(max(row / HEAD_DIM, HEADS) + 1 - HEADS)",
     ),
     "qkv: the page over the token": Mutation("decode_qkv", "at < 0 ||", "true ||"),
-    "qkv: the page not copied behind the token": Mutation("decode_qkv", "|| at >= TOKENS", ""),
+    "qkv: the page not copied behind the token": Mutation("decode_qkv", "|| at >= tokens", ""),
     "attention: no barrier before the sum": Mutation("decode_attention", BARRIER, ""),
     "attention: a token too many": Mutation(
-        "decode_attention", "token < total ?", "token <= total ?"
+        "decode_attention", "block * BLOCK + s < total ?", "block * BLOCK + s <= total ?"
     ),
     "attention: the page one token late": Mutation(
         "decode_attention", "token < in_arena;", "token <= in_arena;"
     ),
     "attention: values of the page by the arena's room": Mutation(
-        "decode_attention", "size_t(KV_HEADS) * room", "size_t(KV_HEADS) * arena_room"
+        "decode_attention", "size_t(KV_HEADS + head) * room", "size_t(KV_HEADS + head) * arena_room"
     ),
     "attention: the weight of another head": Mutation(
         "decode_attention",

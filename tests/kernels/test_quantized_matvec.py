@@ -138,6 +138,27 @@ def test_small_and_large_vectors(factor: float) -> None:
     assert worst_row(exact(y), exact(x) @ case.values.T) <= EXACT[mx.float32]
 
 
+@pytest.mark.parametrize("spec", FORMATS)
+def test_the_references_logits_are_not_rounded_to_bfloat16(spec: QuantizationSpec | None) -> None:
+    rng = np.random.default_rng(3)
+    case, x = random_case(rng, 2100, 192, spec, mx.bfloat16), normal(rng, mx.bfloat16, 2, 192)
+    y = op.quantized_matvec(x, case.matrix, dtype=mx.float32)
+    assert y.dtype == mx.float32
+    assert worst_row(exact(y), exact(x) @ case.values.T) <= EXACT[mx.float32]
+
+
+@emulated
+@pytest.mark.parametrize("spec", [affine(8, 64), None])
+def test_the_kernels_logits_are_not_rounded_to_bfloat16(spec: QuantizationSpec | None) -> None:
+    rng = np.random.default_rng(3)
+    case, x = random_case(rng, 37, 2880, spec, mx.bfloat16), normal(rng, mx.bfloat16, 1, 2880)
+    gain = normal(rng, mx.bfloat16, 2880)
+    run = op.metal(Emulator(check=True).metal_kernel)
+    y = run(x, case.matrix, None, Norm(gain, EPS), dtype=mx.float32)
+    assert y.dtype == mx.float32
+    assert worst_row(exact(y), normed(x, gain, EPS) @ case.values.T) <= EXACT[mx.float32]
+
+
 @emulated
 @pytest.mark.slow
 def test_the_vocabulary() -> None:

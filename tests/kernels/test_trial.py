@@ -67,7 +67,7 @@ class Device:
 
     def operation(self, verdicts: Verdicts, *, raced: bool = False, insist: bool = False) -> Tried:
         trials = Trials(verdicts, self.clock if raced else None, insist=insist)
-        return Tried("double", self.kernel(trials), self.reference, trials)
+        return Tried(("few", "many", "merge"), self.kernel(trials), self.reference, trials)
 
 
 FEW, MANY = mx.ones((1, 4)), mx.ones((20, 4))
@@ -183,10 +183,20 @@ def test_what_was_found_is_not_tried_again(tmp_path: Any) -> None:
     assert right(run(FEW))
     assert right(run(MANY))
     assert again.launched == [("few", 512)]
-    assert run.trials.left_out == {"many": "it takes 2.00 times its reference's time"}
+    assert run.left_out == "many: it takes 2.00 times its reference's time"
     other = Device()
     other.operation(Verdicts({**machine, "source": "2"}, tmp_path))(FEW)
     assert other.launched[0] == ("few", 768)
+
+
+def test_what_failed_to_run_is_tried_again_at_the_next_start(tmp_path: Any) -> None:
+    device = Device({"few": 0})  # as where there is no memory
+    device.operation(Verdicts({}, tmp_path))(FEW)
+    later = Device()
+    run = later.operation(Verdicts({}, tmp_path))
+    assert right(run(FEW))
+    assert later.launched[-1] == ("few", 768)
+    assert not run.left_out
 
 
 def test_insisting_tries_again_what_was_refused(tmp_path: Any) -> None:
