@@ -266,6 +266,7 @@ def test_a_file_of_someone_else_is_kept(copied: Path) -> None:
     assert (copied / "notes.txt").read_text() == "mine"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="how small a hole may be is the system's")
 def test_the_zeros_of_the_tables_take_no_room_on_the_disk(folder: Path) -> None:
     sizes = [path.stat() for path in folder.iterdir()]
     if sum(status.st_blocks for status in sizes) * 512 > sum(s.st_size for s in sizes) * 0.9:
