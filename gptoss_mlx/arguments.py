@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -25,16 +26,21 @@ def one_of(name: str, value: object, choices: Sequence[object]) -> None:
         raise OptionError(f"{name} is {shown(value)}, but must be {known}")
 
 
-def whole_number(name: str, value: object, parse: Callable[[str], int], says: str) -> int | None:
-    """A whole number above 0, or a text that says one; None is left out. Raises OptionError."""
+def whole_number(
+    name: str, value: object, parse: Callable[[str], int], says: str, low: float = 1
+) -> int | None:
+    """A whole number, `low` or more, or a text that says one; None is left out.
+
+    Raises OptionError.
+    """
     if value is None:
         return None
-    number = 0
+    number: float = math.nan
     with suppress(ValueError, OverflowError):  # what is no number is refused below
         if isinstance(value, str):
             number = parse(value)
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
             number = int(value)
-    if number < 1:
+    if not number >= low:
         raise OptionError(f"{name} is {shown(value)}, but must be {says}")
-    return number
+    return int(number)

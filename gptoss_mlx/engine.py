@@ -6,6 +6,7 @@ An engine serves one thread; its streams may be interleaved, each then has a ses
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -242,7 +243,10 @@ def open_engine(
     chosen = choose_backend(backend, device)
     asked: dict[str, Any] = {
         "budget": whole_number("memory", memory, parse_bytes, "bytes, or a size such as 10GiB"),
-        "context": whole_number("context", context, parse_tokens, "tokens, such as 8192 or 32k"),
+        # The plan knows the least and the most of a context.
+        "context": whole_number(
+            "context", context, parse_tokens, "tokens, such as 8192 or 32k", -math.inf
+        ),
         "dtype": dtype,
         "embedding": embedding,
         "kv_bits": kv_bits,

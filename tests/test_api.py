@@ -50,7 +50,7 @@ class TestOpening:
         ("options", "line"),
         [
             ({"context": "many"}, "context is 'many', but must be tokens, such as 8192 or 32k"),
-            ({"context": 0}, "context is 0, but must be tokens, such as 8192 or 32k"),
+            ({"context": float("inf")}, "context is inf, but must be tokens, such as 8192 or 32k"),
             ({"context": True}, "context is True, but must be"),
             ({"context": [1]}, "context is [1], but must be"),
             ({"context": "9" * 5000}, "context is '9999"),
