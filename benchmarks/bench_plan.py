@@ -174,7 +174,7 @@ def _checkpoint(case: Case, work: Path) -> Path:
         released = write_checkpoint(work / "released" if case.recipe else folder, case.shape)
         if case.recipe is not None:
             plan = to_mlx(source := open_source(released), RECIPES[case.recipe])
-            destination.write(source, plan, folder, resume="")
+            destination.write(source, plan, folder)
             shutil.rmtree(released)
     return folder
 

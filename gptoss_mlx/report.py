@@ -32,6 +32,7 @@ def as_object(
             for call in result.tool_calls
         ],
         "finish_reason": result.finish_reason,
+        "limit": result.limit,
         "usage": {
             "prompt_tokens": result.prompt_tokens,
             "completion_tokens": result.completion_tokens,

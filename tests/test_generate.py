@@ -330,6 +330,7 @@ def test_json_is_one_object(ask: Ask, engine: ScriptedEngine) -> None:
         "preamble": "One moment.",
         "tool_calls": [{"name": "add", "arguments": '{"a": 1}'}],
         "finish_reason": "tool_calls",
+        "limit": None,
         "usage": {
             "prompt_tokens": 10,
             "completion_tokens": 20,

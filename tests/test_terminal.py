@@ -14,14 +14,11 @@ import subprocess
 import sys
 import termios
 import time
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-from gptoss_mlx.terminal import harmless
 
 ROOT = Path(__file__).resolve().parent.parent
 ANSWER = [["analysis", None, "Add them."], ["final", None, "It is 85."]]
@@ -278,19 +275,6 @@ def test_a_reader_that_leaves_ends_the_stream_itself(options: list[str]) -> None
     process.stdout.close()
     assert (process.stderr.read(), process.wait(DEADLINE)) == ("", 0)
     process.stderr.close()
-
-
-def test_harmless_covers_every_format_character_that_is_not_part_of_a_word() -> None:
-    visible = {0x600, 0x601, 0x602, 0x603, 0x604, 0x605, 0x6DD, 0x70F, 0x890, 0x891, 0x8E2}
-    visible |= {0x110BD, 0x110CD, *range(0x13430, 0x13440)}  # Arabic and Egyptian signs
-    joining = {0xAD, 0x200C, 0x200D}
-    for code in range(sys.maxunicode + 1):
-        kind = unicodedata.category(chr(code))
-        steers = kind in ("Cc", "Cf", "Cs", "Zl", "Zp") and chr(code) not in "\t\n"
-        if steers and code not in visible | joining:
-            assert harmless(chr(code)) == "\ufffd", hex(code)
-        elif kind[0] in "LNPS" or code in joining:
-            assert harmless(chr(code)) == chr(code), hex(code)
 
 
 def test_a_second_ctrl_c_ends_a_stream_that_does_not() -> None:
