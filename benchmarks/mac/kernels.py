@@ -19,11 +19,13 @@ from benchmarks.mac.rows import Absent
 from benchmarks.make_checkpoint import SHAPES, Shape
 from gptoss_mlx.buffers import PAGE
 from gptoss_mlx.config import QuantizationSpec
-from gptoss_mlx.kernels.choice import AGREEMENT, MODULES, disagreement
+from gptoss_mlx.kernels.choice import MODULES
 from gptoss_mlx.kernels.decode_qkv import Heads
 from gptoss_mlx.kernels.matrix import Matrix, Norm
 from gptoss_mlx.kernels.metal import DECODED
 from gptoss_mlx.kernels.mxfp4 import random_bank
+from gptoss_mlx.kernels.place import Spot, anywhere, places
+from gptoss_mlx.kernels.trial import AGREEMENT, disagreement
 
 UNCACHED = 256 << 20  # bytes of weights that the calls of a sample go through, where there is room
 MOST_CALLS = 16
@@ -155,7 +157,7 @@ def _qkv(shape: Shape, tokens: int, dtype: mx.Dtype) -> Case:
     matrices, nbytes = _matrices(n, k, 8, dtype)
     bias, norm = mx.zeros((n,), dtype), Norm(mx.ones((k,), dtype), EPS)
     heads = Heads(shape.heads, shape.kv_heads, shape.head_dim)
-    turning = (mx.ones((shape.head_dim // 2,)), mx.array(1000, mx.int32))
+    turning = (mx.ones((shape.head_dim // 2,)), anywhere(1000))
     x = _noise((tokens, k), dtype)
     calls = tuple((x, [(matrix, bias)], norm, heads, *turning) for matrix in matrices)
     return Case(calls, nbytes + (n + k) * tokens * dtype.size, 2.0 * tokens * n * k)
@@ -173,7 +175,8 @@ def _attention(held: int) -> Build:
             arena, page = (
                 _noise((2, shape.kv_heads, n, width), dtype) for n in (max(held, 1), room)
             )
-            calls += [(q, arena, held, page, room, sinks, width**-0.5)]
+            (place,) = places(held + room - 1, [Spot(held, room - 1, room)])
+            calls += [(q, arena, page, place, sinks, width**-0.5)]
         vectors = 2 * shape.heads * width * dtype.size
         return Case(tuple(calls), nbytes + vectors, 4.0 * q.size * (held + room))
 
