@@ -3,9 +3,9 @@ r"""The pretokenizer of o200k: words, none of which a token crosses, and pieces 
 The library cannot take every text: its regular expression gives up in a panic on a very long word,
 and its merging of one takes time quadratic in the length. So a text is given to it in pieces.
 
-A cut between two words changes no token. The pattern never looks behind a word, so the words after
-the cut are the same. It looks ahead only in `\s+(?!\S)`, and by one character, to leave the last of
-several blanks to the next word: cut behind it, `\s+` takes the same blanks.
+A cut between two words changes no token, but for one case. The pattern never looks behind a word, so
+the words after the cut are the same. It looks ahead only in `\s+(?!\S)`, to leave the last of several
+blanks to the next word; where that does not take it (` \t0`), a cut behind it would join the blanks.
 """
 
 from __future__ import annotations
@@ -101,13 +101,19 @@ def pieces(text: str) -> Iterator[tuple[str, bool]]:
 
 def _word_by_word(text: str) -> Iterator[tuple[str, bool]]:
     """`pieces` of a text that begins and ends between words."""
-    start = end = 0
-    for word in _WORD.finditer(text.translate(_Stand())):
+    stands = text.translate(_Stand())
+    start = last = end = 0  # of the piece, of its last word, and where both end
+    for word in _WORD.finditer(stands):
         is_long = word.end() - end > LONG
         if start < end and (is_long or word.end() - start > PIECE):
+            # A last blank that was left to the next word, and not taken by it, is a word of its
+            # own only while something follows: it is a piece of its own as well.
+            if start < last == end - 1 and stands[last - 1 : end].isspace():
+                yield text[start:last], False
+                start = last
             yield text[start:end], False
             start = end
-        end = word.end()
+        last, end = end, word.end()
         if is_long:
             yield text[start:end], True
             start = end

@@ -8,7 +8,7 @@ import time
 from unicodedata import category
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gptoss_mlx.errors import ContextError
@@ -42,6 +42,7 @@ class TestAgainstTheLibrary:
         long=st.integers(1, 12),
         piece=st.integers(1, 30),
     )
+    @example(text=" \t0", long=1, piece=2)  # blanks, of which the last is left and not taken
     def test_pieces_of_any_size_give_the_same_ids(
         self, encoding: Encoding, text: str, long: int, piece: int
     ) -> None:
