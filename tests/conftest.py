@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,10 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Before anything imports triton: its kernels then run on the CPU, in its interpreter.
 os.environ["TRITON_INTERPRET"] = "1"
+
+# A shell lets its background jobs ignore Ctrl-C, and what they start does, too.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from benchmarks.make_checkpoint import Shape, write_checkpoint
 
