@@ -32,16 +32,21 @@ def run(
 def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a file for every module a command imports, at once or late."""
     folder = tmp_path_factory.mktemp("model")
-    names: set[str] = set()
-    command = (sys.executable, "-X", "importtime", "-m", "gptoss_mlx.generate", *TINY, "hi")
-    for line in run(*command, cwd=folder).stderr.splitlines():
-        if line.startswith("import time:"):
-            names.add(line.rpartition("|")[2].strip().partition(".")[0])
+    names = imported("gptoss_mlx.generate", *TINY, "hi", cwd=folder)
     names |= {"__future__", "gguf", "rich", "torch", "triton", "gptoss_kernels"}
     assert names >= {"click", "numpy", "mlx", "json", "typing", "openai_harmony", "gptoss_mlx"}
-    for name in names - {"gptoss_mlx"}:
+    # What the interpreter needs to find any module by its name comes before our first line.
+    (folder / "nothing.py").touch()
+    for name in names - {"gptoss_mlx"} - imported("nothing", cwd=folder):
         (folder / f"{name}.py").write_text(PLANT)
     return folder
+
+
+def imported(*command: str, cwd: Path) -> set[str]:
+    """Top-level names that a module run by `python -m` imports, with what runs it."""
+    result = run(sys.executable, "-X", "importtime", "-m", *command, cwd=cwd)
+    lines = [line for line in result.stderr.splitlines() if line.startswith("import time:")]
+    return {line.rpartition("|")[2].strip().partition(".")[0] for line in lines}
 
 
 COMMANDS = [
