@@ -3,9 +3,10 @@ r"""The pretokenizer of o200k: words, none of which a token crosses, and pieces 
 The library cannot take every text: its regular expression gives up in a panic on a very long word,
 and its merging of one takes time quadratic in the length. So a text is given to it in pieces.
 
-A cut between two words changes no token, but for one case. The pattern never looks behind a word, so
-the words after the cut are the same. It looks ahead only in `\s+(?!\S)`, to leave the last of several
-blanks to the next word; where that does not take it (` \t0`), a cut behind it would join the blanks.
+A cut between two words changes no token, but for one case. The pattern never looks behind a word,
+so the words after the cut are the same. It looks ahead only in `\s+(?!\S)`, to leave the last of
+several blanks to the next word. Where that does not take it (` \t0`), a cut behind the blank would
+join it to those before.
 """
 
 from __future__ import annotations
