@@ -21,7 +21,8 @@ SYSTEMS = (
 AROUND = (
     "Please: {x}|Hello! {x}|Hi, {x}|Okay. {x}|Now: {x}|Question: {x}|Next question: {x}|"
     "{x} Thanks!|{x} Thank you.|{x} Please answer.|Tell me: {x}|Hey, {x}|One more question. {x}|"
-    "Quick: {x}|I want to know: {x}|A question: {x}|So, {x}|And now: {x}|Dear model, {x}|{x} Be quick."
+    "Quick: {x}|I want to know: {x}|A question: {x}|So, {x}|And now: {x}|"
+    "Dear model, {x}|{x} Be quick."
 ).split("|")
 
 

@@ -70,15 +70,13 @@ def examine(
     for kind in kinds:
         rng = Random(f"{seed} {kind}")
         for _ in range(count):
-            if kind == OTHER_WORDS:
-                example = phrasings.example(rng, True)
-            else:
-                example = make(rng, True, kind)
+            foreign = kind == OTHER_WORDS
+            example = phrasings.example(rng, True) if foreign else make(rng, True, kind)
             text, calls = answer(engine, encoding, example)
             good = is_right(example, text, calls)
             right[kind].append(good)
             right[f"effort {example.prompt.reasoning}"].append(good)
-            if kind == OTHER_WORDS:
+            if foreign:
                 right[f"{kind}: {example.skill}"].append(good)
             if show and not good:
                 user = example.prompt.messages[-1]["content"]
