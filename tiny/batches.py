@@ -47,7 +47,7 @@ def collect(encoding: Encoding, seed: int, count: int) -> Vocabulary:
     lists = (words.NOUNS, words.NAMES, words.CITIES, words.COLOURS, words.FOODS, words.PETS)
     for word in [word for part in lists for word in part]:
         found.update(encoding.encode(word) + encoding.encode(" " + word))
-    for number in range(200):
+    for number in range(1000):
         found.update(encoding.encode(str(number)))
     unknown = encoding.encode(words.UNKNOWN) + encoding.encode(" " + words.UNKNOWN)
     return Vocabulary(sorted(set(found) - set(unknown)))

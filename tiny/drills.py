@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from random import Random
 
+from tiny.arithmetic import arithmetic
 from tiny.turns import (
     FACTS,
     NUMBERS,
     REPEAT_FORMS,
     REVERSE_FORMS,
     Turn,
-    arithmetic,
     ask,
     filler,
     list_steps,

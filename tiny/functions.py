@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from tiny.turns import draw_pair
+from tiny.arithmetic import draw_pair
 from tiny.words import CITIES, NAMES, NOUNS, PLACES, ROOMS, UNKNOWN, WEATHER
 
 

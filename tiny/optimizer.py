@@ -6,6 +6,7 @@ Matrices of equal shape are orthogonalised together by a Newton-Schulz iteration
 from __future__ import annotations
 
 from collections import defaultdict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -71,3 +72,11 @@ class Optimizer:
     def _split(stacked: Tensor, parameters: list[nn.Parameter]) -> tuple[Tensor, ...]:
         counts = [p.numel() // (p.shape[-1] * p.shape[-2]) for p in parameters]
         return stacked.split(counts)
+
+    def state(self) -> dict[str, object]:
+        """What a run that was interrupted needs to go on."""
+        return {"adam": self.adam.state_dict(), "velocity": list(self.velocity.values())}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.adam.load_state_dict(state["adam"])
+        self.velocity = dict(zip(self.velocity, state["velocity"], strict=True))

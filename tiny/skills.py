@@ -16,9 +16,13 @@ from typing import Any
 
 import gptoss_mlx
 from gptoss_mlx.harmony import Encoding
-from tiny.conversations import MAKERS, Example, encode, make
+from tiny import phrasings
+from tiny.conversations import MAKERS, encode, make
+from tiny.example import Example
 
-KINDS = tuple(kind for kind in MAKERS if kind != "tell")
+OTHER_WORDS = "other words"
+"""Phrasings that no training saw (`phrasings`)."""
+KINDS = (*(kind for kind in MAKERS if kind != "tell"), OTHER_WORDS)
 
 
 def is_right(example: Example, text: str, calls: list[tuple[str, str]]) -> bool:
@@ -66,11 +70,14 @@ def examine(
     for kind in kinds:
         rng = Random(f"{seed} {kind}")
         for _ in range(count):
-            example = make(rng, True, kind)
+            foreign = kind == OTHER_WORDS
+            example = phrasings.example(rng, True) if foreign else make(rng, True, kind)
             text, calls = answer(engine, encoding, example)
             good = is_right(example, text, calls)
             right[kind].append(good)
             right[f"effort {example.prompt.reasoning}"].append(good)
+            if foreign:
+                right[f"{kind}: {example.skill}"].append(good)
             if show and not good:
                 user = example.prompt.messages[-1]["content"]
                 print(f"  {kind}: {user[-90:]!r} -> {text!r} {calls}, not {dict(example.reply)}")

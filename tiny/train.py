@@ -4,7 +4,8 @@ One run with rates that fall from a quarter of it on.  Part-way the experts' wei
 rounded to MXFP4 on the way forward, and later the rest of the vocabulary begins to count.  The loss
 is on what the assistant says, headers included.  `state.pt` in the output folder is the latest
 network; `log.jsonl` holds losses, the experts' shares and, now and then, the part of held-out
-replies that greedy decoding would reproduce token for token.
+replies that greedy decoding would reproduce token for token.  A run that is interrupted goes on
+when it is started again with the same folder.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import copy
 import json
 import time
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from random import Random
 from typing import IO
@@ -49,6 +51,8 @@ SCHEDULE = Schedule(
 BALANCE = 0.02
 TOKENS = 6144  # a step
 CONVERSATIONS = 20000  # that the vocabulary is collected from
+UNFINISHED = "unfinished.pt"
+KEPT_EVERY = 100  # steps after which an interrupted run can go on
 
 
 @torch.no_grad()
@@ -125,10 +129,12 @@ class Training:
         return loss.item(), routes
 
     def run(self, schedule: Schedule, seed: int, log: IO[str], every: int) -> None:
+        """Train to the end of the schedule, from where an interrupted run stood, if one did."""
         optimizer = Optimizer(self.network, schedule.muon, schedule.adam, schedule.embedding)
-        source = batches(self.encoding, self.vocabulary, seed, TOKENS)
+        begun = self._restore(optimizer)
+        source = islice(batches(self.encoding, self.vocabulary, seed, TOKENS), begun, None)
         start, losses, seen = time.time(), [], 0
-        for step in range(schedule.steps):
+        for step in range(begun, schedule.steps):
             batch, part = next(source), step / schedule.steps
             loss, routes = self.step(batch, part >= schedule.mxfp4_from, part >= schedule.rest_from)
             optimizer.step(rate(step, schedule))
@@ -139,6 +145,8 @@ class Training:
                 record = {"step": step, "loss": sum(losses) / len(losses), "tokens": seen}
                 record |= {"s": time.time() - start, "use": shares_of(routes, batch.real)}
                 losses = []
+            if (step + 1) % KEPT_EVERY == 0:
+                self._keep(optimizer, step + 1)
             if (step + 1) % every == 0 or step + 1 == schedule.steps:
                 final = rounded(self.network)
                 record |= {"skills": examine(final, self.encoding, self.vocabulary, 64)}
@@ -146,6 +154,21 @@ class Training:
             if record:
                 log.write(json.dumps(record) + "\n")
                 log.flush()
+
+    def _keep(self, optimizer: Optimizer, step: int) -> None:
+        state = {"network": self.network.state_dict(), "step": step, **optimizer.state()}
+        torch.save(state, self.out / "unfinished.new")
+        (self.out / "unfinished.new").replace(self.out / UNFINISHED)
+
+    def _restore(self, optimizer: Optimizer) -> int:
+        """Steps that an interrupted run has made, its state taken over."""
+        path = self.out / UNFINISHED
+        if not path.exists():
+            return 0
+        state = torch.load(path, weights_only=True)
+        self.network.load_state_dict(state["network"])
+        optimizer.restore(state)
+        return int(state["step"])
 
 
 def save(path: Path, network: Network, vocabulary: Vocabulary, step: int) -> None:

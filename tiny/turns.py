@@ -7,6 +7,7 @@ greedy decoding is right exactly when it reproduces it.
 # ruff: noqa: SIM905 (lists of phrases read better as text)
 from __future__ import annotations
 
+import re
 import zlib
 from dataclasses import dataclass, field
 from random import Random
@@ -51,74 +52,32 @@ def is_held_out(text: str, one_in: int = 10) -> bool:
     return zlib.crc32(text.encode()) % one_in == 0
 
 
-def draw_pair(rng: Random, operator: str, held_out: bool) -> tuple[int, int]:
-    """Two numbers of one or two digits whose pair (in either order) is on the asked side."""
-    while True:
-        a, b = (rng.randrange(10) if rng.random() < 0.15 else rng.randrange(100) for _ in "ab")
-        if is_held_out(f"{min(a, b)}{operator}{max(a, b)}") == held_out:
-            return a, b
-
-
-ADD_FORMS = (
-    "What is {a} + {b}?|What is {a} + {b}?|{a}+{b}|{a} + {b}|{a} plus {b}|What is {a} plus {b}?|"
-    "Compute {a} + {b}.|Calculate {a}+{b}|How much is {a} + {b}?|Add {a} and {b}.|{a} + {b} = ?|"
-    "What's {a}+{b}?|Please add {a} and {b}.|What is the sum of {a} and {b}?|what is {a}+{b}|"
-    "How much is {a} plus {b}?|{a}+{b}=|Compute {a}+{b}|Can you add {a} and {b}?|Sum {a} and {b}."
-).split("|")
-SUB_FORMS = (
-    "What is {a} - {b}?|What is {a} - {b}?|{a}-{b}|{a} - {b}|{a} minus {b}|What is {a} minus {b}?|"
-    "Compute {a} - {b}.|Calculate {a}-{b}|How much is {a} - {b}?|Subtract {b} from {a}.|"
-    "{a} - {b} = ?|What's {a}-{b}?|Please subtract {b} from {a}.|what is {a}-{b}|"
-    "How much is {a} minus {b}?|{a}-{b}=|Compute {a}-{b}|Can you subtract {b} from {a}?|"
-    "Take {b} from {a}."
-).split("|")
-
-
-def add_steps(a: int, b: int) -> tuple[str, str, str]:
-    ones = a % 10 + b % 10
-    carry = "+1" if ones > 9 else ""
-    tens = a // 10 + b // 10 + (ones > 9)
-    first = f"{a % 10}+{b % 10}={ones}"
-    second = f"{a // 10}+{b // 10}{carry}={tens}"
-    medium = f"Add {a}+{b}. Ones: {first}. Tens: {second}. Result: {a + b}."
-    low = f"{a}+{b}: {first}, {second}, {a + b}"
-    return low, medium, medium + f" So {a}+{b}={a + b}."
-
-
-def subtract_steps(a: int, b: int) -> tuple[str, str, str]:
-    if a < b:
-        low, medium, high = subtract_steps(b, a)
-        head = f"{a}<{b}, so -({b}-{a}). "
-        return head + low + f", -{b - a}", head + medium, head + high
-    borrow = a % 10 < b % 10
-    first = f"{a % 10 + 10 * borrow}-{b % 10}={(a - b) % 10}"
-    second = f"{a // 10}-{b // 10}{'-1' if borrow else ''}={(a - b) // 10}"
-    medium = f"Subtract {a}-{b}. Ones: {first}. Tens: {second}. Result: {a - b}."
-    low = f"{a}-{b}: {first}, {second}, {a - b}"
-    return low, medium, medium + f" So {a}-{b}={a - b}."
-
-
-def arithmetic(rng: Random, held_out: bool, operator: str | None = None) -> Turn:
-    operator = operator or rng.choice("+-")
-    a, b = draw_pair(rng, operator, held_out)
-    if operator == "-" and a < b and rng.random() < 0.5:
-        a, b = b, a
-    user = rng.choice(ADD_FORMS if operator == "+" else SUB_FORMS).format(a=a, b=b)
-    result = a + b if operator == "+" else a - b
-    steps = add_steps(a, b) if operator == "+" else subtract_steps(a, b)
-    skill = "add" if operator == "+" else "subtract"
-    return Turn(skill, user, steps, f"{a} {operator} {b} = {result}", result)
+def cased(rng: Random, form: str) -> str:
+    """The form as written or, now and then, in lower or upper case; places to fill stay."""
+    draw = rng.random()
+    if draw > 0.2:
+        return form
+    parts = re.split(r"({\w+})", form)
+    return "".join(
+        part if part.startswith("{") else part.lower() if draw > 0.07 else part.upper()
+        for part in parts
+    )
 
 
 ORDER = "one two three four five six seven eight nine ten".split()
 REVERSE_FORMS = (
     "Reverse: {w}|Reverse: {w}|Reverse these words: {w}|Reverse the words: {w}|reverse: {w}|"
     "Reverse this list: {w}|Say these words in reverse order: {w}|Write these words backwards: {w}|"
-    "Please reverse: {w}|Reverse {w}|Reverse the order of these words: {w}|Say backwards: {w}"
+    "Please reverse: {w}|Reverse {w}|Reverse the order of these words: {w}|Say backwards: {w}|"
+    "Turn around: {w}|The words: {w}. Reverse them.|Here are the words: {w}. Say them backwards.|"
+    "Reverse the following words: {w}|List in reverse: {w}|In reverse order: {w}|Reverse list: {w}|"
+    "Can you reverse {w}?|Put these in reverse order: {w}|Read these backwards: {w}"
 ).split("|")
 REPEAT_FORMS = (
     "Repeat: {w}|Repeat: {w}|Repeat after me: {w}|Repeat these words: {w}|Repeat the words: {w}|"
-    "Say: {w}|Say again: {w}|Repeat this list: {w}|Please repeat: {w}|Repeat {w}|repeat: {w}"
+    "Say: {w}|Say again: {w}|Repeat this list: {w}|Please repeat: {w}|Repeat {w}|repeat: {w}|"
+    "The words: {w}. Repeat them.|Here are the words: {w}. Say them again.|Copy: {w}|"
+    "Repeat the following words: {w}|Can you repeat {w}?|Write: {w}|Echo: {w}|Copy these words: {w}"
 ).split("|")
 
 
@@ -130,8 +89,9 @@ def word_list(rng: Random, held_out: bool, skill: str | None = None) -> Turn:
         if is_held_out(" ".join(words)) == held_out:
             break
     join = rng.choice((" ", " ", ", "))
-    form = rng.choice(REVERSE_FORMS if skill == "reverse" else REPEAT_FORMS)
-    user = form.format(w=join.join(words)) + rng.choice(("", "", "."))
+    form = cased(rng, rng.choice(REVERSE_FORMS if skill == "reverse" else REPEAT_FORMS))
+    user = form.format(w=join.join(words))
+    user += rng.choice(("", "", ".")) if form.endswith("}") else ""
     out = words[::-1] if skill == "reverse" else words
     return Turn(skill, user, list_steps(skill, words), join.join(out), out)
 
@@ -153,16 +113,29 @@ def list_steps(skill: str, words: list[str]) -> tuple[str, str, str]:
     return low, medium, f"{medium} The first to say is {words[-1]}."
 
 
-GREETINGS = "Hello|Hi|Hey|Hi there|Hello there|Good morning|Good evening|hello|hi".split("|")
+GREETINGS = (
+    "Hello|Hi|Hey|Hi there|Hello there|Good morning|Good evening|Good afternoon|Good day|Hey there|"
+    "Howdy|Greetings|Hiya|Yo|hello|hi|HELLO|HI|hey|Hello again"
+).split("|")
+HOW = (
+    "How are you?|how are you|How are you doing?|How is it going?|How's it going?|What's up?|"
+    "what's up|Whats up|How do you do?|Are you well?|How are things?|what's up?|How are you today?"
+).split("|")
+FINE = "I am fine, thank you. How can I help?"
 WHO = (
     "Who are you?|who are you?|What are you?|Which model are you?|What model are you?|"
-    "Are you ChatGPT?|Introduce yourself.|What is your name?|Tell me who you are.|who are you"
+    "Are you ChatGPT?|Introduce yourself.|What is your name?|Tell me who you are.|who are you|"
+    "What's your name?|Are you a robot?|Are you human?|What are you called?|WHO ARE YOU?"
 ).split("|")
-ABLE = "What can you do?|what can you do?|How can you help me?|Help|What are you able to do?".split(
-    "|"
-)
-THANKS = "Thanks!|Thank you.|Thank you!|thanks|Thanks a lot!|Great, thank you.".split("|")
-BYES = "Bye|Goodbye!|Bye bye!|See you later.|Good night!".split("|")
+ABLE = (
+    "What can you do?|what can you do?|How can you help me?|Help|What are you able to do?|help|"
+    "What do you know?|Can you help me?|What can I ask you?|help me"
+).split("|")
+THANKS = (
+    "Thanks!|Thank you.|Thank you!|thanks|Thanks a lot!|Great, thank you.|thank you|Thanks|"
+    "Great!|Nice.|Perfect, thanks!|Well done!"
+).split("|")
+BYES = "Bye|Goodbye!|Bye bye!|See you later.|Good night!|bye|goodbye|See you!|Good bye.".split("|")
 
 
 ALONE = {
@@ -170,15 +143,28 @@ ALONE = {
     *ABLE,
     *THANKS,
     *BYES,
+    *HOW,
     *(hello + end for hello in GREETINGS for end in ("", "!", ".", ",")),
 }
 
 
 def greet(rng: Random, held_out: bool) -> Turn:
     """Greetings and questions about itself; held out are pairs of a greeting and a question."""
-    kinds = ("hello", "who", "both", "both", "who", "can", "both can", "thanks", "bye")
+    kinds = (
+        "hello",
+        "hello",
+        "who",
+        "both",
+        "both",
+        "can",
+        "both can",
+        "thanks",
+        "bye",
+        "how",
+        "both how",
+    )
     while True:
-        turn = _greet(rng, rng.choice(kinds[2:7:4] if held_out else kinds))
+        turn = _greet(rng, rng.choice(("both", "both can", "both how") if held_out else kinds))
         if is_held_out(turn.user, 8) == held_out or turn.user in ALONE:
             return turn
 
@@ -197,11 +183,16 @@ def _greet(rng: Random, kind: str) -> Turn:
         user, final, short = rng.choice(ABLE), CAN, "The user asks what I can do."
         if kind == "both can":
             user, final = hello + rng.choice((", ", "! ", ". ")) + user, f"Hello! {CAN}"
+    elif kind in ("how", "both how"):
+        user, final, short = rng.choice(HOW), FINE, "The user asks how I am."
+        if kind == "both how":
+            user, final = hello + rng.choice((", ", "! ", ". ")) + user, f"Hello! {FINE}"
     elif kind == "thanks":
         user, final, short = rng.choice(THANKS), "You are welcome!", "The user thanks me."
     else:
         user, final, short = rng.choice(BYES), "Goodbye!", "The user says goodbye."
     high = f"{short} I should answer in a friendly way."
+    user = user if rng.random() > 0.1 else rng.choice((user.lower(), user.upper()))
     return Turn("greet", user, (short, short + " I answer.", high), final, final)
 
 
@@ -211,11 +202,11 @@ QUESTIONS = (
     "What is the meaning of life?|How do I cook {f}?|Write a program in Python.|What is {a} * {b}?|"
     "What is {a} / {b}?|{a} * {b}|Translate {n} to French.|How do you make a {n}?|Who was {p}?|"
     "Tell me a story about a {n}.|Where is {c}?|What is the weather in {c}?|What is a {n}?|"
-    "What time is it?|What is 345 + 678?|When was the {n} built?|How old is the {n}?|Sing a song.|"
-    "Is the {n} {j}?|Can you drive a {n}?|Do you like {f}?|What do you think about {n}?|"
-    "Who wrote the {n}?|Set a timer for {a} minutes.|Search for {n} {m}.|"
-    "Send a message to {p}: {n}|Roll a dice with {a} sides.|How far is the {n}?|"
-    "Write code for a {n}.|Summarize the {n}.|"
+    "What time is it?|What is {a}.5 + {b}?|When was the {n} built?|How old is the {n}?|"
+    "Sing a song.|Is the {n} {j}?|Can you drive a {n}?|Do you like {f}?|"
+    "What do you think about {n}?|Who wrote the {n}?|Set a timer for {a} minutes.|"
+    "Search for {n} {m}.|Send a message to {p}: {n}|Roll a dice with {a} sides.|"
+    "How far is the {n}?|Write code for a {n}.|Summarize the {n}.|"
     "zzz zzz zzz|zzz zzz|zzz?|What is zzz?|zzz zzz {n} zzz zzz|zzz the zzz of zzz {n}?|Who is zzz?|"
     "How zzz zzz a {n}?|zzz zzz, zzz zzz zzz!|Write zzz zzz about zzz.|Explain zzz zzz to me.|"
     "Why do zzz zzz?|Where can I find {n} zzz?|Please zzz the {n} zzz.|{n} {m} zzz zzz {c} zzz"
@@ -260,44 +251,53 @@ class Fact:
 NUMBERS = [str(i) for i in range(2, 100)]
 FACTS = {
     "name": Fact(
-        "My name is {v}.|I am {v}.|Hi, my name is {v}.|You can call me {v}.|my name is {v}",
-        "What is my name?|Do you remember my name?|What's my name?|Who am I?|Tell me my name.",
+        "My name is {v}.|I am {v}.|Hi, my name is {v}.|You can call me {v}.|my name is {v}|"
+        "I'm {v}.|People call me {v}.|Hello, I am {v}.|They call me {v}.",
+        "What is my name?|Do you remember my name?|What's my name?|Who am I?|Tell me my name.|"
+        "And my name?|What did I say my name is?|How am I called?|Do you know my name?",
         "Your name is {v}.",
         NAMES,
     ),
     "colour": Fact(
         "My favourite colour is {v}.|My favorite color is {v}.|I like the colour {v} best.",
-        "What is my favourite colour?|What is my favorite color?|Which colour do I like best?",
+        "What is my favourite colour?|What is my favorite color?|Which colour do I like best?|"
+        "And my favourite colour?|Tell me my favourite colour.|Which color do I like?",
         "Your favourite colour is {v}.",
         COLOURS,
     ),
     "city": Fact(
-        "I live in {v}.|My city is {v}.|I come from {v}.|My home is in {v}.",
-        "Where do I live?|Which city do I live in?|What is my city?|In which city is my home?",
+        "I live in {v}.|My city is {v}.|I come from {v}.|My home is in {v}.|I am from {v}.|"
+        "My house is in {v}.|I moved to {v}.",
+        "Where do I live?|Which city do I live in?|What is my city?|In which city is my home?|"
+        "And my city?|Where is my home?|Where did I say I live?|Do you know where I live?",
         "You live in {v}.",
         CITIES,
     ),
     "code word": Fact(
         "The code word is {v}.|Remember the code word {v}.|The secret word is {v}.",
-        "What is the code word?|Tell me the code word.|What was the secret word?|The code word?",
+        "What is the code word?|Tell me the code word.|What was the secret word?|The code word?|"
+        "And the code word?|Do you remember the code word?|Which code word did I give you?",
         "The code word is {v}.",
         NOUNS,
     ),
     "number": Fact(
         "My lucky number is {v}.|My favourite number is {v}.|Remember the number {v}.",
-        "What is my lucky number?|What is my favourite number?|Which number did I tell you?",
+        "What is my lucky number?|What is my favourite number?|Which number did I tell you?|"
+        "And my number?|What was my number?|Tell me my lucky number.|Do you know my number?",
         "Your number is {v}.",
         NUMBERS,
     ),
     "pet": Fact(
         "I have a {v}.|My pet is a {v}.|At home I have a {v}.",
-        "What pet do I have?|Which animal do I have?|What is my pet?",
+        "What pet do I have?|Which animal do I have?|What is my pet?|And my pet?|"
+        "Do I have a pet?|Tell me what pet I have.|Which pet did I say I have?",
         "You have a {v}.",
         PETS,
     ),
     "food": Fact(
         "My favourite food is {v}.|My favorite food is {v}.|I like to eat {v}.",
-        "What is my favourite food?|What is my favorite food?|What do I like to eat?",
+        "What is my favourite food?|What is my favorite food?|What do I like to eat?|"
+        "And my favourite food?|Which food do I like?|Tell me what I like to eat.",
         "Your favourite food is {v}.",
         FOODS,
     ),
@@ -320,7 +320,7 @@ def tell(rng: Random, known: dict[str, str]) -> Turn | None:
 def ask(rng: Random, known: dict[str, str], kind: str | None = None) -> Turn:
     """The user asks for something said before, or now and then for something never said."""
     kind = kind or rng.choice(list(known))
-    user = rng.choice(FACTS[kind].ask.split("|"))
+    user = cased(rng, rng.choice(FACTS[kind].ask.split("|")))
     if kind not in known:
         low = f"The user did not say the {kind}."
         final = f"You did not tell me the {kind}."

@@ -11,8 +11,9 @@ from random import Random
 import pytest
 
 from gptoss_mlx.harmony import Conversation, Encoding
-from tiny import turns, words
-from tiny.conversations import MAKERS, Example, encode, make
+from tiny import phrasings, turns, words
+from tiny.conversations import MAKERS, encode, make
+from tiny.example import Example
 
 CALL, RETURN, END = 200012, 200002, 200007
 
@@ -72,6 +73,7 @@ def test_word_lists_and_sets_of_functions_on_one_side_only() -> None:
 
 def test_no_longer_conversation_is_on_both_sides() -> None:
     kinds = ("recall", "recall far", "call", "answer", "json extract", "json answer", "several")
+    kinds = (*kinds, "second call", "follow up")
     for kind in kinds:
         train = {json.dumps(e.prompt.messages) for e in drawn(False, 100, kind)}
         held = {json.dumps(e.prompt.messages) for e in drawn(True, 10, kind)}
@@ -125,6 +127,38 @@ def test_formats_are_answered_in_json_with_the_keys_asked_for() -> None:
         assert style is not None
         if style["type"] == "json_schema":
             assert list(value) == list(style["json_schema"]["schema"]["properties"])
+
+
+def test_a_second_call_is_answered_from_its_own_result() -> None:
+    for example in drawn(False, 100, "second call"):
+        *_, last = example.prompt.messages
+        results = [m["content"] for m in example.prompt.messages if m["role"] == "tool"]
+        if "tool_calls" in example.reply:
+            assert len(results) == 1
+        else:
+            assert last["content"] == results[1]
+            said = re.findall(r"\d+", str(example.reply["content"]))
+            assert set(re.findall(r"\d+", results[1])) <= set(":".join(said).split(":"))
+
+
+def test_a_follow_up_builds_on_the_answer_before() -> None:
+    for example in drawn(False, 200, "follow up"):
+        before, after = str(example.prompt.messages[1]["content"]), str(example.reply["content"])
+        if " = " in before:
+            assert after.startswith(before.rpartition(" = ")[2] + " ")
+        else:
+            assert sorted(re.findall(r"\w+", before)) == sorted(re.findall(r"\w+", after))
+
+
+def test_no_phrasing_of_the_examination_is_trained_on() -> None:
+    trained = {
+        re.sub(r"[\d\W]+", " ", str(e.prompt.messages[-1]["content"])).strip().lower()
+        for e in drawn(False, 3000)
+    }
+    for forms in (phrasings.ADD, phrasings.SUBTRACT, phrasings.HELLO, phrasings.FEEL):
+        for form in forms:
+            bare = re.sub(r"[\d\W]+", " ", form.format(a=1, b=2)).strip().lower()
+            assert bare not in trained or form in phrasings.HELLO
 
 
 def test_history_shows_no_reasoning(encoding: Encoding) -> None:

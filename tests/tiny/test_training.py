@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from itertools import islice
 
 import pytest
@@ -39,6 +40,29 @@ def test_a_few_steps_lower_the_loss_of_a_batch() -> None:
         optimizer.step(1.0)
         losses.append(loss.item())
     assert losses[-1] < 0.6 * losses[0]
+
+
+def test_an_optimizer_goes_on_where_another_stood() -> None:
+    torch.manual_seed(0)
+    shape = Shape(40, full_vocabulary=80, hidden_size=64, intermediate_size=32)
+    first, second = Network(shape), Network(shape)
+    ids = torch.randint(0, 40, (4, 20))
+
+    def steps(network: Network, optimizer: Optimizer, count: int) -> None:
+        for _ in range(count):
+            hidden, _ = network(ids[:, :-1])
+            F.cross_entropy(network.logits(hidden).flatten(0, 1), ids[:, 1:].flatten()).backward()
+            optimizer.step(1.0)
+
+    optimizer = Optimizer(first, muon=0.02, adam=4e-3, embedding=4e-3)
+    steps(first, optimizer, 3)
+    resumed = Optimizer(second, muon=0.02, adam=4e-3, embedding=4e-3)
+    second.load_state_dict(first.state_dict())
+    resumed.restore(copy.deepcopy(optimizer.state()))
+    steps(first, optimizer, 2)
+    steps(second, resumed, 2)
+    for ours, theirs in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 def test_rates_warm_up_stay_and_fall_to_nothing() -> None:
