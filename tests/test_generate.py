@@ -239,44 +239,6 @@ def test_bytes_that_are_no_text_are_refused(ask: Ask) -> None:
     assert ask("\udcff").exit_code == 1
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        "--temperature -1",
-        "--temperature nan",
-        "--top-p 2",
-        "--top-k -1",
-        "--min-p 1.5",
-        "--repetition-penalty 0",
-        "--presence-penalty 3",
-        "--frequency-penalty x",
-        "--logit-bias 7=1000",
-        "--seed -1",
-        "--top-logprobs 99",
-        "--max-tokens 0",
-        "-n x",
-        "--max-time 0",
-        "--max-time inf",
-        "--memory 10",
-        f"--memory {'9' * 6000}",
-        "--context 0",
-        f"--context {'9' * 6000}",
-        "--kv-bits 7",
-        "--dtype float16",
-        "--embedding disk",
-        "--backend tpu",
-        "--device cuda:x",
-        f"--seed {'9' * 6000}",
-    ],
-)
-def test_a_bad_value_of_any_option_is_usage(
-    ask: Ask, engine: ScriptedEngine, arguments: str
-) -> None:
-    result = ask("hi", *arguments.split())
-    assert (result.exit_code, result.stdout, engine.loads) == (2, "", [])
-    assert max(map(len, result.stderr.splitlines())) <= 300
-
-
 def test_a_sampling_option_out_of_range_is_refused_before_loading(
     ask: Ask, engine: ScriptedEngine
 ) -> None:
