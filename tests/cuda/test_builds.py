@@ -75,6 +75,7 @@ def built(*arguments: str, path: Path = ROOT) -> tuple[int, str, list[dict[str, 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # some 440 builds: minutes on two idle cores
 def test_every_kernel_compiles_for_every_card() -> None:
     status, output, rows = built()
     assert status == 0, output[-5000:]
