@@ -14,11 +14,18 @@ from torch import Tensor, nn
 BY_ADAM = ("lm_head", "router_weight")
 
 
+def has_bfloat16() -> bool:
+    """Whether the CPU multiplies matrices of bfloat16 itself; elsewhere float32 is faster."""
+    can = torch.cpu.get_capabilities()
+    return bool(can.get("avx512_bf16") or can.get("amx_bf16"))
+
+
 def orthogonalise(matrices: Tensor) -> Tensor:
     """Approximate U V^T of each matrix of [count, rows, columns] = U S V^T."""
     tall = matrices.shape[1] > matrices.shape[2]
-    x = (matrices.mT if tall else matrices).bfloat16()
-    x = x / (x.float().norm(dim=(1, 2), keepdim=True) + 1e-7).bfloat16()
+    x = matrices.mT if tall else matrices
+    x = x.bfloat16() if has_bfloat16() else x
+    x = x / (x.float().norm(dim=(1, 2), keepdim=True) + 1e-7).to(x.dtype)
     for _ in range(5):
         gram = x @ x.mT
         x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x

@@ -22,12 +22,11 @@ from torch import Tensor
 from gptoss_mlx.harmony import Encoding
 from tiny.batches import LENGTHS, Vocabulary, collate
 from tiny.conversations import encode, make
-from tiny.network import Network, Shape, mxfp4_scale
+from tiny.network import LEVELS, Network, Shape, mxfp4_scale
 from tiny.train import load, rounded, shares_of
 
 TARGET = Path(__file__).resolve().parent.parent / "gptoss_mlx" / "data" / "tiny.safetensors"
 LIMIT = 5_000_000
-LEVELS = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
 
 
 def bits(tensor: Tensor) -> NDArray[np.uint16]:

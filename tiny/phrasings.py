@@ -17,12 +17,12 @@ from tiny.words import NOUNS
 ADD = (
     "If I add {a} and {b}, what do I get?|{a} + {b} is what?|Give me {a} plus {b}.|"
     "I have {a} and get {b} more. How many?|solve {a} + {b}|add up {a} and {b}|ADD {a} + {b}|"
-    "Hello, what is {a} + {b}|{a} + {b}, please|Work out {a} + {b}"
+    "What would {a} + {b} be?|{a} + {b}, please|Work out {a} + {b}"
 ).split("|")
 SUBTRACT = (
     "If I take {b} from {a}, what is left?|{a} - {b} is what?|Give me {a} minus {b}.|"
     "I have {a} and give away {b}. How many are left?|solve {a} - {b}|Work out {a} - {b}|"
-    "{a} - {b}, please|Hello, what is {a} - {b}|deduct {b} from {a}|SUBTRACT {b} FROM {a}"
+    "{a} - {b}, please|What would {a} - {b} be?|deduct {b} from {a}|Remove {b} from {a}"
 ).split("|")
 REVERSE = (
     "Write the words in reverse: {w}|the words: {w}. Now reverse|Flip the order: {w}|"
@@ -33,9 +33,9 @@ REPEAT = (
     "Repeat what I say: {w}|Say the following: {w}"
 ).split("|")
 HELLO = "hallo|HEY|Hello!!|hi :)|Hey you|Good Morning!|hello friend|Hi!!|Oh hi|heya".split("|")
-FEEL = "how are u|What is up?|Hey, what's up|all good?|How have you been?|sup".split("|")
+FEEL = "how are u|What is up?|Hey, how goes it?|all good?|How have you been?|sup".split("|")
 WHO = (
-    "And who are you?|Please introduce yourself|tell me about yourself|What model is this?|"
+    "And who are you?|Would you introduce yourself?|tell me about yourself|What model is this?|"
     "who is this|What kind of model are you?"
 ).split("|")
 ABLE = "What are your skills?|what can u do|What do you do?|Show me what you can do.".split("|")
