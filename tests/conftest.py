@@ -16,9 +16,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # Before anything imports triton: its kernels then run on the CPU, in its interpreter.
 os.environ["TRITON_INTERPRET"] = "1"
 
-# A shell lets its background jobs ignore Ctrl-C, and what they start does, too.
+# A shell lets its background jobs ignore Ctrl-C, nohup a hang-up, and what they start does, too.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 from benchmarks.make_checkpoint import Shape, write_checkpoint
 

@@ -167,15 +167,14 @@ def answer(question: str, kernels: Kernels | None) -> tuple[str, str, list[int]]
     config = checkpoint.config
     model = open_model(checkpoint, dtype="float32", kernels=kernels)
     engine = Engine(model, Sampler, load_tokenizer(folder, config), config, 4096, {})
-    events = list(engine.stream(question, temperature=0.0, max_tokens=60))
+    events = list(engine.stream(question, reasoning="low", temperature=0.0, max_tokens=60))
     result = collect(iter(events))
     ids = [event.id for event in events if isinstance(event, TokenEvent) and event.id is not None]
     return result.text, result.reasoning, ids
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("question", ["What is 27 + 58?", "Repeat: apple river stone"])
-def test_the_tiny_model_answers_the_same(question: str, emulated: Kernels) -> None:
-    ours = answer(question, emulated)
-    assert ours == answer(question, None)
+def test_the_tiny_model_answers_the_same(emulated: Kernels) -> None:
+    ours = answer("What is 27 + 58?", emulated)
+    assert ours == answer("What is 27 + 58?", None)
     assert ours[0]

@@ -79,13 +79,13 @@ class OnTerminal:
             left = max(0.0, deadline - time.monotonic())
             if not select.select([self.master], [], [], left)[0] or left == 0:
                 self.process.kill()
-                raise AssertionError(f"{wanted!r} does not come after {self.seen!r}")
+                raise AssertionError(f"{wanted!r} does not come after {self.seen[-500:]!r}")
             try:
                 data = os.read(self.master, 4096)
             except OSError:  # how Linux says that nobody has the terminal any more
                 data = b""
             if not data:
-                assert wanted is None, f"{wanted!r} is not in {self.seen!r}"
+                assert wanted is None, f"{wanted!r} is not in {self.seen[-500:]!r}"
                 break
             self.seen += data.decode()
         return self.seen
