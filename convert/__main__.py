@@ -9,12 +9,12 @@ from pathlib import Path
 import click
 
 from gptoss_mlx import hub
+from gptoss_mlx.cli.exits import Command
+from gptoss_mlx.cli.options import SETTINGS
+from gptoss_mlx.cli.terminal import Bar, Pen, harmless, show
 from gptoss_mlx.errors import ConversionError
-from gptoss_mlx.exits import Command
-from gptoss_mlx.options import SETTINGS
 from gptoss_mlx.paths import expanded
 from gptoss_mlx.recipe import RECIPES
-from gptoss_mlx.terminal import Bar, Pen, harmless, show
 
 from .conversion import Conversion
 from .state import free_bytes

@@ -7,8 +7,8 @@ from collections import defaultdict
 from rich.table import Table
 from rich.text import Text
 
+from gptoss_mlx.cli.terminal import harmless
 from gptoss_mlx.shard import Tensor
-from gptoss_mlx.terminal import harmless
 
 from .manifest import sizes
 from .plan import Plan, Task

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import gptoss_mlx
+from gptoss_mlx.cli.exits import Command, interruptible
+from gptoss_mlx.cli.options import BYTES, CACHE, SETTINGS, TOKENS, backend_options, model_option
+from gptoss_mlx.cli.question import Question, question_options, read_question
+from gptoss_mlx.cli.terminal import Bar, Pen, Printer, harmless
 from gptoss_mlx.events import Event, FinishEvent, PrefillEvent
-from gptoss_mlx.exits import Command, interruptible
-from gptoss_mlx.options import BYTES, CACHE, SETTINGS, TOKENS, backend_options, model_option
-from gptoss_mlx.question import Question, question_options, read_question
-from gptoss_mlx.terminal import Bar, Pen, Printer, harmless
 
 if TYPE_CHECKING:
     from gptoss_mlx.engine import Engine
@@ -86,7 +86,7 @@ def main(
     events, finish = _answer(engine, question, printer, out, on_terminal, followed)
 
     if as_json:
-        from gptoss_mlx.report import as_object
+        from gptoss_mlx.cli.report import as_object
 
         tokenizer = engine.tokenizer if "logprobs" in question.options else None
         out.write(as_object(model, events, load_time, tokenizer) + "\n")
@@ -94,7 +94,7 @@ def main(
         limit = _LIMITS[finish.limit or "max_tokens"]
         err.write(f"note: cut off after {finish.completion_tokens} tokens: {limit}\n")
     if stats:
-        from gptoss_mlx.report import table
+        from gptoss_mlx.cli.report import table
 
         err.write(table(finish, load_time, engine.plan, engine.stats()))
     if finish.reason == "cancelled":

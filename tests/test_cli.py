@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from gptoss_mlx import __version__
-from gptoss_mlx.cli import main
+from gptoss_mlx.cli.main import main
 
 
 def test_the_group_lists_its_commands() -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from gptoss_mlx import device, doctor
+from gptoss_mlx import device
+from gptoss_mlx.cli import doctor
 from gptoss_mlx.cuda import device as cards
 from gptoss_mlx.cuda.device import Card
 from gptoss_mlx.errors import DeviceError

@@ -18,10 +18,10 @@ DEADLINE = 120  # seconds, for a process that hangs
 
 COMMANDS = {
     "help": ("gptoss_mlx", "--help"),
-    "usage": ("gptoss_mlx.plan", "--bits", "7"),
+    "usage": ("gptoss_mlx.cli.plan", "--bits", "7"),
     "plan": ("gptoss_mlx", "plan", "--model", "tiny", "--machine", "16GB Mac"),
     "plan json": ("gptoss_mlx", "plan", "--model", "tiny", "--machine", "16GB Mac", "--json"),
-    "doctor": ("gptoss_mlx.doctor", "--model", "tiny"),
+    "doctor": ("gptoss_mlx.cli.doctor", "--model", "tiny"),
     "generate": ("gptoss_mlx.generate", "--model", "tiny", "What is 27 + 58?"),
     "generate json": ("gptoss_mlx", "generate", "--model", "tiny", "--json", "What is 27 + 58?"),
     "dry run": ("convert", "TINY", "DEST", "--dry-run"),

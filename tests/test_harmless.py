@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import unicodedata
 
-from gptoss_mlx.terminal import harmless
+from gptoss_mlx.cli.terminal import harmless
 
 
 def test_harmless_covers_every_format_character_that_is_not_part_of_a_word() -> None:

@@ -202,7 +202,7 @@ def test_mlx_and_cuda_never_meet() -> None:
 
 def test_importing_the_package_loads_no_tensor_library() -> None:
     code = (
-        "import sys, gptoss_mlx, gptoss_mlx.cli\n"
+        "import sys, gptoss_mlx, gptoss_mlx.cli.main\n"
         "heavy = {'mlx', 'torch', 'numpy', 'huggingface_hub', 'transformers'}\n"
         "print(sorted(heavy & {name.split('.')[0] for name in sys.modules}))"
     )

@@ -53,8 +53,8 @@ COMMANDS = [
     ("gptoss_mlx", "--help"),
     ("gptoss_mlx", "generate", *TINY, "What is 27 + 58?"),
     ("gptoss_mlx.generate", *TINY, "What is 27 + 58?"),
-    ("gptoss_mlx.plan", *TINY, "--machine", "16GB Mac"),
-    ("gptoss_mlx.doctor", *TINY),
+    ("gptoss_mlx.cli.plan", *TINY, "--machine", "16GB Mac"),
+    ("gptoss_mlx.cli.doctor", *TINY),
     ("convert", "TINY", "converted", "--dry-run"),
 ]
 
@@ -67,9 +67,9 @@ def test_a_command_imports_nothing_from_its_folder(planted: Path, command: tuple
     assert result.stdout
 
 
-@pytest.mark.parametrize("option", [["-P"], ["-m", "gptoss_mlx.plan"], ["-mgptoss_mlx.plan"]])
+@pytest.mark.parametrize("option", [["-P"], ["-m", "gptoss_mlx.cli.plan"], ["-mgptoss_mlx.plan"]])
 def test_however_the_module_is_named(planted: Path, option: list[str]) -> None:
-    named = [] if "gptoss_mlx.plan" in option[-1] else ["-m", "gptoss_mlx.plan"]
+    named = [] if "gptoss_mlx.cli.plan" in option[-1] else ["-m", "gptoss_mlx.cli.plan"]
     result = run(sys.executable, *option, *named, "--machine", "16GB Mac", cwd=planted)
     assert (result.returncode, result.stderr) == (0, "")
 

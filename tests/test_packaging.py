@@ -78,7 +78,7 @@ def test_the_wheel_has_nothing_else(site: Path) -> None:
     entries = (site / name / "entry_points.txt").read_text(encoding="utf-8")
     assert entries.splitlines()[1:] == [
         "gptoss-convert = gptoss_convert.__main__:main",
-        "gptoss-mlx = gptoss_mlx.cli:main",
+        "gptoss-mlx = gptoss_mlx.cli.main:main",
     ]
 
 

@@ -12,10 +12,10 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks.make_checkpoint import SHAPES, config_json
+from gptoss_mlx.cli.plan import main
 from gptoss_mlx.config import ModelConfig
 from gptoss_mlx.machine import CARDS, MACHINES, mac
 from gptoss_mlx.memory import make_plan
-from gptoss_mlx.plan import main
 from gptoss_mlx.recipe import RECIPES, quantization
 from gptoss_mlx.released import CONFIGS
 from gptoss_mlx.units import show_bytes
@@ -207,7 +207,7 @@ def test_without_a_machine_this_one_is_asked() -> None:
 def test_planning_for_a_named_machine_loads_no_tensor_library() -> None:
     code = (
         "import sys\n"
-        "from gptoss_mlx.plan import main\n"
+        "from gptoss_mlx.cli.plan import main\n"
         "main(['--machine', '16GB Mac', '--json'], standalone_mode=False)\n"
         "print(sorted({'mlx', 'torch'} & {name.split('.')[0] for name in sys.modules}))"
     )

@@ -20,13 +20,13 @@ from benchmarks.make_checkpoint import Shape, write_checkpoint
 from convert.__main__ import main as convert_command
 from convert.sources import open_source
 from gptoss_mlx.checkpoint import INDEX, UNFINISHED, Checkpoint
+from gptoss_mlx.cli.question import read_question
 from gptoss_mlx.config import ModelConfig
 from gptoss_mlx.engine import _generation_defaults
 from gptoss_mlx.errors import ContextError, MemoryBudgetError
 from gptoss_mlx.harmony.encoding import special_tokens
 from gptoss_mlx.machine import MACHINES
 from gptoss_mlx.memory import make_plan
-from gptoss_mlx.question import read_question
 from gptoss_mlx.recipe import RECIPES, quantization
 from gptoss_mlx.released import CONFIGS
 from gptoss_mlx.request import Desk

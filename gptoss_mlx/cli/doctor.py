@@ -21,14 +21,14 @@ import click
 
 from gptoss_mlx import __version__, device
 from gptoss_mlx.backend import Backend, choose_backend, machine_of
+from gptoss_mlx.cli.exits import Command
+from gptoss_mlx.cli.options import BYTES, CACHE, SETTINGS, TOKENS, backend_options, model_option
+from gptoss_mlx.cli.plan import as_object, config_of, plan_table
+from gptoss_mlx.cli.terminal import Bar, harmless, show
 from gptoss_mlx.disk import read_speed
 from gptoss_mlx.errors import DeviceError
-from gptoss_mlx.exits import Command
 from gptoss_mlx.hub import local_folder
 from gptoss_mlx.memory import Plan, make_plan
-from gptoss_mlx.options import BYTES, CACHE, SETTINGS, TOKENS, backend_options, model_option
-from gptoss_mlx.plan import as_object, config_of, plan_table
-from gptoss_mlx.terminal import Bar, harmless, show
 from gptoss_mlx.units import show_bytes
 
 WRITTEN = 8
@@ -99,7 +99,7 @@ class Measured:
 def run_model(model: str, asked: Mapping[str, Any]) -> Measured:
     """Open a model, have it read two chunks and write some tokens, and see what that took."""
     import gptoss_mlx
-    from gptoss_mlx.report import compare
+    from gptoss_mlx.cli.report import compare
 
     shown = sys.stderr is not None and sys.stderr.isatty()
     with Bar(f"Measuring {model}", "bytes", shown=shown, after=1.0) as bar:

@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gptoss_mlx.backend import choose_backend, machine_of
+from gptoss_mlx.cli.exits import Command
+from gptoss_mlx.cli.options import BYTES, MACHINE, SETTINGS, TOKENS, backend_options, model_option
+from gptoss_mlx.cli.terminal import harmless, show
 from gptoss_mlx.config import ModelConfig
 from gptoss_mlx.errors import (
     ConfigError,
@@ -22,16 +25,13 @@ from gptoss_mlx.errors import (
     MemoryBudgetError,
     ModelNotFoundError,
 )
-from gptoss_mlx.exits import Command
 from gptoss_mlx.hub import local_folder
 from gptoss_mlx.jsonfile import read_json, shown
 from gptoss_mlx.machine import CARDS, MACHINES, Machine
 from gptoss_mlx.memory import MOST_ROWS, Plan, make_plan, wired_bytes
 from gptoss_mlx.names import full_name
-from gptoss_mlx.options import BYTES, MACHINE, SETTINGS, TOKENS, backend_options, model_option
 from gptoss_mlx.recipe import RECIPES, quantization
 from gptoss_mlx.released import CONFIGS
-from gptoss_mlx.terminal import harmless, show
 from gptoss_mlx.units import show_bytes, show_tokens
 
 if TYPE_CHECKING:

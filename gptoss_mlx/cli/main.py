@@ -10,14 +10,14 @@ from importlib import import_module
 import click
 
 from gptoss_mlx import __version__
-from gptoss_mlx.exits import Command
-from gptoss_mlx.options import CACHE, SETTINGS
+from gptoss_mlx.cli.exits import Command
+from gptoss_mlx.cli.options import CACHE, SETTINGS
 
 _COMMANDS = {
     "convert": ("gptoss_convert.__main__", "Convert a checkpoint to MLX format."),
-    "doctor": ("gptoss_mlx.doctor", "Show what this machine has for a model."),
+    "doctor": ("gptoss_mlx.cli.doctor", "Show what this machine has for a model."),
     "generate": ("gptoss_mlx.generate", "Answer one prompt."),
-    "plan": ("gptoss_mlx.plan", "Show what a model takes in memory, before a download."),
+    "plan": ("gptoss_mlx.cli.plan", "Show what a model takes in memory, before a download."),
 }
 
 

@@ -14,9 +14,9 @@ from typing import Any, TextIO
 
 import click
 
+from gptoss_mlx.cli.terminal import harmless
 from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.launch import INTERRUPTED, end_at_once
-from gptoss_mlx.terminal import harmless
 
 FAILED = 1
 LONGEST_LINE = 300  # characters

@@ -1,0 +1,1 @@
+"""Commands for people: what is asked, what is shown, and how a command ends."""
