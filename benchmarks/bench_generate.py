@@ -142,7 +142,7 @@ def _prompt(count: int, vocab: int) -> list[int]:
 def ours(started: float, folder: Path, dtype: str | None, prompt: int, decode: int) -> Any:
     """The FIGURES of one run, and what the device held at most beside the plan's sum, GiB."""
     import gptoss_mlx
-    from gptoss_mlx.events import FinishEvent, TokenEvent
+    from gptoss_mlx.engine.events import FinishEvent, TokenEvent
 
     begun = time.perf_counter()
     engine = gptoss_mlx.load(str(folder), dtype=dtype)

@@ -23,7 +23,7 @@ from rich.table import Table
 
 from benchmarks.confine import run
 from benchmarks.curves import draw_budgets, need_matplotlib
-from gptoss_mlx.engine import Engine
+from gptoss_mlx.engine.engine import Engine
 from gptoss_mlx.memory import Plan
 
 GIB = 2**30

@@ -15,8 +15,8 @@ from benchmarks.cuda_timing import wait
 from gptoss_mlx.checkpoint import Checkpoint
 from gptoss_mlx.cuda.model import open_model
 from gptoss_mlx.cuda.sampler import Sampler
-from gptoss_mlx.engine import Engine
-from gptoss_mlx.events import Event, TokenEvent
+from gptoss_mlx.engine.engine import Engine
+from gptoss_mlx.engine.events import Event, TokenEvent
 from gptoss_mlx.tokenizer import Decoder
 
 

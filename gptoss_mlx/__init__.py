@@ -34,9 +34,9 @@ from gptoss_mlx.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gptoss_mlx.engine import Engine
-    from gptoss_mlx.events import Event, FinishEvent, PrefillEvent, Timings, TokenEvent
-    from gptoss_mlx.result import Result, ToolCall
+    from gptoss_mlx.engine.engine import Engine
+    from gptoss_mlx.engine.events import Event, FinishEvent, PrefillEvent, Timings, TokenEvent
+    from gptoss_mlx.engine.result import Result, ToolCall
     from gptoss_mlx.sampling import Sampling
 
 __version__ = "0.1.0"
@@ -71,9 +71,9 @@ __all__ = [
 ]
 
 _HOMES = {
-    "engine": ("Engine",),
-    "events": ("Event", "FinishEvent", "PrefillEvent", "Timings", "TokenEvent"),
-    "result": ("Result", "ToolCall"),
+    "engine.engine": ("Engine",),
+    "engine.events": ("Event", "FinishEvent", "PrefillEvent", "Timings", "TokenEvent"),
+    "engine.result": ("Result", "ToolCall"),
     "sampling": ("Sampling",),
 }
 
@@ -121,7 +121,7 @@ def load(
     progress: called with (bytes read, bytes in all) while the weights are read.
     Raises GptOssError (OptionError, ModelNotFoundError, CheckpointError, ...) in one line.
     """
-    from gptoss_mlx.engine import open_engine
+    from gptoss_mlx.engine.engine import open_engine
 
     return open_engine(
         model,

@@ -19,10 +19,10 @@ from gptoss_mlx.cli.exits import Command, interruptible
 from gptoss_mlx.cli.options import BYTES, CACHE, SETTINGS, TOKENS, backend_options, model_option
 from gptoss_mlx.cli.question import Question, question_options, read_question
 from gptoss_mlx.cli.terminal import Bar, Pen, Printer, harmless
-from gptoss_mlx.events import Event, FinishEvent, PrefillEvent
+from gptoss_mlx.engine.events import Event, FinishEvent, PrefillEvent
 
 if TYPE_CHECKING:
-    from gptoss_mlx.engine import Engine
+    from gptoss_mlx.engine.engine import Engine
 
 BAR_AFTER = 1.0  # seconds; what is quicker needs no bar
 

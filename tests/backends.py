@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gptoss_mlx.engine import Engine, open_engine
+from gptoss_mlx.engine.engine import Engine, open_engine
 
 BACKENDS = ["mlx", pytest.param("torch", marks=pytest.mark.torch)]
 

@@ -22,7 +22,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from gptoss_mlx.events import Event, FinishEvent, PrefillEvent, Timings, TokenEvent
+from gptoss_mlx.engine.events import Event, FinishEvent, PrefillEvent, Timings, TokenEvent
 
 TIMINGS = Timings(0.5, 2.0, 0.75, prefill_tokens=8, reused_tokens=2, decode_tokens=20)
 

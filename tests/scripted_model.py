@@ -10,8 +10,8 @@ from functools import cache
 from types import SimpleNamespace
 from typing import Any, cast
 
-from gptoss_mlx.engine import Engine
-from gptoss_mlx.events import Event, FinishEvent, TokenEvent
+from gptoss_mlx.engine.engine import Engine
+from gptoss_mlx.engine.events import Event, FinishEvent, TokenEvent
 from gptoss_mlx.harmony import Encoding, Mask
 from gptoss_mlx.sampling import Sampling
 from gptoss_mlx.tokenizer import HarmonyTokenizer, Tokenizer

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 import gptoss_mlx
-from gptoss_mlx.engine import Engine
+from gptoss_mlx.engine.engine import Engine
+from gptoss_mlx.engine.events import FinishEvent, PrefillEvent, TokenEvent
+from gptoss_mlx.engine.result import Result
 from gptoss_mlx.errors import ClosedError, DeviceError, GptOssError, MessageError, OptionError
-from gptoss_mlx.events import FinishEvent, PrefillEvent, TokenEvent
 from gptoss_mlx.harmony import render
-from gptoss_mlx.result import Result
 from gptoss_mlx.sampling import Sampling
 from tests.scripted_model import AGAIN, ANALYSIS, FINAL, TO_F, F, Scripted, encoding
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gptoss_mlx.engine.events import Event, FinishEvent, PrefillEvent, TokenEvent
 from gptoss_mlx.errors import ContextError
-from gptoss_mlx.events import Event, FinishEvent, PrefillEvent, TokenEvent
 from tests.ring_model import RingState
 from tests.scripted_model import FINAL, Scripted, finish_of, ids_of
 

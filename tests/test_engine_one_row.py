@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gptoss_mlx.engine import Engine
-from gptoss_mlx.events import FinishEvent, PrefillEvent, TokenEvent
+from gptoss_mlx.engine.engine import Engine
+from gptoss_mlx.engine.events import FinishEvent, PrefillEvent, TokenEvent
 from gptoss_mlx.tiny import materialise
 from tests.backends import BACKENDS, engine_on
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from gptoss_mlx.events import Event
+from gptoss_mlx.engine.events import Event
+from gptoss_mlx.engine.session import Session
 from gptoss_mlx.harmony import render
 from gptoss_mlx.harmony.encoding import USER
-from gptoss_mlx.session import Session
 from tests.scripted_model import AGAIN, ANALYSIS, FINAL, TO_F, F, Scripted, encoding, finish_of
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from gptoss_mlx.engine.events import Event, FinishEvent, PrefillEvent, TokenEvent
 from gptoss_mlx.errors import ContextError
-from gptoss_mlx.events import Event, FinishEvent, PrefillEvent, TokenEvent
 from tests.scripted_model import (
     AGAIN,
     ANALYSIS,

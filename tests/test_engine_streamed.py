@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from gptoss_mlx.checkpoint import Checkpoint
-from gptoss_mlx.engine import Engine
+from gptoss_mlx.engine.engine import Engine
+from gptoss_mlx.engine.events import FinishEvent, TokenEvent
 from gptoss_mlx.errors import CheckpointError
-from gptoss_mlx.events import FinishEvent, TokenEvent
 from gptoss_mlx.model import open_model
 from gptoss_mlx.sampler import Sampler
 from gptoss_mlx.tiny import materialise

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from benchmarks.make_checkpoint import Shape
 from gptoss_mlx.cache import GROWTH, Arena, QuantizedArena, State, kv_group
-from gptoss_mlx.engine import open_engine
+from gptoss_mlx.engine.engine import open_engine
+from gptoss_mlx.engine.events import FinishEvent
 from gptoss_mlx.errors import ConfigError
-from gptoss_mlx.events import FinishEvent
 from gptoss_mlx.kernels.attention_quantized import Quantized
 from gptoss_mlx.model import Transformer
 from tests.comparison import argmax_agreement, fresh, opened, relative_l2, worst_row

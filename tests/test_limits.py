@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from gptoss_mlx.engine.events import Event, PrefillEvent
+from gptoss_mlx.engine.loop import LENGTH, PERIOD
 from gptoss_mlx.errors import SamplingError
-from gptoss_mlx.events import Event, PrefillEvent
-from gptoss_mlx.loop import LENGTH, PERIOD
 from tests.scripted_model import FINAL, Scripted, encoding, finish_of, ids_of
 
 PROMPT = list(range(100, 140))
@@ -48,7 +48,7 @@ class TestMaxTime:
         def seconds() -> Iterator[float]:
             yield from map(float, range(10_000))
 
-        monkeypatch.setattr("gptoss_mlx.clock.perf_counter", seconds().__next__)
+        monkeypatch.setattr("gptoss_mlx.engine.clock.perf_counter", seconds().__next__)
 
     def test_ends_the_answer_within_one_token(self) -> None:
         lengths = []

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from benchmarks.make_checkpoint import Shape
 from gptoss_mlx.cache import Snapshot
 from gptoss_mlx.checkpoint import Checkpoint
-from gptoss_mlx.engine import Engine
-from gptoss_mlx.events import TokenEvent
+from gptoss_mlx.engine.engine import Engine
+from gptoss_mlx.engine.events import TokenEvent
+from gptoss_mlx.engine.result import collect
 from gptoss_mlx.kernels.choice import (
     MODULES,
     Kernels,
@@ -27,7 +28,6 @@ from gptoss_mlx.kernels.choice import (
 )
 from gptoss_mlx.kernels.verdicts import Verdicts
 from gptoss_mlx.model import Transformer, open_model
-from gptoss_mlx.result import collect
 from gptoss_mlx.sampler import Sampler
 from gptoss_mlx.tiny import materialise
 from gptoss_mlx.tokenizer import load_tokenizer

@@ -14,8 +14,8 @@ import pytest
 
 from gptoss_mlx import weights
 from gptoss_mlx.checkpoint import Checkpoint
+from gptoss_mlx.engine.events import TokenEvent
 from gptoss_mlx.errors import CheckpointError, NumericalError
-from gptoss_mlx.events import TokenEvent
 from gptoss_mlx.reader import FileReader
 from gptoss_mlx.shard import Tensor
 from gptoss_mlx.tiny import materialise

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gptoss_mlx.engine import _generation_defaults
+from gptoss_mlx.engine.engine import _generation_defaults
 from gptoss_mlx.errors import CheckpointError, ContextError, MessageError, SamplingError
 from gptoss_mlx.harmony import render
 from tests.scripted_model import Scripted, encoding, finish_of, ids_of, tokenizer

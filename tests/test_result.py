@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from gptoss_mlx.events import FinishEvent, PrefillEvent, Timings, TokenEvent
-from gptoss_mlx.result import Result, collect
+from gptoss_mlx.engine.events import FinishEvent, PrefillEvent, Timings, TokenEvent
+from gptoss_mlx.engine.result import Result, collect
 from tests.scripted_model import AGAIN, ANALYSIS, FINAL, TO_F, F, Scripted
 
 PREAMBLE = "<|channel|>commentary<|message|>"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from gptoss_mlx.session import SNAPSHOT_BUDGET, Session
+from gptoss_mlx.engine.session import SNAPSHOT_BUDGET, Session
 from tests.ring_model import RingModel, RingState
 
 WINDOW = 6

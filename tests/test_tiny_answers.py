@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import gptoss_mlx
-from gptoss_mlx.engine import Engine
+from gptoss_mlx.engine.engine import Engine
 
 WEATHER = {
     "type": "function",

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptoss_mlx.events import TokenEvent
+from gptoss_mlx.engine.events import TokenEvent
+from gptoss_mlx.engine.writer import PlainText, Writer
 from gptoss_mlx.harmony import Encoding, Parser, Piece
 from gptoss_mlx.tokenizer import Decoder
-from gptoss_mlx.writer import PlainText, Writer
 
 
 class Script:

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gptoss_mlx.device import peak_bytes
-from gptoss_mlx.events import Event, FinishEvent, Timings
+from gptoss_mlx.engine.events import Event, FinishEvent, Timings
+from gptoss_mlx.engine.result import collect
 from gptoss_mlx.memory import Plan, device_bytes
-from gptoss_mlx.result import collect
 from gptoss_mlx.tokenizer import Tokenizer
 from gptoss_mlx.units import show_bytes
 

@@ -16,7 +16,7 @@ import sys
 from threading import Lock, Timer
 from typing import TYPE_CHECKING, Literal, TextIO
 
-from gptoss_mlx.events import TokenEvent
+from gptoss_mlx.engine.events import TokenEvent
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -23,8 +23,8 @@ from gptoss_mlx.cuda.choice import MODULES, checked, is_reference
 from gptoss_mlx.cuda.current import launching_on
 from gptoss_mlx.cuda.graph import Graphs
 from gptoss_mlx.cuda.model import Transformer, open_model
-from gptoss_mlx.engine import Engine
-from gptoss_mlx.events import Event, FinishEvent, PrefillEvent, TokenEvent
+from gptoss_mlx.engine.engine import Engine
+from gptoss_mlx.engine.events import Event, FinishEvent, PrefillEvent, TokenEvent
 
 DTYPES = ("bfloat16", "float32")
 IDS = [(7 * i) % 8192 for i in range(300)]

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from benchmarks.make_checkpoint import Shape
 from gptoss_mlx import pool, reader, slots
 from gptoss_mlx.cli.report import table
+from gptoss_mlx.engine.events import FinishEvent, Timings
 from gptoss_mlx.errors import CheckpointError
-from gptoss_mlx.events import FinishEvent, Timings
 from gptoss_mlx.machine import Machine
 from gptoss_mlx.memory import make_plan
 from gptoss_mlx.reader import FileReader

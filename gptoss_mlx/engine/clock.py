@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from time import perf_counter
 
-from gptoss_mlx.events import Timings
+from gptoss_mlx.engine.events import Timings
 
 
 class Clock:

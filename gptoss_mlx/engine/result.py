@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from gptoss_mlx.events import Event, FinishEvent, FinishReason, Limit, Timings, TokenEvent
+from gptoss_mlx.engine.events import Event, FinishEvent, FinishReason, Limit, Timings, TokenEvent
 
 _SPECIAL = re.compile(r"<\|\w+\|>")
 _ENDS = ("<|end|>", "<|return|>", "<|call|>", "<|endoftext|>")

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-from gptoss_mlx.events import TokenEvent
+from gptoss_mlx.engine.events import TokenEvent
 from gptoss_mlx.harmony import Parser, Piece
 
 

@@ -17,28 +17,28 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from gptoss_mlx.arguments import model_name, one_of, whole_number
 from gptoss_mlx.backend import choose_backend, machine_of
 from gptoss_mlx.checkpoint import Checkpoint, Progress
 from gptoss_mlx.config import ModelConfig
+from gptoss_mlx.engine.arguments import model_name, one_of, whole_number
+from gptoss_mlx.engine.events import Event
+from gptoss_mlx.engine.request import Desk, Prompt, Request
+from gptoss_mlx.engine.result import Result, collect
+from gptoss_mlx.engine.session import Model, Session
+from gptoss_mlx.engine.stream import Run, Stream, alone, together
 from gptoss_mlx.errors import (
     CheckpointError,
     ClosedError,
     MessageError,
     SamplingError,
 )
-from gptoss_mlx.events import Event
 from gptoss_mlx.hub import local_folder, locate
 from gptoss_mlx.jsonfile import read_json, shown
 from gptoss_mlx.memory import Plan, make_plan, wired_bytes
 from gptoss_mlx.names import full_name
 from gptoss_mlx.regular import is_named
 from gptoss_mlx.released import CONFIGS
-from gptoss_mlx.request import Desk, Prompt, Request
-from gptoss_mlx.result import Result, collect
 from gptoss_mlx.sampling import Sampling
-from gptoss_mlx.session import Model, Session
-from gptoss_mlx.stream import Run, Stream, alone, together
 from gptoss_mlx.tokenizer import Tokenizer, load_tokenizer
 from gptoss_mlx.units import parse_bytes, parse_tokens
 

@@ -15,14 +15,21 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any, TypeAlias
 
-from gptoss_mlx.clock import Clock
-from gptoss_mlx.events import Event, FinishEvent, FinishReason, Limit, PrefillEvent, TokenEvent
+from gptoss_mlx.engine.clock import Clock
+from gptoss_mlx.engine.events import (
+    Event,
+    FinishEvent,
+    FinishReason,
+    Limit,
+    PrefillEvent,
+    TokenEvent,
+)
+from gptoss_mlx.engine.loop import Loop
+from gptoss_mlx.engine.request import Request
+from gptoss_mlx.engine.session import Session
+from gptoss_mlx.engine.writer import PlainText, Writer
 from gptoss_mlx.harmony import Parser
-from gptoss_mlx.loop import Loop
-from gptoss_mlx.request import Request
-from gptoss_mlx.session import Session
 from gptoss_mlx.tokenizer import Tokenizer
-from gptoss_mlx.writer import PlainText, Writer
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from typing import Any, cast
 import numpy as np
 
 from gptoss_mlx.config import ModelConfig
+from gptoss_mlx.engine.events import Limit
 from gptoss_mlx.errors import ContextError, MessageError, SamplingError
-from gptoss_mlx.events import Limit
 from gptoss_mlx.harmony import Encoding, Headers, HeaderState, read_tools, render
 from gptoss_mlx.harmony.encoding import START, USER
 from gptoss_mlx.jsonfile import shown

@@ -1,0 +1,1 @@
+"""Conversations on a model: requests, streams of events, and what they leave."""
