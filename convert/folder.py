@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from gptoss_mlx import disk
 from gptoss_mlx.errors import ConversionError
-from gptoss_mlx.jsonfile import shown
+from gptoss_mlx.files import disk
+from gptoss_mlx.files.jsonfile import shown
 
 PARTIAL = ".partial"
 """What the name of a file ends in until the file is whole."""

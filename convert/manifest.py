@@ -11,7 +11,7 @@ from typing import Any
 
 from gptoss_mlx import __version__
 from gptoss_mlx.errors import CheckpointError
-from gptoss_mlx.jsonfile import read_json, shown
+from gptoss_mlx.files.jsonfile import read_json, shown
 
 from .plan import Plan
 from .source import MANIFEST, Source

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptoss_mlx.shard import ITEM_BYTES, NUMPY, Tensor, read_into
+from gptoss_mlx.files.shard import ITEM_BYTES, NUMPY, Tensor, read_into
 
 from . import rules
 

@@ -10,8 +10,8 @@ from typing import Any, Literal, TypeGuard
 
 from gptoss_mlx.checkpoint import UNFINISHED
 from gptoss_mlx.errors import CheckpointError, ConversionError
-from gptoss_mlx.jsonfile import shown
-from gptoss_mlx.regular import open_regular, read_regular
+from gptoss_mlx.files.jsonfile import shown
+from gptoss_mlx.files.regular import open_regular, read_regular
 
 from . import folder as own
 from . import journal

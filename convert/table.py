@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gptoss_mlx.cli.terminal import harmless
-from gptoss_mlx.shard import Tensor
+from gptoss_mlx.files.shard import Tensor
 
 from .manifest import sizes
 from .plan import Plan, Task

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from gptoss_mlx.checkpoint import Progress
 from gptoss_mlx.errors import ConversionError
-from gptoss_mlx.jsonfile import shown
-from gptoss_mlx.shard import Tensor, read_into
+from gptoss_mlx.files.jsonfile import shown
+from gptoss_mlx.files.shard import Tensor, read_into
 
 from . import rules
 from .manifest import read_manifest

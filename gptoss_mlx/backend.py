@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 
 from gptoss_mlx.errors import DeviceError
-from gptoss_mlx.jsonfile import shown
+from gptoss_mlx.files.jsonfile import shown
 from gptoss_mlx.machine import Machine
 
 BACKENDS = ("mlx", "torch", "cuda")

@@ -19,7 +19,7 @@ from typing import ClassVar
 
 from gptoss_mlx.checkpoint import expected_tensors
 from gptoss_mlx.config import ModelConfig
-from gptoss_mlx.shard import ITEM_BYTES
+from gptoss_mlx.files.shard import ITEM_BYTES
 
 MiB = 1 << 20
 

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from gptoss_mlx.errors import CheckpointError, ConfigError
-from gptoss_mlx.jsonfile import read_json, shown
+from gptoss_mlx.files.jsonfile import read_json, shown
 
 ARCHITECTURE = "GptOssForCausalLM"
 MODEL_TYPE = "gpt_oss"

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from gptoss_mlx.errors import ModelNotFoundError
-from gptoss_mlx.jsonfile import shown
+from gptoss_mlx.files.jsonfile import shown
+from gptoss_mlx.files.paths import expanded
 from gptoss_mlx.names import full_name
-from gptoss_mlx.paths import expanded
 
 DEFAULT_MODEL = "openai/gpt-oss-20b"
 TINY = "tiny"

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from gptoss_mlx.jsonfile import shown
+from gptoss_mlx.files.jsonfile import shown
 
 _MAC = re.compile(
     r"(?:macbook (?:air|pro)|mac (?:mini|studio|pro)|imac)?[\s,]*"

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from gptoss_mlx.errors import NumericalError, SamplingError
-from gptoss_mlx.jsonfile import shown
+from gptoss_mlx.files.jsonfile import shown
 
 MAX_TOP_LOGPROBS = 20
 MAX_SEED = 2**63 - 1

@@ -26,10 +26,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptoss_mlx.experts import ExpertBank
+from gptoss_mlx.files.pool import Tasks
+from gptoss_mlx.files.reader import FileReader
+from gptoss_mlx.files.shard import Tensor
 from gptoss_mlx.guesses import Guesses
-from gptoss_mlx.pool import Tasks
-from gptoss_mlx.reader import FileReader
-from gptoss_mlx.shard import Tensor
 from gptoss_mlx.slots import SlotTable, Watch, debugging
 
 

@@ -27,13 +27,13 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from gptoss_mlx.disk import sync
 from gptoss_mlx.errors import CheckpointError
+from gptoss_mlx.files.disk import sync
+from gptoss_mlx.files.jsonfile import read_json, shown
+from gptoss_mlx.files.paths import cache_folder
+from gptoss_mlx.files.regular import open_regular, read_regular
+from gptoss_mlx.files.shard import header_bytes
 from gptoss_mlx.harmony.export import write_tokenizer
-from gptoss_mlx.jsonfile import read_json, shown
-from gptoss_mlx.paths import cache_folder
-from gptoss_mlx.regular import open_regular, read_regular
-from gptoss_mlx.shard import header_bytes
 
 Progress = Callable[[int, int], None]
 

@@ -18,6 +18,9 @@ from typing import Any, Protocol
 
 from gptoss_mlx.config import ModelConfig
 from gptoss_mlx.errors import CheckpointError, VocabularyError
+from gptoss_mlx.files.jsonfile import JSON_LIMIT, parse_json, shown
+from gptoss_mlx.files.paths import cache_folder
+from gptoss_mlx.files.regular import is_named, read_regular
 from gptoss_mlx.harmony.encoding import (
     ORDINARY_TOKENS,
     STOP_IDS,
@@ -27,9 +30,6 @@ from gptoss_mlx.harmony.encoding import (
     with_whole_characters,
 )
 from gptoss_mlx.harmony.export import ordinary_tokens
-from gptoss_mlx.jsonfile import JSON_LIMIT, parse_json, shown
-from gptoss_mlx.paths import cache_folder
-from gptoss_mlx.regular import is_named, read_regular
 
 _JSON_LIMIT = 40 << 20
 """Bytes of a tokenizer.json; the released one has 28 million."""

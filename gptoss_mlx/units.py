@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from decimal import Decimal
 
-from gptoss_mlx.jsonfile import shown
+from gptoss_mlx.files.jsonfile import shown
 
 _UNITS = {
     "b": 1,

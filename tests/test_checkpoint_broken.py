@@ -12,7 +12,7 @@ import pytest
 
 from gptoss_mlx.checkpoint import Checkpoint
 from gptoss_mlx.errors import CheckpointError
-from gptoss_mlx.shard import HEADER_LIMIT
+from gptoss_mlx.files.shard import HEADER_LIMIT
 from tests.broken import INDEX, edit_header, edit_json, rename_tensor, shard_with
 
 NORM = "model.norm.weight"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gptoss_mlx import disk
+from gptoss_mlx.files import disk
 
 
 def written(tmp_path: Path, nbytes: int) -> Path:

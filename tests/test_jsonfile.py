@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptoss_mlx.errors import CheckpointError
-from gptoss_mlx.jsonfile import JSON_LIMIT, parse_json, shown
+from gptoss_mlx.files.jsonfile import JSON_LIMIT, parse_json, shown
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),

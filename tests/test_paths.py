@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gptoss_mlx.paths import cache_folder, expanded
+from gptoss_mlx.files.paths import cache_folder, expanded
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gptoss_mlx import reader as reader_module
 from gptoss_mlx.errors import CheckpointError
-from gptoss_mlx.pool import Stopped
-from gptoss_mlx.reader import FileReader
-from gptoss_mlx.shard import Tensor
+from gptoss_mlx.files import reader as reader_module
+from gptoss_mlx.files.pool import Stopped
+from gptoss_mlx.files.reader import FileReader
+from gptoss_mlx.files.shard import Tensor
 
 DATA = np.random.default_rng(0).integers(0, 256, 10_000, np.uint8)
 

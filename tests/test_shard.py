@@ -14,7 +14,7 @@ from safetensors.numpy import save, save_file
 
 from gptoss_mlx.checkpoint import read_into
 from gptoss_mlx.errors import CheckpointError
-from gptoss_mlx.shard import read_shard
+from gptoss_mlx.files.shard import read_shard
 
 ARRAYS = st.dictionaries(
     st.text(min_size=1, max_size=12).filter(lambda name: name != "__metadata__"),

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from gptoss_mlx.errors import CheckpointError
-from gptoss_mlx.jsonfile import shown
-from gptoss_mlx.regular import open_regular
+from gptoss_mlx.files.jsonfile import shown
+from gptoss_mlx.files.regular import open_regular
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)

@@ -7,9 +7,9 @@ from pathlib import Path
 from gptoss_mlx.checkpoint import INDEX, expected_tensors
 from gptoss_mlx.config import ModelConfig, Quantization, QuantizationSpec
 from gptoss_mlx.errors import CheckpointError
-from gptoss_mlx.jsonfile import read_json
-from gptoss_mlx.regular import is_named
-from gptoss_mlx.shard import read_shard
+from gptoss_mlx.files.jsonfile import read_json
+from gptoss_mlx.files.regular import is_named
+from gptoss_mlx.files.shard import read_shard
 
 from .. import rules
 from ..piece import Piece

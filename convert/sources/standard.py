@@ -10,8 +10,8 @@ from typing import Any
 
 from gptoss_mlx.config import FULL, SLIDING, ModelConfig
 from gptoss_mlx.errors import CheckpointError
+from gptoss_mlx.files.jsonfile import shown
 from gptoss_mlx.harmony.export import write_tokenizer
-from gptoss_mlx.jsonfile import shown
 
 from ..source import RELEASED_QUANTIZATION
 

@@ -25,8 +25,8 @@ from gptoss_mlx.cli.exits import Command
 from gptoss_mlx.cli.options import BYTES, CACHE, SETTINGS, TOKENS, backend_options, model_option
 from gptoss_mlx.cli.plan import as_object, config_of, plan_table
 from gptoss_mlx.cli.terminal import Bar, harmless, show
-from gptoss_mlx.disk import read_speed
 from gptoss_mlx.errors import DeviceError
+from gptoss_mlx.files.disk import read_speed
 from gptoss_mlx.hub import local_folder
 from gptoss_mlx.memory import Plan, make_plan
 from gptoss_mlx.units import show_bytes

@@ -25,8 +25,8 @@ from gptoss_mlx.errors import (
     MemoryBudgetError,
     ModelNotFoundError,
 )
+from gptoss_mlx.files.jsonfile import read_json, shown
 from gptoss_mlx.hub import local_folder
-from gptoss_mlx.jsonfile import read_json, shown
 from gptoss_mlx.machine import CARDS, MACHINES, Machine
 from gptoss_mlx.memory import MOST_ROWS, Plan, make_plan, wired_bytes
 from gptoss_mlx.names import full_name

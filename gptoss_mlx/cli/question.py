@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import click
 
 from gptoss_mlx.errors import MessageError, SamplingError
-from gptoss_mlx.jsonfile import shown
+from gptoss_mlx.files.jsonfile import shown
 from gptoss_mlx.sampling import Sampling
 
 FILE_LIMIT = 64 << 20

@@ -26,7 +26,7 @@ from gptoss_mlx.cuda.agreement import difference
 from gptoss_mlx.cuda.current import launching_on
 from gptoss_mlx.cuda.operands import Groups, Routed
 from gptoss_mlx.errors import KernelError
-from gptoss_mlx.pool import Pool
+from gptoss_mlx.files.pool import Pool
 
 VARIABLE = "GPTOSS_KERNELS"
 AGREEMENT = {torch.float32: 1e-3, torch.bfloat16: 1e-2}

@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 
 from gptoss_mlx.cuda import mxfp4
 from gptoss_mlx.cuda.experts import Experts
-from gptoss_mlx.pool import Tasks
-from gptoss_mlx.reader import FileReader
-from gptoss_mlx.shard import Tensor
+from gptoss_mlx.files.pool import Tasks
+from gptoss_mlx.files.reader import FileReader
+from gptoss_mlx.files.shard import Tensor
 from gptoss_mlx.slots import SlotTable, debugging
 
 STAGED = 8

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from gptoss_mlx.errors import OptionError
-from gptoss_mlx.jsonfile import shown
+from gptoss_mlx.files.jsonfile import shown
 
 
 def model_name(model: object) -> str:

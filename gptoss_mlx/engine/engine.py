@@ -32,11 +32,11 @@ from gptoss_mlx.errors import (
     MessageError,
     SamplingError,
 )
+from gptoss_mlx.files.jsonfile import read_json, shown
+from gptoss_mlx.files.regular import is_named
 from gptoss_mlx.hub import local_folder, locate
-from gptoss_mlx.jsonfile import read_json, shown
 from gptoss_mlx.memory import Plan, make_plan, wired_bytes
 from gptoss_mlx.names import full_name
-from gptoss_mlx.regular import is_named
 from gptoss_mlx.released import CONFIGS
 from gptoss_mlx.sampling import Sampling
 from gptoss_mlx.tokenizer import Tokenizer, load_tokenizer

@@ -15,9 +15,9 @@ import numpy as np
 from gptoss_mlx.config import ModelConfig
 from gptoss_mlx.engine.events import Limit
 from gptoss_mlx.errors import ContextError, MessageError, SamplingError
+from gptoss_mlx.files.jsonfile import shown
 from gptoss_mlx.harmony import Encoding, Headers, HeaderState, read_tools, render
 from gptoss_mlx.harmony.encoding import START, USER
-from gptoss_mlx.jsonfile import shown
 from gptoss_mlx.sampling import DRAWN_SEEDS, Sampling
 from gptoss_mlx.tokenizer import Tokenizer
 

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from gptoss_mlx.errors import ContextError, VocabularyError
+from gptoss_mlx.files.regular import read_regular
 from gptoss_mlx.harmony.merges import LONGEST_TOKEN, merge_long
 from gptoss_mlx.harmony.words import pieces
-from gptoss_mlx.regular import read_regular
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 VOCABULARY = DATA / "o200k_base.tiktoken"

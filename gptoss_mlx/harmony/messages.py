@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any
 
 from gptoss_mlx.errors import MessageError
+from gptoss_mlx.files.jsonfile import shown
 from gptoss_mlx.harmony.schema import clean
 from gptoss_mlx.harmony.tools import tool_name
-from gptoss_mlx.jsonfile import shown
 
 INSTRUCTIONS = "# Instructions\n\n"
 ROLES = ("system", "developer", "user", "assistant", "tool")

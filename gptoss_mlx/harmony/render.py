@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from gptoss_mlx.errors import MessageError
+from gptoss_mlx.files.jsonfile import shown
 from gptoss_mlx.harmony.encoding import ASSISTANT, CALL, END, MESSAGE, RETURN, START, Encoding
 from gptoss_mlx.harmony.messages import INSTRUCTIONS, Turn, read_messages
 from gptoss_mlx.harmony.schema import clean
 from gptoss_mlx.harmony.stand_ins import StandIns
 from gptoss_mlx.harmony.tools import Tools, read_tools
-from gptoss_mlx.jsonfile import shown
 
 IDENTITY = "You are ChatGPT, a large language model trained by OpenAI."
 KNOWLEDGE_CUTOFF = "2024-06"

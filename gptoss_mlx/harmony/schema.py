@@ -15,8 +15,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from gptoss_mlx.files.jsonfile import shown
 from gptoss_mlx.harmony.encoding import with_whole_characters
-from gptoss_mlx.jsonfile import shown
 
 MAX_DEPTH = 48  # the renderer reads JSON of at most 128 levels
 _MAX_NODES = 4000  # references may expand without end

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from gptoss_mlx.errors import MessageError
+from gptoss_mlx.files.jsonfile import shown
 from gptoss_mlx.harmony.schema import clean, normalise
-from gptoss_mlx.jsonfile import shown
 
 BUILTIN = ("browser", "python")
 TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,128}")

@@ -16,6 +16,7 @@ from typing import Any
 import mlx.core as mx
 
 from gptoss_mlx.errors import KernelError
+from gptoss_mlx.files.paths import cache_folder
 from gptoss_mlx.kernels import (
     decode_attention,
     decode_qkv,
@@ -28,7 +29,6 @@ from gptoss_mlx.kernels import (
 from gptoss_mlx.kernels.metal import Factory, Threads, largest
 from gptoss_mlx.kernels.trial import Trials, Tried
 from gptoss_mlx.kernels.verdicts import Verdicts, this_machine
-from gptoss_mlx.paths import cache_folder
 
 VARIABLE = "GPTOSS_KERNELS"
 

@@ -17,13 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.make_checkpoint import Shape
-from gptoss_mlx import pool, reader, slots
+from gptoss_mlx import slots
 from gptoss_mlx.cli.report import table
 from gptoss_mlx.engine.events import FinishEvent, Timings
 from gptoss_mlx.errors import CheckpointError
+from gptoss_mlx.files import pool, reader
+from gptoss_mlx.files.reader import FileReader
 from gptoss_mlx.machine import Machine
 from gptoss_mlx.memory import make_plan
-from gptoss_mlx.reader import FileReader
 from tests.backends import open_on
 from tests.comparison import fresh
 from tests.interrupts import Interrupt, everywhere

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from gptoss_mlx.errors import CheckpointError
-from gptoss_mlx.pool import Call, Pool, Tasks
-from gptoss_mlx.regular import open_regular
-from gptoss_mlx.shard import Tensor
+from gptoss_mlx.files.pool import Call, Pool, Tasks
+from gptoss_mlx.files.regular import open_regular
+from gptoss_mlx.files.shard import Tensor
 
 PIECE = 2 << 20  # bytes a thread reads at a time: several threads share an expert's matrix
 THREADS = 8

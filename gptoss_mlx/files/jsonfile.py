@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from gptoss_mlx.errors import CheckpointError
-from gptoss_mlx.regular import read_regular
+from gptoss_mlx.files.regular import read_regular
 
 JSON_LIMIT = 4 << 20
 """Bytes of a config, index or header; gpt-oss-120b's take a tenth of a megabyte. Parsed, a hostile

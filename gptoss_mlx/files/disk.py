@@ -9,7 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from gptoss_mlx.regular import open_regular
+from gptoss_mlx.files.regular import open_regular
 
 PIECE = 4 << 20  # bytes read at a time, about one of an expert's matrices
 _PIECES = 64

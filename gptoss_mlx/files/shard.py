@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from gptoss_mlx.errors import CheckpointError
-from gptoss_mlx.jsonfile import JSON_LIMIT, parse_json, shown
-from gptoss_mlx.regular import open_regular
+from gptoss_mlx.files.jsonfile import JSON_LIMIT, parse_json, shown
+from gptoss_mlx.files.regular import open_regular
 
 HEADER_LIMIT = JSON_LIMIT
 """The longest header read, in bytes."""

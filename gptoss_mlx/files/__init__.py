@@ -1,0 +1,1 @@
+"""Bytes on disk: safetensors, JSON, the reader of weights; regular files only, with limits."""
