@@ -27,7 +27,7 @@ from rich.table import Table
 
 from convert.plan import Plan, to_mlx
 from convert.sources import open_source
-from gptoss_mlx.recipe import RECIPES
+from gptoss_mlx.spec.recipe import RECIPES
 
 
 @click.command()

@@ -38,7 +38,7 @@ from gptoss_mlx.buffers import SNAPSHOT_BUDGET
 from gptoss_mlx.checkpoint import Checkpoint
 from gptoss_mlx.machine import Machine
 from gptoss_mlx.memory import Plan, make_plan
-from gptoss_mlx.recipe import RECIPES
+from gptoss_mlx.spec.recipe import RECIPES
 from gptoss_mlx.units import parse_bytes, show_bytes
 
 CPU = Machine("this machine", None, None, False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gptoss_mlx.config import MXFP4_BLOCK, ModelConfig
+from gptoss_mlx.spec.config import MXFP4_BLOCK, ModelConfig
 
 GROUP = 64  # of 8-bit matrices
 

@@ -15,11 +15,11 @@ import torch
 
 from benchmarks.random_values import middle_scale, normal_of
 from gptoss_mlx.checkpoint import expected_tensors
-from gptoss_mlx.config import ModelConfig
 from gptoss_mlx.cuda.cache import Cache
 from gptoss_mlx.cuda.choice import Kernels
 from gptoss_mlx.cuda.model import Transformer
 from gptoss_mlx.cuda.operands import Matrix
+from gptoss_mlx.spec.config import ModelConfig
 
 GROUP = 64  # weights that share a scale where matrices are in 8 bits
 _BYTE_STD = math.sqrt((256**2 - 1) / 12)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from gptoss_mlx.config import QuantizationSpec
 from gptoss_mlx.kernels.matrix import Matrix
+from gptoss_mlx.spec.config import QuantizationSpec
 from tests.metal_emulator import Emulator
 
 

@@ -129,7 +129,7 @@ def _ours(folder: Path, context: int) -> Callable[[], Step]:
     from gptoss_mlx.kernels.decode_attention import decode_attention
     from gptoss_mlx.model import open_model
     from gptoss_mlx.sampler import Sampler
-    from gptoss_mlx.sampling import Sampling
+    from gptoss_mlx.spec.sampling import Sampling
 
     checkpoint = Checkpoint.open(folder)
     # The reference in another guise: not what `Kernels.pages` takes for one that needs no pages.
@@ -246,7 +246,7 @@ def _convert(released: Path, folder: Path) -> None:
     from convert import destination
     from convert.plan import to_mlx
     from convert.sources import open_source
-    from gptoss_mlx.recipe import RECIPES
+    from gptoss_mlx.spec.recipe import RECIPES
 
     source = open_source(released)
     destination.write(source, to_mlx(source, RECIPES["8"]), folder)

@@ -37,10 +37,10 @@ from convert import destination
 from convert.plan import expected_nbytes, to_mlx
 from convert.sources import open_source
 from gptoss_mlx.checkpoint import Checkpoint
-from gptoss_mlx.config import ModelConfig
 from gptoss_mlx.harmony import Encoding
 from gptoss_mlx.model import open_model
-from gptoss_mlx.recipe import RECIPES, Recipe, quantization
+from gptoss_mlx.spec.config import ModelConfig
+from gptoss_mlx.spec.recipe import RECIPES, Recipe, quantization
 from gptoss_mlx.tiny import materialise
 from tiny.conversations import MAKERS, encode, make
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptoss_mlx.config import ModelConfig
+from gptoss_mlx.spec.config import ModelConfig
 
 Draw = Callable[[np.random.Generator, int], NDArray[Any]]
 """(generator, count) -> that many values as stored: uint16 for BF16, uint8 for U8."""

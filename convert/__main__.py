@@ -14,7 +14,7 @@ from gptoss_mlx.cli.options import SETTINGS
 from gptoss_mlx.cli.terminal import Bar, Pen, harmless, show
 from gptoss_mlx.errors import ConversionError
 from gptoss_mlx.files.paths import expanded
-from gptoss_mlx.recipe import RECIPES
+from gptoss_mlx.spec.recipe import RECIPES
 
 from .conversion import Conversion
 from .state import free_bytes

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gptoss_mlx.checkpoint import UNFINISHED, Progress
 from gptoss_mlx.errors import ConversionError
-from gptoss_mlx.recipe import RECIPES
+from gptoss_mlx.spec.recipe import RECIPES
 
 from . import destination, plan, verify
 from . import state as states

@@ -16,10 +16,10 @@ from typing import Any
 
 from gptoss_mlx import __version__
 from gptoss_mlx.checkpoint import INDEX, SINGLE, expected_tensors
-from gptoss_mlx.config import ModelConfig, QuantizationSpec
 from gptoss_mlx.files.jsonfile import parse_json
 from gptoss_mlx.files.shard import ITEM_BYTES, header_bytes
-from gptoss_mlx.recipe import Recipe, quantization
+from gptoss_mlx.spec.config import ModelConfig, QuantizationSpec
+from gptoss_mlx.spec.recipe import Recipe, quantization
 
 from .piece import Piece
 from .source import MANIFEST, Release, Source

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptoss_mlx.config import QuantizationSpec
 from gptoss_mlx.errors import CheckpointError
+from gptoss_mlx.spec.config import QuantizationSpec
 
 if TYPE_CHECKING:
     import mlx.core as mx

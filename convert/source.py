@@ -11,11 +11,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from gptoss_mlx.config import ModelConfig, QuantizationSpec
 from gptoss_mlx.errors import CheckpointError
 from gptoss_mlx.files.jsonfile import shown
 from gptoss_mlx.files.regular import read_regular
 from gptoss_mlx.files.shard import Tensor, read_into, read_shard
+from gptoss_mlx.spec.config import ModelConfig, QuantizationSpec
 
 from . import rules
 from .piece import Piece

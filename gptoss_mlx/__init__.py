@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from gptoss_mlx.engine.engine import Engine
     from gptoss_mlx.engine.events import Event, FinishEvent, PrefillEvent, Timings, TokenEvent
     from gptoss_mlx.engine.result import Result, ToolCall
-    from gptoss_mlx.sampling import Sampling
+    from gptoss_mlx.spec.sampling import Sampling
 
 __version__ = "0.1.0"
 
@@ -74,7 +74,7 @@ _HOMES = {
     "engine.engine": ("Engine",),
     "engine.events": ("Event", "FinishEvent", "PrefillEvent", "Timings", "TokenEvent"),
     "engine.result": ("Result", "ToolCall"),
-    "sampling": ("Sampling",),
+    "spec.sampling": ("Sampling",),
 }
 
 

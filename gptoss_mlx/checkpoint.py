@@ -20,14 +20,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptoss_mlx.config import MXFP4_BLOCK, ModelConfig
 from gptoss_mlx.errors import CheckpointError
 from gptoss_mlx.files.jsonfile import parse_json, read_json, shown
 from gptoss_mlx.files.pool import Call, Pool
 from gptoss_mlx.files.reader import FileReader
 from gptoss_mlx.files.regular import is_named, open_regular, read_regular
 from gptoss_mlx.files.shard import NUMPY, Tensor, read_into, read_shard
-from gptoss_mlx.recipe import RECIPES
+from gptoss_mlx.spec.config import MXFP4_BLOCK, ModelConfig
+from gptoss_mlx.spec.recipe import RECIPES
 
 __all__ = ["Checkpoint", "Progress", "Tensor", "expected_tensors", "read_into"]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from gptoss_mlx.config import ModelConfig
+from gptoss_mlx.spec.config import ModelConfig
 from gptoss_mlx.weights import Loader
 
 

@@ -22,9 +22,9 @@ from gptoss_mlx.buffers import (
     Sizes,
     least_slots,
 )
-from gptoss_mlx.config import ModelConfig
 from gptoss_mlx.errors import ContextError, DeviceError, MemoryBudgetError
 from gptoss_mlx.machine import Machine
+from gptoss_mlx.spec.config import ModelConfig
 from gptoss_mlx.torch_buffers import CudaSizes, TorchCPUSizes
 from gptoss_mlx.units import show_bytes
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
-from gptoss_mlx.sampling import SMALLEST, WEYL, WORD, Mask, Sampling, check_finite
+from gptoss_mlx.spec.sampling import SMALLEST, WEYL, WORD, Mask, Sampling, check_finite
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from gptoss_mlx.config import ModelConfig
 from gptoss_mlx.errors import CheckpointError, VocabularyError
 from gptoss_mlx.files.jsonfile import JSON_LIMIT, parse_json, shown
 from gptoss_mlx.files.paths import cache_folder
@@ -30,6 +29,7 @@ from gptoss_mlx.harmony.encoding import (
     with_whole_characters,
 )
 from gptoss_mlx.harmony.export import ordinary_tokens
+from gptoss_mlx.spec.config import ModelConfig
 
 _JSON_LIMIT = 40 << 20
 """Bytes of a tokenizer.json; the released one has 28 million."""

@@ -16,8 +16,8 @@ from math import prod
 from typing import ClassVar
 
 from gptoss_mlx.buffers import Buffer, Choice, MiB, Sizes
-from gptoss_mlx.config import QuantizationSpec
 from gptoss_mlx.files.shard import ITEM_BYTES
+from gptoss_mlx.spec.config import QuantizationSpec
 
 CUDA_CONTEXT = 504 * MiB
 """What a process takes of a card before it has a tensor there. An estimate, of Hopper; where the

@@ -13,8 +13,8 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from gptoss_mlx.config import ModelConfig
-from gptoss_mlx.rope import periods
+from gptoss_mlx.spec.config import ModelConfig
+from gptoss_mlx.spec.rope import periods
 
 
 def load(folder: Path, *, exact: bool) -> Any:

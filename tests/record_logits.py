@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.make_checkpoint import write_checkpoint
-from gptoss_mlx.released import CONFIGS
+from gptoss_mlx.spec.released import CONFIGS
 from tests.shapes import CASES, GOLDEN, Case
 
 FILE = Path(__file__).parent / "data" / "golden_logits.npz"

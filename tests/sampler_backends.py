@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gptoss_mlx.sampling import Sampling
+from gptoss_mlx.spec.sampling import Sampling
 
 Draw = Callable[[NDArray[np.float32]], int]
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptoss_mlx.harmony import Mask
-from gptoss_mlx.sampling import Sampling
+from gptoss_mlx.spec.sampling import Sampling
 
 
 @dataclass(frozen=True)

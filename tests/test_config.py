@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from gptoss_mlx.config import ModelConfig, QuantizationSpec, Yarn
 from gptoss_mlx.errors import ConfigError
-from gptoss_mlx.released import CONFIGS
+from gptoss_mlx.spec.config import ModelConfig, QuantizationSpec, Yarn
+from gptoss_mlx.spec.released import CONFIGS
 
 REMOVED = object()
 

@@ -10,13 +10,13 @@ import pytest
 from click.testing import CliRunner
 
 import gptoss_mlx
-from gptoss_mlx.config import ModelConfig
 from gptoss_mlx.engine.engine import Engine
 from gptoss_mlx.engine.engine import engine as engine_module
 from gptoss_mlx.errors import MemoryBudgetError
 from gptoss_mlx.generate import main
 from gptoss_mlx.machine import Machine
 from gptoss_mlx.memory import make_plan
+from gptoss_mlx.spec.config import ModelConfig
 from gptoss_mlx.tiny import materialise
 
 QUESTION = "What is 27 + 58?"

@@ -8,9 +8,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from gptoss_mlx.config import QuantizationSpec
 from gptoss_mlx.kernels.matrix import Matrix
 from gptoss_mlx.linear import Linear
+from gptoss_mlx.spec.config import QuantizationSpec
 from tests.comparison import relative_l2
 
 SEED = 4

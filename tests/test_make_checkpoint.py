@@ -25,9 +25,9 @@ import gptoss_mlx
 from benchmarks import make_checkpoint
 from benchmarks.make_checkpoint import SHAPES, Shape, config_json, main, write_checkpoint
 from gptoss_mlx.checkpoint import Checkpoint, expected_tensors
-from gptoss_mlx.config import ModelConfig
 from gptoss_mlx.errors import GptOssError
-from gptoss_mlx.released import CONFIGS
+from gptoss_mlx.spec.config import ModelConfig
+from gptoss_mlx.spec.released import CONFIGS
 from tests import transformers_oracle
 from tests.conftest import SMALL
 

@@ -24,7 +24,7 @@ from benchmarks.quality import (
     plain_text,
 )
 from gptoss_mlx.harmony import Encoding
-from gptoss_mlx.recipe import RECIPES, Recipe
+from gptoss_mlx.spec.recipe import RECIPES, Recipe
 
 SHAPE = Shape(2, 128, 64, 4, 2, 4, 2, 32, vocab=256)
 

@@ -10,8 +10,8 @@ import pytest
 
 from benchmarks.make_checkpoint import Shape, config_json
 from gptoss_mlx.checkpoint import expected_tensors
-from gptoss_mlx.config import ModelConfig, QuantizationSpec
-from gptoss_mlx.recipe import RECIPES, Recipe, matrices, quantization
+from gptoss_mlx.spec.config import ModelConfig, QuantizationSpec
+from gptoss_mlx.spec.recipe import RECIPES, Recipe, matrices, quantization
 from tests.convert.results import SHAPE
 
 PATH = Path("config.json")

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gptoss_mlx.config import ModelConfig
-from gptoss_mlx.released import CONFIGS
-from gptoss_mlx.rope import magnitude, periods
+from gptoss_mlx.spec.config import ModelConfig
+from gptoss_mlx.spec.released import CONFIGS
+from gptoss_mlx.spec.rope import magnitude, periods
 from tests.record_logits import FILE
 
 RELEASED = ModelConfig.from_file(CONFIGS["openai/gpt-oss-20b"])

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from gptoss_mlx.errors import NumericalError, SamplingError
 from gptoss_mlx.harmony import Mask
-from gptoss_mlx.sampling import Sampling
+from gptoss_mlx.spec.sampling import Sampling
 from tests.sampler_backends import BACKENDS, Backend, open_backend
 from tests.sampling_oracle import oracle
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gptoss_mlx.errors import GptOssError, SamplingError
-from gptoss_mlx.sampling import MAX_SEED, MAX_TOP_LOGPROBS, Sampling
+from gptoss_mlx.spec.sampling import MAX_SEED, MAX_TOP_LOGPROBS, Sampling
 
 TINY = math.ulp(0.0)
 

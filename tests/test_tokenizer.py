@@ -12,9 +12,9 @@ from typing import Any, cast
 import pytest
 
 from gptoss_mlx import tokenizer as module
-from gptoss_mlx.config import ModelConfig
 from gptoss_mlx.errors import VocabularyError
 from gptoss_mlx.harmony.export import tokenizer_json
+from gptoss_mlx.spec.config import ModelConfig
 from gptoss_mlx.tokenizer import SentencePieceTokenizer, check_vocabulary, load_tokenizer
 
 

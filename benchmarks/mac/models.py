@@ -20,7 +20,7 @@ from convert.plan import to_mlx
 from convert.sources import open_source
 from gptoss_mlx.hub import local_folder
 from gptoss_mlx.kernels.choice import VARIABLE
-from gptoss_mlx.recipe import RECIPES
+from gptoss_mlx.spec.recipe import RECIPES
 
 
 def make(folder: str, recipe: str, shape: str) -> dict[str, Any]:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from gptoss_mlx.checkpoint import expected_tensors
-from gptoss_mlx.config import ModelConfig
 from gptoss_mlx.errors import CheckpointError
 from gptoss_mlx.files.jsonfile import read_json
 from gptoss_mlx.files.regular import is_named
+from gptoss_mlx.spec.config import ModelConfig
 
 from ..piece import Piece
 from ..source import Inputs, Source, read_files

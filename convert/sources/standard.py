@@ -8,10 +8,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from gptoss_mlx.config import FULL, SLIDING, ModelConfig
 from gptoss_mlx.errors import CheckpointError
 from gptoss_mlx.files.jsonfile import shown
 from gptoss_mlx.harmony.export import write_tokenizer
+from gptoss_mlx.spec.config import FULL, SLIDING, ModelConfig
 
 from ..source import RELEASED_QUANTIZATION
 

@@ -17,7 +17,6 @@ from gptoss_mlx.backend import choose_backend, machine_of
 from gptoss_mlx.cli.exits import Command
 from gptoss_mlx.cli.options import BYTES, MACHINE, SETTINGS, TOKENS, backend_options, model_option
 from gptoss_mlx.cli.terminal import harmless, show
-from gptoss_mlx.config import ModelConfig
 from gptoss_mlx.errors import (
     ConfigError,
     ContextError,
@@ -30,8 +29,9 @@ from gptoss_mlx.hub import local_folder
 from gptoss_mlx.machine import CARDS, MACHINES, Machine
 from gptoss_mlx.memory import MOST_ROWS, Plan, make_plan, wired_bytes
 from gptoss_mlx.names import full_name
-from gptoss_mlx.recipe import RECIPES, quantization
-from gptoss_mlx.released import CONFIGS
+from gptoss_mlx.spec.config import ModelConfig
+from gptoss_mlx.spec.recipe import RECIPES, quantization
+from gptoss_mlx.spec.released import CONFIGS
 from gptoss_mlx.units import show_bytes, show_tokens
 
 if TYPE_CHECKING:

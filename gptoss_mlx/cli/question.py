@@ -19,7 +19,7 @@ import click
 
 from gptoss_mlx.errors import MessageError, SamplingError
 from gptoss_mlx.files.jsonfile import shown
-from gptoss_mlx.sampling import Sampling
+from gptoss_mlx.spec.sampling import Sampling
 
 FILE_LIMIT = 64 << 20
 """Bytes of a JSON file."""

@@ -22,8 +22,8 @@ from weakref import WeakSet
 
 import torch
 
-from gptoss_mlx.config import ModelConfig
 from gptoss_mlx.errors import CapacityError
+from gptoss_mlx.spec.config import ModelConfig
 
 
 class Cache:

@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 
 from gptoss_mlx.checkpoint import Checkpoint, Progress
-from gptoss_mlx.config import ModelConfig
 from gptoss_mlx.cuda import mxfp4
 from gptoss_mlx.cuda.cache import Cache, State
 from gptoss_mlx.cuda.choice import Kernels, choose_kernels
@@ -31,7 +30,8 @@ from gptoss_mlx.cuda.streaming import StreamedExperts, Streaming
 from gptoss_mlx.cuda.weights import Loader
 from gptoss_mlx.device import peak_bytes
 from gptoss_mlx.heap import keep_few_shapes, return_freed
-from gptoss_mlx.rope import magnitude, periods
+from gptoss_mlx.spec.config import ModelConfig
+from gptoss_mlx.spec.rope import magnitude, periods
 
 MOST_ROWS = 32
 SCORED = 64  # tokens whose logits are on the device at a time

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import torch
 
-from gptoss_mlx.config import QuantizationSpec
 from gptoss_mlx.cuda.mxfp4 import BIAS, VALUES
+from gptoss_mlx.spec.config import QuantizationSpec
 
 PIECE = 16 << 20  # values widened at a time: what it takes beside the result stays bounded
 

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from gptoss_mlx.backend import choose_backend, machine_of
 from gptoss_mlx.checkpoint import Checkpoint, Progress
-from gptoss_mlx.config import ModelConfig
 from gptoss_mlx.engine.arguments import model_name, one_of, whole_number
 from gptoss_mlx.engine.events import Event
 from gptoss_mlx.engine.request import Desk, Prompt, Request
@@ -37,8 +36,9 @@ from gptoss_mlx.files.regular import is_named
 from gptoss_mlx.hub import local_folder, locate
 from gptoss_mlx.memory import Plan, make_plan, wired_bytes
 from gptoss_mlx.names import full_name
-from gptoss_mlx.released import CONFIGS
-from gptoss_mlx.sampling import Sampling
+from gptoss_mlx.spec.config import ModelConfig
+from gptoss_mlx.spec.released import CONFIGS
+from gptoss_mlx.spec.sampling import Sampling
 from gptoss_mlx.tokenizer import Tokenizer, load_tokenizer
 from gptoss_mlx.units import parse_bytes, parse_tokens
 

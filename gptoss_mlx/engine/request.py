@@ -12,13 +12,13 @@ from typing import Any, cast
 
 import numpy as np
 
-from gptoss_mlx.config import ModelConfig
 from gptoss_mlx.engine.events import Limit
 from gptoss_mlx.errors import ContextError, MessageError, SamplingError
 from gptoss_mlx.files.jsonfile import shown
 from gptoss_mlx.harmony import Encoding, Headers, HeaderState, read_tools, render
 from gptoss_mlx.harmony.encoding import START, USER
-from gptoss_mlx.sampling import DRAWN_SEEDS, Sampling
+from gptoss_mlx.spec.config import ModelConfig
+from gptoss_mlx.spec.sampling import DRAWN_SEEDS, Sampling
 from gptoss_mlx.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]

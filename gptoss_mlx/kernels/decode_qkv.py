@@ -7,7 +7,6 @@ from typing import Any, NamedTuple, Protocol
 
 import mlx.core as mx
 
-from gptoss_mlx.config import QuantizationSpec
 from gptoss_mlx.kernels.matrix import (
     SIZES,
     SUMS,
@@ -29,6 +28,7 @@ from gptoss_mlx.kernels.metal import (
     padded,
 )
 from gptoss_mlx.kernels.place import Place, Spot, anywhere, places
+from gptoss_mlx.spec.config import QuantizationSpec
 
 ROWS = 64  # rows of a threadgroup, or one head where heads are larger
 KERNELS = ("decode_qkv",)  # of metal/

@@ -7,10 +7,10 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 
-from gptoss_mlx.config import QuantizationSpec
 from gptoss_mlx.kernels.matrix import Matrix, Norm, inputs, product, random_matrix, served
 from gptoss_mlx.kernels.matrix import template as described
 from gptoss_mlx.kernels.metal import Factory, MetalKernel, Threads, largest, number
+from gptoss_mlx.spec.config import QuantizationSpec
 
 ROWS = 4  # of a threadgroup: one set for one simdgroup, since there are so few in all
 SIZES = (128, 64)  # threads of a threadgroup

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from gptoss_mlx.config import QuantizationSpec
 from gptoss_mlx.kernels.matmul import matmul
 from gptoss_mlx.kernels.metal import CONSTANT, DECODED, Template, padded
+from gptoss_mlx.spec.config import QuantizationSpec
 
 SIZES = (256, 128)  # threads of a threadgroup
 PASS = 32  # rows that the simdgroups of 256 threads take at once

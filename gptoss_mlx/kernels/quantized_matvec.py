@@ -7,7 +7,6 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 
-from gptoss_mlx.config import QuantizationSpec
 from gptoss_mlx.kernels.matrix import (
     PASS,
     SIZES,
@@ -21,6 +20,7 @@ from gptoss_mlx.kernels.matrix import (
 )
 from gptoss_mlx.kernels.matrix import template as described
 from gptoss_mlx.kernels.metal import Factory, MetalKernel, Threads, largest, number, padded
+from gptoss_mlx.spec.config import QuantizationSpec
 
 GROUPS = 64  # threadgroups wanted of a smaller matrix, for the cores of a larger chip
 SHARE = 50  # bytes of weights a threadgroup reads for one of the vector, in a larger matrix

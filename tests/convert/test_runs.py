@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.make_checkpoint import Shape
 from convert.conversion import Conversion
-from gptoss_mlx.recipe import RECIPES
+from gptoss_mlx.spec.recipe import RECIPES
 from tests.comparison import argmax_agreement, fresh, opened, relative_l2
 from tests.numpy_gpt_oss import NumpyGptOss
 from tests.released_tensors import read_tensors

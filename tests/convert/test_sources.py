@@ -20,8 +20,8 @@ from convert.sources import gguf as gguf_source
 from convert.sources import open_source, original, standard
 from convert.sources.standard import tokenizer_files
 from gptoss_mlx.checkpoint import Checkpoint
-from gptoss_mlx.config import ModelConfig
-from gptoss_mlx.recipe import RECIPES
+from gptoss_mlx.spec.config import ModelConfig
+from gptoss_mlx.spec.recipe import RECIPES
 from tests.broken import edit_json
 from tests.convert.layouts import config_of, write_gguf, write_mlx_lm, write_original
 from tests.convert.results import (

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 
 from gptoss_mlx.cuda.sampler import Sampler  # noqa: E402
 from gptoss_mlx.harmony import Mask  # noqa: E402
-from gptoss_mlx.sampling import Sampling  # noqa: E402
+from gptoss_mlx.spec.sampling import Sampling  # noqa: E402
 
 pytestmark = pytest.mark.torch
 card = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")

@@ -21,16 +21,16 @@ from convert.__main__ import main as convert_command
 from convert.sources import open_source
 from gptoss_mlx.checkpoint import INDEX, UNFINISHED, Checkpoint
 from gptoss_mlx.cli.question import read_question
-from gptoss_mlx.config import ModelConfig
 from gptoss_mlx.engine.engine import _generation_defaults
 from gptoss_mlx.engine.request import Desk
 from gptoss_mlx.errors import ContextError, MemoryBudgetError
 from gptoss_mlx.harmony.encoding import special_tokens
 from gptoss_mlx.machine import MACHINES
 from gptoss_mlx.memory import make_plan
-from gptoss_mlx.recipe import RECIPES, quantization
-from gptoss_mlx.released import CONFIGS
-from gptoss_mlx.rope import magnitude, periods
+from gptoss_mlx.spec.config import ModelConfig
+from gptoss_mlx.spec.recipe import RECIPES, quantization
+from gptoss_mlx.spec.released import CONFIGS
+from gptoss_mlx.spec.rope import magnitude, periods
 from gptoss_mlx.tokenizer import HarmonyTokenizer, load_tokenizer
 from tests.convert.layouts import write_gguf, write_mlx_lm, write_original
 from tests.fuzz.mutate import damaged_bytes, damaged_json, damaged_safetensors

@@ -8,8 +8,8 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from gptoss_mlx.config import QuantizationSpec
 from gptoss_mlx.kernels.matrix import Matrix
+from gptoss_mlx.spec.config import QuantizationSpec
 from tests.kernels.banks import Generator
 from tests.released_tensors import Values, mxfp4
 

@@ -6,12 +6,12 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from gptoss_mlx.config import QuantizationSpec
 from gptoss_mlx.kernels import decode_qkv as op
 from gptoss_mlx.kernels.decode_qkv import Heads
 from gptoss_mlx.kernels.matrix import Norm
 from gptoss_mlx.kernels.metal import Factory
 from gptoss_mlx.kernels.place import Spot, anywhere, places
+from gptoss_mlx.spec.config import QuantizationSpec
 from tests.comparison import worst_row
 from tests.kernels.matrices import MXFP4, affine, exact, normal, normed, random_case
 from tests.metal_emulator import Emulator, available

@@ -6,10 +6,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from gptoss_mlx.config import QuantizationSpec
 from gptoss_mlx.kernels import decode_router as op
 from gptoss_mlx.kernels.matrix import Norm
 from gptoss_mlx.kernels.metal import Factory
+from gptoss_mlx.spec.config import QuantizationSpec
 from tests.comparison import worst_row
 from tests.kernels.matrices import affine, exact, normal, normed, random_case
 from tests.metal_emulator import Emulator, available

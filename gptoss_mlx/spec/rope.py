@@ -11,7 +11,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from gptoss_mlx.config import ModelConfig
+from gptoss_mlx.spec.config import ModelConfig
 
 
 def periods(config: ModelConfig) -> NDArray[np.float64]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from gptoss_mlx.config import ModelConfig, QuantizationSpec
+from gptoss_mlx.spec.config import ModelConfig, QuantizationSpec
 
 GROUP = 64
 ROUTER_BITS = 8

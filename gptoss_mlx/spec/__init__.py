@@ -1,0 +1,1 @@
+"""What gpt-oss is: its config, rotary frequencies, recipes and sampling options."""
