@@ -223,7 +223,7 @@ def _anonymous(pid: int) -> int:
 def _drive(folder: str, context: int, **plan: Any) -> None:
     """Open a model as planned and take it to its limits."""
     from gptoss_mlx.engine.engine import Engine
-    from gptoss_mlx.tokenizer import load_tokenizer
+    from gptoss_mlx.harmony.tokenizer import load_tokenizer
 
     checkpoint = Checkpoint.open(Path(folder))
     tokenizer = load_tokenizer(Path(folder), checkpoint.config)

@@ -17,7 +17,7 @@ from gptoss_mlx.cuda.model import open_model
 from gptoss_mlx.cuda.sampler import Sampler
 from gptoss_mlx.engine.engine import Engine
 from gptoss_mlx.engine.events import Event, TokenEvent
-from gptoss_mlx.tokenizer import Decoder
+from gptoss_mlx.harmony.tokenizer import Decoder
 
 
 class Numbers:

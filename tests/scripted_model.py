@@ -13,8 +13,8 @@ from typing import Any, cast
 from gptoss_mlx.engine.engine import Engine
 from gptoss_mlx.engine.events import Event, FinishEvent, TokenEvent
 from gptoss_mlx.harmony import Encoding, Mask
+from gptoss_mlx.harmony.tokenizer import HarmonyTokenizer, Tokenizer
 from gptoss_mlx.spec.sampling import Sampling
-from gptoss_mlx.tokenizer import HarmonyTokenizer, Tokenizer
 from tests.ring_model import RingModel, RingState
 
 VOCAB = 201088

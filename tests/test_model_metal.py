@@ -19,6 +19,7 @@ from gptoss_mlx.checkpoint import Checkpoint
 from gptoss_mlx.engine.engine import Engine
 from gptoss_mlx.engine.events import TokenEvent
 from gptoss_mlx.engine.result import collect
+from gptoss_mlx.harmony.tokenizer import load_tokenizer
 from gptoss_mlx.kernels.choice import (
     MODULES,
     Kernels,
@@ -30,7 +31,6 @@ from gptoss_mlx.kernels.verdicts import Verdicts
 from gptoss_mlx.model import Transformer, open_model
 from gptoss_mlx.sampler import Sampler
 from gptoss_mlx.tiny import materialise
-from gptoss_mlx.tokenizer import load_tokenizer
 from tests.comparison import fresh, opened, relative_l2, worst_row
 from tests.metal_emulator import Emulator, available
 

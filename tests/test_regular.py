@@ -18,8 +18,8 @@ from gptoss_mlx.engine.engine import _generation_defaults
 from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.files.disk import read_speed
 from gptoss_mlx.files.regular import open_regular, read_regular
+from gptoss_mlx.harmony.tokenizer import load_tokenizer
 from gptoss_mlx.spec.config import ModelConfig
-from gptoss_mlx.tokenizer import load_tokenizer
 from tests.broken import INDEX
 from tests.convert.layouts import write_gguf, write_mlx_lm, write_original
 

@@ -11,11 +11,11 @@ from typing import Any, cast
 
 import pytest
 
-from gptoss_mlx import tokenizer as module
 from gptoss_mlx.errors import VocabularyError
+from gptoss_mlx.harmony import tokenizer as module
 from gptoss_mlx.harmony.export import tokenizer_json
+from gptoss_mlx.harmony.tokenizer import SentencePieceTokenizer, check_vocabulary, load_tokenizer
 from gptoss_mlx.spec.config import ModelConfig
-from gptoss_mlx.tokenizer import SentencePieceTokenizer, check_vocabulary, load_tokenizer
 
 
 def config(vocab_size: int = 201088) -> ModelConfig:

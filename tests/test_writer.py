@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gptoss_mlx.engine.events import TokenEvent
 from gptoss_mlx.engine.writer import PlainText, Writer
 from gptoss_mlx.harmony import Encoding, Parser, Piece
-from gptoss_mlx.tokenizer import Decoder
+from gptoss_mlx.harmony.tokenizer import Decoder
 
 
 class Script:

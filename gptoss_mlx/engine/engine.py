@@ -33,13 +33,13 @@ from gptoss_mlx.errors import (
 )
 from gptoss_mlx.files.jsonfile import read_json, shown
 from gptoss_mlx.files.regular import is_named
+from gptoss_mlx.harmony.tokenizer import Tokenizer, load_tokenizer
 from gptoss_mlx.hub import local_folder, locate
 from gptoss_mlx.memory import Plan, make_plan, wired_bytes
 from gptoss_mlx.names import full_name
 from gptoss_mlx.spec.config import ModelConfig
 from gptoss_mlx.spec.released import CONFIGS
 from gptoss_mlx.spec.sampling import Sampling
-from gptoss_mlx.tokenizer import Tokenizer, load_tokenizer
 from gptoss_mlx.units import parse_bytes, parse_tokens
 
 LOGITS_AT_A_TIME = 32

@@ -17,9 +17,9 @@ from gptoss_mlx.errors import ContextError, MessageError, SamplingError
 from gptoss_mlx.files.jsonfile import shown
 from gptoss_mlx.harmony import Encoding, Headers, HeaderState, read_tools, render
 from gptoss_mlx.harmony.encoding import START, USER
+from gptoss_mlx.harmony.tokenizer import Tokenizer
 from gptoss_mlx.spec.config import ModelConfig
 from gptoss_mlx.spec.sampling import DRAWN_SEEDS, Sampling
-from gptoss_mlx.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 

@@ -29,7 +29,7 @@ from gptoss_mlx.engine.request import Request
 from gptoss_mlx.engine.session import Session
 from gptoss_mlx.engine.writer import PlainText, Writer
 from gptoss_mlx.harmony import Parser
-from gptoss_mlx.tokenizer import Tokenizer
+from gptoss_mlx.harmony.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
