@@ -25,9 +25,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from gptoss_mlx.checkpoint import Checkpoint
 from gptoss_mlx.errors import GptOssError
-from gptoss_mlx.hub import locate
+from gptoss_mlx.models.checkpoint import Checkpoint
+from gptoss_mlx.models.hub import locate
 
 FIGURES = {
     "first_token_s": "process start to first token, s",

@@ -38,11 +38,11 @@ from rich.progress import (
 )
 
 from benchmarks.random_values import Draw, draw
-from gptoss_mlx.checkpoint import INDEX, expected_tensors
-from gptoss_mlx.checkpoint import Progress as ByteProgress
 from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.files.disk import sync
 from gptoss_mlx.files.shard import header_bytes
+from gptoss_mlx.models.checkpoint import INDEX, expected_tensors
+from gptoss_mlx.models.checkpoint import Progress as ByteProgress
 from gptoss_mlx.spec.config import FULL, SLIDING, ModelConfig
 
 SHARD_BYTES = 4_800_000_000

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import click
 
-from gptoss_mlx import hub
 from gptoss_mlx.cli.exits import Command
 from gptoss_mlx.cli.options import SETTINGS
 from gptoss_mlx.cli.terminal import Bar, Pen, harmless, show
 from gptoss_mlx.errors import ConversionError
 from gptoss_mlx.files.paths import expanded
+from gptoss_mlx.models import hub
 from gptoss_mlx.spec.recipe import RECIPES
 
 from .conversion import Conversion

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from gptoss_mlx.checkpoint import UNFINISHED, Progress
 from gptoss_mlx.errors import ConversionError
+from gptoss_mlx.models.checkpoint import UNFINISHED, Progress
 from gptoss_mlx.spec.recipe import RECIPES
 
 from . import destination, plan, verify

@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
-from gptoss_mlx.checkpoint import Progress
 from gptoss_mlx.errors import CheckpointError, ConversionError
 from gptoss_mlx.files import disk
+from gptoss_mlx.models.checkpoint import Progress
 
 from . import folder as own
 from .journal import Journal

@@ -20,10 +20,10 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from gptoss_mlx.checkpoint import UNFINISHED
 from gptoss_mlx.errors import CheckpointError, ConversionError
 from gptoss_mlx.files import disk
 from gptoss_mlx.files.jsonfile import parse_json
+from gptoss_mlx.models.checkpoint import UNFINISHED
 
 from . import folder as own
 from .plan import Plan

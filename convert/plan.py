@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from gptoss_mlx import __version__
-from gptoss_mlx.checkpoint import INDEX, SINGLE, expected_tensors
 from gptoss_mlx.files.jsonfile import parse_json
 from gptoss_mlx.files.shard import ITEM_BYTES, header_bytes
+from gptoss_mlx.models.checkpoint import INDEX, SINGLE, expected_tensors
 from gptoss_mlx.spec.config import ModelConfig, QuantizationSpec
 from gptoss_mlx.spec.recipe import Recipe, quantization
 

@@ -8,10 +8,10 @@ import shutil
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
-from gptoss_mlx.checkpoint import UNFINISHED
 from gptoss_mlx.errors import CheckpointError, ConversionError
 from gptoss_mlx.files.jsonfile import shown
 from gptoss_mlx.files.regular import open_regular, read_regular
+from gptoss_mlx.models.checkpoint import UNFINISHED
 
 from . import folder as own
 from . import journal

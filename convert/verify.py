@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptoss_mlx.checkpoint import Progress
 from gptoss_mlx.errors import ConversionError
 from gptoss_mlx.files.jsonfile import shown
 from gptoss_mlx.files.shard import Tensor, read_into
+from gptoss_mlx.models.checkpoint import Progress
 
 from . import rules
 from .manifest import read_manifest

@@ -10,8 +10,8 @@ from threading import Event, Lock
 
 import numpy as np
 
-from gptoss_mlx.checkpoint import NAN_SCALE, Progress
 from gptoss_mlx.errors import CheckpointError
+from gptoss_mlx.models.checkpoint import NAN_SCALE, Progress
 
 from . import rules
 from .folder import write_all

@@ -17,8 +17,8 @@ from math import prod
 from pathlib import Path
 from typing import ClassVar
 
-from gptoss_mlx.checkpoint import expected_tensors
 from gptoss_mlx.files.shard import ITEM_BYTES
+from gptoss_mlx.models.checkpoint import expected_tensors
 from gptoss_mlx.spec.config import ModelConfig
 
 MiB = 1 << 20

@@ -14,9 +14,9 @@ from typing import Protocol
 import mlx.core as mx
 import numpy as np
 
-from gptoss_mlx.checkpoint import Checkpoint
 from gptoss_mlx.files.reader import FileReader
 from gptoss_mlx.files.shard import NUMPY
+from gptoss_mlx.models.checkpoint import Checkpoint
 from gptoss_mlx.spec.config import QuantizationSpec
 from gptoss_mlx.weights import Loader
 

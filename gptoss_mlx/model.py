@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from gptoss_mlx.blocks import Block
 from gptoss_mlx.buffers import least_slots
 from gptoss_mlx.cache import State, kv_group
-from gptoss_mlx.checkpoint import Checkpoint, Progress
 from gptoss_mlx.embedding import Embedding, FileEmbedding, ResidentEmbedding, Rows
 from gptoss_mlx.errors import ConfigError
 from gptoss_mlx.heap import return_freed
 from gptoss_mlx.kernels.choice import Kernels, choose_kernels
 from gptoss_mlx.kernels.matrix import Norm
 from gptoss_mlx.kernels.metal import mlx_version, require_mlx
+from gptoss_mlx.models.checkpoint import Checkpoint, Progress
 from gptoss_mlx.rehearsal import rehearse
 from gptoss_mlx.spec.config import ModelConfig
 from gptoss_mlx.spec.rope import periods

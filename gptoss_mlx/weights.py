@@ -19,12 +19,12 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from gptoss_mlx.checkpoint import Checkpoint, Progress, Tensor
 from gptoss_mlx.files.pool import Pool, Tasks
 from gptoss_mlx.files.reader import FileReader
 from gptoss_mlx.kernels.choice import Kernels
 from gptoss_mlx.kernels.matrix import Matrix
 from gptoss_mlx.linear import Linear
+from gptoss_mlx.models.checkpoint import Checkpoint, Progress, Tensor
 from gptoss_mlx.spec.config import QuantizationSpec
 
 PIECE = 8 << 20  # bytes a thread reads at a time

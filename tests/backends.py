@@ -22,8 +22,8 @@ def open_on(backend: str, folder: Path, **options: Any) -> Any:
 
         return opened(folder, **options)
     pytest.importorskip("torch")
-    from gptoss_mlx.checkpoint import Checkpoint
     from gptoss_mlx.cuda.model import open_model
+    from gptoss_mlx.models.checkpoint import Checkpoint
 
     with Checkpoint.open(folder) as checkpoint:
         return open_model(checkpoint, **{"rows": ROWS, "context": CONTEXT, **options})

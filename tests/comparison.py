@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptoss_mlx.checkpoint import Checkpoint
 from gptoss_mlx.model import Transformer, open_model
+from gptoss_mlx.models.checkpoint import Checkpoint
 
 
 def opened(folder: Path, **options: Any) -> Transformer:

@@ -106,7 +106,7 @@ class TestOpening:
 
 @pytest.fixture(scope="module")
 def tiny_folder() -> Path:
-    from gptoss_mlx.hub import locate
+    from gptoss_mlx.models.hub import locate
 
     return locate("tiny", None)
 

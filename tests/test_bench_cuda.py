@@ -236,8 +236,8 @@ def test_a_name_has_its_values_wherever_it_is_asked_for() -> None:
 
 def test_the_random_loader_gives_what_the_loader_gives(small_checkpoint: Path) -> None:
     """The same shapes and dtypes, whatever is asked for."""
-    from gptoss_mlx.checkpoint import Checkpoint
     from gptoss_mlx.cuda.weights import Loader
+    from gptoss_mlx.models.checkpoint import Checkpoint
 
     checkpoint = Checkpoint.open(small_checkpoint)
     made = RandomLoader(checkpoint.config, torch.bfloat16, CPU)

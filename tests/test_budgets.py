@@ -14,7 +14,7 @@ from rich.console import Console
 from benchmarks import budgets
 from benchmarks.budgets import Asked, Outcome, sweep, sweep_report
 from benchmarks.confine import Outcome as Ended
-from gptoss_mlx.tiny import materialise
+from gptoss_mlx.models.tiny import materialise
 
 GIB = 2**30
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import safetensors
 
-from gptoss_mlx.checkpoint import Checkpoint, read_into
 from gptoss_mlx.errors import CheckpointError
+from gptoss_mlx.models.checkpoint import Checkpoint, read_into
 from tests.broken import edit_json, write_shard
 
 NORM = "model.norm.weight"

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from gptoss_mlx.checkpoint import Checkpoint
 from gptoss_mlx.errors import CheckpointError
 from gptoss_mlx.files.shard import HEADER_LIMIT
+from gptoss_mlx.models.checkpoint import Checkpoint
 from tests.broken import INDEX, edit_header, edit_json, rename_tensor, shard_with
 
 NORM = "model.norm.weight"

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gptoss_mlx.tiny import materialise
+from gptoss_mlx.models.tiny import materialise
 
 ROOT = Path(__file__).resolve().parent.parent
 DEADLINE = 120  # seconds, for a process that hangs

@@ -16,8 +16,8 @@ from gptoss_mlx.errors import MemoryBudgetError
 from gptoss_mlx.generate import main
 from gptoss_mlx.machine import Machine
 from gptoss_mlx.memory import make_plan
+from gptoss_mlx.models.tiny import materialise
 from gptoss_mlx.spec.config import ModelConfig
-from gptoss_mlx.tiny import materialise
 
 QUESTION = "What is 27 + 58?"
 CONTEXT = 1024

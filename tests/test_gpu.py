@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gptoss_mlx.checkpoint import Checkpoint
 from gptoss_mlx.kernels.attention_quantized import Quantized, attention_quantized
 from gptoss_mlx.model import open_model
+from gptoss_mlx.models.checkpoint import Checkpoint
 from tests.comparison import relative_l2
 
 pytestmark = pytest.mark.skipif(not mx.metal.is_available(), reason="needs a GPU with Metal")

@@ -14,7 +14,7 @@ from huggingface_hub import constants, errors, hf_api
 from huggingface_hub.utils import filter_repo_objects
 
 from gptoss_mlx.errors import ModelNotFoundError
-from gptoss_mlx.hub import DEFAULT_MODEL, local_folder, locate
+from gptoss_mlx.models.hub import DEFAULT_MODEL, local_folder, locate
 
 REPOSITORY = [
     ".gitattributes",
@@ -90,7 +90,7 @@ def test_a_folder_shaped_like_an_id_is_a_folder(
 
 
 def test_tiny_is_materialised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = types.ModuleType("gptoss_mlx.tiny")
+    module = types.ModuleType("gptoss_mlx.models.tiny")
     steps: list[tuple[int, int]] = []
 
     def materialise(*, progress: Any) -> Path:
@@ -98,7 +98,7 @@ def test_tiny_is_materialised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         return tmp_path
 
     module.materialise = materialise  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "gptoss_mlx.tiny", module)
+    monkeypatch.setitem(sys.modules, "gptoss_mlx.models.tiny", module)
     assert locate("tiny", lambda done, total: steps.append((done, total))) == tmp_path
     assert steps == [(1, 2)]
 
@@ -305,7 +305,9 @@ def test_other_names_of_the_released_models_are_asked_for_by_id(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     asked: list[str] = []
-    monkeypatch.setattr("gptoss_mlx.hub._download", lambda id, *rest: asked.append(id) or tmp_path)
+    monkeypatch.setattr(
+        "gptoss_mlx.models.hub._download", lambda id, *rest: asked.append(id) or tmp_path
+    )
     for name in ("gpt-oss:20b", "20b", "gpt-oss-120b"):
         locate(name)
     assert asked == ["openai/gpt-oss-20b", "openai/gpt-oss-20b", "openai/gpt-oss-120b"]

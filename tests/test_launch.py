@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gptoss_mlx.tiny import materialise
+from gptoss_mlx.models.tiny import materialise
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ("--model", "tiny")

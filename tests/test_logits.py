@@ -162,7 +162,7 @@ def test_mlx_lm_as_it_is_differs_by_its_rounded_yarn(
 @pytest.fixture(scope="module")
 def tiny() -> Path:
     """The folder of the tiny model."""
-    from gptoss_mlx.hub import locate
+    from gptoss_mlx.models.hub import locate
 
     return locate("tiny")
 

@@ -24,8 +24,8 @@ from safetensors import safe_open
 import gptoss_mlx
 from benchmarks import make_checkpoint
 from benchmarks.make_checkpoint import SHAPES, Shape, config_json, main, write_checkpoint
-from gptoss_mlx.checkpoint import Checkpoint, expected_tensors
 from gptoss_mlx.errors import GptOssError
+from gptoss_mlx.models.checkpoint import Checkpoint, expected_tensors
 from gptoss_mlx.spec.config import ModelConfig
 from gptoss_mlx.spec.released import CONFIGS
 from tests import transformers_oracle

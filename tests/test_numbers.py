@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from gptoss_mlx import weights
-from gptoss_mlx.checkpoint import Checkpoint
 from gptoss_mlx.engine.events import TokenEvent
 from gptoss_mlx.errors import CheckpointError, NumericalError
 from gptoss_mlx.files.reader import FileReader
 from gptoss_mlx.files.shard import Tensor
-from gptoss_mlx.tiny import materialise
+from gptoss_mlx.models.checkpoint import Checkpoint
+from gptoss_mlx.models.tiny import materialise
 from tests.backends import BACKENDS, engine_on, open_on
 from tests.quantized import write_quantized
 

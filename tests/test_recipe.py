@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks.make_checkpoint import Shape, config_json
-from gptoss_mlx.checkpoint import expected_tensors
+from gptoss_mlx.models.checkpoint import expected_tensors
 from gptoss_mlx.spec.config import ModelConfig, QuantizationSpec
 from gptoss_mlx.spec.recipe import RECIPES, Recipe, matrices, quantization
 from tests.convert.results import SHAPE

@@ -13,12 +13,12 @@ import pytest
 
 from convert.conversion import Conversion
 from convert.sources import open_source
-from gptoss_mlx.checkpoint import Checkpoint
 from gptoss_mlx.engine.engine import _generation_defaults
 from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.files.disk import read_speed
 from gptoss_mlx.files.regular import open_regular, read_regular
 from gptoss_mlx.harmony.tokenizer import load_tokenizer
+from gptoss_mlx.models.checkpoint import Checkpoint
 from gptoss_mlx.spec.config import ModelConfig
 from tests.broken import INDEX
 from tests.convert.layouts import write_gguf, write_mlx_lm, write_original

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import save, save_file
 
-from gptoss_mlx.checkpoint import read_into
 from gptoss_mlx.errors import CheckpointError
 from gptoss_mlx.files.shard import read_shard
+from gptoss_mlx.models.checkpoint import read_into
 
 ARRAYS = st.dictionaries(
     st.text(min_size=1, max_size=12).filter(lambda name: name != "__metadata__"),

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gptoss_mlx import tiny
-from gptoss_mlx.checkpoint import Checkpoint
 from gptoss_mlx.errors import CheckpointError
+from gptoss_mlx.models import tiny
+from gptoss_mlx.models.checkpoint import Checkpoint
 
 INDEX = "model.safetensors.index.json"
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
@@ -310,5 +310,5 @@ def test_another_stored_model_gets_another_folder(
 
 
 def test_neither_torch_nor_mlx_is_imported() -> None:
-    code = "import sys, gptoss_mlx.tiny; sys.exit(bool({'torch', 'mlx'} & set(sys.modules)))"
+    code = "import sys, gptoss_mlx.models.tiny; sys.exit(bool({'torch', 'mlx'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

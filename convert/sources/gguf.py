@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptoss_mlx.checkpoint import expected_tensors
 from gptoss_mlx.errors import CheckpointError
 from gptoss_mlx.files.jsonfile import shown
 from gptoss_mlx.files.regular import is_named
 from gptoss_mlx.files.shard import Tensor
+from gptoss_mlx.models.checkpoint import expected_tensors
 from gptoss_mlx.spec.config import MXFP4_BLOCK, ModelConfig
 
 from .. import rules

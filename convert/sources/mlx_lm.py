@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gptoss_mlx.checkpoint import INDEX, expected_tensors
 from gptoss_mlx.errors import CheckpointError
 from gptoss_mlx.files.jsonfile import read_json
 from gptoss_mlx.files.regular import is_named
 from gptoss_mlx.files.shard import read_shard
+from gptoss_mlx.models.checkpoint import INDEX, expected_tensors
 from gptoss_mlx.spec.config import ModelConfig, Quantization, QuantizationSpec
 
 from .. import rules

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gptoss_mlx.checkpoint import expected_tensors
 from gptoss_mlx.errors import CheckpointError
 from gptoss_mlx.files.jsonfile import read_json
 from gptoss_mlx.files.regular import is_named
+from gptoss_mlx.models.checkpoint import expected_tensors
 from gptoss_mlx.spec.config import ModelConfig
 
 from ..piece import Piece

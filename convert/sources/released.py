@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gptoss_mlx.checkpoint import INDEX, Checkpoint, is_plain_name
 from gptoss_mlx.errors import CheckpointError
 from gptoss_mlx.files.jsonfile import JSON_LIMIT, parse_json, read_json
 from gptoss_mlx.files.regular import is_named, open_regular, read_regular
+from gptoss_mlx.models.checkpoint import INDEX, Checkpoint, is_plain_name
 
 from ..piece import Piece
 from ..source import MANIFEST, Packed, Release, Source, carried_files, released_config

@@ -16,7 +16,6 @@ import psutil
 import torch
 from numpy.typing import NDArray
 
-from gptoss_mlx.checkpoint import Checkpoint, Progress
 from gptoss_mlx.cuda import mxfp4
 from gptoss_mlx.cuda.cache import Cache, State
 from gptoss_mlx.cuda.choice import Kernels, choose_kernels
@@ -30,6 +29,7 @@ from gptoss_mlx.cuda.streaming import StreamedExperts, Streaming
 from gptoss_mlx.cuda.weights import Loader
 from gptoss_mlx.device import peak_bytes
 from gptoss_mlx.heap import keep_few_shapes, return_freed
+from gptoss_mlx.models.checkpoint import Checkpoint, Progress
 from gptoss_mlx.spec.config import ModelConfig
 from gptoss_mlx.spec.rope import magnitude, periods
 

@@ -16,13 +16,13 @@ from threading import Lock, local
 
 import torch
 
-from gptoss_mlx.checkpoint import Checkpoint, Progress
 from gptoss_mlx.cuda.current import launching_on
 from gptoss_mlx.cuda.operands import Matrix
 from gptoss_mlx.cuda.quantized import dequantize
 from gptoss_mlx.files.pool import Pool, Tasks
 from gptoss_mlx.files.reader import FileReader
 from gptoss_mlx.files.shard import ITEM_BYTES, Tensor
+from gptoss_mlx.models.checkpoint import Checkpoint, Progress
 from gptoss_mlx.spec.config import QuantizationSpec
 
 PIECE = 16 << 20  # bytes a thread reads at a time

@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptoss_mlx.backend import choose_backend, machine_of
-from gptoss_mlx.checkpoint import Checkpoint, Progress
 from gptoss_mlx.engine.arguments import model_name, one_of, whole_number
 from gptoss_mlx.engine.events import Event
 from gptoss_mlx.engine.request import Desk, Prompt, Request
@@ -34,9 +33,10 @@ from gptoss_mlx.errors import (
 from gptoss_mlx.files.jsonfile import read_json, shown
 from gptoss_mlx.files.regular import is_named
 from gptoss_mlx.harmony.tokenizer import Tokenizer, load_tokenizer
-from gptoss_mlx.hub import local_folder, locate
 from gptoss_mlx.memory import Plan, make_plan, wired_bytes
-from gptoss_mlx.names import full_name
+from gptoss_mlx.models.checkpoint import Checkpoint, Progress
+from gptoss_mlx.models.hub import local_folder, locate
+from gptoss_mlx.models.names import full_name
 from gptoss_mlx.spec.config import ModelConfig
 from gptoss_mlx.spec.released import CONFIGS
 from gptoss_mlx.spec.sampling import Sampling

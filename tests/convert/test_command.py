@@ -14,8 +14,8 @@ import pytest
 from convert import __main__ as command
 from convert import weights
 from convert.conversion import Conversion
-from gptoss_mlx.checkpoint import UNFINISHED, Checkpoint
 from gptoss_mlx.files.jsonfile import read_json
+from gptoss_mlx.models.checkpoint import UNFINISHED, Checkpoint
 from tests.convert.layouts import write_gguf, write_mlx_lm
 from tests.convert.results import contents, convert, refusal, run
 

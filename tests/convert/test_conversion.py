@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from convert.conversion import Conversion
-from gptoss_mlx.checkpoint import Checkpoint
 from gptoss_mlx.errors import CheckpointError, ConversionError
+from gptoss_mlx.models.checkpoint import Checkpoint
 from tests.convert.layouts import write_gguf, write_mlx_lm, write_original
 from tests.convert.results import contents, convert, refusal, run, unfinished
 

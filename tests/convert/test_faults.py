@@ -18,8 +18,8 @@ from convert import journal, weights
 from convert.conversion import Conversion
 from convert.plan import to_mlx
 from convert.sources import open_source
-from gptoss_mlx.checkpoint import UNFINISHED, Checkpoint
 from gptoss_mlx.errors import CheckpointError, ConversionError, GptOssError
+from gptoss_mlx.models.checkpoint import UNFINISHED, Checkpoint
 from gptoss_mlx.spec.recipe import RECIPES
 from tests.convert.faults import CRASHES, Call, Memory, Recorder, Tree, lay_out
 from tests.convert.results import contents

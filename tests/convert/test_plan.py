@@ -22,8 +22,8 @@ from convert.piece import Piece
 from convert.plan import MLX_SHARD_BYTES, Plan, Task, to_mlx, to_release
 from convert.source import Source
 from convert.sources import open_source
-from gptoss_mlx.checkpoint import INDEX, expected_tensors
 from gptoss_mlx.files.shard import ITEM_BYTES, Tensor
+from gptoss_mlx.models.checkpoint import INDEX, expected_tensors
 from gptoss_mlx.spec.config import ModelConfig, QuantizationSpec
 from gptoss_mlx.spec.recipe import RECIPES
 from tests.convert.results import SHAPE

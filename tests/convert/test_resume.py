@@ -19,8 +19,8 @@ import pytest
 from benchmarks.make_checkpoint import write_checkpoint
 from convert import plan, weights
 from convert.conversion import Conversion
-from gptoss_mlx.checkpoint import UNFINISHED, Checkpoint
 from gptoss_mlx.errors import CheckpointError, ConversionError
+from gptoss_mlx.models.checkpoint import UNFINISHED, Checkpoint
 from tests.broken import header_of
 from tests.convert.results import SHAPE, contents, refusal, unfinished
 from tests.convert.results import convert as converted

@@ -19,7 +19,7 @@ from benchmarks.make_checkpoint import Shape, write_checkpoint
 from convert.sources import gguf as gguf_source
 from convert.sources import open_source, original, standard
 from convert.sources.standard import tokenizer_files
-from gptoss_mlx.checkpoint import Checkpoint
+from gptoss_mlx.models.checkpoint import Checkpoint
 from gptoss_mlx.spec.config import ModelConfig
 from gptoss_mlx.spec.recipe import RECIPES
 from tests.broken import edit_json

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 
 import gptoss_mlx
-from gptoss_mlx.checkpoint import Checkpoint
 from gptoss_mlx.cuda.agreement import relative
 from gptoss_mlx.cuda.choice import MODULES, checked, is_reference
 from gptoss_mlx.cuda.current import launching_on
@@ -25,6 +24,7 @@ from gptoss_mlx.cuda.graph import Graphs
 from gptoss_mlx.cuda.model import Transformer, open_model
 from gptoss_mlx.engine.engine import Engine
 from gptoss_mlx.engine.events import Event, FinishEvent, PrefillEvent, TokenEvent
+from gptoss_mlx.models.checkpoint import Checkpoint
 
 DTYPES = ("bfloat16", "float32")
 IDS = [(7 * i) % 8192 for i in range(300)]

@@ -12,9 +12,9 @@ import pytest
 
 from benchmarks.make_checkpoint import Shape
 from gptoss_mlx import torch_buffers
-from gptoss_mlx.checkpoint import Checkpoint
 from gptoss_mlx.machine import Machine
 from gptoss_mlx.memory import MOST_ROWS, make_plan
+from gptoss_mlx.models.checkpoint import Checkpoint
 from tests.quantized import write_quantized
 from tests.shapes import CASES
 from tests.test_memory import EIGHT, MIXED

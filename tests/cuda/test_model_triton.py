@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from benchmarks.make_checkpoint import Shape
-from gptoss_mlx.checkpoint import Checkpoint
 from gptoss_mlx.errors import CheckpointError
+from gptoss_mlx.models.checkpoint import Checkpoint
 from tests.backends import open_on
 from tests.comparison import argmax_agreement, fresh, relative_l2
 from tests.quantized import write_quantized

@@ -13,9 +13,9 @@ import pytest
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
-from gptoss_mlx.checkpoint import Checkpoint  # noqa: E402
 from gptoss_mlx.cuda import weights  # noqa: E402
 from gptoss_mlx.cuda.weights import Loader  # noqa: E402
+from gptoss_mlx.models.checkpoint import Checkpoint  # noqa: E402
 
 
 def test_every_buffer_is_pinned_and_copied_from_on_the_model_s_card(

@@ -19,7 +19,6 @@ from click.testing import CliRunner
 from benchmarks.make_checkpoint import Shape, write_checkpoint
 from convert.__main__ import main as convert_command
 from convert.sources import open_source
-from gptoss_mlx.checkpoint import INDEX, UNFINISHED, Checkpoint
 from gptoss_mlx.cli.question import read_question
 from gptoss_mlx.engine.engine import _generation_defaults
 from gptoss_mlx.engine.request import Desk
@@ -28,6 +27,7 @@ from gptoss_mlx.harmony.encoding import special_tokens
 from gptoss_mlx.harmony.tokenizer import HarmonyTokenizer, load_tokenizer
 from gptoss_mlx.machine import MACHINES
 from gptoss_mlx.memory import make_plan
+from gptoss_mlx.models.checkpoint import INDEX, UNFINISHED, Checkpoint
 from gptoss_mlx.spec.config import ModelConfig
 from gptoss_mlx.spec.recipe import RECIPES, quantization
 from gptoss_mlx.spec.released import CONFIGS

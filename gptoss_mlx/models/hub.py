@@ -17,7 +17,7 @@ from typing import Any
 from gptoss_mlx.errors import ModelNotFoundError
 from gptoss_mlx.files.jsonfile import shown
 from gptoss_mlx.files.paths import expanded
-from gptoss_mlx.names import full_name
+from gptoss_mlx.models.names import full_name
 
 DEFAULT_MODEL = "openai/gpt-oss-20b"
 TINY = "tiny"
@@ -57,7 +57,7 @@ def locate(model: str, progress: Progress | None = None, also: tuple[str, ...] =
     """
     model = full_name(model)
     if model == TINY:
-        from gptoss_mlx.tiny import materialise
+        from gptoss_mlx.models.tiny import materialise
 
         return materialise(progress=progress)
     folder = expanded(model)
