@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from gptoss_mlx.errors import DeviceError
 from gptoss_mlx.files.jsonfile import shown
-from gptoss_mlx.machine import Machine
+from gptoss_mlx.system.machine import Machine
 
 BACKENDS = ("mlx", "torch", "cuda")
 """What may be asked for; "cuda" is PyTorch on a card."""
@@ -70,7 +70,7 @@ def check_device(device: str) -> str:
 
 def machine_of(chosen: Backend) -> Machine:
     """The machine as a plan for this backend sees it. Raises DeviceError."""
-    from gptoss_mlx import device
+    from gptoss_mlx.system import device
 
     if chosen.backend == "mlx":
         return device.this_machine()
@@ -87,7 +87,7 @@ def machine_of(chosen: Backend) -> Machine:
 
 def _best() -> Backend:
     from gptoss_mlx.cuda.device import find_card, has_driver, is_installed
-    from gptoss_mlx.device import mlx_device
+    from gptoss_mlx.system.device import mlx_device
 
     mlx, note = mlx_device(), None
     if mlx == "gpu":
@@ -102,7 +102,7 @@ def _best() -> Backend:
 
 def _cpu(note: str | None = None) -> Backend:
     from gptoss_mlx.cuda.device import is_installed
-    from gptoss_mlx.device import mlx_device
+    from gptoss_mlx.system.device import mlx_device
 
     if mlx_device() == "cpu":
         return Backend("mlx", "cpu", note)
@@ -114,7 +114,7 @@ def _cpu(note: str | None = None) -> Backend:
 
 
 def _mlx(device: str | None) -> Backend:
-    from gptoss_mlx.device import mlx_device
+    from gptoss_mlx.system.device import mlx_device
 
     has = mlx_device()
     if has is None:

@@ -23,10 +23,10 @@ from gptoss_mlx.buffers import (
     least_slots,
 )
 from gptoss_mlx.errors import ContextError, DeviceError, MemoryBudgetError
-from gptoss_mlx.machine import Machine
 from gptoss_mlx.spec.config import ModelConfig
+from gptoss_mlx.system.machine import Machine
+from gptoss_mlx.system.units import show_bytes
 from gptoss_mlx.torch_buffers import CudaSizes, TorchCPUSizes
-from gptoss_mlx.units import show_bytes
 
 __all__ = ["CHUNKS", "Buffer", "Machine", "Plan", "make_plan", "wired_bytes"]
 

@@ -18,7 +18,6 @@ from gptoss_mlx.buffers import least_slots
 from gptoss_mlx.cache import State, kv_group
 from gptoss_mlx.embedding import Embedding, FileEmbedding, ResidentEmbedding, Rows
 from gptoss_mlx.errors import ConfigError
-from gptoss_mlx.heap import return_freed
 from gptoss_mlx.kernels.choice import Kernels, choose_kernels
 from gptoss_mlx.kernels.matrix import Norm
 from gptoss_mlx.kernels.metal import mlx_version, require_mlx
@@ -27,6 +26,7 @@ from gptoss_mlx.rehearsal import rehearse
 from gptoss_mlx.spec.config import ModelConfig
 from gptoss_mlx.spec.rope import periods
 from gptoss_mlx.streaming import Streaming
+from gptoss_mlx.system.heap import return_freed
 from gptoss_mlx.weights import Loader
 
 CHUNK = 512  # tokens prefilled at a time, unless a plan says otherwise

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from gptoss_mlx import device
 from gptoss_mlx.backend import Backend, choose_backend, machine_of
 from gptoss_mlx.cuda import device as cards
 from gptoss_mlx.cuda.device import Card
 from gptoss_mlx.errors import DeviceError
-from gptoss_mlx.machine import Machine
+from gptoss_mlx.system import device
+from gptoss_mlx.system.machine import Machine
 from gptoss_mlx.torch_buffers import CUDA_CONTEXT
 
 GiB = 2**30

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from gptoss_mlx import device
+from gptoss_mlx.system import device
 
 GiB = 2**30
 

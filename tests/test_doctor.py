@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from gptoss_mlx import device
 from gptoss_mlx.cli import doctor
 from gptoss_mlx.cuda import device as cards
 from gptoss_mlx.cuda.device import Card
 from gptoss_mlx.errors import DeviceError
-from gptoss_mlx.machine import Machine
-from gptoss_mlx.units import show_bytes
+from gptoss_mlx.system import device
+from gptoss_mlx.system.machine import Machine
+from gptoss_mlx.system.units import show_bytes
 
 FACTS = [
     "chip",

@@ -14,10 +14,10 @@ from gptoss_mlx.engine.engine import Engine
 from gptoss_mlx.engine.engine import engine as engine_module
 from gptoss_mlx.errors import MemoryBudgetError
 from gptoss_mlx.generate import main
-from gptoss_mlx.machine import Machine
 from gptoss_mlx.memory import make_plan
 from gptoss_mlx.models.tiny import materialise
 from gptoss_mlx.spec.config import ModelConfig
+from gptoss_mlx.system.machine import Machine
 
 QUESTION = "What is 27 + 58?"
 CONTEXT = 1024

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(
 
 HEAP = """
 import ctypes, resource, sys
-from gptoss_mlx.heap import return_freed
+from gptoss_mlx.system.heap import return_freed
 
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gptoss_mlx.machine import CARDS, MACHINES, Machine, find_machine
+from gptoss_mlx.system.machine import CARDS, MACHINES, Machine, find_machine
 
 GiB = 2**30
 

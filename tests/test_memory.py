@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from benchmarks.make_checkpoint import SHAPES, Shape, config_json
 from gptoss_mlx.buffers import GROWTH, HEADROOM, RUNTIME, SCORES_BYTES, least_slots
 from gptoss_mlx.errors import ContextError, MemoryBudgetError
-from gptoss_mlx.machine import MACHINES, Machine, mac
 from gptoss_mlx.memory import CHUNKS, Plan, device_bytes, make_plan, wired_bytes
 from gptoss_mlx.spec.config import ModelConfig
 from gptoss_mlx.spec.recipe import RECIPES, quantization
-from gptoss_mlx.units import show_bytes
+from gptoss_mlx.system.machine import MACHINES, Machine, mac
+from gptoss_mlx.system.units import show_bytes
 from tests.conftest import SMALL
 from tests.quantized import write_quantized
 from tests.shapes import CASES, tokens

@@ -13,12 +13,12 @@ from click.testing import CliRunner
 
 from benchmarks.make_checkpoint import SHAPES, config_json
 from gptoss_mlx.cli.plan import main
-from gptoss_mlx.machine import CARDS, MACHINES, mac
 from gptoss_mlx.memory import make_plan
 from gptoss_mlx.spec.config import ModelConfig
 from gptoss_mlx.spec.recipe import RECIPES, quantization
 from gptoss_mlx.spec.released import CONFIGS
-from gptoss_mlx.units import show_bytes
+from gptoss_mlx.system.machine import CARDS, MACHINES, mac
+from gptoss_mlx.system.units import show_bytes
 
 GiB = 2**30
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptoss_mlx.units import parse_bytes, parse_tokens, show_bytes, show_tokens
+from gptoss_mlx.system.units import parse_bytes, parse_tokens, show_bytes, show_tokens
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,9 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from gptoss_mlx import __version__, device
+from gptoss_mlx import __version__
 from gptoss_mlx.kernels.choice import MODULES
+from gptoss_mlx.system import device
 
 SAMPLES = 20
 LONG_ENOUGH = 1.0  # seconds of samples after which no more are taken

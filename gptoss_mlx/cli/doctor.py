@@ -19,7 +19,7 @@ from typing import Any
 
 import click
 
-from gptoss_mlx import __version__, device
+from gptoss_mlx import __version__
 from gptoss_mlx.backend import Backend, choose_backend, machine_of
 from gptoss_mlx.cli.exits import Command
 from gptoss_mlx.cli.options import BYTES, CACHE, SETTINGS, TOKENS, backend_options, model_option
@@ -29,7 +29,8 @@ from gptoss_mlx.errors import DeviceError
 from gptoss_mlx.files.disk import read_speed
 from gptoss_mlx.memory import Plan, make_plan
 from gptoss_mlx.models.hub import local_folder
-from gptoss_mlx.units import show_bytes
+from gptoss_mlx.system import device
+from gptoss_mlx.system.units import show_bytes
 
 WRITTEN = 8
 """Tokens that are written to measure a model."""

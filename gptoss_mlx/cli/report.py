@@ -6,12 +6,12 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from gptoss_mlx.device import peak_bytes
 from gptoss_mlx.engine.events import Event, FinishEvent, Timings
 from gptoss_mlx.engine.result import collect
 from gptoss_mlx.harmony.tokenizer import Tokenizer
 from gptoss_mlx.memory import Plan, device_bytes
-from gptoss_mlx.units import show_bytes
+from gptoss_mlx.system.device import peak_bytes
+from gptoss_mlx.system.units import show_bytes
 
 
 def as_object(

@@ -27,11 +27,11 @@ from gptoss_mlx.cuda.places import Chunk, Places, Step
 from gptoss_mlx.cuda.reference import dense
 from gptoss_mlx.cuda.streaming import StreamedExperts, Streaming
 from gptoss_mlx.cuda.weights import Loader
-from gptoss_mlx.device import peak_bytes
-from gptoss_mlx.heap import keep_few_shapes, return_freed
 from gptoss_mlx.models.checkpoint import Checkpoint, Progress
 from gptoss_mlx.spec.config import ModelConfig
 from gptoss_mlx.spec.rope import magnitude, periods
+from gptoss_mlx.system.device import peak_bytes
+from gptoss_mlx.system.heap import keep_few_shapes, return_freed
 
 MOST_ROWS = 32
 SCORED = 64  # tokens whose logits are on the device at a time

@@ -40,7 +40,7 @@ from gptoss_mlx.models.names import full_name
 from gptoss_mlx.spec.config import ModelConfig
 from gptoss_mlx.spec.released import CONFIGS
 from gptoss_mlx.spec.sampling import Sampling
-from gptoss_mlx.units import parse_bytes, parse_tokens
+from gptoss_mlx.system.units import parse_bytes, parse_tokens
 
 LOGITS_AT_A_TIME = 32
 T = TypeVar("T")

@@ -12,9 +12,9 @@ import pytest
 
 from benchmarks.make_checkpoint import Shape
 from gptoss_mlx import torch_buffers
-from gptoss_mlx.machine import Machine
 from gptoss_mlx.memory import MOST_ROWS, make_plan
 from gptoss_mlx.models.checkpoint import Checkpoint
+from gptoss_mlx.system.machine import Machine
 from tests.quantized import write_quantized
 from tests.shapes import CASES
 from tests.test_memory import EIGHT, MIXED
@@ -116,7 +116,7 @@ def test_what_is_planned_for_follows_the_code_that_takes_it() -> None:
 
 SHAPES = """
 import torch
-from gptoss_mlx.heap import keep_few_shapes, return_freed
+from gptoss_mlx.system.heap import keep_few_shapes, return_freed
 
 def resident():
     with open('/proc/self/status') as lines:

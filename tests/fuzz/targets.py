@@ -25,13 +25,13 @@ from gptoss_mlx.engine.request import Desk
 from gptoss_mlx.errors import ContextError, MemoryBudgetError
 from gptoss_mlx.harmony.encoding import special_tokens
 from gptoss_mlx.harmony.tokenizer import HarmonyTokenizer, load_tokenizer
-from gptoss_mlx.machine import MACHINES
 from gptoss_mlx.memory import make_plan
 from gptoss_mlx.models.checkpoint import INDEX, UNFINISHED, Checkpoint
 from gptoss_mlx.spec.config import ModelConfig
 from gptoss_mlx.spec.recipe import RECIPES, quantization
 from gptoss_mlx.spec.released import CONFIGS
 from gptoss_mlx.spec.rope import magnitude, periods
+from gptoss_mlx.system.machine import MACHINES
 from tests.convert.layouts import write_gguf, write_mlx_lm, write_original
 from tests.fuzz.mutate import damaged_bytes, damaged_json, damaged_safetensors
 from tests.fuzz.samples import FORMAT, MESSAGES, TOOLS

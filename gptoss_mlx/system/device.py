@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from gptoss_mlx.machine import Machine
+from gptoss_mlx.system.machine import Machine
 
 RESERVED, RESERVED_BY_CORE = 512 << 20, 64 << 20
 """Of `ulimit -v`, for what is reserved and hardly used: libraries, stacks and heaps of threads.
