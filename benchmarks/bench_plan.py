@@ -34,9 +34,9 @@ from benchmarks.make_checkpoint import Shape, write_checkpoint
 from convert import destination
 from convert.plan import to_mlx
 from convert.sources import open_source
-from gptoss_mlx.buffers import SNAPSHOT_BUDGET
-from gptoss_mlx.memory import Plan, make_plan
 from gptoss_mlx.models.checkpoint import Checkpoint
+from gptoss_mlx.plan.buffers import SNAPSHOT_BUDGET
+from gptoss_mlx.plan.memory import Plan, make_plan
 from gptoss_mlx.spec.recipe import RECIPES
 from gptoss_mlx.system.machine import Machine
 from gptoss_mlx.system.units import parse_bytes, show_bytes

@@ -24,7 +24,7 @@ from rich.table import Table
 from benchmarks.confine import run
 from benchmarks.curves import draw_budgets, need_matplotlib
 from gptoss_mlx.engine.engine import Engine
-from gptoss_mlx.memory import Plan
+from gptoss_mlx.plan.memory import Plan
 
 GIB = 2**30
 

@@ -77,7 +77,7 @@ def machine_of(chosen: Backend) -> Machine:
     if chosen.device == "cpu":
         return device.this_computer("torch")
     from gptoss_mlx.cuda.device import find_card
-    from gptoss_mlx.torch_buffers import CUDA_CONTEXT
+    from gptoss_mlx.plan.torch_buffers import CUDA_CONTEXT
 
     card = find_card(_number(chosen.device))
     # By now CUDA has been started on the card; a plan counts what that took with the rest.

@@ -23,9 +23,9 @@ from typing import TypeAlias
 
 import mlx.core as mx
 
-from gptoss_mlx.buffers import GROWTH, PAGE
 from gptoss_mlx.kernels.attention_quantized import Quantized
 from gptoss_mlx.kernels.place import NOWHERE, Place, Spot, anywhere, places
+from gptoss_mlx.plan.buffers import GROWTH, PAGE
 
 
 class Arena:

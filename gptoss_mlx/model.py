@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptoss_mlx.blocks import Block
-from gptoss_mlx.buffers import least_slots
 from gptoss_mlx.cache import State, kv_group
 from gptoss_mlx.embedding import Embedding, FileEmbedding, ResidentEmbedding, Rows
 from gptoss_mlx.errors import ConfigError
@@ -22,6 +21,7 @@ from gptoss_mlx.kernels.choice import Kernels, choose_kernels
 from gptoss_mlx.kernels.matrix import Norm
 from gptoss_mlx.kernels.metal import mlx_version, require_mlx
 from gptoss_mlx.models.checkpoint import Checkpoint, Progress
+from gptoss_mlx.plan.buffers import least_slots
 from gptoss_mlx.rehearsal import rehearse
 from gptoss_mlx.spec.config import ModelConfig
 from gptoss_mlx.spec.rope import periods

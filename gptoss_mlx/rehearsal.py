@@ -9,11 +9,11 @@ from typing import Any
 
 import mlx.core as mx
 
-from gptoss_mlx.buffers import PAGE
 from gptoss_mlx.cache import QuantizedArena
 from gptoss_mlx.kernels.decode_attention import RANGE, WHOLE
 from gptoss_mlx.kernels.metal import DECODED
 from gptoss_mlx.kernels.place import anywhere
+from gptoss_mlx.plan.buffers import PAGE
 
 CONTEXTS = (WHOLE - PAGE, WHOLE + RANGE)  # tokens: one range of them, and several
 

@@ -12,9 +12,9 @@ from gptoss_mlx.backend import Backend, choose_backend, machine_of
 from gptoss_mlx.cuda import device as cards
 from gptoss_mlx.cuda.device import Card
 from gptoss_mlx.errors import DeviceError
+from gptoss_mlx.plan.torch_buffers import CUDA_CONTEXT
 from gptoss_mlx.system import device
 from gptoss_mlx.system.machine import Machine
-from gptoss_mlx.torch_buffers import CUDA_CONTEXT
 
 GiB = 2**30
 H100 = Card(0, "NVIDIA H100 80GB HBM3", 90, 79 * GiB, 78 * GiB, "570.1")

@@ -9,9 +9,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptoss_mlx.buffers import GROWTH, PAGE
 from gptoss_mlx.cache import Arena, Ring, Snapshot, State
 from gptoss_mlx.kernels.place import Spot
+from gptoss_mlx.plan.buffers import GROWTH, PAGE
 from tests.test_cache import KV_HEADS, WIDTH, _extend, _tokens, _values
 
 NOTHING = mx.zeros((2, KV_HEADS, 0, WIDTH))

@@ -14,8 +14,8 @@ from gptoss_mlx.engine.engine import Engine
 from gptoss_mlx.engine.engine import engine as engine_module
 from gptoss_mlx.errors import MemoryBudgetError
 from gptoss_mlx.generate import main
-from gptoss_mlx.memory import make_plan
 from gptoss_mlx.models.tiny import materialise
+from gptoss_mlx.plan.memory import make_plan
 from gptoss_mlx.spec.config import ModelConfig
 from gptoss_mlx.system.machine import Machine
 

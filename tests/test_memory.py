@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.make_checkpoint import SHAPES, Shape, config_json
-from gptoss_mlx.buffers import GROWTH, HEADROOM, RUNTIME, SCORES_BYTES, least_slots
 from gptoss_mlx.errors import ContextError, MemoryBudgetError
-from gptoss_mlx.memory import CHUNKS, Plan, device_bytes, make_plan, wired_bytes
+from gptoss_mlx.plan.buffers import GROWTH, HEADROOM, RUNTIME, SCORES_BYTES, least_slots
+from gptoss_mlx.plan.memory import CHUNKS, Plan, device_bytes, make_plan, wired_bytes
 from gptoss_mlx.spec.config import ModelConfig
 from gptoss_mlx.spec.recipe import RECIPES, quantization
 from gptoss_mlx.system.machine import MACHINES, Machine, mac

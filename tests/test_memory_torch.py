@@ -11,18 +11,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.make_checkpoint import SHAPES, Shape, config_json
-from gptoss_mlx.buffers import SNAPSHOT_BUDGET
 from gptoss_mlx.errors import DeviceError, MemoryBudgetError
-from gptoss_mlx.memory import MOST_ROWS, SHARED_CONTEXT, Plan, device_bytes, make_plan, wired_bytes
 from gptoss_mlx.models.checkpoint import expected_tensors
-from gptoss_mlx.spec.config import ModelConfig
-from gptoss_mlx.system.machine import CARDS, Machine, card, mac
-from gptoss_mlx.torch_buffers import (
+from gptoss_mlx.plan.buffers import SNAPSHOT_BUDGET
+from gptoss_mlx.plan.memory import (
+    MOST_ROWS,
+    SHARED_CONTEXT,
+    Plan,
+    device_bytes,
+    make_plan,
+    wired_bytes,
+)
+from gptoss_mlx.plan.torch_buffers import (
     CARD_HEADROOM,
     CUBLAS,
     CUDA_CONTEXT,
     buckets,
 )
+from gptoss_mlx.spec.config import ModelConfig
+from gptoss_mlx.system.machine import CARDS, Machine, card, mac
 from tests.test_memory import RELEASED, config_of, least_total, shapes
 
 MiB, GiB = 2**20, 2**30

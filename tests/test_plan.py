@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from benchmarks.make_checkpoint import SHAPES, config_json
 from gptoss_mlx.cli.plan import main
-from gptoss_mlx.memory import make_plan
+from gptoss_mlx.plan.memory import make_plan
 from gptoss_mlx.spec.config import ModelConfig
 from gptoss_mlx.spec.recipe import RECIPES, quantization
 from gptoss_mlx.spec.released import CONFIGS

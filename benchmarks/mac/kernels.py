@@ -17,7 +17,6 @@ import numpy as np
 from benchmarks.mac.machine import flat, on_gpu, sampled
 from benchmarks.mac.rows import Absent
 from benchmarks.make_checkpoint import SHAPES, Shape
-from gptoss_mlx.buffers import PAGE
 from gptoss_mlx.kernels.choice import MODULES
 from gptoss_mlx.kernels.decode_qkv import Heads
 from gptoss_mlx.kernels.matrix import Matrix, Norm
@@ -25,6 +24,7 @@ from gptoss_mlx.kernels.metal import DECODED
 from gptoss_mlx.kernels.mxfp4 import random_bank
 from gptoss_mlx.kernels.place import Spot, anywhere, places
 from gptoss_mlx.kernels.trial import AGREEMENT, disagreement
+from gptoss_mlx.plan.buffers import PAGE
 from gptoss_mlx.spec.config import QuantizationSpec
 
 UNCACHED = 256 << 20  # bytes of weights that the calls of a sample go through, where there is room

@@ -27,8 +27,8 @@ from gptoss_mlx.cli.plan import as_object, config_of, plan_table
 from gptoss_mlx.cli.terminal import Bar, harmless, show
 from gptoss_mlx.errors import DeviceError
 from gptoss_mlx.files.disk import read_speed
-from gptoss_mlx.memory import Plan, make_plan
 from gptoss_mlx.models.hub import local_folder
+from gptoss_mlx.plan.memory import Plan, make_plan
 from gptoss_mlx.system import device
 from gptoss_mlx.system.units import show_bytes
 

@@ -25,9 +25,9 @@ from gptoss_mlx.errors import (
     ModelNotFoundError,
 )
 from gptoss_mlx.files.jsonfile import read_json, shown
-from gptoss_mlx.memory import MOST_ROWS, Plan, make_plan, wired_bytes
 from gptoss_mlx.models.hub import local_folder
 from gptoss_mlx.models.names import full_name
+from gptoss_mlx.plan.memory import MOST_ROWS, Plan, make_plan, wired_bytes
 from gptoss_mlx.spec.config import ModelConfig
 from gptoss_mlx.spec.recipe import RECIPES, quantization
 from gptoss_mlx.spec.released import CONFIGS

@@ -9,7 +9,7 @@ from typing import Any
 from gptoss_mlx.engine.events import Event, FinishEvent, Timings
 from gptoss_mlx.engine.result import collect
 from gptoss_mlx.harmony.tokenizer import Tokenizer
-from gptoss_mlx.memory import Plan, device_bytes
+from gptoss_mlx.plan.memory import Plan, device_bytes
 from gptoss_mlx.system.device import peak_bytes
 from gptoss_mlx.system.units import show_bytes
 

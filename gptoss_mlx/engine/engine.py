@@ -33,10 +33,10 @@ from gptoss_mlx.errors import (
 from gptoss_mlx.files.jsonfile import read_json, shown
 from gptoss_mlx.files.regular import is_named
 from gptoss_mlx.harmony.tokenizer import Tokenizer, load_tokenizer
-from gptoss_mlx.memory import Plan, make_plan, wired_bytes
 from gptoss_mlx.models.checkpoint import Checkpoint, Progress
 from gptoss_mlx.models.hub import local_folder, locate
 from gptoss_mlx.models.names import full_name
+from gptoss_mlx.plan.memory import Plan, make_plan, wired_bytes
 from gptoss_mlx.spec.config import ModelConfig
 from gptoss_mlx.spec.released import CONFIGS
 from gptoss_mlx.spec.sampling import Sampling

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
-from gptoss_mlx.buffers import SNAPSHOT_BUDGET
+from gptoss_mlx.plan.buffers import SNAPSHOT_BUDGET
 
 
 class Snapshot(Protocol):

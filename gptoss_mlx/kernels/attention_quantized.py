@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from gptoss_mlx.buffers import SCORES_BYTES
+from gptoss_mlx.plan.buffers import SCORES_BYTES
 
 
 class Quantized(NamedTuple):

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from benchmarks.make_checkpoint import Shape
-from gptoss_mlx import torch_buffers
-from gptoss_mlx.memory import MOST_ROWS, make_plan
 from gptoss_mlx.models.checkpoint import Checkpoint
+from gptoss_mlx.plan import torch_buffers
+from gptoss_mlx.plan.memory import MOST_ROWS, make_plan
 from gptoss_mlx.system.machine import Machine
 from tests.quantized import write_quantized
 from tests.shapes import CASES

@@ -23,7 +23,7 @@ from gptoss_mlx.engine.events import FinishEvent, Timings
 from gptoss_mlx.errors import CheckpointError
 from gptoss_mlx.files import pool, reader
 from gptoss_mlx.files.reader import FileReader
-from gptoss_mlx.memory import make_plan
+from gptoss_mlx.plan.memory import make_plan
 from gptoss_mlx.system.machine import Machine
 from tests.backends import open_on
 from tests.comparison import fresh

@@ -25,8 +25,8 @@ from gptoss_mlx.engine.request import Desk
 from gptoss_mlx.errors import ContextError, MemoryBudgetError
 from gptoss_mlx.harmony.encoding import special_tokens
 from gptoss_mlx.harmony.tokenizer import HarmonyTokenizer, load_tokenizer
-from gptoss_mlx.memory import make_plan
 from gptoss_mlx.models.checkpoint import INDEX, UNFINISHED, Checkpoint
+from gptoss_mlx.plan.memory import make_plan
 from gptoss_mlx.spec.config import ModelConfig
 from gptoss_mlx.spec.recipe import RECIPES, quantization
 from gptoss_mlx.spec.released import CONFIGS

@@ -11,7 +11,8 @@ from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from gptoss_mlx.buffers import (
+from gptoss_mlx.errors import ContextError, DeviceError, MemoryBudgetError
+from gptoss_mlx.plan.buffers import (
     CHUNKS,
     GROWTH,
     Buffer,
@@ -22,11 +23,10 @@ from gptoss_mlx.buffers import (
     Sizes,
     least_slots,
 )
-from gptoss_mlx.errors import ContextError, DeviceError, MemoryBudgetError
+from gptoss_mlx.plan.torch_buffers import CudaSizes, TorchCPUSizes
 from gptoss_mlx.spec.config import ModelConfig
 from gptoss_mlx.system.machine import Machine
 from gptoss_mlx.system.units import show_bytes
-from gptoss_mlx.torch_buffers import CudaSizes, TorchCPUSizes
 
 __all__ = ["CHUNKS", "Buffer", "Machine", "Plan", "make_plan", "wired_bytes"]
 

@@ -15,8 +15,8 @@ from functools import cached_property
 from math import prod
 from typing import ClassVar
 
-from gptoss_mlx.buffers import Buffer, Choice, MiB, Sizes
 from gptoss_mlx.files.shard import ITEM_BYTES
+from gptoss_mlx.plan.buffers import Buffer, Choice, MiB, Sizes
 from gptoss_mlx.spec.config import QuantizationSpec
 
 CUDA_CONTEXT = 504 * MiB

@@ -1,0 +1,1 @@
+"""What a model takes in memory: pure arithmetic, before anything is loaded."""
