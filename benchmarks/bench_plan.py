@@ -264,8 +264,8 @@ def _open_mlx(
 ) -> tuple[Any, Any]:
     import mlx.core as mx
 
-    from gptoss_mlx.model import open_model
-    from gptoss_mlx.sampler import Sampler
+    from gptoss_mlx.backends.mlx.model import open_model
+    from gptoss_mlx.backends.mlx.sampler import Sampler
 
     mx.set_default_device(mx.Device(mx.cpu))
     fewer: dict[str, Any] = {"slots": slots} if slots < experts else {}

@@ -6,9 +6,9 @@ import mlx.core as mx
 
 from benchmarks import mlx_launches as theirs
 from benchmarks.kernel_pieces import Job, Piece, Sizes, affine, bank, random
-from gptoss_mlx.kernels import decode_qkv, moe_down, moe_gate_up, quantized_matvec
-from gptoss_mlx.kernels.matrix import Matrix, Norm
-from gptoss_mlx.kernels.place import anywhere
+from gptoss_mlx.backends.mlx.ops import decode_qkv, moe_down, moe_gate_up, quantized_matvec
+from gptoss_mlx.backends.mlx.ops.matrix import Matrix, Norm
+from gptoss_mlx.backends.mlx.ops.place import anywhere
 
 LIMIT = 7.0
 PACKED = 1 / 2 + 1 / 32  # bytes of an MXFP4 weight with its scale

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from gptoss_mlx.kernels.matrix import Matrix
+from gptoss_mlx.backends.mlx.ops.matrix import Matrix
 from gptoss_mlx.spec.config import QuantizationSpec
 from tests.metal_emulator import Emulator
 

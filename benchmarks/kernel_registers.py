@@ -18,13 +18,13 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.kernel_pieces import Sizes
-from gptoss_mlx.kernels import moe_prefill
-from gptoss_mlx.kernels.choice import Kernels, metal_kernels
-from gptoss_mlx.kernels.decode_attention import WHOLE
-from gptoss_mlx.kernels.decode_qkv import Heads
-from gptoss_mlx.kernels.matrix import Matrix, Norm
-from gptoss_mlx.kernels.metal import DECODED, Factory
-from gptoss_mlx.kernels.place import Spot, places
+from gptoss_mlx.backends.mlx.ops import moe_prefill
+from gptoss_mlx.backends.mlx.ops.choice import Kernels, metal_kernels
+from gptoss_mlx.backends.mlx.ops.decode_attention import WHOLE
+from gptoss_mlx.backends.mlx.ops.decode_qkv import Heads
+from gptoss_mlx.backends.mlx.ops.matrix import Matrix, Norm
+from gptoss_mlx.backends.mlx.ops.metal import DECODED, Factory
+from gptoss_mlx.backends.mlx.ops.place import Spot, places
 from gptoss_mlx.spec.config import QuantizationSpec
 from tests.metal_emulator import available
 from tests.metal_emulator.registers import FILE, Counted

@@ -124,11 +124,11 @@ def _places(arrays: Iterable[mx.array]) -> set[int]:
 
 
 def _ours(folder: Path, context: int) -> Callable[[], Step]:
-    from gptoss_mlx.kernels.choice import Kernels, metal_kernels
-    from gptoss_mlx.kernels.decode_attention import decode_attention
-    from gptoss_mlx.model import open_model
+    from gptoss_mlx.backends.mlx.model import open_model
+    from gptoss_mlx.backends.mlx.ops.choice import Kernels, metal_kernels
+    from gptoss_mlx.backends.mlx.ops.decode_attention import decode_attention
+    from gptoss_mlx.backends.mlx.sampler import Sampler
     from gptoss_mlx.models.checkpoint import Checkpoint
-    from gptoss_mlx.sampler import Sampler
     from gptoss_mlx.spec.sampling import Sampling
 
     checkpoint = Checkpoint.open(folder)

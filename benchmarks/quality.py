@@ -36,8 +36,8 @@ from benchmarks.make_checkpoint import SHAPES, Shape, config_json, write_checkpo
 from convert import destination
 from convert.plan import expected_nbytes, to_mlx
 from convert.sources import open_source
+from gptoss_mlx.backends.mlx.model import open_model
 from gptoss_mlx.harmony import Encoding
-from gptoss_mlx.model import open_model
 from gptoss_mlx.models.checkpoint import Checkpoint
 from gptoss_mlx.models.tiny import materialise
 from gptoss_mlx.spec.config import ModelConfig

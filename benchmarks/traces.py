@@ -24,9 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.quality import Passage, held_out
+from gptoss_mlx.backends.mlx.model import Block, Transformer, open_model
+from gptoss_mlx.backends.mlx.ops.router_topk import router_topk
 from gptoss_mlx.errors import CheckpointError
-from gptoss_mlx.kernels.router_topk import router_topk
-from gptoss_mlx.model import Block, Transformer, open_model
 from gptoss_mlx.models.checkpoint import Checkpoint
 from gptoss_mlx.models.tiny import materialise
 

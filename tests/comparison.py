@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptoss_mlx.model import Transformer, open_model
+from gptoss_mlx.backends.mlx.model import Transformer, open_model
 from gptoss_mlx.models.checkpoint import Checkpoint
 
 

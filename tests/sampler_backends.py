@@ -34,7 +34,7 @@ class Mlx:
     def __init__(self) -> None:
         import mlx.core as mx
 
-        from gptoss_mlx.sampler import Sampler
+        from gptoss_mlx.backends.mlx.sampler import Sampler
 
         self.mx, self.sampler, self.float32 = mx, Sampler, mx.float32
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from gptoss_mlx.cache import GROWTH, Arena, Ring, State
+from gptoss_mlx.backends.mlx.cache import GROWTH, Arena, Ring, State
 
 KV_HEADS, WIDTH = 2, 3
 WINDOWS = st.sampled_from([1, 2, 3, 5, 16, 128])

@@ -9,8 +9,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptoss_mlx.cache import Arena, Ring, Snapshot, State
-from gptoss_mlx.kernels.place import Spot
+from gptoss_mlx.backends.mlx.cache import Arena, Ring, Snapshot, State
+from gptoss_mlx.backends.mlx.ops.place import Spot
 from gptoss_mlx.plan.buffers import GROWTH, PAGE
 from tests.test_cache import KV_HEADS, WIDTH, _extend, _tokens, _values
 

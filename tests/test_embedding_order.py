@@ -13,9 +13,9 @@ import pytest
 from numpy.typing import NDArray
 
 from benchmarks.make_checkpoint import Shape
-from gptoss_mlx.kernels import matrix
-from gptoss_mlx.kernels.choice import MODULES, Kernels
-from gptoss_mlx.model import Transformer
+from gptoss_mlx.backends.mlx.model import Transformer
+from gptoss_mlx.backends.mlx.ops import matrix
+from gptoss_mlx.backends.mlx.ops.choice import MODULES, Kernels
 from tests.comparison import opened
 
 SHAPE = Shape(2, 64, 32, 4, 2, 4, 2, 32, 256, window=16)

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
+from gptoss_mlx.backends.mlx.model import open_model
+from gptoss_mlx.backends.mlx.sampler import Sampler
 from gptoss_mlx.engine.engine import Engine
 from gptoss_mlx.engine.events import FinishEvent, TokenEvent
 from gptoss_mlx.errors import CheckpointError
 from gptoss_mlx.harmony.tokenizer import load_tokenizer
-from gptoss_mlx.model import open_model
 from gptoss_mlx.models.checkpoint import Checkpoint
 from gptoss_mlx.models.tiny import materialise
-from gptoss_mlx.sampler import Sampler
 
 QUESTION = "What is 27 + 58?"
 

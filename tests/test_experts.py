@@ -11,9 +11,9 @@ import pytest
 from numpy.typing import NDArray
 
 from benchmarks.make_checkpoint import Shape
-from gptoss_mlx.experts import ExpertBank
+from gptoss_mlx.backends.mlx.experts import ExpertBank
+from gptoss_mlx.backends.mlx.weights import Loader
 from gptoss_mlx.models.checkpoint import Checkpoint
-from gptoss_mlx.weights import Loader
 from tests.comparison import worst_row
 from tests.kernels.banks import choices, normal
 from tests.numpy_gpt_oss import expert

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gptoss_mlx.kernels.attention_quantized import Quantized, attention_quantized
-from gptoss_mlx.model import open_model
+from gptoss_mlx.backends.mlx.model import open_model
+from gptoss_mlx.backends.mlx.ops.attention_quantized import Quantized, attention_quantized
 from gptoss_mlx.models.checkpoint import Checkpoint
 from tests.comparison import relative_l2
 

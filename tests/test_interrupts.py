@@ -15,14 +15,15 @@ import numpy as np
 import pytest
 
 from benchmarks.make_checkpoint import Shape
-from gptoss_mlx import guesses, slots, streaming, weights
-from gptoss_mlx.experts import ExpertBank
+from gptoss_mlx import guesses, slots
+from gptoss_mlx.backends.mlx import streaming, weights
+from gptoss_mlx.backends.mlx.experts import ExpertBank
+from gptoss_mlx.backends.mlx.streaming import StreamedExperts, Streaming
+from gptoss_mlx.backends.mlx.weights import Loader
 from gptoss_mlx.files import pool, reader
 from gptoss_mlx.files.pool import Tasks
 from gptoss_mlx.models import checkpoint as checkpoint_module
 from gptoss_mlx.models.checkpoint import Checkpoint
-from gptoss_mlx.streaming import StreamedExperts, Streaming
-from gptoss_mlx.weights import Loader
 from tests.backends import open_on
 from tests.interrupts import Interrupt, everywhere, left_open
 

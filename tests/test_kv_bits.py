@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from benchmarks.make_checkpoint import Shape
-from gptoss_mlx.cache import GROWTH, Arena, QuantizedArena, State, kv_group
+from gptoss_mlx.backends.mlx.cache import GROWTH, Arena, QuantizedArena, State, kv_group
+from gptoss_mlx.backends.mlx.model import Transformer
+from gptoss_mlx.backends.mlx.ops.attention_quantized import Quantized
 from gptoss_mlx.engine.engine import open_engine
 from gptoss_mlx.engine.events import FinishEvent
 from gptoss_mlx.errors import ConfigError
-from gptoss_mlx.kernels.attention_quantized import Quantized
-from gptoss_mlx.model import Transformer
 from tests.comparison import argmax_agreement, fresh, opened, relative_l2, worst_row
 from tests.numpy_gpt_oss import NumpyGptOss
 from tests.shapes import CASES, tokens

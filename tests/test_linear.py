@@ -8,8 +8,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from gptoss_mlx.kernels.matrix import Matrix
-from gptoss_mlx.linear import Linear
+from gptoss_mlx.backends.mlx.linear import Linear
+from gptoss_mlx.backends.mlx.ops.matrix import Matrix
 from gptoss_mlx.spec.config import QuantizationSpec
 from tests.comparison import relative_l2
 

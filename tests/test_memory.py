@@ -92,7 +92,7 @@ def held(folder: Path, dtype: str, embedding: str) -> int:
     """Bytes MLX holds for an open model."""
     import mlx.core as mx
 
-    from gptoss_mlx.model import open_model
+    from gptoss_mlx.backends.mlx.model import open_model
     from gptoss_mlx.models.checkpoint import Checkpoint
 
     mx.clear_cache()  # what is used again may be larger than what is asked for
@@ -109,7 +109,7 @@ def held(folder: Path, dtype: str, embedding: str) -> int:
 def test_keys_and_values_are_what_a_full_context_holds(
     checkpoint_of: Callable[..., Path], context: int, dtype: str
 ) -> None:
-    from gptoss_mlx.model import open_model
+    from gptoss_mlx.backends.mlx.model import open_model
     from gptoss_mlx.models.checkpoint import Checkpoint
 
     shape = CASES["narrow_window"].shape

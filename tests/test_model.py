@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from benchmarks.make_checkpoint import Shape
-from gptoss_mlx.model import Transformer
+from gptoss_mlx.backends.mlx.model import Transformer
 from tests.backends import BACKENDS, open_on, token_on
 from tests.comparison import argmax_agreement, fresh, opened, relative_l2, worst_row
 from tests.numpy_gpt_oss import NumpyGptOss

@@ -14,23 +14,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.make_checkpoint import Shape
-from gptoss_mlx.cache import Snapshot
-from gptoss_mlx.engine.engine import Engine
-from gptoss_mlx.engine.events import TokenEvent
-from gptoss_mlx.engine.result import collect
-from gptoss_mlx.harmony.tokenizer import load_tokenizer
-from gptoss_mlx.kernels.choice import (
+from gptoss_mlx.backends.mlx.cache import Snapshot
+from gptoss_mlx.backends.mlx.model import Transformer, open_model
+from gptoss_mlx.backends.mlx.ops.choice import (
     MODULES,
     Kernels,
     choose_kernels,
     implementations,
     metal_kernels,
 )
-from gptoss_mlx.kernels.verdicts import Verdicts
-from gptoss_mlx.model import Transformer, open_model
+from gptoss_mlx.backends.mlx.ops.verdicts import Verdicts
+from gptoss_mlx.backends.mlx.sampler import Sampler
+from gptoss_mlx.engine.engine import Engine
+from gptoss_mlx.engine.events import TokenEvent
+from gptoss_mlx.engine.result import collect
+from gptoss_mlx.harmony.tokenizer import load_tokenizer
 from gptoss_mlx.models.checkpoint import Checkpoint
 from gptoss_mlx.models.tiny import materialise
-from gptoss_mlx.sampler import Sampler
 from tests.comparison import fresh, opened, relative_l2, worst_row
 from tests.metal_emulator import Emulator, available
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gptoss_mlx import weights
+from gptoss_mlx.backends.mlx import weights
 from gptoss_mlx.engine.events import TokenEvent
 from gptoss_mlx.errors import CheckpointError, NumericalError
 from gptoss_mlx.files.reader import FileReader

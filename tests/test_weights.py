@@ -15,12 +15,12 @@ import pytest
 from numpy.typing import NDArray
 
 from benchmarks.make_checkpoint import Shape
-from gptoss_mlx import weights
+from gptoss_mlx.backends.mlx import weights
+from gptoss_mlx.backends.mlx.model import open_model
+from gptoss_mlx.backends.mlx.weights import Loader
 from gptoss_mlx.errors import CheckpointError
-from gptoss_mlx.model import open_model
 from gptoss_mlx.models.checkpoint import Checkpoint, Tensor
 from gptoss_mlx.spec.config import ModelConfig
-from gptoss_mlx.weights import Loader
 from tests.quantized import write_quantized
 from tests.released_tensors import raw_tensors
 

@@ -17,13 +17,13 @@ import numpy as np
 from benchmarks.mac.machine import flat, on_gpu, sampled
 from benchmarks.mac.rows import Absent
 from benchmarks.make_checkpoint import SHAPES, Shape
-from gptoss_mlx.kernels.choice import MODULES
-from gptoss_mlx.kernels.decode_qkv import Heads
-from gptoss_mlx.kernels.matrix import Matrix, Norm
-from gptoss_mlx.kernels.metal import DECODED
-from gptoss_mlx.kernels.mxfp4 import random_bank
-from gptoss_mlx.kernels.place import Spot, anywhere, places
-from gptoss_mlx.kernels.trial import AGREEMENT, disagreement
+from gptoss_mlx.backends.mlx.ops.choice import MODULES
+from gptoss_mlx.backends.mlx.ops.decode_qkv import Heads
+from gptoss_mlx.backends.mlx.ops.matrix import Matrix, Norm
+from gptoss_mlx.backends.mlx.ops.metal import DECODED
+from gptoss_mlx.backends.mlx.ops.mxfp4 import random_bank
+from gptoss_mlx.backends.mlx.ops.place import Spot, anywhere, places
+from gptoss_mlx.backends.mlx.ops.trial import AGREEMENT, disagreement
 from gptoss_mlx.plan.buffers import PAGE
 from gptoss_mlx.spec.config import QuantizationSpec
 

@@ -16,7 +16,7 @@ import mlx.core as mx
 import numpy as np
 
 from gptoss_mlx import __version__
-from gptoss_mlx.kernels.choice import MODULES
+from gptoss_mlx.backends.mlx.ops.choice import MODULES
 from gptoss_mlx.system import device
 
 SAMPLES = 20

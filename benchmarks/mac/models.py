@@ -18,7 +18,7 @@ from benchmarks.make_checkpoint import SHAPES, write_checkpoint
 from convert import destination
 from convert.plan import to_mlx
 from convert.sources import open_source
-from gptoss_mlx.kernels.choice import VARIABLE
+from gptoss_mlx.backends.mlx.ops.choice import VARIABLE
 from gptoss_mlx.models.hub import local_folder
 from gptoss_mlx.spec.recipe import RECIPES
 

@@ -249,7 +249,7 @@ def _kernels(chosen: Backend | None) -> dict[str, str]:
         from gptoss_mlx.cuda.choice import found_on
 
         return found_on(chosen.device)
-    from gptoss_mlx.kernels.choice import found_here
+    from gptoss_mlx.backends.mlx.ops.choice import found_here
 
     return found_here()
 

@@ -276,8 +276,8 @@ Opened: TypeAlias = tuple[Model, NewSampler, Mapping[str, str]]
 
 
 def _with_mlx(checkpoint: Checkpoint, plan: Plan, progress: Progress | None) -> Opened:
-    from gptoss_mlx.model import open_model
-    from gptoss_mlx.sampler import Sampler
+    from gptoss_mlx.backends.mlx.model import open_model
+    from gptoss_mlx.backends.mlx.sampler import Sampler
 
     network = open_model(
         checkpoint,

@@ -22,7 +22,7 @@ class Snapshot(Protocol):
 
 
 class State(Protocol):
-    """What a sequence remembers on a device; see gptoss_mlx/cache.py."""
+    """What a sequence remembers on a device; see gptoss_mlx/backends/mlx/cache.py."""
 
     offset: int
 
@@ -36,7 +36,7 @@ class State(Protocol):
 
 
 class Model(Protocol):
-    """What the engine needs of a model on a device; see gptoss_mlx/model.py.
+    """What the engine needs of a model on a device; see gptoss_mlx/backends/mlx/model.py.
 
     chunk: tokens prefilled at a time; rows: sequences that it has memory for. There may be more
     states: those that rest give way, see gptoss_mlx/cuda/cache.py.

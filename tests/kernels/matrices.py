@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from gptoss_mlx.kernels.matrix import Matrix
+from gptoss_mlx.backends.mlx.ops.matrix import Matrix
 from gptoss_mlx.spec.config import QuantizationSpec
 from tests.kernels.banks import Generator
 from tests.released_tensors import Values, mxfp4

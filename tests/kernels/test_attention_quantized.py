@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from gptoss_mlx.kernels.attention_quantized import Quantized, attention_quantized
+from gptoss_mlx.backends.mlx.ops.attention_quantized import Quantized, attention_quantized
 
 Values = NDArray[np.float64]
 

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from benchmarks.make_checkpoint import Shape
+from gptoss_mlx.backends.mlx.ops import choice
+from gptoss_mlx.backends.mlx.ops.choice import MODULES, Kernels, choose_kernels, implementations
+from gptoss_mlx.backends.mlx.ops.metal import Pipeline, mlx_version, require_mlx
+from gptoss_mlx.backends.mlx.ops.trial import disagreement
+from gptoss_mlx.backends.mlx.ops.verdicts import Verdict, Verdicts, this_machine
 from gptoss_mlx.errors import KernelError
-from gptoss_mlx.kernels import choice
-from gptoss_mlx.kernels.choice import MODULES, Kernels, choose_kernels, implementations
-from gptoss_mlx.kernels.metal import Pipeline, mlx_version, require_mlx
-from gptoss_mlx.kernels.trial import disagreement
-from gptoss_mlx.kernels.verdicts import Verdict, Verdicts, this_machine
 from tests.comparison import opened
 
 KERNELS = {

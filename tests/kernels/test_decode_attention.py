@@ -8,10 +8,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from gptoss_mlx.kernels import decode_attention as op
-from gptoss_mlx.kernels.decode_attention import RANGE, WHOLE
-from gptoss_mlx.kernels.metal import Factory
-from gptoss_mlx.kernels.place import Spot, places
+from gptoss_mlx.backends.mlx.ops import decode_attention as op
+from gptoss_mlx.backends.mlx.ops.decode_attention import RANGE, WHOLE
+from gptoss_mlx.backends.mlx.ops.metal import Factory
+from gptoss_mlx.backends.mlx.ops.place import Spot, places
 from tests.comparison import worst_row
 from tests.kernels.matrices import exact, normal
 from tests.metal_emulator import Emulator, available

@@ -6,11 +6,11 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from gptoss_mlx.kernels import decode_qkv as op
-from gptoss_mlx.kernels.decode_qkv import Heads
-from gptoss_mlx.kernels.matrix import Norm
-from gptoss_mlx.kernels.metal import Factory
-from gptoss_mlx.kernels.place import Spot, anywhere, places
+from gptoss_mlx.backends.mlx.ops import decode_qkv as op
+from gptoss_mlx.backends.mlx.ops.decode_qkv import Heads
+from gptoss_mlx.backends.mlx.ops.matrix import Norm
+from gptoss_mlx.backends.mlx.ops.metal import Factory
+from gptoss_mlx.backends.mlx.ops.place import Spot, anywhere, places
 from gptoss_mlx.spec.config import QuantizationSpec
 from tests.comparison import worst_row
 from tests.kernels.matrices import MXFP4, affine, exact, normal, normed, random_case

@@ -6,9 +6,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from gptoss_mlx.kernels import decode_router as op
-from gptoss_mlx.kernels.matrix import Norm
-from gptoss_mlx.kernels.metal import Factory
+from gptoss_mlx.backends.mlx.ops import decode_router as op
+from gptoss_mlx.backends.mlx.ops.matrix import Norm
+from gptoss_mlx.backends.mlx.ops.metal import Factory
 from gptoss_mlx.spec.config import QuantizationSpec
 from tests.comparison import worst_row
 from tests.kernels.matrices import affine, exact, normal, normed, random_case

@@ -6,9 +6,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from gptoss_mlx.kernels import router_topk
-from gptoss_mlx.kernels.decode_qkv import Heads
-from gptoss_mlx.kernels.metal import Factory
+from gptoss_mlx.backends.mlx.ops import router_topk
+from gptoss_mlx.backends.mlx.ops.decode_qkv import Heads
+from gptoss_mlx.backends.mlx.ops.metal import Factory
 from tests.kernels import test_decode_qkv as qkv
 from tests.kernels import test_decode_router as router
 from tests.kernels import test_quantized_matvec as matvec

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gptoss_mlx.kernels import moe_down, moe_gate_up
-from gptoss_mlx.kernels.metal import Factory
+from gptoss_mlx.backends.mlx.ops import moe_down, moe_gate_up
+from gptoss_mlx.backends.mlx.ops.metal import Factory
 from tests.comparison import worst_row
 from tests.kernels.banks import Bank, bank, choices
 from tests.metal_emulator import Emulator, available

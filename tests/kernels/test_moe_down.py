@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from gptoss_mlx.kernels.moe_down import moe_down
+from gptoss_mlx.backends.mlx.ops.moe_down import moe_down
 from tests.comparison import worst_row
 from tests.kernels.banks import bank, choices, normal
 

@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from gptoss_mlx.kernels.moe_gate_up import moe_gate_up
+from gptoss_mlx.backends.mlx.ops.moe_gate_up import moe_gate_up
 from tests.comparison import worst_row
 from tests.kernels.banks import bank, choices, normal
 from tests.numpy_gpt_oss import swiglu

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gptoss_mlx.kernels import moe_down, moe_gate_up
+from gptoss_mlx.backends.mlx.ops import moe_down, moe_gate_up
 from tests.kernels.banks import Generator, bank, normal
 from tests.metal_emulator import Emulator, available
 from tests.numpy_gpt_oss import swiglu

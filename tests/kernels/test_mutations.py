@@ -12,9 +12,9 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from gptoss_mlx.kernels.choice import MODULES
-from gptoss_mlx.kernels.metal import Factory
-from gptoss_mlx.kernels.trial import disagreement
+from gptoss_mlx.backends.mlx.ops.choice import MODULES
+from gptoss_mlx.backends.mlx.ops.metal import Factory
+from gptoss_mlx.backends.mlx.ops.trial import disagreement
 from tests.metal_emulator import Emulator, MetalError, available
 
 pytestmark = pytest.mark.skipif(available() is not None, reason=available() or "")

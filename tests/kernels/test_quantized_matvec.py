@@ -8,10 +8,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from gptoss_mlx.kernels import matrix as matrices
-from gptoss_mlx.kernels import quantized_matvec as op
-from gptoss_mlx.kernels.matrix import Matrix, Norm
-from gptoss_mlx.kernels.metal import Factory
+from gptoss_mlx.backends.mlx.ops import matrix as matrices
+from gptoss_mlx.backends.mlx.ops import quantized_matvec as op
+from gptoss_mlx.backends.mlx.ops.matrix import Matrix, Norm
+from gptoss_mlx.backends.mlx.ops.metal import Factory
 from gptoss_mlx.spec.config import QuantizationSpec
 from tests.comparison import worst_row
 from tests.kernels.matrices import MXFP4, affine, exact, normal, normed, packed, random_case

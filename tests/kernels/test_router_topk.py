@@ -6,8 +6,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from gptoss_mlx.kernels import router_topk as op
-from gptoss_mlx.kernels.router_topk import router_topk
+from gptoss_mlx.backends.mlx.ops import router_topk as op
+from gptoss_mlx.backends.mlx.ops.router_topk import router_topk
 from tests.metal_emulator import Emulator, available
 
 emulated = pytest.mark.skipif(available() is not None, reason=available() or "")

@@ -9,12 +9,12 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from gptoss_mlx.kernels import decode_attention
-from gptoss_mlx.kernels.choice import MODULES, Kernels, choose_kernels, implementations
-from gptoss_mlx.kernels.metal import Pipeline, padded
-from gptoss_mlx.kernels.place import Spot, places
-from gptoss_mlx.kernels.trial import disagreement
-from gptoss_mlx.kernels.verdicts import Verdicts
+from gptoss_mlx.backends.mlx.ops import decode_attention
+from gptoss_mlx.backends.mlx.ops.choice import MODULES, Kernels, choose_kernels, implementations
+from gptoss_mlx.backends.mlx.ops.metal import Pipeline, padded
+from gptoss_mlx.backends.mlx.ops.place import Spot, places
+from gptoss_mlx.backends.mlx.ops.trial import disagreement
+from gptoss_mlx.backends.mlx.ops.verdicts import Verdicts
 from tests.metal_emulator import Emulator, available
 
 pytestmark = pytest.mark.skipif(available() is not None, reason=available() or "")

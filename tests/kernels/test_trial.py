@@ -9,9 +9,9 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from gptoss_mlx.kernels.metal import Pipeline, Threads
-from gptoss_mlx.kernels.trial import MOST_CALLS, PAIRS, SLOWER, Trials, Tried, race
-from gptoss_mlx.kernels.verdicts import Verdict, Verdicts
+from gptoss_mlx.backends.mlx.ops.metal import Pipeline, Threads
+from gptoss_mlx.backends.mlx.ops.trial import MOST_CALLS, PAIRS, SLOWER, Trials, Tried, race
+from gptoss_mlx.backends.mlx.ops.verdicts import Verdict, Verdicts
 
 SIZES = (768, 512, 256)
 

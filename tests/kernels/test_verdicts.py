@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptoss_mlx.kernels.metal import Pipeline
-from gptoss_mlx.kernels.verdicts import Verdict, Verdicts, this_machine
+from gptoss_mlx.backends.mlx.ops.metal import Pipeline
+from gptoss_mlx.backends.mlx.ops.verdicts import Verdict, Verdicts, this_machine
 
 MACHINE = {"chip": "Apple M1 Pro", "system": "macOS-15.1", "mlx": "0.32.4", "source": "ab"}
 PIPELINE = Pipeline("moe_decode_down", (mx.bfloat16, 2880, True))

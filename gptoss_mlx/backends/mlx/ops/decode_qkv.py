@@ -6,8 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import mlx.core as mx
-
-from gptoss_mlx.kernels.matrix import (
+from gptoss_mlx.backends.mlx.ops.matrix import (
     SIZES,
     SUMS,
     Matrix,
@@ -17,8 +16,8 @@ from gptoss_mlx.kernels.matrix import (
     random_matrix,
     served,
 )
-from gptoss_mlx.kernels.matrix import template as described
-from gptoss_mlx.kernels.metal import (
+from gptoss_mlx.backends.mlx.ops.matrix import template as described
+from gptoss_mlx.backends.mlx.ops.metal import (
     CONSTANT,
     Factory,
     MetalKernel,
@@ -27,7 +26,7 @@ from gptoss_mlx.kernels.metal import (
     number,
     padded,
 )
-from gptoss_mlx.kernels.place import Place, Spot, anywhere, places
+from gptoss_mlx.backends.mlx.ops.place import Place, Spot, anywhere, places
 from gptoss_mlx.spec.config import QuantizationSpec
 
 ROWS = 64  # rows of a threadgroup, or one head where heads are larger

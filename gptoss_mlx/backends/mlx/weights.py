@@ -15,15 +15,15 @@ from functools import partial
 from threading import Lock, local
 from typing import Any
 
-import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
+import mlx.core as mx
+from gptoss_mlx.backends.mlx.linear import Linear
+from gptoss_mlx.backends.mlx.ops.choice import Kernels
+from gptoss_mlx.backends.mlx.ops.matrix import Matrix
 from gptoss_mlx.files.pool import Pool, Tasks
 from gptoss_mlx.files.reader import FileReader
-from gptoss_mlx.kernels.choice import Kernels
-from gptoss_mlx.kernels.matrix import Matrix
-from gptoss_mlx.linear import Linear
 from gptoss_mlx.models.checkpoint import Checkpoint, Progress, Tensor
 from gptoss_mlx.spec.config import QuantizationSpec
 

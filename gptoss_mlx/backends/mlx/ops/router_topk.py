@@ -6,8 +6,14 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
 import mlx.core as mx
-
-from gptoss_mlx.kernels.metal import SIMDGROUP, Factory, MetalKernel, Template, Threads, largest
+from gptoss_mlx.backends.mlx.ops.metal import (
+    SIMDGROUP,
+    Factory,
+    MetalKernel,
+    Template,
+    Threads,
+    largest,
+)
 
 EXPERTS = 1024  # up to which a simdgroup holds a token's logits in registers
 KERNELS = ("router_topk",)  # of metal/

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import mlx.core as mx
-
-from gptoss_mlx.kernels.choice import Kernels
-from gptoss_mlx.kernels.matrix import Matrix, Norm
+from gptoss_mlx.backends.mlx.ops.choice import Kernels
+from gptoss_mlx.backends.mlx.ops.matrix import Matrix, Norm
 
 
 class Linear:

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 import mlx.core as mx
-
-from gptoss_mlx.kernels.matrix import Matrix, Norm, inputs, product, random_matrix, served
-from gptoss_mlx.kernels.matrix import template as described
-from gptoss_mlx.kernels.metal import Factory, MetalKernel, Threads, largest, number
+from gptoss_mlx.backends.mlx.ops.matrix import Matrix, Norm, inputs, product, random_matrix, served
+from gptoss_mlx.backends.mlx.ops.matrix import template as described
+from gptoss_mlx.backends.mlx.ops.metal import Factory, MetalKernel, Threads, largest, number
 from gptoss_mlx.spec.config import QuantizationSpec
 
 ROWS = 4  # of a threadgroup: one set for one simdgroup, since there are so few in all

@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-
+from gptoss_mlx.backends.mlx.ops.metal import Pipeline, mlx_version
 from gptoss_mlx.errors import CheckpointError
 from gptoss_mlx.files.jsonfile import read_json
-from gptoss_mlx.kernels.metal import Pipeline, mlx_version
 
 LIMIT = 1 << 20  # bytes of a file
 MOST_THREADS = 1024

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 import mlx.core as mx
-
-from gptoss_mlx.kernels.metal import (
+from gptoss_mlx.backends.mlx.ops.metal import (
     CONSTANT,
     SIMDGROUP,
     Factory,
@@ -17,7 +16,7 @@ from gptoss_mlx.kernels.metal import (
     largest,
     number,
 )
-from gptoss_mlx.kernels.place import Place, Spot, places
+from gptoss_mlx.backends.mlx.ops.place import Place, Spot, places
 
 WHOLE = 1024  # tokens up to which one range is enough
 RANGE = 512  # tokens a range has at least, beyond that

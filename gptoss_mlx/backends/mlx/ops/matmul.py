@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import sys
 
-import mlx.core as mx
 import numpy as np
+
+import mlx.core as mx
 
 
 def matmul(x: mx.array, weight: mx.array) -> mx.array:

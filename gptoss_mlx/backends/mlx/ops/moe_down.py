@@ -6,10 +6,16 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 import mlx.core as mx
-
-from gptoss_mlx.kernels import moe_prefill
-from gptoss_mlx.kernels.metal import DECODED, Factory, MetalKernel, Template, Threads, largest
-from gptoss_mlx.kernels.mxfp4 import gathered_matmul, random_bank
+from gptoss_mlx.backends.mlx.ops import moe_prefill
+from gptoss_mlx.backends.mlx.ops.metal import (
+    DECODED,
+    Factory,
+    MetalKernel,
+    Template,
+    Threads,
+    largest,
+)
+from gptoss_mlx.backends.mlx.ops.mxfp4 import gathered_matmul, random_bank
 
 ROWS = 96
 SIZES = (768, 512, 384, 256)  # threads of a threadgroup

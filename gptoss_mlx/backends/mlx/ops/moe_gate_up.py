@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 import mlx.core as mx
-
-from gptoss_mlx.kernels import moe_prefill
-from gptoss_mlx.kernels.metal import (
+from gptoss_mlx.backends.mlx.ops import moe_prefill
+from gptoss_mlx.backends.mlx.ops.metal import (
     DECODED,
     Factory,
     MetalKernel,
@@ -18,7 +17,7 @@ from gptoss_mlx.kernels.metal import (
     many_cores,
     number,
 )
-from gptoss_mlx.kernels.mxfp4 import gathered_matmul, random_bank
+from gptoss_mlx.backends.mlx.ops.mxfp4 import gathered_matmul, random_bank
 
 ALPHA = 1.702
 ROWS = 384  # rows of a threadgroup: the vector, read once for them, is 1 % of their bytes

@@ -13,13 +13,13 @@ from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
-import mlx.core as mx
 import numpy as np
 
+import mlx.core as mx
+from gptoss_mlx.backends.mlx.ops.matrix import Matrix, Norm
+from gptoss_mlx.backends.mlx.ops.metal import Pipeline
+from gptoss_mlx.backends.mlx.ops.verdicts import Verdict, Verdicts
 from gptoss_mlx.errors import KernelError
-from gptoss_mlx.kernels.matrix import Matrix, Norm
-from gptoss_mlx.kernels.metal import Pipeline
-from gptoss_mlx.kernels.verdicts import Verdict, Verdicts
 
 AGREEMENT = {mx.float32: 1e-3, mx.bfloat16: 1e-2}
 """Relative L2 between a kernel and its reference, which computes in float32 from the same values;

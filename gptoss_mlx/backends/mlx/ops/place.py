@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import mlx.core as mx
 import numpy as np
 
-from gptoss_mlx.kernels.metal import index
+import mlx.core as mx
+from gptoss_mlx.backends.mlx.ops.metal import index
 
 
 class Spot(NamedTuple):

@@ -8,11 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 import mlx.core as mx
-
-from gptoss_mlx.cache import QuantizedArena
-from gptoss_mlx.kernels.decode_attention import RANGE, WHOLE
-from gptoss_mlx.kernels.metal import DECODED
-from gptoss_mlx.kernels.place import anywhere
+from gptoss_mlx.backends.mlx.cache import QuantizedArena
+from gptoss_mlx.backends.mlx.ops.decode_attention import RANGE, WHOLE
+from gptoss_mlx.backends.mlx.ops.metal import DECODED
+from gptoss_mlx.backends.mlx.ops.place import anywhere
 from gptoss_mlx.plan.buffers import PAGE
 
 CONTEXTS = (WHOLE - PAGE, WHOLE + RANGE)  # tokens: one range of them, and several

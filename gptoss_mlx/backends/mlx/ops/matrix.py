@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import mlx.core as mx
-
-from gptoss_mlx.kernels.matmul import matmul
-from gptoss_mlx.kernels.metal import CONSTANT, DECODED, Template, padded
+from gptoss_mlx.backends.mlx.ops.matmul import matmul
+from gptoss_mlx.backends.mlx.ops.metal import CONSTANT, DECODED, Template, padded
 from gptoss_mlx.spec.config import QuantizationSpec
 
 SIZES = (256, 128)  # threads of a threadgroup

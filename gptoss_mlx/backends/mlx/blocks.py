@@ -6,17 +6,16 @@ x is [tokens, hidden], of one sequence. Formulas: OpenAI, gpt-oss/torch/model.py
 from __future__ import annotations
 
 import mlx.core as mx
-
-from gptoss_mlx.cache import Arena, LayerCache, QuantizedArena, Ring
-from gptoss_mlx.experts import ExpertBank
-from gptoss_mlx.kernels.attention_quantized import attention_quantized
-from gptoss_mlx.kernels.decode_qkv import Heads
-from gptoss_mlx.kernels.matrix import Norm
-from gptoss_mlx.kernels.place import Place
+from gptoss_mlx.backends.mlx.cache import Arena, LayerCache, QuantizedArena, Ring
+from gptoss_mlx.backends.mlx.experts import ExpertBank
+from gptoss_mlx.backends.mlx.ops.attention_quantized import attention_quantized
+from gptoss_mlx.backends.mlx.ops.decode_qkv import Heads
+from gptoss_mlx.backends.mlx.ops.matrix import Norm
+from gptoss_mlx.backends.mlx.ops.place import Place
+from gptoss_mlx.backends.mlx.streaming import StreamedExperts, Streaming
+from gptoss_mlx.backends.mlx.weights import Loader
 from gptoss_mlx.spec.config import ModelConfig
 from gptoss_mlx.spec.rope import magnitude
-from gptoss_mlx.streaming import StreamedExperts, Streaming
-from gptoss_mlx.weights import Loader
 
 
 class Attention:

@@ -14,10 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import mlx.core as mx
-
-from gptoss_mlx.errors import KernelError
-from gptoss_mlx.files.paths import cache_folder
-from gptoss_mlx.kernels import (
+from gptoss_mlx.backends.mlx.ops import (
     decode_attention,
     decode_qkv,
     decode_router,
@@ -26,9 +23,11 @@ from gptoss_mlx.kernels import (
     quantized_matvec,
     router_topk,
 )
-from gptoss_mlx.kernels.metal import Factory, Threads, largest
-from gptoss_mlx.kernels.trial import Trials, Tried
-from gptoss_mlx.kernels.verdicts import Verdicts, this_machine
+from gptoss_mlx.backends.mlx.ops.metal import Factory, Threads, largest
+from gptoss_mlx.backends.mlx.ops.trial import Trials, Tried
+from gptoss_mlx.backends.mlx.ops.verdicts import Verdicts, this_machine
+from gptoss_mlx.errors import KernelError
+from gptoss_mlx.files.paths import cache_folder
 
 VARIABLE = "GPTOSS_KERNELS"
 

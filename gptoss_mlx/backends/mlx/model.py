@@ -9,25 +9,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from gptoss_mlx.blocks import Block
-from gptoss_mlx.cache import State, kv_group
-from gptoss_mlx.embedding import Embedding, FileEmbedding, ResidentEmbedding, Rows
+import mlx.core as mx
+from gptoss_mlx.backends.mlx.blocks import Block
+from gptoss_mlx.backends.mlx.cache import State, kv_group
+from gptoss_mlx.backends.mlx.embedding import Embedding, FileEmbedding, ResidentEmbedding, Rows
+from gptoss_mlx.backends.mlx.ops.choice import Kernels, choose_kernels
+from gptoss_mlx.backends.mlx.ops.matrix import Norm
+from gptoss_mlx.backends.mlx.ops.metal import mlx_version, require_mlx
+from gptoss_mlx.backends.mlx.rehearsal import rehearse
+from gptoss_mlx.backends.mlx.streaming import Streaming
+from gptoss_mlx.backends.mlx.weights import Loader
 from gptoss_mlx.errors import ConfigError
-from gptoss_mlx.kernels.choice import Kernels, choose_kernels
-from gptoss_mlx.kernels.matrix import Norm
-from gptoss_mlx.kernels.metal import mlx_version, require_mlx
 from gptoss_mlx.models.checkpoint import Checkpoint, Progress
 from gptoss_mlx.plan.buffers import least_slots
-from gptoss_mlx.rehearsal import rehearse
 from gptoss_mlx.spec.config import ModelConfig
 from gptoss_mlx.spec.rope import periods
-from gptoss_mlx.streaming import Streaming
 from gptoss_mlx.system.heap import return_freed
-from gptoss_mlx.weights import Loader
 
 CHUNK = 512  # tokens prefilled at a time, unless a plan says otherwise
 SCORED = 64  # tokens whose logits are on the device at a time

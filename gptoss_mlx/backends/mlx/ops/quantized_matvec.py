@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 import mlx.core as mx
-
-from gptoss_mlx.kernels.matrix import (
+from gptoss_mlx.backends.mlx.ops.matrix import (
     PASS,
     SIZES,
     SUMS,
@@ -18,8 +17,8 @@ from gptoss_mlx.kernels.matrix import (
     random_matrix,
     served,
 )
-from gptoss_mlx.kernels.matrix import template as described
-from gptoss_mlx.kernels.metal import Factory, MetalKernel, Threads, largest, number, padded
+from gptoss_mlx.backends.mlx.ops.matrix import template as described
+from gptoss_mlx.backends.mlx.ops.metal import Factory, MetalKernel, Threads, largest, number, padded
 from gptoss_mlx.spec.config import QuantizationSpec
 
 GROUPS = 64  # threadgroups wanted of a smaller matrix, for the cores of a larger chip

@@ -8,9 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 import mlx.core as mx
-
-from gptoss_mlx.kernels.metal import CONSTANT, SIMDGROUP
-from gptoss_mlx.kernels.mxfp4 import random_bank
+from gptoss_mlx.backends.mlx.ops.metal import CONSTANT, SIMDGROUP
+from gptoss_mlx.backends.mlx.ops.mxfp4 import random_bank
 
 TILE_ROWS = 32  # tokens of one slot that a threadgroup takes
 OUTPUTS = 32  # of a simdgroup

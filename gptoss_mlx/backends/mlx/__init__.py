@@ -1,0 +1,1 @@
+"""gpt-oss in MLX, with Metal kernels on a Mac's GPU."""
