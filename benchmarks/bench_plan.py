@@ -285,8 +285,8 @@ def _open_torch(
     rows: int,
     **other: Any,
 ) -> tuple[Any, Any]:
-    from gptoss_mlx.cuda.model import open_model
-    from gptoss_mlx.cuda.sampler import Sampler
+    from gptoss_mlx.backends.torch.model import open_model
+    from gptoss_mlx.backends.torch.sampler import Sampler
 
     asked: dict[str, Any] = {"dtype": dtype, "context": context, "rows": rows}
     return open_model(checkpoint, slots=slots, chunk=chunk, **asked), Sampler

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-PACKAGE = "gptoss_mlx.cuda.kernels"
+PACKAGE = "gptoss_mlx.backends.torch.triton"
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def _arguments(build: Any) -> str:
 
 def compiled(job: Job) -> Row:
     """Runs a job; what fails is a row too."""
-    from gptoss_mlx.cuda.kernels import build
+    from gptoss_mlx.backends.torch.triton import build
     from gptoss_mlx.errors import KernelError
 
     module = importlib.import_module(job.module)
@@ -148,7 +148,7 @@ def main(capability: Sequence[float], package: str, workers: int) -> None:
         os.environ["TRITON_CACHE_DIR"] = cache
         import triton
 
-        from gptoss_mlx.cuda.kernels.build import CAPABILITIES
+        from gptoss_mlx.backends.torch.triton.build import CAPABILITIES
 
         wanted = [round(10 * one) for one in capability] or CAPABILITIES
         rows = run(list(jobs(package, wanted)), workers)

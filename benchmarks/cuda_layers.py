@@ -17,11 +17,11 @@ import torch
 
 from benchmarks.cuda_random import fill
 from benchmarks.cuda_setup import Bench, Row, Section, watched, with_kernels
-from gptoss_mlx.cuda.agreement import copied, relative
-from gptoss_mlx.cuda.cache import Cache
-from gptoss_mlx.cuda.choice import AGREEMENT, Kernels
-from gptoss_mlx.cuda.model import Block, Transformer
-from gptoss_mlx.cuda.places import Chunk, Places, Step
+from gptoss_mlx.backends.torch.agreement import copied, relative
+from gptoss_mlx.backends.torch.cache import Cache
+from gptoss_mlx.backends.torch.choice import AGREEMENT, Kernels
+from gptoss_mlx.backends.torch.model import Block, Transformer
+from gptoss_mlx.backends.torch.places import Chunk, Places, Step
 
 Take = Callable[[Cache], Places]
 Inputs = torch.Tensor | None

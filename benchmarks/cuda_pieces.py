@@ -16,10 +16,10 @@ import torch.nn.functional as F
 
 from benchmarks.cuda_setup import Bench, Row, Section, line, tried
 from benchmarks.cuda_timing import Work, each
-from gptoss_mlx.cuda import reference
-from gptoss_mlx.cuda.choice import is_reference
-from gptoss_mlx.cuda.model import Attention, Transformer
-from gptoss_mlx.cuda.operands import Groups
+from gptoss_mlx.backends.torch import reference
+from gptoss_mlx.backends.torch.choice import is_reference
+from gptoss_mlx.backends.torch.model import Attention, Transformer
+from gptoss_mlx.backends.torch.operands import Groups
 
 WAITS = frozenset({"decode_attention", "moe_gate_up", "moe_down"})
 """References that wait for the device: no CUDA graph can hold them."""

@@ -14,10 +14,10 @@ from zlib import crc32
 import torch
 
 from benchmarks.random_values import middle_scale, normal_of
-from gptoss_mlx.cuda.cache import Cache
-from gptoss_mlx.cuda.choice import Kernels
-from gptoss_mlx.cuda.model import Transformer
-from gptoss_mlx.cuda.operands import Matrix
+from gptoss_mlx.backends.torch.cache import Cache
+from gptoss_mlx.backends.torch.choice import Kernels
+from gptoss_mlx.backends.torch.model import Transformer
+from gptoss_mlx.backends.torch.operands import Matrix
 from gptoss_mlx.models.checkpoint import expected_tensors
 from gptoss_mlx.spec.config import ModelConfig
 

@@ -20,8 +20,8 @@ from dataclasses import asdict, dataclass
 
 import triton
 
-from gptoss_mlx.cuda.kernels import moe
-from gptoss_mlx.cuda.kernels.build import CAPABILITIES, INTERPRETED, Build, compile
+from gptoss_mlx.backends.torch.triton import moe
+from gptoss_mlx.backends.torch.triton.build import CAPABILITIES, INTERPRETED, Build, compile
 
 LANES = 32
 KINDS = 12  # of instructions named in a row of the table

@@ -14,11 +14,11 @@ import torch
 from benchmarks.cuda_bytes import Sizes
 from benchmarks.cuda_random import fill, random_model
 from benchmarks.make_checkpoint import SHAPES, Shape, config_json
-from gptoss_mlx.cuda.cache import Cache, State
-from gptoss_mlx.cuda.choice import Kernels
-from gptoss_mlx.cuda.graph import Graphs
-from gptoss_mlx.cuda.model import Block, Transformer
-from gptoss_mlx.cuda.operands import Groups
+from gptoss_mlx.backends.torch.cache import Cache, State
+from gptoss_mlx.backends.torch.choice import Kernels
+from gptoss_mlx.backends.torch.graph import Graphs
+from gptoss_mlx.backends.torch.model import Block, Transformer
+from gptoss_mlx.backends.torch.operands import Groups
 from gptoss_mlx.spec.config import ModelConfig
 
 Row = dict[str, Any]

@@ -10,10 +10,10 @@ import torch
 
 from benchmarks.cuda_setup import GIB, Bench, Row, Section, at, tried, twin, watched
 from benchmarks.cuda_timing import median, seconds
-from gptoss_mlx.cuda.cache import State
-from gptoss_mlx.cuda.choice import implementations
-from gptoss_mlx.cuda.device import driver_version
-from gptoss_mlx.cuda.model import Transformer
+from gptoss_mlx.backends.torch.cache import State
+from gptoss_mlx.backends.torch.choice import implementations
+from gptoss_mlx.backends.torch.device import driver_version
+from gptoss_mlx.backends.torch.model import Transformer
 
 PRODUCTS = 4  # in a row
 

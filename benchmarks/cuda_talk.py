@@ -12,8 +12,8 @@ import torch
 
 from benchmarks.cuda_setup import GIB, Bench, Row, Section
 from benchmarks.cuda_timing import wait
-from gptoss_mlx.cuda.model import open_model
-from gptoss_mlx.cuda.sampler import Sampler
+from gptoss_mlx.backends.torch.model import open_model
+from gptoss_mlx.backends.torch.sampler import Sampler
 from gptoss_mlx.engine.engine import Engine
 from gptoss_mlx.engine.events import Event, TokenEvent
 from gptoss_mlx.harmony.tokenizer import Decoder

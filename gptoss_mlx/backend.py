@@ -76,7 +76,7 @@ def machine_of(chosen: Backend) -> Machine:
         return device.this_machine()
     if chosen.device == "cpu":
         return device.this_computer("torch")
-    from gptoss_mlx.cuda.device import find_card
+    from gptoss_mlx.backends.torch.device import find_card
     from gptoss_mlx.plan.torch_buffers import CUDA_CONTEXT
 
     card = find_card(_number(chosen.device))
@@ -86,7 +86,7 @@ def machine_of(chosen: Backend) -> Machine:
 
 
 def _best() -> Backend:
-    from gptoss_mlx.cuda.device import find_card, has_driver, is_installed
+    from gptoss_mlx.backends.torch.device import find_card, has_driver, is_installed
     from gptoss_mlx.system.device import mlx_device
 
     mlx, note = mlx_device(), None
@@ -101,7 +101,7 @@ def _best() -> Backend:
 
 
 def _cpu(note: str | None = None) -> Backend:
-    from gptoss_mlx.cuda.device import is_installed
+    from gptoss_mlx.backends.torch.device import is_installed
     from gptoss_mlx.system.device import mlx_device
 
     if mlx_device() == "cpu":
@@ -125,7 +125,7 @@ def _mlx(device: str | None) -> Backend:
 
 
 def _card(device: str | None) -> Backend:
-    from gptoss_mlx.cuda.device import find_card
+    from gptoss_mlx.backends.torch.device import find_card
 
     if device is not None and not device.startswith("cuda"):
         raise DeviceError(f"the backend cuda computes on a card, not on {device!r}")
@@ -133,7 +133,7 @@ def _card(device: str | None) -> Backend:
 
 
 def _torch(device: str | None) -> Backend:
-    from gptoss_mlx.cuda.device import find_card, has_driver, load_torch
+    from gptoss_mlx.backends.torch.device import find_card, has_driver, load_torch
 
     if device == "gpu":
         raise DeviceError("the backend torch computes on cpu, cuda or such as cuda:1, not on 'gpu'")

@@ -22,7 +22,7 @@ def open_on(backend: str, folder: Path, **options: Any) -> Any:
 
         return opened(folder, **options)
     pytest.importorskip("torch")
-    from gptoss_mlx.cuda.model import open_model
+    from gptoss_mlx.backends.torch.model import open_model
     from gptoss_mlx.models.checkpoint import Checkpoint
 
     with Checkpoint.open(folder) as checkpoint:

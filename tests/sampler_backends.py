@@ -60,7 +60,7 @@ class Torch:
         self.device, self.float32 = device, self.torch.float32
 
     def sampler(self, options: Sampling, seed: int, prompt: Sequence[int], vocab: int) -> Any:
-        from gptoss_mlx.cuda.sampler import Sampler
+        from gptoss_mlx.backends.torch.sampler import Sampler
 
         return Sampler(options, seed, prompt, vocab, self.device)
 
@@ -72,7 +72,7 @@ class Torch:
         return half, half.float()
 
     def draw_by(self, patch: pytest.MonkeyPatch, draw: Draw) -> None:
-        from gptoss_mlx.cuda import sampler
+        from gptoss_mlx.backends.torch import sampler
 
         def categorical(scores: Any, generator: Any) -> Any:
             return self.torch.tensor([draw(scores.cpu().numpy())], device=self.device)

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from gptoss_mlx.backend import Backend, choose_backend, machine_of
-from gptoss_mlx.cuda import device as cards
-from gptoss_mlx.cuda.device import Card
+from gptoss_mlx.backends.torch import device as cards
+from gptoss_mlx.backends.torch.device import Card
 from gptoss_mlx.errors import DeviceError
 from gptoss_mlx.plan.torch_buffers import CUDA_CONTEXT
 from gptoss_mlx.system import device

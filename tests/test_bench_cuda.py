@@ -20,10 +20,10 @@ from benchmarks.cuda_random import RandomLoader, random_model  # noqa: E402
 from benchmarks.cuda_setup import LITTLE, Amounts, Bench, NoRoom, Section, at, config_of, twin  # noqa: E402
 from benchmarks.cuda_speed import distinct_experts  # noqa: E402
 from benchmarks.cuda_tables import goals  # noqa: E402
-from gptoss_mlx.cuda import reference  # noqa: E402
-from gptoss_mlx.cuda.cache import Cache  # noqa: E402
-from gptoss_mlx.cuda.choice import MODULES, Kernels  # noqa: E402
-from gptoss_mlx.cuda.model import Transformer  # noqa: E402
+from gptoss_mlx.backends.torch import reference  # noqa: E402
+from gptoss_mlx.backends.torch.cache import Cache  # noqa: E402
+from gptoss_mlx.backends.torch.choice import MODULES, Kernels  # noqa: E402
+from gptoss_mlx.backends.torch.model import Transformer  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -72,7 +72,7 @@ def held(value: Any) -> int:
         return value.nbytes
     if isinstance(value, (list, tuple)):
         return sum(held(item) for item in value)
-    if type(value).__module__.startswith("gptoss_mlx.cuda") and not isinstance(
+    if type(value).__module__.startswith("gptoss_mlx.backends.torch") and not isinstance(
         value, (Cache, Kernels)
     ):
         return sum(held(item) for key, item in vars(value).items() if key != "periods")
@@ -236,7 +236,7 @@ def test_a_name_has_its_values_wherever_it_is_asked_for() -> None:
 
 def test_the_random_loader_gives_what_the_loader_gives(small_checkpoint: Path) -> None:
     """The same shapes and dtypes, whatever is asked for."""
-    from gptoss_mlx.cuda.weights import Loader
+    from gptoss_mlx.backends.torch.weights import Loader
     from gptoss_mlx.models.checkpoint import Checkpoint
 
     checkpoint = Checkpoint.open(small_checkpoint)

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from gptoss_mlx.backends.torch import device as cards
+from gptoss_mlx.backends.torch.device import Card
 from gptoss_mlx.cli import doctor
-from gptoss_mlx.cuda import device as cards
-from gptoss_mlx.cuda.device import Card
 from gptoss_mlx.errors import DeviceError
 from gptoss_mlx.system import device
 from gptoss_mlx.system.machine import Machine

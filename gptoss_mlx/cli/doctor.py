@@ -206,14 +206,14 @@ def _version(package: str) -> str:
 
 
 def _built_for() -> str:
-    from gptoss_mlx.cuda.device import built_for
+    from gptoss_mlx.backends.torch.device import built_for
 
     return built_for()
 
 
 def _cards() -> list[dict[str, Any]]:
     """Each with what keeps it from being used, or None."""
-    from gptoss_mlx.cuda.device import ask_card, check_card, count_cards, is_installed
+    from gptoss_mlx.backends.torch.device import ask_card, check_card, count_cards, is_installed
 
     if not is_installed():
         raise ValueError("PyTorch is not installed, which would be asked")
@@ -246,7 +246,7 @@ def _one_card(card: Mapping[str, Any]) -> str:
 
 def _kernels(chosen: Backend | None) -> dict[str, str]:
     if chosen is not None and chosen.backend == "torch":
-        from gptoss_mlx.cuda.choice import found_on
+        from gptoss_mlx.backends.torch.choice import found_on
 
         return found_on(chosen.device)
     from gptoss_mlx.backends.mlx.ops.choice import found_here

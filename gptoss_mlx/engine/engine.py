@@ -296,8 +296,8 @@ def _with_mlx(checkpoint: Checkpoint, plan: Plan, progress: Progress | None) -> 
 def _with_torch(
     device: str, checkpoint: Checkpoint, plan: Plan, progress: Progress | None
 ) -> Opened:
-    from gptoss_mlx.cuda.model import open_model
-    from gptoss_mlx.cuda.sampler import Sampler
+    from gptoss_mlx.backends.torch.model import open_model
+    from gptoss_mlx.backends.torch.sampler import Sampler
 
     network = open_model(
         checkpoint,

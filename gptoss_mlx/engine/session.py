@@ -39,7 +39,7 @@ class Model(Protocol):
     """What the engine needs of a model on a device; see gptoss_mlx/backends/mlx/model.py.
 
     chunk: tokens prefilled at a time; rows: sequences that it has memory for. There may be more
-    states: those that rest give way, see gptoss_mlx/cuda/cache.py.
+    states: those that rest give way, see gptoss_mlx/backends/torch/cache.py.
     """
 
     chunk: int

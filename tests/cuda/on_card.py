@@ -17,11 +17,11 @@ from typing import Any
 import torch
 
 import gptoss_mlx
-from gptoss_mlx.cuda.agreement import relative
-from gptoss_mlx.cuda.choice import MODULES, checked, is_reference
-from gptoss_mlx.cuda.current import launching_on
-from gptoss_mlx.cuda.graph import Graphs
-from gptoss_mlx.cuda.model import Transformer, open_model
+from gptoss_mlx.backends.torch.agreement import relative
+from gptoss_mlx.backends.torch.choice import MODULES, checked, is_reference
+from gptoss_mlx.backends.torch.current import launching_on
+from gptoss_mlx.backends.torch.graph import Graphs
+from gptoss_mlx.backends.torch.model import Transformer, open_model
 from gptoss_mlx.engine.engine import Engine
 from gptoss_mlx.engine.events import Event, FinishEvent, PrefillEvent, TokenEvent
 from gptoss_mlx.models.checkpoint import Checkpoint

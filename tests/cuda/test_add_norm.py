@@ -7,8 +7,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from gptoss_mlx.cuda import reference  # noqa: E402
-from gptoss_mlx.cuda.kernels import add_norm as op  # noqa: E402
+from gptoss_mlx.backends.torch import reference  # noqa: E402
+from gptoss_mlx.backends.torch.triton import add_norm as op  # noqa: E402
 
 pytestmark = pytest.mark.torch
 

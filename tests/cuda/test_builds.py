@@ -17,7 +17,7 @@ pytest.importorskip("triton")
 
 import torch
 
-from gptoss_mlx.cuda.kernels import build, linear
+from gptoss_mlx.backends.torch.triton import build, linear
 from gptoss_mlx.errors import KernelError
 
 pytestmark = pytest.mark.torch
@@ -28,7 +28,7 @@ PLANTED = """
 import triton
 import triton.language as tl
 
-from gptoss_mlx.cuda.kernels.build import Build
+from gptoss_mlx.backends.torch.triton.build import Build
 
 @triton.jit
 def total(x, out, steps, SIZE: tl.constexpr):

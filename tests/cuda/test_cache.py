@@ -19,7 +19,7 @@ from tests.shapes import tokens
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
-from gptoss_mlx.cuda import cache as cache_module  # noqa: E402
+from gptoss_mlx.backends.torch import cache as cache_module  # noqa: E402
 
 SHAPE = Shape(3, 64, 64, 6, 2, 4, 2, 16, vocab=256, window=12)
 

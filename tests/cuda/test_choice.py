@@ -23,11 +23,11 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from triton.compiler.errors import CompilationError
 from triton.runtime.errors import OutOfResources
 
-from gptoss_mlx.cuda import choice, reference
-from gptoss_mlx.cuda.agreement import difference
-from gptoss_mlx.cuda.choice import MODULES, Kernels, choose_kernels, implementations
-from gptoss_mlx.cuda.kernels import build
-from gptoss_mlx.cuda.operands import Bank, Groups, Heads, Matrix
+from gptoss_mlx.backends.torch import choice, reference
+from gptoss_mlx.backends.torch.agreement import difference
+from gptoss_mlx.backends.torch.choice import MODULES, Kernels, choose_kernels, implementations
+from gptoss_mlx.backends.torch.operands import Bank, Groups, Heads, Matrix
+from gptoss_mlx.backends.torch.triton import build
 from gptoss_mlx.errors import KernelError
 
 pytestmark = pytest.mark.torch
@@ -214,7 +214,7 @@ def test_a_pass_of_triton_that_fails_leaves_a_kernel_out(monkeypatch: pytest.Mon
         TypeError("run() takes 2 arguments"),
         RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"),
         KeyError("linear"),
-        ImportError("cannot import name 'FEW'", name="gptoss_mlx.cuda.kernels.linear"),
+        ImportError("cannot import name 'FEW'", name="gptoss_mlx.backends.torch.triton.linear"),
     ],
 )
 def test_mistakes_of_our_own_come_to_light(
@@ -341,8 +341,8 @@ def test_references_need_no_triton() -> None:
         "import sys; sys.modules['triton'] = None\n"
         "import torch\n"
         "import contextlib\n"
-        "from gptoss_mlx.cuda import choice\n"
-        "from gptoss_mlx.cuda.choice import Kernels, choose_kernels\n"
+        "from gptoss_mlx.backends.torch import choice\n"
+        "from gptoss_mlx.backends.torch.choice import Kernels, choose_kernels\n"
         "choice.launching_on = lambda device: contextlib.nullcontext()\n"
         "assert choose_kernels(torch.device('cpu'), torch.float32) == Kernels()\n"
         "kernels = choose_kernels(torch.device('cuda'), torch.float32)\n"

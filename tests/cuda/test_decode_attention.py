@@ -14,8 +14,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptoss_mlx.cuda.kernels import decode_attention as module
-from gptoss_mlx.cuda.kernels.decode_attention import decode_attention, split
+from gptoss_mlx.backends.torch.triton import decode_attention as module
+from gptoss_mlx.backends.torch.triton.decode_attention import decode_attention, split
 from tests.cuda.attention_oracle import DTYPES, TOLERANCE, numbers, off, one_query, random
 
 pytestmark = pytest.mark.torch

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from gptoss_mlx.cuda import device
-from gptoss_mlx.cuda.device import Card, find_card
+from gptoss_mlx.backends.torch import device
+from gptoss_mlx.backends.torch.device import Card, find_card
 from gptoss_mlx.errors import DeviceError
 
 torch = pytest.importorskip("torch")

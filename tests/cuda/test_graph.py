@@ -15,7 +15,7 @@ from tests.shapes import tokens
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
-from gptoss_mlx.cuda.graph import BUCKETS, Graph, Graphs, bucket  # noqa: E402
+from gptoss_mlx.backends.torch.graph import BUCKETS, Graph, Graphs, bucket  # noqa: E402
 
 SHAPE = Shape(2, 64, 64, 6, 2, 4, 2, 16, vocab=256, window=12)
 

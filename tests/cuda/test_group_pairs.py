@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
-from gptoss_mlx.cuda import reference  # noqa: E402
-from gptoss_mlx.cuda.kernels import group_pairs as op  # noqa: E402
-from gptoss_mlx.cuda.operands import Groups, most_tiles  # noqa: E402
+from gptoss_mlx.backends.torch import reference  # noqa: E402
+from gptoss_mlx.backends.torch.operands import Groups, most_tiles  # noqa: E402
+from gptoss_mlx.backends.torch.triton import group_pairs as op  # noqa: E402
 
 pytestmark = pytest.mark.torch
 

@@ -14,9 +14,10 @@ pytest.importorskip("triton")
 
 import torch
 
-from gptoss_mlx.cuda import kernels, reference
-from gptoss_mlx.cuda.agreement import difference
-from gptoss_mlx.cuda.choice import MODULES, examples_of
+from gptoss_mlx.backends.torch import reference
+from gptoss_mlx.backends.torch import triton as kernels
+from gptoss_mlx.backends.torch.agreement import difference
+from gptoss_mlx.backends.torch.choice import MODULES, examples_of
 
 pytestmark = pytest.mark.torch
 

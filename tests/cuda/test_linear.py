@@ -15,10 +15,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptoss_mlx.cuda import reference
-from gptoss_mlx.cuda.agreement import relative
-from gptoss_mlx.cuda.kernels import build, linear
-from gptoss_mlx.cuda.operands import Matrix
+from gptoss_mlx.backends.torch import reference
+from gptoss_mlx.backends.torch.agreement import relative
+from gptoss_mlx.backends.torch.operands import Matrix
+from gptoss_mlx.backends.torch.triton import build, linear
 
 pytestmark = pytest.mark.torch
 

@@ -40,7 +40,7 @@ def tensors(thing: Any, seen: set[int]) -> dict[int, int]:
         parts = list(thing.values())
     elif isinstance(thing, list | tuple):
         parts = list(thing)
-    elif type(thing).__module__.startswith("gptoss_mlx.cuda"):
+    elif type(thing).__module__.startswith("gptoss_mlx.backends.torch"):
         parts = list(vars(thing).values())
     else:
         return {}
@@ -48,7 +48,7 @@ def tensors(thing: Any, seen: set[int]) -> dict[int, int]:
 
 
 def held(folder: Path, slots: int | None = None, **settings: Any) -> int:
-    from gptoss_mlx.cuda.model import open_model
+    from gptoss_mlx.backends.torch.model import open_model
 
     model = open_model(Checkpoint.open(folder), slots=slots, **settings)
     return sum(tensors(model, set()).values())
@@ -93,7 +93,7 @@ def test_fewer_slots_hold_fewer_experts(checkpoint_of: Callable[..., Path]) -> N
 
 
 def test_what_is_planned_for_follows_the_code_that_takes_it() -> None:
-    from gptoss_mlx.cuda import experts, graph, model, quantized, streaming, weights
+    from gptoss_mlx.backends.torch import experts, graph, model, quantized, streaming, weights
 
     assert experts.PACKED == torch_buffers.PACKED
     assert streaming.STAGED == torch_buffers.STAGED
@@ -104,7 +104,7 @@ def test_what_is_planned_for_follows_the_code_that_takes_it() -> None:
     assert {torch_buffers.buckets(n)[-1] for n in range(1, 33)} == set(graph.BUCKETS)
     assert all(torch_buffers.buckets(n)[-1] == graph.bucket(n) for n in range(1, 33))
     pytest.importorskip("triton")
-    from gptoss_mlx.cuda.kernels import decode_attention, linear
+    from gptoss_mlx.backends.torch.triton import decode_attention, linear
 
     assert linear.SCRATCH == torch_buffers.SLICE
     for processors in (82, 108, 128, 132, 148, 188):

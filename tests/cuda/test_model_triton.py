@@ -23,7 +23,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 pytestmark = pytest.mark.torch
 
-from gptoss_mlx.cuda.choice import MODULES, is_reference, triton_kernels  # noqa: E402
+from gptoss_mlx.backends.torch.choice import MODULES, is_reference, triton_kernels  # noqa: E402
 
 SHAPE = Shape(2, 64, 96, 6, 2, 4, 2, 16, vocab=260, window=12)
 LIMITS = {"float32": 2e-6, "bfloat16": 3e-2}

@@ -11,11 +11,11 @@ pytest.importorskip("triton")
 
 import torch
 
-from gptoss_mlx.cuda import mxfp4
-from gptoss_mlx.cuda.kernels import moe
-from gptoss_mlx.cuda.kernels.build import CAPABILITIES, nearest
-from gptoss_mlx.cuda.operands import Bank
-from gptoss_mlx.cuda.reference import group_pairs
+from gptoss_mlx.backends.torch import mxfp4
+from gptoss_mlx.backends.torch.operands import Bank
+from gptoss_mlx.backends.torch.reference import group_pairs
+from gptoss_mlx.backends.torch.triton import moe
+from gptoss_mlx.backends.torch.triton.build import CAPABILITIES, nearest
 from tests.cuda.test_mxfp4 import numbers
 
 pytestmark = pytest.mark.torch

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptoss_mlx.cuda import mxfp4
+from gptoss_mlx.backends.torch import mxfp4
 from tests.cuda import ptx
 
 pytestmark = pytest.mark.torch
@@ -72,7 +72,7 @@ def test_experts_are_apart() -> None:
 def test_the_instructions_for_a_card_give_every_code_under_every_scale_they_promise() -> None:
     """All 65,536 low halves of a word, each with some high half, in turn with the scales."""
     pytest.importorskip("triton")
-    from gptoss_mlx.cuda.kernels import experts
+    from gptoss_mlx.backends.torch.triton import experts
 
     low = np.arange(1 << 16, dtype=np.uint32)
     for factor in (1, 40503):  # odd: other pairs of halves

@@ -10,7 +10,7 @@ pytest.importorskip("triton")
 
 import torch
 
-from gptoss_mlx.cuda.kernels.prefill_attention import prefill_attention
+from gptoss_mlx.backends.torch.triton.prefill_attention import prefill_attention
 from tests.cuda.attention_oracle import DTYPES, TOLERANCE, numbers, off, one_query, random
 
 pytestmark = pytest.mark.torch

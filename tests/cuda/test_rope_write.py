@@ -14,8 +14,8 @@ import torch
 import triton
 import triton.language as tl
 
-from gptoss_mlx.cuda.kernels.rope_write import cos_sin, rope_write
-from gptoss_mlx.cuda.operands import Heads
+from gptoss_mlx.backends.torch.operands import Heads
+from gptoss_mlx.backends.torch.triton.rope_write import cos_sin, rope_write
 from tests.cuda.attention_oracle import DTYPES, TOLERANCE, Array, numbers, off, random
 
 pytestmark = pytest.mark.torch

@@ -7,10 +7,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from gptoss_mlx.cuda import reference  # noqa: E402
-from gptoss_mlx.cuda.agreement import difference  # noqa: E402
-from gptoss_mlx.cuda.kernels import router_topk as op  # noqa: E402
-from gptoss_mlx.cuda.kernels.group_pairs import FEW  # noqa: E402
+from gptoss_mlx.backends.torch import reference  # noqa: E402
+from gptoss_mlx.backends.torch.agreement import difference  # noqa: E402
+from gptoss_mlx.backends.torch.triton import router_topk as op  # noqa: E402
+from gptoss_mlx.backends.torch.triton.group_pairs import FEW  # noqa: E402
 
 pytestmark = pytest.mark.torch
 

@@ -9,7 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from gptoss_mlx.cuda.sampler import Sampler  # noqa: E402
+from gptoss_mlx.backends.torch.sampler import Sampler  # noqa: E402
 from gptoss_mlx.harmony import Mask  # noqa: E402
 from gptoss_mlx.spec.sampling import Sampling  # noqa: E402
 

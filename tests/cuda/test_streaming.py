@@ -33,7 +33,7 @@ from tests.shapes import tokens
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
-from gptoss_mlx.cuda import streaming  # noqa: E402
+from gptoss_mlx.backends.torch import streaming  # noqa: E402
 
 SHAPE = Shape(3, 64, 64, 12, 3, 4, 2, 16, vocab=256, window=12)
 

@@ -13,8 +13,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
-from gptoss_mlx.cuda import weights  # noqa: E402
-from gptoss_mlx.cuda.weights import Loader  # noqa: E402
+from gptoss_mlx.backends.torch import weights  # noqa: E402
+from gptoss_mlx.backends.torch.weights import Loader  # noqa: E402
 from gptoss_mlx.models.checkpoint import Checkpoint  # noqa: E402
 
 

@@ -10,15 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 
-from gptoss_mlx.cuda import mxfp4
-from gptoss_mlx.cuda.kernels.build import Build, capability_of, nearest
-from gptoss_mlx.cuda.kernels.experts import product
-from gptoss_mlx.cuda.operands import Bank, Groups
-from gptoss_mlx.cuda.reference import SWIGLU_ALPHA, group_pairs
+import torch
+from gptoss_mlx.backends.torch import mxfp4
+from gptoss_mlx.backends.torch.operands import Bank, Groups
+from gptoss_mlx.backends.torch.reference import SWIGLU_ALPHA, group_pairs
+from gptoss_mlx.backends.torch.triton.build import Build, capability_of, nearest
+from gptoss_mlx.backends.torch.triton.experts import product
 
 ALPHA = tl.constexpr(SWIGLU_ALPHA)
 EVERY = tl.constexpr(tl.PropagateNan.ALL)

@@ -7,11 +7,10 @@ which lies where. Biases are small and kept by expert id.
 from __future__ import annotations
 
 import torch
-
-from gptoss_mlx.cuda import mxfp4
-from gptoss_mlx.cuda.choice import Kernels, is_reference
-from gptoss_mlx.cuda.operands import Bank, Groups
-from gptoss_mlx.cuda.weights import Loader
+from gptoss_mlx.backends.torch import mxfp4
+from gptoss_mlx.backends.torch.choice import Kernels, is_reference
+from gptoss_mlx.backends.torch.operands import Bank, Groups
+from gptoss_mlx.backends.torch.weights import Loader
 from gptoss_mlx.spec.config import ModelConfig
 
 PACKED = 2  # experts rearranged at a time

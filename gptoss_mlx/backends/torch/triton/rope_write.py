@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 
-from gptoss_mlx.cuda.kernels.attention import TYPES, narrow
-from gptoss_mlx.cuda.kernels.build import Build
-from gptoss_mlx.cuda.operands import Heads
+import torch
+from gptoss_mlx.backends.torch.operands import Heads
+from gptoss_mlx.backends.torch.triton.attention import TYPES, narrow
+from gptoss_mlx.backends.torch.triton.build import Build
 
 BLOCK = 16  # heads a program rotates: 80 are five programs a token, 4 pairs to a thread
 WARPS = 4

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 
-from gptoss_mlx.cuda import reference
-from gptoss_mlx.cuda.kernels.build import Build
-from gptoss_mlx.cuda.kernels.group_pairs import FEW, empty_groups, group, group_pairs
-from gptoss_mlx.cuda.operands import Routed
+import torch
+from gptoss_mlx.backends.torch import reference
+from gptoss_mlx.backends.torch.operands import Routed
+from gptoss_mlx.backends.torch.triton.build import Build
+from gptoss_mlx.backends.torch.triton.group_pairs import FEW, empty_groups, group, group_pairs
 
 EXPERTS = 1024  # up to which a program holds a token's logits in registers
 CHOSEN = 8

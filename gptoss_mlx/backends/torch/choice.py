@@ -20,11 +20,10 @@ from types import ModuleType
 from typing import Any
 
 import torch
-
-from gptoss_mlx.cuda import reference
-from gptoss_mlx.cuda.agreement import difference
-from gptoss_mlx.cuda.current import launching_on
-from gptoss_mlx.cuda.operands import Groups, Routed
+from gptoss_mlx.backends.torch import reference
+from gptoss_mlx.backends.torch.agreement import difference
+from gptoss_mlx.backends.torch.current import launching_on
+from gptoss_mlx.backends.torch.operands import Groups, Routed
 from gptoss_mlx.errors import KernelError
 from gptoss_mlx.files.pool import Pool
 
@@ -188,7 +187,7 @@ def tile_of(found: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     """How pairs are tiled for the experts' kernels; their references take any tile."""
     if not found.keys() & {"moe_gate_up", "moe_down"}:
         return {}
-    from gptoss_mlx.cuda.kernels.build import capability_of
+    from gptoss_mlx.backends.torch.triton.build import capability_of
 
     tile_for = module_of("moe_down").tile_for
     return {"tile_for": partial(tile_for, capability=capability_of(device))}
@@ -216,7 +215,7 @@ def is_reference(kernels: Kernels, name: str) -> bool:
 def module_of(name: str) -> ModuleType:
     """The module with an operation's Triton kernel. Raises KernelError without Triton."""
     try:
-        return importlib.import_module(f"gptoss_mlx.cuda.kernels.{MODULES[name]}")
+        return importlib.import_module(f"gptoss_mlx.backends.torch.triton.{MODULES[name]}")
     except ImportError as error:
         if (error.name or "").startswith("gptoss_mlx"):  # a mistake of our own
             raise
@@ -226,7 +225,7 @@ def module_of(name: str) -> ModuleType:
 def _interpreted() -> bool:
     """Whether Triton's kernels run on the CPU in this process."""
     try:
-        from gptoss_mlx.cuda.kernels.build import INTERPRETED
+        from gptoss_mlx.backends.torch.triton.build import INTERPRETED
     except ImportError:
         return False
     return bool(INTERPRETED.value)

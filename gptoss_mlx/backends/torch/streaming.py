@@ -19,11 +19,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from gptoss_mlx.cuda import mxfp4
-from gptoss_mlx.cuda.experts import Experts
+import torch
+from gptoss_mlx.backends.torch import mxfp4
+from gptoss_mlx.backends.torch.experts import Experts
 from gptoss_mlx.files.pool import Tasks
 from gptoss_mlx.files.reader import FileReader
 from gptoss_mlx.files.shard import Tensor

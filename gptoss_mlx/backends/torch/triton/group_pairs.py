@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 
-from gptoss_mlx.cuda import reference
-from gptoss_mlx.cuda.kernels.build import Build
-from gptoss_mlx.cuda.operands import Groups, most_tiles
+import torch
+from gptoss_mlx.backends.torch import reference
+from gptoss_mlx.backends.torch.operands import Groups, most_tiles
+from gptoss_mlx.backends.torch.triton.build import Build
 
 FEW = 128  # pairs up to which one program compares each with each: 16,384 comparisons
 BLOCK = 128  # pairs to a program where there are more

@@ -14,8 +14,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from gptoss_mlx.cuda.kernels.build import INTERPRETED
-from gptoss_mlx.cuda.mxfp4 import HELD, PARTS, PLACE
+from gptoss_mlx.backends.torch.mxfp4 import HELD, PARTS, PLACE
+from gptoss_mlx.backends.torch.triton.build import INTERPRETED
 
 _OFFSET = tl.constexpr((126 - HELD) * 0x00800080)  # in the exponents of two multipliers
 _UNDO = tl.constexpr(2.0**HELD)

@@ -11,9 +11,8 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-
-from gptoss_mlx.cuda import mxfp4
-from gptoss_mlx.cuda.operands import Bank, Groups, Heads, Matrix, Routed, most_tiles
+from gptoss_mlx.backends.torch import mxfp4
+from gptoss_mlx.backends.torch.operands import Bank, Groups, Heads, Matrix, Routed, most_tiles
 
 SWIGLU_ALPHA = 1.702
 BLOCK = 4096  # rows of a matrix that are widened at a time

@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 
-from gptoss_mlx.cuda.kernels.attention import narrow
-from gptoss_mlx.cuda.kernels.build import INTERPRETED, Build, capability_of, nearest
-from gptoss_mlx.cuda.operands import Matrix
+import torch
+from gptoss_mlx.backends.torch.operands import Matrix
+from gptoss_mlx.backends.torch.triton.attention import narrow
+from gptoss_mlx.backends.torch.triton.build import INTERPRETED, Build, capability_of, nearest
 
 FEW = 32  # tokens that are multiplied in one program
 SCRATCH = 64 << 20  # bytes of a widened slice

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 
-from gptoss_mlx.cuda.kernels.build import INTERPRETED
+import torch
+from gptoss_mlx.backends.torch.triton.build import INTERPRETED
 
 LOG2E = tl.constexpr(1.4426950408889634)
 """Exponents are taken of two: exp(x) is exp2(x * LOG2E)."""

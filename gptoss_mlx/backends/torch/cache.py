@@ -21,7 +21,6 @@ from typing import TypeAlias
 from weakref import WeakSet
 
 import torch
-
 from gptoss_mlx.errors import CapacityError
 from gptoss_mlx.spec.config import ModelConfig
 

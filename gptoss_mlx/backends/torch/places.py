@@ -10,11 +10,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 import torch
-
-from gptoss_mlx.cuda.cache import Cache, State
+from gptoss_mlx.backends.torch.cache import Cache, State
 
 if TYPE_CHECKING:
-    from gptoss_mlx.cuda.model import Attention
+    from gptoss_mlx.backends.torch.model import Attention
 
 
 class Places(Protocol):

@@ -13,20 +13,20 @@ from collections.abc import Sequence
 
 import numpy as np
 import psutil
-import torch
 from numpy.typing import NDArray
 
-from gptoss_mlx.cuda import mxfp4
-from gptoss_mlx.cuda.cache import Cache, State
-from gptoss_mlx.cuda.choice import Kernels, choose_kernels
-from gptoss_mlx.cuda.current import launching_on
-from gptoss_mlx.cuda.experts import Experts, on_kernels
-from gptoss_mlx.cuda.graph import Graphs
-from gptoss_mlx.cuda.operands import Heads, Matrix
-from gptoss_mlx.cuda.places import Chunk, Places, Step
-from gptoss_mlx.cuda.reference import dense
-from gptoss_mlx.cuda.streaming import StreamedExperts, Streaming
-from gptoss_mlx.cuda.weights import Loader
+import torch
+from gptoss_mlx.backends.torch import mxfp4
+from gptoss_mlx.backends.torch.cache import Cache, State
+from gptoss_mlx.backends.torch.choice import Kernels, choose_kernels
+from gptoss_mlx.backends.torch.current import launching_on
+from gptoss_mlx.backends.torch.experts import Experts, on_kernels
+from gptoss_mlx.backends.torch.graph import Graphs
+from gptoss_mlx.backends.torch.operands import Heads, Matrix
+from gptoss_mlx.backends.torch.places import Chunk, Places, Step
+from gptoss_mlx.backends.torch.reference import dense
+from gptoss_mlx.backends.torch.streaming import StreamedExperts, Streaming
+from gptoss_mlx.backends.torch.weights import Loader
 from gptoss_mlx.models.checkpoint import Checkpoint, Progress
 from gptoss_mlx.spec.config import ModelConfig
 from gptoss_mlx.spec.rope import magnitude, periods

@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-
-from gptoss_mlx.cuda.operands import Groups
+from gptoss_mlx.backends.torch.operands import Groups
 
 FLOAT32 = frozenset({"logits", "periods", "weights"})
 """Arguments that are float32 in every model, whatever its own dtype."""

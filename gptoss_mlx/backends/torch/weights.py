@@ -15,10 +15,9 @@ from math import prod
 from threading import Lock, local
 
 import torch
-
-from gptoss_mlx.cuda.current import launching_on
-from gptoss_mlx.cuda.operands import Matrix
-from gptoss_mlx.cuda.quantized import dequantize
+from gptoss_mlx.backends.torch.current import launching_on
+from gptoss_mlx.backends.torch.operands import Matrix
+from gptoss_mlx.backends.torch.quantized import dequantize
 from gptoss_mlx.files.pool import Pool, Tasks
 from gptoss_mlx.files.reader import FileReader
 from gptoss_mlx.files.shard import ITEM_BYTES, Tensor

@@ -12,11 +12,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 
-from gptoss_mlx.cuda.kernels.attention import (
+import torch
+from gptoss_mlx.backends.torch.triton.attention import (
     LOG2E,
     TYPES,
     dot,
@@ -25,7 +25,7 @@ from gptoss_mlx.cuda.kernels.attention import (
     processors,
     sink_logits,
 )
-from gptoss_mlx.cuda.kernels.build import Build, capability_of, nearest
+from gptoss_mlx.backends.torch.triton.build import Build, capability_of, nearest
 
 ROWS = tl.constexpr(16)  # of a product: the queries that share a key-value head, at most
 LONGEST = 4096  # keys a program takes at most: those of a long sequence go to more programs

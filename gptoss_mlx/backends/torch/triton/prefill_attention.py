@@ -9,11 +9,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 
-from gptoss_mlx.cuda.kernels.attention import (
+import torch
+from gptoss_mlx.backends.torch.triton.attention import (
     LOG2E,
     TYPES,
     dot,
@@ -21,7 +21,7 @@ from gptoss_mlx.cuda.kernels.attention import (
     padded,
     sink_logits,
 )
-from gptoss_mlx.cuda.kernels.build import Build, capability_of, nearest
+from gptoss_mlx.backends.torch.triton.build import Build, capability_of, nearest
 
 
 @dataclass(frozen=True)

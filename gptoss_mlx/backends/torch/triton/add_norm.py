@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 
-from gptoss_mlx.cuda.kernels.attention import narrow
-from gptoss_mlx.cuda.kernels.build import Build, capability_of, nearest
+import torch
+from gptoss_mlx.backends.torch.triton.attention import narrow
+from gptoss_mlx.backends.torch.triton.build import Build, capability_of, nearest
 
 VALUES = {80: 16}
 """Of a row to a thread, by capability. With four float32 parts that is 16 loads of 16 bytes in
