@@ -33,7 +33,7 @@ from benchmarks.cuda_setup import LITTLE, QUICK, Amounts, Bench, Row, Section, c
 from benchmarks.cuda_speed import card, decode, memory, prefill
 from benchmarks.cuda_tables import say, show
 from benchmarks.cuda_talk import engine, folder
-from gptoss_mlx.backend import choose_backend
+from gptoss_mlx.backends.backend import choose_backend
 from gptoss_mlx.backends.torch.choice import choose_kernels
 from gptoss_mlx.backends.torch.current import launching_on
 from gptoss_mlx.errors import GptOssError

@@ -19,7 +19,7 @@ from functools import partial
 from random import Random
 from typing import Protocol
 
-from gptoss_mlx.slots import DECAY, SlotTable
+from gptoss_mlx.backends.slots import DECAY, SlotTable
 
 Stream = Sequence[Sequence[int]]
 """The experts of one layer, step by step."""
@@ -41,7 +41,7 @@ Policy = Callable[[Stream, int, int], Bank]
 
 
 class TableBank:
-    """`gptoss_mlx.slots.SlotTable`, used as the runtime uses it."""
+    """`gptoss_mlx.backends.slots.SlotTable`, used as the runtime uses it."""
 
     def __init__(self, stream: Stream, experts: int, slots: int, decay: float = DECAY) -> None:
         self.table = SlotTable(experts, slots, decay)

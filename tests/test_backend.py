@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from gptoss_mlx.backend import Backend, choose_backend, machine_of
+from gptoss_mlx.backends.backend import Backend, choose_backend, machine_of
 from gptoss_mlx.backends.torch import device as cards
 from gptoss_mlx.backends.torch.device import Card
 from gptoss_mlx.errors import DeviceError

@@ -1,6 +1,6 @@
 """Guesses earn their reads."""
 
-from gptoss_mlx.guesses import Guesses
+from gptoss_mlx.backends.guesses import Guesses
 
 
 def test_a_guess_is_worth_a_read_until_it_has_been_wrong() -> None:

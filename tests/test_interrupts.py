@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from benchmarks.make_checkpoint import Shape
-from gptoss_mlx import guesses, slots
+from gptoss_mlx.backends import guesses, slots
 from gptoss_mlx.backends.mlx import streaming, weights
 from gptoss_mlx.backends.mlx.experts import ExpertBank
 from gptoss_mlx.backends.mlx.streaming import StreamedExperts, Streaming

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.policies import LIMIT, POLICIES, PRODUCT, TableBank, loads
-from gptoss_mlx.slots import DECAY
+from gptoss_mlx.backends.slots import DECAY
 
 NAMES = list(POLICIES)
 

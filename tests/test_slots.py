@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptoss_mlx import slots as module
-from gptoss_mlx.slots import DECAY, SlotTable
+from gptoss_mlx.backends import slots as module
+from gptoss_mlx.backends.slots import DECAY, SlotTable
 
 EXPERTS = 6
 

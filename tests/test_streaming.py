@@ -21,13 +21,13 @@ from benchmarks.make_checkpoint import Shape
 from gptoss_mlx.backends.mlx.experts import ExpertBank
 from gptoss_mlx.backends.mlx.streaming import StreamedExperts, Streaming
 from gptoss_mlx.backends.mlx.weights import Loader
+from gptoss_mlx.backends.slots import DEBUG
 from gptoss_mlx.errors import CheckpointError
 from gptoss_mlx.files import reader as reader_module
 from gptoss_mlx.files.pool import Tasks
 from gptoss_mlx.files.reader import FileReader
 from gptoss_mlx.files.shard import Tensor, read_into
 from gptoss_mlx.models.checkpoint import Checkpoint
-from gptoss_mlx.slots import DEBUG
 from tests.comparison import opened
 from tests.kernels.banks import choices, normal
 

@@ -20,7 +20,7 @@ from typing import Any
 import click
 
 from gptoss_mlx import __version__
-from gptoss_mlx.backend import Backend, choose_backend, machine_of
+from gptoss_mlx.backends.backend import Backend, choose_backend, machine_of
 from gptoss_mlx.cli.exits import Command
 from gptoss_mlx.cli.options import BYTES, CACHE, SETTINGS, TOKENS, backend_options, model_option
 from gptoss_mlx.cli.plan import as_object, config_of, plan_table

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from gptoss_mlx.backend import BACKENDS, check_device
+from gptoss_mlx.backends.backend import BACKENDS, check_device
 from gptoss_mlx.models.hub import DEFAULT_MODEL
 from gptoss_mlx.system.machine import find_machine
 from gptoss_mlx.system.units import parse_bytes, parse_tokens

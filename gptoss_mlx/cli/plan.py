@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gptoss_mlx.backend import choose_backend, machine_of
+from gptoss_mlx.backends.backend import choose_backend, machine_of
 from gptoss_mlx.cli.exits import Command
 from gptoss_mlx.cli.options import BYTES, MACHINE, SETTINGS, TOKENS, backend_options, model_option
 from gptoss_mlx.cli.terminal import harmless, show

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from gptoss_mlx.backend import choose_backend, machine_of
+from gptoss_mlx.backends.backend import choose_backend, machine_of
 from gptoss_mlx.engine.arguments import model_name, one_of, whole_number
 from gptoss_mlx.engine.events import Event
 from gptoss_mlx.engine.request import Desk, Prompt, Request

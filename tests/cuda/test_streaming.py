@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.make_checkpoint import Shape
-from gptoss_mlx import slots
+from gptoss_mlx.backends import slots
 from gptoss_mlx.cli.report import table
 from gptoss_mlx.engine.events import FinishEvent, Timings
 from gptoss_mlx.errors import CheckpointError

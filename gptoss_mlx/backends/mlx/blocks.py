@@ -6,6 +6,7 @@ x is [tokens, hidden], of one sequence. Formulas: OpenAI, gpt-oss/torch/model.py
 from __future__ import annotations
 
 import mlx.core as mx
+
 from gptoss_mlx.backends.mlx.cache import Arena, LayerCache, QuantizedArena, Ring
 from gptoss_mlx.backends.mlx.experts import ExpertBank
 from gptoss_mlx.backends.mlx.ops.attention_quantized import attention_quantized

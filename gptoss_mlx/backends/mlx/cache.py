@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import mlx.core as mx
+
 from gptoss_mlx.backends.mlx.ops.attention_quantized import Quantized
 from gptoss_mlx.backends.mlx.ops.place import NOWHERE, Place, Spot, anywhere, places
 from gptoss_mlx.plan.buffers import GROWTH, PAGE

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+import mlx.core as mx
 import numpy as np
 
-import mlx.core as mx
 from gptoss_mlx.backends.mlx.weights import Loader
 from gptoss_mlx.files.reader import FileReader
 from gptoss_mlx.files.shard import NUMPY

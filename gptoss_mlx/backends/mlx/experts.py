@@ -8,6 +8,7 @@ streaming.py for which lies where. Biases are small and kept by expert id.
 from __future__ import annotations
 
 import mlx.core as mx
+
 from gptoss_mlx.backends.mlx.weights import Loader
 from gptoss_mlx.spec.config import ModelConfig
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mlx.core as mx
+
 from gptoss_mlx.backends.mlx.ops.choice import Kernels
 from gptoss_mlx.backends.mlx.ops.matrix import Matrix, Norm
 

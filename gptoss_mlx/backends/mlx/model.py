@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
+import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-import mlx.core as mx
 from gptoss_mlx.backends.mlx.blocks import Block
 from gptoss_mlx.backends.mlx.cache import State, kv_group
 from gptoss_mlx.backends.mlx.embedding import Embedding, FileEmbedding, ResidentEmbedding, Rows

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import mlx.core as mx
+
 from gptoss_mlx.backends.mlx.cache import QuantizedArena
 from gptoss_mlx.backends.mlx.ops.decode_attention import RANGE, WHOLE
 from gptoss_mlx.backends.mlx.ops.metal import DECODED

@@ -21,16 +21,16 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
+import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-import mlx.core as mx
+from gptoss_mlx.backends.guesses import Guesses
 from gptoss_mlx.backends.mlx.experts import ExpertBank
+from gptoss_mlx.backends.slots import SlotTable, Watch, debugging
 from gptoss_mlx.files.pool import Tasks
 from gptoss_mlx.files.reader import FileReader
 from gptoss_mlx.files.shard import Tensor
-from gptoss_mlx.guesses import Guesses
-from gptoss_mlx.slots import SlotTable, Watch, debugging
 
 
 @dataclass

@@ -15,10 +15,10 @@ from functools import partial
 from threading import Lock, local
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-import mlx.core as mx
 from gptoss_mlx.backends.mlx.linear import Linear
 from gptoss_mlx.backends.mlx.ops.choice import Kernels
 from gptoss_mlx.backends.mlx.ops.matrix import Matrix

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+
 from gptoss_mlx.backends.torch.operands import Groups
 
 FLOAT32 = frozenset({"logits", "periods", "weights"})

@@ -21,6 +21,7 @@ from typing import TypeAlias
 from weakref import WeakSet
 
 import torch
+
 from gptoss_mlx.errors import CapacityError
 from gptoss_mlx.spec.config import ModelConfig
 

@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+
 from gptoss_mlx.backends.torch import reference
 from gptoss_mlx.backends.torch.agreement import difference
 from gptoss_mlx.backends.torch.current import launching_on

@@ -7,6 +7,7 @@ which lies where. Biases are small and kept by expert id.
 from __future__ import annotations
 
 import torch
+
 from gptoss_mlx.backends.torch import mxfp4
 from gptoss_mlx.backends.torch.choice import Kernels, is_reference
 from gptoss_mlx.backends.torch.operands import Bank, Groups

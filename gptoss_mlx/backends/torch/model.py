@@ -13,9 +13,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import psutil
+import torch
 from numpy.typing import NDArray
 
-import torch
 from gptoss_mlx.backends.torch import mxfp4
 from gptoss_mlx.backends.torch.cache import Cache, State
 from gptoss_mlx.backends.torch.choice import Kernels, choose_kernels

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 import torch
+
 from gptoss_mlx.backends.torch.cache import Cache, State
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ group. mxfp4, mxfp8, nvfp4: e2m1 or e4m3 codes times a power of two (e8m0) or, i
 from __future__ import annotations
 
 import torch
+
 from gptoss_mlx.backends.torch.mxfp4 import BIAS, VALUES
 from gptoss_mlx.spec.config import QuantizationSpec
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
+
 from gptoss_mlx.backends.torch import mxfp4
 from gptoss_mlx.backends.torch.operands import Bank, Groups, Heads, Matrix, Routed, most_tiles
 

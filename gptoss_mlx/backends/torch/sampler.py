@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 import torch
+
 from gptoss_mlx.spec.sampling import SMALLEST, WEYL, WORD, Mask, Sampling, check_finite
 
 _WHOLE = 2**52  # what a probability of 1 is when counted in whole numbers

@@ -19,15 +19,15 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-import torch
+from gptoss_mlx.backends.slots import SlotTable, debugging
 from gptoss_mlx.backends.torch import mxfp4
 from gptoss_mlx.backends.torch.experts import Experts
 from gptoss_mlx.files.pool import Tasks
 from gptoss_mlx.files.reader import FileReader
 from gptoss_mlx.files.shard import Tensor
-from gptoss_mlx.slots import SlotTable, debugging
 
 STAGED = 8
 """Experts on their way at a time: of gpt-oss 13 MB each, 106 MB of pinned memory."""

@@ -15,6 +15,7 @@ from math import prod
 from threading import Lock, local
 
 import torch
+
 from gptoss_mlx.backends.torch.current import launching_on
 from gptoss_mlx.backends.torch.operands import Matrix
 from gptoss_mlx.backends.torch.quantized import dequantize

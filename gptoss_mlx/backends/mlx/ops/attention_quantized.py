@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import mlx.core as mx
+
 from gptoss_mlx.plan.buffers import SCORES_BYTES
 
 

@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import mlx.core as mx
+
 from gptoss_mlx.backends.mlx.ops import (
     decode_attention,
     decode_qkv,

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import mlx.core as mx
+
 from gptoss_mlx.backends.mlx.ops.matrix import (
     SIZES,
     SUMS,

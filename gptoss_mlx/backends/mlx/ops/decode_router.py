@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 import mlx.core as mx
+
 from gptoss_mlx.backends.mlx.ops.matrix import Matrix, Norm, inputs, product, random_matrix, served
 from gptoss_mlx.backends.mlx.ops.matrix import template as described
 from gptoss_mlx.backends.mlx.ops.metal import Factory, MetalKernel, Threads, largest, number

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import sys
 
-import numpy as np
-
 import mlx.core as mx
+import numpy as np
 
 
 def matmul(x: mx.array, weight: mx.array) -> mx.array:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import mlx.core as mx
+
 from gptoss_mlx.backends.mlx.ops.matmul import matmul
 from gptoss_mlx.backends.mlx.ops.metal import CONSTANT, DECODED, Template, padded
 from gptoss_mlx.spec.config import QuantizationSpec

@@ -15,6 +15,7 @@ from importlib.resources import files
 from typing import Any, NamedTuple, TypeAlias
 
 import mlx.core as mx
+
 from gptoss_mlx.errors import KernelError
 
 Factory: TypeAlias = Callable[..., Callable[..., list[mx.array]]]

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 import mlx.core as mx
+
 from gptoss_mlx.backends.mlx.ops import moe_prefill
 from gptoss_mlx.backends.mlx.ops.metal import (
     DECODED,

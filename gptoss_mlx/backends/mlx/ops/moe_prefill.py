@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import mlx.core as mx
+
 from gptoss_mlx.backends.mlx.ops.metal import CONSTANT, SIMDGROUP
 from gptoss_mlx.backends.mlx.ops.mxfp4 import random_bank
 

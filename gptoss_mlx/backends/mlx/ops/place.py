@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import mlx.core as mx
 import numpy as np
 
-import mlx.core as mx
 from gptoss_mlx.backends.mlx.ops.metal import index
 
 

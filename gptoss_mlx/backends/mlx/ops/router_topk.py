@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
 import mlx.core as mx
+
 from gptoss_mlx.backends.mlx.ops.metal import (
     SIMDGROUP,
     Factory,

@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 
-import mlx.core as mx
 from gptoss_mlx.backends.mlx.ops.matrix import Matrix, Norm
 from gptoss_mlx.backends.mlx.ops.metal import Pipeline
 from gptoss_mlx.backends.mlx.ops.verdicts import Verdict, Verdicts

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+
 from gptoss_mlx.backends.mlx.ops.metal import Pipeline, mlx_version
 from gptoss_mlx.errors import CheckpointError
 from gptoss_mlx.files.jsonfile import read_json

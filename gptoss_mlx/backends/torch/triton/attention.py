@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 
-import torch
 from gptoss_mlx.backends.torch.triton.build import INTERPRETED
 
 LOG2E = tl.constexpr(1.4426950408889634)

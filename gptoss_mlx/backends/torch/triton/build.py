@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 import triton
 import triton.language as tl
 
-import torch
 from gptoss_mlx.errors import KernelError
 
 CAPABILITIES = (80, 86, 89, 90, 100, 120)

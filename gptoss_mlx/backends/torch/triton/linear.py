@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
 
-import torch
 from gptoss_mlx.backends.torch.operands import Matrix
 from gptoss_mlx.backends.torch.triton.attention import narrow
 from gptoss_mlx.backends.torch.triton.build import INTERPRETED, Build, capability_of, nearest

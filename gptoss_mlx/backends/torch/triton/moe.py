@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+import torch
 import triton
 import triton.language as tl
 
-import torch
 from gptoss_mlx.backends.torch import mxfp4
 from gptoss_mlx.backends.torch.operands import Bank, Groups
 from gptoss_mlx.backends.torch.reference import SWIGLU_ALPHA, group_pairs

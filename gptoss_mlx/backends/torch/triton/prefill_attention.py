@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
 
-import torch
 from gptoss_mlx.backends.torch.triton.attention import (
     LOG2E,
     TYPES,

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
 
-import torch
 from gptoss_mlx.backends.torch import reference
 from gptoss_mlx.backends.torch.operands import Routed
 from gptoss_mlx.backends.torch.triton.build import Build
