@@ -15,8 +15,12 @@ import pytest
 import gptoss_mlx
 
 ROOT = Path(__file__).parent.parent
-SOURCES = ("pyproject.toml", "README.md", "LICENSE", "NOTICE", "gptoss_mlx", "convert")
-PACKAGES = {"gptoss_mlx": "gptoss_mlx", "convert": "gptoss_convert"}
+SOURCES = ("pyproject.toml", "README.md", "LICENSE", "NOTICE", "gptoss_mlx", "convert", "metal")
+PACKAGES = {
+    "gptoss_mlx": "gptoss_mlx",
+    "convert": "gptoss_convert",
+    "metal": "gptoss_mlx/_metal",
+}
 """Folder in the checkout -> package as installed."""
 
 

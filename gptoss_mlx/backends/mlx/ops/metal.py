@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import mlx.core as mx
@@ -77,8 +79,15 @@ def _marked(name: str, text: str, start: int, end: int) -> str:
     return f'#line {text.count(chr(10), 0, start) + 1} "{name}.metal"\n{text[start:end]}'
 
 
+def folder() -> Traversable:
+    """Where the .metal files are: inside an installed package, beside it in a checkout."""
+    package = files("gptoss_mlx")
+    installed = package.joinpath("_metal")
+    return installed if installed.is_dir() else Path(str(package)).parent / "metal"
+
+
 def _text(name: str) -> str:
-    return files("gptoss_mlx").joinpath("metal", f"{name}.metal").read_text("utf-8")
+    return folder().joinpath(f"{name}.metal").read_text("utf-8")
 
 
 @cache

@@ -20,7 +20,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from gptoss_mlx.backends.mlx.ops.metal import Pipeline, mlx_version
+from gptoss_mlx.backends.mlx.ops.metal import Pipeline, folder, mlx_version
 from gptoss_mlx.errors import CheckpointError
 from gptoss_mlx.files.jsonfile import read_json
 
@@ -106,11 +106,9 @@ def this_machine() -> dict[str, str]:
 
 def _source() -> str:
     """A digest of the kernels and of what launches them."""
-    package = files("gptoss_mlx")
     digest = hashlib.sha256()
-    for folder in ("kernels", "metal"):
-        texts = package.joinpath(folder).iterdir()
-        for path in sorted((p for p in texts if p.is_file()), key=_name):
+    for texts in (files("gptoss_mlx.backends.mlx.ops"), folder()):
+        for path in sorted((p for p in texts.iterdir() if p.is_file()), key=_name):
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
 
