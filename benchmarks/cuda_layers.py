@@ -18,9 +18,10 @@ import torch
 from benchmarks.cuda_random import fill
 from benchmarks.cuda_setup import Bench, Row, Section, watched, with_kernels
 from gptoss_mlx.backends.torch.agreement import copied, relative
+from gptoss_mlx.backends.torch.blocks import Block
 from gptoss_mlx.backends.torch.cache import Cache
 from gptoss_mlx.backends.torch.choice import AGREEMENT, Kernels
-from gptoss_mlx.backends.torch.model import Block, Transformer
+from gptoss_mlx.backends.torch.model import Transformer
 from gptoss_mlx.backends.torch.places import Chunk, Places, Step
 
 Take = Callable[[Cache], Places]
@@ -157,11 +158,13 @@ def widen(block: Block, dtype: torch.dtype) -> None:
     for part in (block.before, block.between):
         part.weight = part.weight.to(dtype)
     for names, part in (
-        (("qkv", "qkv_bias", "o", "o_bias", "sinks"), block.attention),
+        (("qkv", "qkv_bias", "o", "o_bias"), block.attention),
         (("router", "router_bias"), block.moe),
     ):
         for name in names:
             setattr(part, name, copied(getattr(part, name), dtype))
+    layer = block.attention.layer
+    block.attention.layer = replace(layer, sinks=copied(layer.sinks, dtype))
     bank = block.moe.experts.bank
     block.moe.experts.bank = replace(
         bank, gate_up_bias=bank.gate_up_bias.to(dtype), down_bias=bank.down_bias.to(dtype)

@@ -18,8 +18,9 @@ from benchmarks.cuda_setup import Bench, Row, Section, line, tried
 from benchmarks.cuda_timing import Work, each
 from gptoss_mlx.backends.torch import reference
 from gptoss_mlx.backends.torch.choice import is_reference
-from gptoss_mlx.backends.torch.model import Attention, Transformer
+from gptoss_mlx.backends.torch.model import Transformer
 from gptoss_mlx.backends.torch.operands import Groups
+from gptoss_mlx.backends.torch.places import Layer
 
 WAITS = frozenset({"decode_attention", "moe_gate_up", "moe_down"})
 """References that wait for the device: no CUDA graph can hold them."""
@@ -144,7 +145,7 @@ def _rope_write(bench: Bench, tokens: int, decoding: bool) -> Piece:
     zero = torch.zeros_like(positions)
     rows, places = (positions, zero) if decoding else (zero, positions)
     arguments = [
-        (qkv, positions, rows, places, model.cache.layers[a.layer], a.periods, a.heads)
+        (qkv, positions, rows, places, model.cache.layers[a.number], a.periods, a.heads)
         for a in _attentions(model, sliding=False)
     ]
     return _alike(bench, "rope_write", "full layers", arguments, 2 * qkv.nbytes, 0, 0)
@@ -157,7 +158,7 @@ def _decode_attention(bench: Bench, tokens: int, length: int, sliding: bool) -> 
     lengths = torch.full_like(rows, seen)
     layers = _attentions(model, sliding)
     q = _normal(bench, tokens, bench.config.num_attention_heads, bench.config.head_dim)
-    held = [model.cache.layers[a.layer] for a in layers]
+    held = [model.cache.layers[a.number] for a in layers]
     work = bench.kernels.decode_attention
     calls = [
         partial(work, q, kv, rows, lengths, a.sinks, a.scale)
@@ -184,7 +185,7 @@ def _prefill_attention(bench: Bench, tokens: int, seen: int, sliding: bool) -> P
     if sliding:
         held = [_normal(bench, 2, heads, seen, width)] * len(layers)
     else:
-        held = [model.cache.layers[a.layer][0, :, :, :seen] for a in layers]
+        held = [model.cache.layers[a.number][0, :, :, :seen] for a in layers]
     work = bench.kernels.prefill_attention
     calls = [
         partial(work, q, kv, a.sinks, a.scale, a.window) for kv, a in zip(held, layers, strict=True)
@@ -194,7 +195,7 @@ def _prefill_attention(bench: Bench, tokens: int, seen: int, sliding: bool) -> P
     plain = [
         _sdpa(of, kv[:1], kv[1:], a, seen == tokens) for kv, a in zip(held, layers, strict=True)
     ]
-    layer = layers[0].layer
+    layer = layers[0].number
     pairs = bench.sizes.pairs(seen, layer) - bench.sizes.pairs(seen - tokens, layer)
     read = held[0].numel() * bench.dtype.itemsize
     where = f"{'window' if sliding else 'full'}, {seen} tokens seen"
@@ -206,7 +207,7 @@ def _prefill_attention(bench: Bench, tokens: int, seen: int, sliding: bool) -> P
 
 
 def _sdpa(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: Attention, causal: bool
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: Layer, causal: bool
 ) -> Callable[[], torch.Tensor]:
     return partial(
         F.scaled_dot_product_attention, q, k, v,
@@ -272,8 +273,8 @@ def _alike(
     )
 
 
-def _attentions(model: Transformer, sliding: bool) -> list[Attention]:
-    layers = [block.attention for block in model.blocks]
+def _attentions(model: Transformer, sliding: bool) -> list[Layer]:
+    layers = [block.attention.layer for block in model.blocks]
     return [layer for layer in layers if (layer.window is not None) == sliding]
 
 

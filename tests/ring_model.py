@@ -1,8 +1,8 @@
 """A model in pure Python that only remembers: what a sequence's state really holds.
 
-Its state is that of gptoss_mlx.backends.mlx.cache with tokens in place of keys: an arena that keeps everything
-and a ring that has overwritten what is older than its window. `held` fails where a token would
-see another than it should.
+Its state is that of backends/mlx/cache.py with tokens in place of keys: an arena that keeps
+everything and a ring that has overwritten what is older than its window. `held` fails where a
+token would see another than it should.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The order of the modules, read from their source, and what importing the package loads."""
+"""The order of the rooms, read from the folders, and what importing the package loads."""
 
 from __future__ import annotations
 
@@ -9,100 +9,35 @@ from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+import pytest
+
 import gptoss_mlx
 
 PACKAGE = Path(gptoss_mlx.__file__).parent
-
-# From the top down; a module imports its own row and rows below it, without circles.
-ROWS = [
-    {"__main__", "cli"},
-    {"generate", "report", "plan", "doctor"},
-    {"question", "exits", "terminal", "options"},
-    {"__init__"},
-    {
-        "engine",
-        "arguments",
-        "backend",
-        "stream",
-        "session",
-        "writer",
-        "request",
-        "result",
-        "clock",
-        "loop",
-    },
-    {"tokenizer", "sampler", "events"},
-    {"model", "cuda"},
-    {"rehearsal", "blocks"},
-    {"streaming"},
-    {"experts", "embedding", "cache"},
-    {"weights", "rope"},
-    {"linear"},
-    {"kernels"},
-    {"hub", "tiny"},
-    {"harmony", "sampling"},
-    {"memory", "device"},
-    {"torch_buffers"},
-    {"buffers"},
-    {"checkpoint", "reader", "recipe"},
-    {"shard", "slots", "guesses", "pool"},
-    {"config", "machine", "units"},
-    {"jsonfile"},
-    {"errors", "paths", "disk", "released", "heap", "regular", "launch", "names"},
-]
-WITHOUT_TENSORS = {
-    "__init__",
-    "__main__",
-    "arguments",
-    "backend",
-    "buffers",
-    "checkpoint",
-    "cli",
-    "config",
-    "disk",
-    "doctor",
-    "errors",
-    "events",
-    "exits",
-    "guesses",
-    "harmony",
-    "heap",
-    "hub",
-    "jsonfile",
-    "launch",
-    "loop",
-    "machine",
-    "memory",
-    "names",
-    "options",
-    "paths",
-    "plan",
-    "pool",
-    "clock",
-    "question",
-    "recipe",
-    "regular",
-    "released",
-    "request",
-    "result",
-    "reader",
-    "session",
-    "slots",
-    "stream",
-    "writer",
-    "sampling",
-    "shard",
-    "terminal",
-    "tiny",
-    "tokenizer",
-    "torch_buffers",
-    "units",
-}
-"""Rooms that import neither mlx nor torch, not even lazily."""
-
-
 CONVERT = PACKAGE.parent / "convert"
-CONVERT_ROWS = [
+
+ORDER = (
+    "__main__",
+    "generate",
+    "cli",
+    "__init__",
+    "engine",
+    "backends",
+    "plan",
+    "system",
+    "models",
+    "harmony",
+    "spec",
+    "files",
+    "errors",
+    "launch",
+)
+"""Rooms from the top down: one imports only those below it."""
+
+TENSORS = {"mlx": "backends/mlx", "torch": "backends/torch", "triton": "backends/torch"}
+"""Libraries, and the folder that may name each."""
+
+CONVERT_ORDER = (
     {"__main__"},
     {"conversion", "table"},
     {"verify"},
@@ -114,12 +49,19 @@ CONVERT_ROWS = [
     {"source"},
     {"piece"},
     {"rules"},
-]
+)
 
 
-def room(path: Path) -> str:
-    """The first name under the package: the module or the folder it is in."""
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def modules(folder: Path, package: str) -> dict[str, Path]:
+    """Dotted name -> source file; a folder's own is that of its `__init__.py`."""
+    found = {}
+    for path in sorted(folder.rglob("*.py")):
+        parts = path.relative_to(folder).with_suffix("").parts
+        found[".".join((package, *parts)).removesuffix(".__init__")] = path
+    return found
+
+
+MODULES = modules(PACKAGE, "gptoss_mlx")
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -129,75 +71,71 @@ def imports(path: Path) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                yield name if name in MODULES else str(node.module)
 
 
-def sources() -> list[Path]:
-    return sorted(PACKAGE.rglob("*.py"))
+def graph() -> dict[str, set[str]]:
+    """The package's modules and what each imports of the package, its version aside."""
+    return {
+        name: {used for used in imports(path) if used in MODULES} - {name, "gptoss_mlx"}
+        for name, path in MODULES.items()
+    }
 
 
-def rooms_used(path: Path) -> set[str]:
-    """Rooms of the package that a file imports; the package itself (__version__) is none."""
-    names = {room(path) for path in sources()}
-    parts = [name.split(".") for name in imports(path)]
-    return {part[1] for part in parts if part[0] == "gptoss_mlx" and len(part) > 1} & names
+def room(name: str) -> str:
+    return name.split(".")[1] if "." in name else "__init__"
 
 
-def test_every_module_has_its_place() -> None:
-    named = set().union(*ROWS)
-    assert {room(path) for path in sources()} - named == set()
+def test_every_module_is_in_a_room() -> None:
+    assert {room(name) for name in MODULES} == set(ORDER)
 
 
-def test_imports_point_down() -> None:
-    """A room no row names counts as the lowest, so it may be imported and imports nothing."""
-    row = {name: i for i, names in enumerate(ROWS) for name in names}
+def test_rooms_import_downwards() -> None:
     upward = [
-        f"{path.relative_to(PACKAGE)} imports {used}"
-        for path in sources()
-        for used in rooms_used(path)
-        if row.get(used, len(ROWS)) < row.get(room(path), len(ROWS))
+        f"{name} imports {used}"
+        for name, all_used in graph().items()
+        for used in all_used
+        if ORDER.index(room(used)) < ORDER.index(room(name))
     ]
     assert upward == []
 
 
 def test_there_are_no_circles() -> None:
-    graph: dict[str, set[str]] = {}
-    for path in sources():
-        graph.setdefault(room(path), set()).update(rooms_used(path) - {room(path)})
-    TopologicalSorter(graph).prepare()
+    """Between modules, those of one room included."""
+    TopologicalSorter(graph()).prepare()
 
 
-def test_rooms_without_tensors_name_no_tensor_library() -> None:
-    found = [
-        f"{path.relative_to(PACKAGE)} imports {name}"
-        for path in sources()
-        for name in imports(path)
-        if room(path) in WITHOUT_TENSORS
-        and name.split(".")[0] in ("mlx", "mlx_lm", "torch", "transformers")
+def test_the_backends_never_meet() -> None:
+    met = [
+        f"{name} imports {used}"
+        for name, all_used in graph().items()
+        for used in all_used
+        for one, other in (("mlx", "torch"), ("torch", "mlx"))
+        if name.startswith(f"gptoss_mlx.backends.{one}.")
+        and used.startswith(f"gptoss_mlx.backends.{other}.")
     ]
-    assert found == []
+    assert met == []
+
+
+@pytest.mark.parametrize("library", TENSORS)
+def test_a_tensor_library_has_one_room(library: str) -> None:
+    """Whether MLX has a GPU is asked in `system/device.py`."""
+    allowed = (TENSORS[library], *(("system/device.py",) if library == "mlx" else ()))
+    found = {
+        str(path.relative_to(PACKAGE))
+        for path in MODULES.values()
+        for name in imports(path)
+        if name.split(".")[0] == library
+    }
+    assert {name for name in found if not name.startswith(allowed)} == set()
 
 
 def test_nothing_installed_needs_an_oracle() -> None:
-    """Torch and Triton are what the room for CUDA is made of, and of no other."""
-    found = [
-        f"{path.relative_to(PACKAGE)} imports {name}"
-        for path in sources()
-        for name in imports(path)
-        if name.split(".")[0] in ("mlx_lm", "transformers")
-        or (name.split(".")[0] in ("torch", "triton") and room(path) != "cuda")
-    ]
+    oracles = ("mlx_lm", "transformers", "tests", "benchmarks")
+    found = [p for p in MODULES.values() for name in imports(p) if name.split(".")[0] in oracles]
     assert found == []
-
-
-def test_mlx_and_cuda_never_meet() -> None:
-    met = [
-        f"{path.relative_to(PACKAGE)} imports {name}"
-        for path in sources()
-        for name in imports(path)
-        if room(path) == "cuda" and name.split(".")[0] == "mlx"
-    ]
-    assert met == []
 
 
 def test_importing_the_package_loads_no_tensor_library() -> None:
@@ -213,7 +151,7 @@ def test_importing_the_package_loads_no_tensor_library() -> None:
 
 
 def test_the_converter_points_down_and_the_package_never_at_it() -> None:
-    row = {name: i for i, names in enumerate(CONVERT_ROWS) for name in names}
+    row = {name: i for i, names in enumerate(CONVERT_ORDER) for name in names}
     paths = sorted(CONVERT.rglob("*.py"))
     rooms = {path: path.relative_to(CONVERT).parts[0].removesuffix(".py") for path in paths}
     assert set(rooms.values()) - {"__init__"} == set(row)
@@ -225,7 +163,7 @@ def test_the_converter_points_down_and_the_package_never_at_it() -> None:
     ]
     assert upward == []
     converter = ("convert", "gptoss_convert")
-    backward = [p for p in sources() for name in imports(p) if name.split(".")[0] in converter]
+    backward = [p for p in MODULES.values() for n in imports(p) if n.split(".")[0] in converter]
     assert backward == []
 
 

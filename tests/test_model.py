@@ -143,8 +143,11 @@ def test_changed_sinks_are_used(backend: str, checkpoint_of: Callable[..., Path]
     model, oracle = open_on(backend, folder), NumpyGptOss(folder)
     before = fresh(model, ids)
     for layer, block in enumerate(model.blocks):
-        attention = block.attend if backend == "mlx" else block.attention
-        attention.sinks = attention.sinks + 1.5
+        if backend == "mlx":
+            block.attend.sinks = block.attend.sinks + 1.5
+        else:
+            layer_of = block.attention.layer
+            block.attention.layer = replace(layer_of, sinks=layer_of.sinks + 1.5)
         oracle.weights[f"model.layers.{layer}.self_attn.sinks"] += 1.5
     after = fresh(model, ids)
     assert relative_l2(after, before) > 1e-2

@@ -214,7 +214,7 @@ class MLXSizes(Sizes):
     @abstractmethod
     def reading(self, choice: Choice, arena: int, blocks: int) -> int:
         """The most a chunk holds in one layer. arena: one that grows; blocks: scores over
-        quantized keys, which come in blocks; see kernels/attention_quantized.py."""
+        quantized keys, which come in blocks; see mlx/ops/attention_quantized.py."""
 
     def _parts(self, choice: Choice) -> tuple[int, int, int]:
         """Of a chunk: queries, keys and values; x; a value of each of its chosen experts."""

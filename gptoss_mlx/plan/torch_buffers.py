@@ -40,21 +40,21 @@ CARD_RUNTIME = 1536 * MiB
 """Python, PyTorch with CUDA, Triton, the vocabulary, in the host's memory. An estimate."""
 
 STAGING = 128 * MiB
-"""Host memory that weights pass through: 8 threads, 16 MiB each. See cuda/weights.py."""
+"""Host memory that weights pass through: 8 threads, 16 MiB each. See torch/weights.py."""
 
 STAGED = 8
-"""Experts on their way from the file at a time. See cuda/streaming.py."""
+"""Experts on their way from the file at a time. See torch/streaming.py."""
 
 PACKED = 2
 """Experts rearranged at a time after loading, each there twice, and 10 of one beside them. See
-cuda/experts.py."""
+torch/experts.py."""
 
 SLICE = 64 * MiB
-"""Of an 8-bit matrix, widened for a chunk. See cuda/kernels/linear.py."""
+"""Of an 8-bit matrix, widened for a chunk. See torch/triton/linear.py."""
 
 WIDENED = 16 * MiB
 """Values a conversion's matrix is widened by at a time: 3 arrays of a byte for each of its bits.
-See cuda/quantized.py."""
+See torch/quantized.py."""
 
 SAMPLED, SAMPLED_ROW = 12, 4
 """Arrays of float32 [vocabulary] alive while a token is chosen: 10.6 at the peak, whatever the
@@ -253,7 +253,7 @@ def buckets(rows: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class TorchCPUSizes(TorchSizes):
-    """On a CPU, with the plain operations of cuda/reference.py."""
+    """On a CPU, with the plain operations of torch/reference.py."""
 
     gpu = False
     packs = False

@@ -1,6 +1,6 @@
 """What a machine has for a model, and the Macs and NVIDIA cards by name.
 
-Which one this is, `device.py` asks of MLX and the system, and `cuda/device.py` of the card.
+Which one this is, `device.py` asks of MLX and the system, and `backends/torch/device.py` of a card.
 """
 
 from __future__ import annotations

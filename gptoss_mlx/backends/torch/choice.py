@@ -45,7 +45,7 @@ MODULES: Mapping[str, str] = {
     "moe_gate_up": "moe",
     "moe_down": "moe",
 }
-"""The module under cuda/kernels that has each operation's Triton kernel."""
+"""The module under triton/ that has each operation's Triton kernel."""
 
 WAITING = frozenset({"decode_attention", "moe_gate_up", "moe_down"})
 """Operations of a decoding step whose references wait for the device, as no CUDA graph can."""

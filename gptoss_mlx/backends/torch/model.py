@@ -1,9 +1,7 @@
 """gpt-oss in PyTorch: embedding, blocks of attention and experts, logits. The twin of model.py.
 
 x is [tokens, hidden]: a chunk of one sequence while a prompt is read, one token each of up to
-MOST_ROWS sequences while answers are written. What is computed for them differs in attention only,
-so a block takes a `Chunk` or a `Step` that knows where keys and values are. A sum on the way into
-the residual stream travels beside it as `parts` and is added by the norm that follows.
+MOST_ROWS sequences while answers are written.
 Formulas: OpenAI, gpt-oss/torch/model.py.
 """
 
@@ -17,123 +15,25 @@ import torch
 from numpy.typing import NDArray
 
 from gptoss_mlx.backends.torch import mxfp4
+from gptoss_mlx.backends.torch.blocks import Block, Norm
 from gptoss_mlx.backends.torch.cache import Cache, State
 from gptoss_mlx.backends.torch.choice import Kernels, choose_kernels
 from gptoss_mlx.backends.torch.current import launching_on
-from gptoss_mlx.backends.torch.experts import Experts, on_kernels
+from gptoss_mlx.backends.torch.experts import on_kernels
 from gptoss_mlx.backends.torch.graph import Graphs
-from gptoss_mlx.backends.torch.operands import Heads, Matrix
-from gptoss_mlx.backends.torch.places import Chunk, Places, Step
+from gptoss_mlx.backends.torch.operands import Matrix
+from gptoss_mlx.backends.torch.places import Chunk, Step
 from gptoss_mlx.backends.torch.reference import dense
-from gptoss_mlx.backends.torch.streaming import StreamedExperts, Streaming
+from gptoss_mlx.backends.torch.streaming import Streaming
 from gptoss_mlx.backends.torch.weights import Loader
 from gptoss_mlx.models.checkpoint import Checkpoint, Progress
 from gptoss_mlx.spec.config import ModelConfig
-from gptoss_mlx.spec.rope import magnitude, periods
+from gptoss_mlx.spec.rope import periods
 from gptoss_mlx.system.device import peak_bytes
 from gptoss_mlx.system.heap import keep_few_shapes, return_freed
 
 MOST_ROWS = 32
 SCORED = 64  # tokens whose logits are on the device at a time
-
-
-class Attention:
-    """Grouped-query attention with one learned sink logit a head."""
-
-    def __init__(
-        self, config: ModelConfig, loader: Loader, kernels: Kernels, layer: int, turns: torch.Tensor
-    ) -> None:
-        prefix = f"model.layers.{layer}.self_attn"
-        self.kernels, self.layer, self.periods = kernels, layer, turns
-        self.heads = Heads(config.num_attention_heads, config.num_key_value_heads, config.head_dim)
-        parts = [f"{prefix}.{name}_proj" for name in "qkv"]
-        self.qkv, self.qkv_bias = loader.matrix(*parts), loader.bias(*parts)
-        self.o, self.o_bias = loader.matrix(f"{prefix}.o_proj"), loader.bias(f"{prefix}.o_proj")
-        self.sinks = loader.dense(f"{prefix}.sinks")
-        self.window = config.sliding_window if config.is_sliding(layer) else None
-        # YaRN scales queries and keys alike; their product may as well be scaled once.
-        self.scale = magnitude(config) ** 2 * config.head_dim**-0.5
-
-    def __call__(self, h: torch.Tensor, places: Places) -> torch.Tensor:
-        """[tokens, hidden] -> [tokens, hidden]"""
-        qkv = self.kernels.linear(h, self.qkv, self.qkv_bias)
-        return self.kernels.linear(places.attend(qkv, self), self.o, self.o_bias)
-
-    def keep(self, h: torch.Tensor, chunk: Chunk) -> None:
-        """Only remember the tokens' keys and values."""
-        chunk.write(self.kernels.linear(h, self.qkv, self.qkv_bias), self)
-
-
-class MoE:
-    """A router and its experts."""
-
-    def __init__(
-        self,
-        config: ModelConfig,
-        loader: Loader,
-        kernels: Kernels,
-        layer: int,
-        streaming: Streaming | None,
-    ) -> None:
-        router = f"model.layers.{layer}.mlp.router"
-        self.kernels = kernels
-        self.router, self.router_bias = loader.matrix(router), loader.bias(router)
-        self.experts: Experts | StreamedExperts
-        if streaming is None:
-            self.experts = Experts(config, loader, kernels, layer)
-        else:
-            self.experts = StreamedExperts(
-                Experts(config, loader, kernels, layer, streaming.slots), streaming
-            )
-
-    def __call__(self, h: torch.Tensor) -> torch.Tensor:
-        """[tokens, hidden] -> what is to be added up, float32 [tokens, k, hidden]"""
-        logits = self.kernels.linear(h, self.router, self.router_bias, torch.float32)
-        return self.experts(h, logits)
-
-
-class Norm:
-    """Adds what is still to be added to the residual stream, and normalizes the sum."""
-
-    def __init__(self, config: ModelConfig, loader: Loader, kernels: Kernels, name: str) -> None:
-        self.kernels, self.eps = kernels, config.rms_norm_eps
-        self.weight = loader.dense(f"{name}.weight")
-
-    def __call__(
-        self, x: torch.Tensor, parts: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.kernels.add_norm(x, parts, self.weight, self.eps)
-
-
-class Block:
-    """Attention, then experts, each behind a norm."""
-
-    def __init__(
-        self,
-        config: ModelConfig,
-        loader: Loader,
-        kernels: Kernels,
-        layer: int,
-        turns: torch.Tensor,
-        streaming: Streaming | None,
-    ) -> None:
-        name = f"model.layers.{layer}"
-        self.before = Norm(config, loader, kernels, f"{name}.input_layernorm")
-        self.attention = Attention(config, loader, kernels, layer, turns)
-        self.between = Norm(config, loader, kernels, f"{name}.post_attention_layernorm")
-        self.moe = MoE(config, loader, kernels, layer, streaming)
-
-    def __call__(
-        self, x: torch.Tensor, parts: torch.Tensor | None, places: Places
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        x, h = self.before(x, parts)
-        x, h = self.between(x, self.attention(h, places)[:, None])
-        return x, self.moe(h)
-
-    def keep(self, x: torch.Tensor, parts: torch.Tensor | None, chunk: Chunk) -> None:
-        """What the sequence remembers of this block, and nothing else."""
-        _, h = self.before(x, parts)
-        self.attention.keep(h, chunk)
 
 
 class Transformer:
@@ -170,7 +70,7 @@ class Transformer:
         return self.cache.rows
 
     def new_state(self) -> State:
-        """An empty sequence. There may be more than rows: see cuda/cache.py."""
+        """An empty sequence. There may be more than rows: see cache.py."""
         return self.cache.new_state()
 
     @torch.inference_mode()

@@ -6,19 +6,34 @@ CUDA graph can hold it. A `Chunk` is some tokens of one sequence.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 
 from gptoss_mlx.backends.torch.cache import Cache, State
+from gptoss_mlx.backends.torch.choice import Kernels
+from gptoss_mlx.backends.torch.operands import Heads
 
-if TYPE_CHECKING:
-    from gptoss_mlx.backends.torch.model import Attention
+
+@dataclass(frozen=True)
+class Layer:
+    """Attention in one layer, without its projections.
+
+    periods: radians a token for each rotary pair; window: tokens a sliding layer sees, or None.
+    """
+
+    number: int
+    heads: Heads
+    periods: torch.Tensor
+    sinks: torch.Tensor
+    scale: float
+    window: int | None
 
 
 class Places(Protocol):
-    def attend(self, qkv: torch.Tensor, layer: Attention) -> torch.Tensor:
+    def attend(self, qkv: torch.Tensor, layer: Layer, kernels: Kernels) -> torch.Tensor:
         """Remember the tokens' keys and values, and look: -> [tokens, heads * head_dim]."""
 
 
@@ -28,16 +43,16 @@ class Step:
     def __init__(self, cache: Cache, positions: torch.Tensor, rows: torch.Tensor) -> None:
         self.cache, self.positions, self.rows = cache, positions, rows
 
-    def attend(self, qkv: torch.Tensor, layer: Attention) -> torch.Tensor:
-        q = self._rotate(qkv, layer)
+    def attend(self, qkv: torch.Tensor, layer: Layer, kernels: Kernels) -> torch.Tensor:
+        q = self._rotate(qkv, layer, kernels)
         lengths = self._seen if layer.window is None else self._seen_in_ring
-        held = self.cache.layers[layer.layer]
-        return layer.kernels.decode_attention(q, held, self.rows, lengths, layer.sinks, layer.scale)
+        held = self.cache.layers[layer.number]
+        return kernels.decode_attention(q, held, self.rows, lengths, layer.sinks, layer.scale)
 
-    def _rotate(self, qkv: torch.Tensor, layer: Attention) -> torch.Tensor:
+    def _rotate(self, qkv: torch.Tensor, layer: Layer, kernels: Kernels) -> torch.Tensor:
         places = self.positions if layer.window is None else self._ring
-        held = self.cache.layers[layer.layer]
-        return layer.kernels.rope_write(
+        held = self.cache.layers[layer.number]
+        return kernels.rope_write(
             qkv, self.positions, self.rows, places, held, layer.periods, layer.heads
         )
 
@@ -69,37 +84,37 @@ class Chunk:
         self.positions = torch.arange(state.offset, self.end, dtype=torch.int32, device=device)
         self.rows = torch.full_like(self.positions, self.row)
 
-    def attend(self, qkv: torch.Tensor, layer: Attention) -> torch.Tensor:
-        q, kv = self._rotate(qkv, layer)
-        y = layer.kernels.prefill_attention(q, kv, layer.sinks, layer.scale, layer.window)
+    def attend(self, qkv: torch.Tensor, layer: Layer, kernels: Kernels) -> torch.Tensor:
+        q, kv = self._rotate(qkv, layer, kernels)
+        y = kernels.prefill_attention(q, kv, layer.sinks, layer.scale, layer.window)
         self._settle(kv, layer)
         return y
 
-    def write(self, qkv: torch.Tensor, layer: Attention) -> None:
+    def write(self, qkv: torch.Tensor, layer: Layer, kernels: Kernels) -> None:
         """Only remember the tokens' keys and values."""
-        _, kv = self._rotate(qkv, layer)
+        _, kv = self._rotate(qkv, layer, kernels)
         self._settle(kv, layer)
 
-    def _rotate(self, qkv: torch.Tensor, layer: Attention) -> tuple[torch.Tensor, torch.Tensor]:
+    def _rotate(
+        self, qkv: torch.Tensor, layer: Layer, kernels: Kernels
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Queries, and all keys and values that they see: [2, kv_heads, seen, head_dim]."""
-        held = self.cache.layers[layer.layer]
+        held = self.cache.layers[layer.number]
         rows, places = self.rows, self.positions
         if layer.window is not None:
             _, both, heads, _, width = held.shape
             seen = held.new_empty(1, both, heads, self.earlier + self.tokens, width)
             seen[0, :, :, : self.earlier] = held[self.row][:, :, self._before]
             held, rows, places = seen, self._first, self._behind
-        q = layer.kernels.rope_write(
-            qkv, self.positions, rows, places, held, layer.periods, layer.heads
-        )
+        q = kernels.rope_write(qkv, self.positions, rows, places, held, layer.periods, layer.heads)
         row = self.row if layer.window is None else 0
         return q, held[row, :, :, : self.end]
 
-    def _settle(self, kv: torch.Tensor, layer: Attention) -> None:
+    def _settle(self, kv: torch.Tensor, layer: Layer) -> None:
         """Bring the last tokens into the ring, where the layer has one."""
         if layer.window is not None:
             last = self._last
-            ring = self.cache.layers[layer.layer][self.row]
+            ring = self.cache.layers[layer.number][self.row]
             ring[:, :, last] = kv[:, :, -len(last) :]
 
     @cached_property
