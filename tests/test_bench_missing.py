@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.root import ROOT
 
 
 def run_without(package: str, module: str, folder: Path) -> tuple[int, str]:

@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from gptoss_mlx.system import device
+from tests.root import ROOT
 
 GiB = 2**30
 
@@ -110,7 +111,7 @@ def test_what_a_process_was_limited_to_is_refused_in_one_line(option: str) -> No
     for memory in ([], ["--memory", "600MiB"]):
         result = subprocess.run(
             ["bash", "-c", line, "bash", sys.executable, *words, *memory],
-            cwd=Path(__file__).parent.parent,
+            cwd=ROOT,
             capture_output=True,
             text=True,
             stdin=subprocess.DEVNULL,

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from gptoss_mlx.models.tiny import materialise
+from tests.root import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 DEADLINE = 120  # seconds, for a process that hangs
 
 COMMANDS = {

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 from random import Random
 
 import pytest
 
 from tests.fuzz.mutate import damaged_bytes, damaged_json, damaged_safetensors
+from tests.root import ROOT
 
 CASES = 25  # of each kind
 
@@ -20,7 +20,7 @@ def test_no_damaged_input_ends_in_more_than_one_line() -> None:
         [sys.executable, "-m", "tests.fuzz", "--count", str(CASES)],
         capture_output=True,
         text=True,
-        cwd=Path(__file__).parent.parent,
+        cwd=ROOT,
         check=False,
         timeout=280,
     )

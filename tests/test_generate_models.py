@@ -16,8 +16,8 @@ from click.testing import CliRunner, Result
 
 from benchmarks.make_checkpoint import Shape
 from gptoss_mlx.generate import main
+from tests.root import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 SHAPE = Shape(
     layers=2,
     hidden=64,

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from gptoss_mlx.models.tiny import materialise
+from tests.root import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 TINY = ("--model", "tiny")
 PLANT = "import os\nos.write(2, b'code of the folder runs')\nraise SystemExit(99)\n"
 

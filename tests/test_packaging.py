@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 import gptoss_mlx
+from tests.root import ROOT
 
-ROOT = Path(__file__).parent.parent
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "NOTICE", "gptoss_mlx", "convert", "metal")
 PACKAGES = {
     "gptoss_mlx": "gptoss_mlx",

@@ -19,6 +19,7 @@ from gptoss_mlx.spec.recipe import RECIPES, quantization
 from gptoss_mlx.spec.released import CONFIGS
 from gptoss_mlx.system.machine import CARDS, MACHINES, mac
 from gptoss_mlx.system.units import show_bytes
+from tests.root import ROOT
 
 GiB = 2**30
 
@@ -257,7 +258,7 @@ def test_a_folder_of_such_a_name_comes_first(
 
 
 def test_the_readme_s_tables_are_those_of_the_plan() -> None:
-    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in readme.splitlines()]
     found = {row[0]: row[1:] for row in rows if row and row[0] in MACHINES}
     text = shown("--machine", "16GB Mac")

@@ -11,14 +11,16 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.root import ROOT
+
 DEADLINE = 60  # seconds, for a process that hangs
 TEXT = "grün\nund blau\n"
 
 ASKING = """
 import json, sys
 import gptoss_mlx
-from gptoss_mlx import generate, question
+from gptoss_mlx import generate
+from gptoss_mlx.cli import question
 from tests.scripted_engine import ScriptedEngine
 question.PATIENCE = float(sys.argv.pop(1))
 engine = ScriptedEngine([])

@@ -20,7 +20,8 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.root import ROOT
+
 ANSWER = [["analysis", None, "Add them."], ["final", None, "It is 85."]]
 DEADLINE = 30  # seconds, for a process that hangs
 

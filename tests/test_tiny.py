@@ -119,7 +119,7 @@ def test_progress_ascends_to_all_bytes(tmp_path: Path) -> None:
 
 def start(cache: Path) -> subprocess.Popen[bytes]:
     code = (
-        "import sys, pathlib; from gptoss_mlx import tiny;"
+        "import sys, pathlib; from gptoss_mlx.models import tiny;"
         "print(tiny.materialise(pathlib.Path(sys.argv[1])), flush=True)"
     )
     return subprocess.Popen([sys.executable, "-c", code, cache], stdout=subprocess.PIPE)

@@ -18,8 +18,7 @@ from gptoss_mlx.files.jsonfile import read_json
 from gptoss_mlx.models.checkpoint import UNFINISHED, Checkpoint
 from tests.convert.layouts import write_gguf, write_mlx_lm
 from tests.convert.results import contents, convert, refusal, run
-
-ROOT = Path(__file__).resolve().parent.parent.parent
+from tests.root import ROOT
 
 
 @pytest.fixture(autouse=True)

@@ -19,10 +19,10 @@ import torch
 
 from gptoss_mlx.backends.torch.triton import build, linear
 from gptoss_mlx.errors import KernelError
+from tests.root import ROOT
 
 pytestmark = pytest.mark.torch
 
-ROOT = Path(__file__).parents[2]
 WORKERS = str(max(os.cpu_count() or 1, 2))
 PLANTED = """
 import triton

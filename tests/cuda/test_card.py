@@ -20,11 +20,11 @@ pytestmark = pytest.mark.torch
 
 from tests.conftest import SMALL  # noqa: E402
 from tests.cuda.on_card import CHECKS  # noqa: E402
+from tests.root import ROOT  # noqa: E402
 
 needs_a_card = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs an NVIDIA card that PyTorch can use"
 )
-ROOT = Path(__file__).parent.parent.parent
 Results = dict[str, str | None]
 
 
