@@ -24,7 +24,7 @@ from rich.table import Table
 
 from benchmarks.kernel_jobs import jobs
 from benchmarks.kernel_pieces import Job, Piece, Sizes
-from tests.metal_emulator import Emulator, Launch, available
+from tests.support.metal_emulator import Emulator, Launch, available
 
 OPENAI = Path(__file__).parent / "results" / "kernel-costs-openai.json"
 DTYPES = {"bfloat16": mx.bfloat16, "float32": mx.float32}

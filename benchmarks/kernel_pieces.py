@@ -9,7 +9,7 @@ import mlx.core as mx
 
 from gptoss_mlx.backends.mlx.ops.matrix import Matrix
 from gptoss_mlx.spec.config import QuantizationSpec
-from tests.metal_emulator import Emulator
+from tests.support.metal_emulator import Emulator
 
 
 @dataclass(frozen=True)

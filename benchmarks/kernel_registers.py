@@ -1,6 +1,6 @@
 """Registers that each Metal kernel takes of a lane at gpt-oss-20b's sizes, estimated without a GPU.
 
-How, and how far to trust it: tests/metal_emulator/registers.py. Needs what the emulator needs:
+How, and how far to trust it: tests/support/metal_emulator/registers.py. Needs what the emulator needs:
 x86-64 Linux, clang-19, lld-19.
 
     python -m benchmarks.kernel_registers
@@ -26,8 +26,8 @@ from gptoss_mlx.backends.mlx.ops.matrix import Matrix, Norm
 from gptoss_mlx.backends.mlx.ops.metal import DECODED, Factory
 from gptoss_mlx.backends.mlx.ops.place import Spot, places
 from gptoss_mlx.spec.config import QuantizationSpec
-from tests.metal_emulator import available
-from tests.metal_emulator.registers import FILE, Counted
+from tests.support.metal_emulator import available
+from tests.support.metal_emulator.registers import FILE, Counted
 
 EIGHT = QuantizationSpec(8, 64, "affine")
 

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.kernel_pieces import Piece, Sizes, affine, bank, random
-from tests.metal_emulator import Emulator
-from tests.metal_emulator.arrays import contiguous
-from tests.metal_emulator.toolchain import mlx_include
+from tests.support.metal_emulator import Emulator
+from tests.support.metal_emulator.arrays import contiguous
+from tests.support.metal_emulator.toolchain import mlx_include
 
 KERNELS = Path("mlx/backend/metal/kernels")
 TYPES = {mx.bfloat16: "bfloat16_t", mx.float32: "float"}

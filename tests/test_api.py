@@ -18,7 +18,7 @@ from gptoss_mlx.engine.result import Result
 from gptoss_mlx.errors import ClosedError, DeviceError, GptOssError, MessageError, OptionError
 from gptoss_mlx.harmony import render
 from gptoss_mlx.spec.sampling import Sampling
-from tests.scripted_model import AGAIN, ANALYSIS, FINAL, TO_F, F, Scripted, encoding
+from tests.support.scripted_model import AGAIN, ANALYSIS, FINAL, TO_F, F, Scripted, encoding
 
 PREAMBLE = "<|channel|>commentary<|message|>"
 USER = {"role": "user", "content": "hi"}

@@ -15,7 +15,7 @@ import safetensors
 
 from gptoss_mlx.errors import CheckpointError
 from gptoss_mlx.models.checkpoint import Checkpoint, read_into
-from tests.broken import edit_json, write_shard
+from tests.support.broken import edit_json, write_shard
 
 NORM = "model.norm.weight"
 BLOCKS = "model.layers.1.mlp.experts.down_proj_blocks"

@@ -13,7 +13,7 @@ import pytest
 from gptoss_mlx.errors import CheckpointError
 from gptoss_mlx.files.shard import HEADER_LIMIT
 from gptoss_mlx.models.checkpoint import Checkpoint
-from tests.broken import INDEX, edit_header, edit_json, rename_tensor, shard_with
+from tests.support.broken import INDEX, edit_header, edit_json, rename_tensor, shard_with
 
 NORM = "model.norm.weight"
 SINKS = "model.layers.0.self_attn.sinks"

@@ -15,8 +15,8 @@ from gptoss_mlx.backends.mlx.embedding import FileEmbedding, ResidentEmbedding, 
 from gptoss_mlx.backends.mlx.weights import Loader
 from gptoss_mlx.files.reader import FileReader
 from gptoss_mlx.models.checkpoint import Checkpoint
-from tests.quantized import write_quantized
-from tests.released_tensors import read_tensors
+from tests.support.quantized import write_quantized
+from tests.support.released_tensors import read_tensors
 
 SHAPE = Shape(1, 128, 32, 2, 1, 4, 1, 32, vocab=300)
 IDS = [0, 299, 7, 7, 128, 1]

@@ -16,7 +16,7 @@ from benchmarks.make_checkpoint import Shape
 from gptoss_mlx.backends.mlx.model import Transformer
 from gptoss_mlx.backends.mlx.ops import matrix
 from gptoss_mlx.backends.mlx.ops.choice import MODULES, Kernels
-from tests.comparison import opened
+from tests.support.comparison import opened
 
 SHAPE = Shape(2, 64, 32, 4, 2, 4, 2, 32, 256, window=16)
 PROMPT = list(range(3, 30))

@@ -22,9 +22,9 @@ from gptoss_mlx.engine.events import Event, TokenEvent
 from gptoss_mlx.errors import ContextError, MessageError
 from gptoss_mlx.harmony import Headers, Mask, Parser
 from gptoss_mlx.harmony.encoding import CALL, CHANNEL, END, RETURN, VOCAB_SIZE
-from tests.backends import BACKENDS, engine_on
-from tests.ring_model import RingModel
-from tests.scripted_model import F, encoding, finish_of, ids_of, tokenizer
+from tests.support.backends import BACKENDS, engine_on
+from tests.support.ring_model import RingModel
+from tests.support.scripted_model import F, encoding, finish_of, ids_of, tokenizer
 
 SHAPE = Shape(
     layers=2,

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from gptoss_mlx.engine.events import Event, FinishEvent, PrefillEvent, TokenEvent
 from gptoss_mlx.errors import ContextError
-from tests.ring_model import RingState
-from tests.scripted_model import FINAL, Scripted, finish_of, ids_of
+from tests.support.ring_model import RingState
+from tests.support.scripted_model import FINAL, Scripted, finish_of, ids_of
 
 PROMPT = list(range(1, 41))
 RAW: dict[str, Any] = {"raw": True, "max_tokens": 20}

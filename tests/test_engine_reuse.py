@@ -10,7 +10,16 @@ from gptoss_mlx.engine.events import Event
 from gptoss_mlx.engine.session import Session
 from gptoss_mlx.harmony import render
 from gptoss_mlx.harmony.encoding import USER
-from tests.scripted_model import AGAIN, ANALYSIS, FINAL, TO_F, F, Scripted, encoding, finish_of
+from tests.support.scripted_model import (
+    AGAIN,
+    ANALYSIS,
+    FINAL,
+    TO_F,
+    F,
+    Scripted,
+    encoding,
+    finish_of,
+)
 
 
 def run(scripted: Scripted, prompt: Any, **options: Any) -> list[Event]:

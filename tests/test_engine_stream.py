@@ -9,7 +9,7 @@ import pytest
 
 from gptoss_mlx.engine.events import Event, FinishEvent, PrefillEvent, TokenEvent
 from gptoss_mlx.errors import ContextError
-from tests.scripted_model import (
+from tests.support.scripted_model import (
     AGAIN,
     ANALYSIS,
     FINAL,

@@ -14,10 +14,10 @@ from benchmarks.make_checkpoint import Shape
 from gptoss_mlx.backends.mlx.experts import ExpertBank
 from gptoss_mlx.backends.mlx.weights import Loader
 from gptoss_mlx.models.checkpoint import Checkpoint
-from tests.comparison import worst_row
 from tests.kernels.banks import choices, normal
-from tests.numpy_gpt_oss import expert
-from tests.released_tensors import Values, read_tensors
+from tests.support.comparison import worst_row
+from tests.support.numpy_gpt_oss import expert
+from tests.support.released_tensors import Values, read_tensors
 
 SHAPE = Shape(1, 96, 64, 7, 3, 4, 2, 16, vocab=64)
 EXACT = 3e-6  # relative L2 of a token's output in float32

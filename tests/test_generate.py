@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 import gptoss_mlx
 from gptoss_mlx.errors import CheckpointError, ContextError
 from gptoss_mlx.generate import main
-from tests.scripted_engine import ScriptedEngine
+from tests.support.scripted_engine import ScriptedEngine
 
 ANSWER = [["analysis", None, "Add them."], ["final", None, "27 + 58 = 85"]]
 TOOL = {"type": "function", "function": {"name": "add", "description": "Adds."}}

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from gptoss_mlx.backends.mlx.model import open_model
 from gptoss_mlx.backends.mlx.ops.attention_quantized import Quantized, attention_quantized
 from gptoss_mlx.models.checkpoint import Checkpoint
-from tests.comparison import relative_l2
+from tests.support.comparison import relative_l2
 
 pytestmark = pytest.mark.skipif(not mx.metal.is_available(), reason="needs a GPU with Metal")
 

@@ -24,8 +24,8 @@ from gptoss_mlx.files import pool, reader
 from gptoss_mlx.files.pool import Tasks
 from gptoss_mlx.models import checkpoint as checkpoint_module
 from gptoss_mlx.models.checkpoint import Checkpoint
-from tests.backends import open_on
-from tests.interrupts import Interrupt, everywhere, left_open
+from tests.support.backends import open_on
+from tests.support.interrupts import Interrupt, everywhere, left_open
 
 SHAPE = Shape(2, 32, 32, 5, 2, 2, 1, 16, vocab=64)
 MODULES = (streaming, slots, guesses, reader, pool)

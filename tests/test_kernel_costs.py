@@ -12,7 +12,7 @@ from benchmarks import kernel_costs
 from benchmarks.kernel_costs import Cost, cost, main, recorded, table
 from benchmarks.kernel_jobs import decode_moe, jobs
 from benchmarks.kernel_pieces import Sizes
-from tests.metal_emulator import Emulator, available
+from tests.support.metal_emulator import Emulator, available
 
 SMALL = Sizes(
     **{"hidden": 128, "inner": 64, "experts": 4, "active": 2, "vocabulary": 96},

@@ -8,8 +8,8 @@ import mlx.core as mx
 import pytest
 
 from benchmarks.kernel_registers import rows
-from tests.metal_emulator import available
-from tests.metal_emulator.registers import FILE, Counted, Registers
+from tests.support.metal_emulator import available
+from tests.support.metal_emulator.registers import FILE, Counted, Registers
 
 pytestmark = pytest.mark.skipif(available() is not None, reason=available() or "")
 

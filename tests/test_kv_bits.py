@@ -26,9 +26,9 @@ from gptoss_mlx.backends.mlx.ops.attention_quantized import Quantized
 from gptoss_mlx.engine.engine import open_engine
 from gptoss_mlx.engine.events import FinishEvent
 from gptoss_mlx.errors import ConfigError
-from tests.comparison import argmax_agreement, fresh, opened, relative_l2, worst_row
-from tests.numpy_gpt_oss import NumpyGptOss
-from tests.shapes import CASES, tokens
+from tests.support.comparison import argmax_agreement, fresh, opened, relative_l2, worst_row
+from tests.support.numpy_gpt_oss import NumpyGptOss
+from tests.support.shapes import CASES, tokens
 
 KV_HEADS = 2
 NARROW = Shape(3, 64, 64, 6, 2, 4, 2, 32, vocab=256, window=12)

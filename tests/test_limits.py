@@ -10,7 +10,7 @@ import pytest
 from gptoss_mlx.engine.events import Event, PrefillEvent
 from gptoss_mlx.engine.loop import LENGTH, PERIOD
 from gptoss_mlx.errors import SamplingError
-from tests.scripted_model import FINAL, Scripted, encoding, finish_of, ids_of
+from tests.support.scripted_model import FINAL, Scripted, encoding, finish_of, ids_of
 
 PROMPT = list(range(100, 140))
 

@@ -11,7 +11,7 @@ import pytest
 from gptoss_mlx.backends.mlx.linear import Linear
 from gptoss_mlx.backends.mlx.ops.matrix import Matrix
 from gptoss_mlx.spec.config import QuantizationSpec
-from tests.comparison import relative_l2
+from tests.support.comparison import relative_l2
 
 SEED = 4
 

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.backends import open_on
-from tests.comparison import argmax_agreement, fresh, opened, relative_l2, worst_row
-from tests.record_logits import FILE, digest, positions, rows
-from tests.shapes import CASES, GOLDEN, Case
+from tests.support.backends import open_on
+from tests.support.comparison import argmax_agreement, fresh, opened, relative_l2, worst_row
+from tests.support.record_logits import FILE, digest, positions, rows
+from tests.support.shapes import CASES, GOLDEN, Case
 
 LIMIT = 1e-5
 """Relative L2 of all logits. Measured: at most 1e-6, on the tiny model 3e-6."""
@@ -81,7 +81,7 @@ def test_golden_positions_lie_on_both_sides_of_the_windows_edge(golden: Any) -> 
 def _transformers(folder: Path, ids: list[int]) -> Logits:
     torch = pytest.importorskip("torch")
     pytest.importorskip("transformers")
-    from tests import transformers_oracle
+    from tests.support import transformers_oracle
 
     with torch.no_grad():
         logits: Logits = transformers_oracle.load(folder)(torch.tensor([ids])).logits[0].numpy()
@@ -90,7 +90,7 @@ def _transformers(folder: Path, ids: list[int]) -> Logits:
 
 def _mlx_lm(folder: Path, ids: list[int], *, exact: bool) -> Logits:
     pytest.importorskip("mlx_lm")
-    from tests import mlx_lm_oracle
+    from tests.support import mlx_lm_oracle
 
     return mlx_lm_oracle.logits(mlx_lm_oracle.load(folder, exact=exact), ids)
 
@@ -170,7 +170,7 @@ def tiny() -> Path:
 def _tiny_prompt(folder: Path) -> list[int]:
     """A Harmony prompt, then 200 tokens among those the tiny model knows."""
     from gptoss_mlx.harmony import Encoding, render
-    from tests.released_tensors import raw_tensors
+    from tests.support.released_tensors import raw_tensors
 
     messages = [{"role": "user", "content": "What is 17 + 25?"}]
     prompt = render(Encoding(), messages, date="2025-08-05")

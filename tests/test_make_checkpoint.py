@@ -28,8 +28,8 @@ from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.models.checkpoint import Checkpoint, expected_tensors
 from gptoss_mlx.spec.config import ModelConfig
 from gptoss_mlx.spec.released import CONFIGS
-from tests import transformers_oracle
 from tests.conftest import SMALL
+from tests.support import transformers_oracle
 
 INDEX = "model.safetensors.index.json"
 

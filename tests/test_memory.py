@@ -22,8 +22,8 @@ from gptoss_mlx.spec.recipe import RECIPES, quantization
 from gptoss_mlx.system.machine import MACHINES, Machine, mac
 from gptoss_mlx.system.units import show_bytes
 from tests.conftest import SMALL
-from tests.quantized import write_quantized
-from tests.shapes import CASES, tokens
+from tests.support.quantized import write_quantized
+from tests.support.shapes import CASES, tokens
 
 PATH = Path("config.json")
 MiB, GiB = 2**20, 2**30

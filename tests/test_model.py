@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from benchmarks.make_checkpoint import Shape
 from gptoss_mlx.backends.mlx.model import Transformer
-from tests.backends import BACKENDS, open_on, token_on
-from tests.comparison import argmax_agreement, fresh, opened, relative_l2, worst_row
-from tests.numpy_gpt_oss import NumpyGptOss
-from tests.shapes import CASES, tokens
+from tests.support.backends import BACKENDS, open_on, token_on
+from tests.support.comparison import argmax_agreement, fresh, opened, relative_l2, worst_row
+from tests.support.numpy_gpt_oss import NumpyGptOss
+from tests.support.shapes import CASES, tokens
 
 Logits = NDArray[np.float32]
 

@@ -31,8 +31,8 @@ from gptoss_mlx.engine.result import collect
 from gptoss_mlx.harmony.tokenizer import load_tokenizer
 from gptoss_mlx.models.checkpoint import Checkpoint
 from gptoss_mlx.models.tiny import materialise
-from tests.comparison import fresh, opened, relative_l2, worst_row
-from tests.metal_emulator import Emulator, available
+from tests.support.comparison import fresh, opened, relative_l2, worst_row
+from tests.support.metal_emulator import Emulator, available
 
 pytestmark = pytest.mark.skipif(available() is not None, reason=available() or "")
 

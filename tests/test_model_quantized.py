@@ -11,11 +11,11 @@ import pytest
 from numpy.typing import NDArray
 
 from benchmarks.make_checkpoint import Shape
-from tests.backends import open_on
-from tests.comparison import argmax_agreement, fresh, opened, relative_l2
-from tests.numpy_gpt_oss import NumpyGptOss
-from tests.quantized import write_quantized
-from tests.shapes import tokens
+from tests.support.backends import open_on
+from tests.support.comparison import argmax_agreement, fresh, opened, relative_l2
+from tests.support.numpy_gpt_oss import NumpyGptOss
+from tests.support.quantized import write_quantized
+from tests.support.shapes import tokens
 
 LIMIT = 1e-5
 """Relative L2 to float64; quantization itself is in both."""

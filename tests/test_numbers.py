@@ -19,8 +19,8 @@ from gptoss_mlx.files.reader import FileReader
 from gptoss_mlx.files.shard import Tensor
 from gptoss_mlx.models.checkpoint import Checkpoint
 from gptoss_mlx.models.tiny import materialise
-from tests.backends import BACKENDS, engine_on, open_on
-from tests.quantized import write_quantized
+from tests.support.backends import BACKENDS, engine_on, open_on
+from tests.support.quantized import write_quantized
 
 NAMES = [
     "model.norm.weight",

@@ -20,8 +20,8 @@ from gptoss_mlx.files.regular import open_regular, read_regular
 from gptoss_mlx.harmony.tokenizer import load_tokenizer
 from gptoss_mlx.models.checkpoint import Checkpoint
 from gptoss_mlx.spec.config import ModelConfig
-from tests.broken import INDEX
 from tests.convert.layouts import write_gguf, write_mlx_lm, write_original
+from tests.support.broken import INDEX
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -13,7 +13,7 @@ import pytest
 from gptoss_mlx.engine.engine import _generation_defaults
 from gptoss_mlx.errors import CheckpointError, ContextError, MessageError, SamplingError
 from gptoss_mlx.harmony import render
-from tests.scripted_model import Scripted, encoding, finish_of, ids_of, tokenizer
+from tests.support.scripted_model import Scripted, encoding, finish_of, ids_of, tokenizer
 
 REPLY = "<|channel|>final<|message|>hi<|return|>"
 

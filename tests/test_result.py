@@ -9,7 +9,7 @@ import pytest
 
 from gptoss_mlx.engine.events import FinishEvent, PrefillEvent, Timings, TokenEvent
 from gptoss_mlx.engine.result import Result, collect
-from tests.scripted_model import AGAIN, ANALYSIS, FINAL, TO_F, F, Scripted
+from tests.support.scripted_model import AGAIN, ANALYSIS, FINAL, TO_F, F, Scripted
 
 PREAMBLE = "<|channel|>commentary<|message|>"
 TO_G = "<|channel|>commentary to=functions.g <|constrain|>json<|message|>"

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from gptoss_mlx.spec.config import ModelConfig
 from gptoss_mlx.spec.released import CONFIGS
 from gptoss_mlx.spec.rope import magnitude, periods
-from tests.record_logits import FILE
+from tests.support.record_logits import FILE
 
 RELEASED = ModelConfig.from_file(CONFIGS["openai/gpt-oss-20b"])
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from gptoss_mlx.errors import NumericalError, SamplingError
 from gptoss_mlx.harmony import Mask
 from gptoss_mlx.spec.sampling import Sampling
-from tests.sampler_backends import BACKENDS, Backend, open_backend
-from tests.sampling_oracle import oracle
+from tests.support.sampler_backends import BACKENDS, Backend, open_backend
+from tests.support.sampling_oracle import oracle
 
 VOCAB = 12
 CLOSE = 1e-4  # a token this near a limit may fall on either side in float32

@@ -10,7 +10,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from gptoss_mlx.engine.session import SNAPSHOT_BUDGET, Session
-from tests.ring_model import RingModel, RingState
+from tests.support.ring_model import RingModel, RingState
 
 WINDOW = 6
 

@@ -21,7 +21,7 @@ import json, sys
 import gptoss_mlx
 from gptoss_mlx import generate
 from gptoss_mlx.cli import question
-from tests.scripted_engine import ScriptedEngine
+from tests.support.scripted_engine import ScriptedEngine
 question.PATIENCE = float(sys.argv.pop(1))
 engine = ScriptedEngine([])
 gptoss_mlx.load = engine.load

@@ -27,7 +27,7 @@ DEADLINE = 30  # seconds, for a process that hangs
 
 
 def command(script: Sequence[Any], *arguments: str) -> list[str]:
-    return [sys.executable, "-m", "tests.scripted_engine", json.dumps(script), *arguments]
+    return [sys.executable, "-m", "tests.support.scripted_engine", json.dumps(script), *arguments]
 
 
 def environment(**changes: str) -> dict[str, str]:

@@ -15,7 +15,7 @@ from benchmarks.quality import Passage
 from benchmarks.synthetic import EXPERTS, KINDS, Routing, synthesise, synthetic
 from benchmarks.traces import NOBODY, Trace, load, record, save
 from gptoss_mlx.errors import CheckpointError
-from tests import numpy_gpt_oss as oracle
+from tests.support import numpy_gpt_oss as oracle
 
 SHAPE = Shape(3, 64, 32, 8, 4, 4, 2, 16, vocab=256, window=16)
 PASSAGES = [

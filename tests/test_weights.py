@@ -21,8 +21,8 @@ from gptoss_mlx.backends.mlx.weights import Loader
 from gptoss_mlx.errors import CheckpointError
 from gptoss_mlx.models.checkpoint import Checkpoint, Tensor
 from gptoss_mlx.spec.config import ModelConfig
-from tests.quantized import write_quantized
-from tests.released_tensors import raw_tensors
+from tests.support.quantized import write_quantized
+from tests.support.released_tensors import raw_tensors
 
 SHAPE = Shape(2, 128, 96, 4, 2, 4, 2, 32, vocab=512)
 QKV = [f"model.layers.0.self_attn.{name}_proj" for name in "qkv"]

@@ -15,8 +15,8 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.broken import write_shard
-from tests.released_tensors import raw_tensors
+from tests.support.broken import write_shard
+from tests.support.released_tensors import raw_tensors
 
 Array = NDArray[Any]
 Named = dict[str, tuple[str, Array]]

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from convert.conversion import Conversion
 from gptoss_mlx.errors import CheckpointError, GptOssError
 from gptoss_mlx.models.checkpoint import UNFINISHED, Checkpoint
-from tests.broken import header_of
 from tests.convert.layouts import write_gguf
 from tests.convert.results import contents, convert, refusal, run, unfinished
+from tests.support.broken import header_of
 
 FILE = "model.safetensors.partial"
 

@@ -21,9 +21,9 @@ from convert import plan, weights
 from convert.conversion import Conversion
 from gptoss_mlx.errors import CheckpointError, ConversionError
 from gptoss_mlx.models.checkpoint import UNFINISHED, Checkpoint
-from tests.broken import header_of
 from tests.convert.results import SHAPE, contents, refusal, unfinished
 from tests.convert.results import convert as converted
+from tests.support.broken import header_of
 
 MOMENTS = 6
 RECIPE = "8"

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from convert import rules
 from gptoss_mlx.errors import CheckpointError
 from gptoss_mlx.spec.config import QuantizationSpec
-from tests.released_tensors import _dequantized as dequantized_in_float64
-from tests.released_tensors import mxfp4, widened
+from tests.support.released_tensors import _dequantized as dequantized_in_float64
+from tests.support.released_tensors import mxfp4, widened
 
 Array = NDArray[Any]
 

@@ -11,10 +11,10 @@ import pytest
 from benchmarks.make_checkpoint import Shape
 from convert.conversion import Conversion
 from gptoss_mlx.spec.recipe import RECIPES
-from tests.comparison import argmax_agreement, fresh, opened, relative_l2
-from tests.numpy_gpt_oss import NumpyGptOss
-from tests.released_tensors import read_tensors
-from tests.shapes import tokens
+from tests.support.comparison import argmax_agreement, fresh, opened, relative_l2
+from tests.support.numpy_gpt_oss import NumpyGptOss
+from tests.support.released_tensors import read_tensors
+from tests.support.shapes import tokens
 
 SHAPE = Shape(3, 128, 96, 6, 2, 4, 2, 32, vocab=512, window=16)
 WIDE_120B = Shape(2, 192, 96, experts=128, active=4, heads=4, kv_heads=1, head_dim=48, vocab=512)
@@ -71,7 +71,7 @@ def test_mlx_lm_opens_it_unchanged(
     recipe: str, checkpoint_of: Callable[..., Path], tmp_path: Path
 ) -> None:
     pytest.importorskip("mlx_lm")
-    from tests import mlx_lm_oracle
+    from tests.support import mlx_lm_oracle
 
     made = converted(checkpoint_of(SHAPE), tmp_path / "made", recipe)
     ours = fresh(opened(made), IDS)

@@ -22,7 +22,6 @@ from convert.sources.standard import tokenizer_files
 from gptoss_mlx.models.checkpoint import Checkpoint
 from gptoss_mlx.spec.config import ModelConfig
 from gptoss_mlx.spec.recipe import RECIPES
-from tests.broken import edit_json
 from tests.convert.layouts import config_of, write_gguf, write_mlx_lm, write_original
 from tests.convert.results import (
     SHAPE,
@@ -33,8 +32,9 @@ from tests.convert.results import (
     stored,
     weights,
 )
-from tests.quantized import write_quantized
-from tests.released_tensors import raw_tensors, read_tensors, widened
+from tests.support.broken import edit_json
+from tests.support.quantized import write_quantized
+from tests.support.released_tensors import raw_tensors, read_tensors, widened
 
 INDEX = "model.safetensors.index.json"
 

@@ -12,9 +12,16 @@ import gguf
 import numpy as np
 import pytest
 
-from tests.broken import edit_header, edit_json, header_of, rename_tensor, shard_with, write_shard
 from tests.convert.layouts import write_gguf, write_mlx_lm, write_original
 from tests.convert.results import contents, convert, refusal
+from tests.support.broken import (
+    edit_header,
+    edit_json,
+    header_of,
+    rename_tensor,
+    shard_with,
+    write_shard,
+)
 
 SCALES = "model.layers.1.mlp.experts.gate_up_proj_scales"
 SINKS = "model.layers.0.self_attn.sinks"

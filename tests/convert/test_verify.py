@@ -16,10 +16,10 @@ import pytest
 from convert.conversion import Conversion
 from convert.verify import mxfp4_values
 from gptoss_mlx.errors import ConversionError, GptOssError
-from tests.broken import edit_header, edit_json, header_of
 from tests.convert.layouts import ggml_mxfp4, write_gguf, write_mlx_lm, write_original
 from tests.convert.results import SHAPE, contents, convert, refusal, run
-from tests.released_tensors import mxfp4
+from tests.support.broken import edit_header, edit_json, header_of
+from tests.support.released_tensors import mxfp4
 
 LAYER = "model.layers.1"
 EXPERTS = f"{LAYER}.mlp.experts"

@@ -11,10 +11,10 @@ import pytest
 
 from benchmarks.make_checkpoint import Shape
 from gptoss_mlx.errors import CapacityError
-from tests.backends import ROWS, open_on
-from tests.comparison import fresh, relative_l2
-from tests.interrupts import everywhere
-from tests.shapes import tokens
+from tests.support.backends import ROWS, open_on
+from tests.support.comparison import fresh, relative_l2
+from tests.support.interrupts import everywhere
+from tests.support.shapes import tokens
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from benchmarks.make_checkpoint import Shape
-from tests.backends import open_on
-from tests.shapes import tokens
+from tests.support.backends import open_on
+from tests.support.shapes import tokens
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch

@@ -14,10 +14,10 @@ import pytest
 from benchmarks.make_checkpoint import Shape
 from gptoss_mlx.errors import CheckpointError
 from gptoss_mlx.models.checkpoint import Checkpoint
-from tests.backends import open_on
-from tests.comparison import argmax_agreement, fresh, relative_l2
-from tests.quantized import write_quantized
-from tests.shapes import tokens
+from tests.support.backends import open_on
+from tests.support.comparison import argmax_agreement, fresh, relative_l2
+from tests.support.quantized import write_quantized
+from tests.support.shapes import tokens
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")

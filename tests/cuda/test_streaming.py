@@ -25,10 +25,10 @@ from gptoss_mlx.files import pool, reader
 from gptoss_mlx.files.reader import FileReader
 from gptoss_mlx.plan.memory import make_plan
 from gptoss_mlx.system.machine import Machine
-from tests.backends import open_on
-from tests.comparison import fresh
-from tests.interrupts import Interrupt, everywhere
-from tests.shapes import tokens
+from tests.support.backends import open_on
+from tests.support.comparison import fresh
+from tests.support.interrupts import Interrupt, everywhere
+from tests.support.shapes import tokens
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch

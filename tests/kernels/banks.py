@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.released_tensors import Values, mxfp4
+from tests.support.released_tensors import Values, mxfp4
 
 Generator = np.random.Generator
 

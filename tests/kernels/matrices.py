@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from gptoss_mlx.backends.mlx.ops.matrix import Matrix
 from gptoss_mlx.spec.config import QuantizationSpec
 from tests.kernels.banks import Generator
-from tests.released_tensors import Values, mxfp4
+from tests.support.released_tensors import Values, mxfp4
 
 MXFP4 = QuantizationSpec(4, 32, "mxfp4")
 

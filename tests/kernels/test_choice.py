@@ -18,7 +18,7 @@ from gptoss_mlx.backends.mlx.ops.metal import Pipeline, mlx_version, require_mlx
 from gptoss_mlx.backends.mlx.ops.trial import disagreement
 from gptoss_mlx.backends.mlx.ops.verdicts import Verdict, Verdicts, this_machine
 from gptoss_mlx.errors import KernelError
-from tests.comparison import opened
+from tests.support.comparison import opened
 
 KERNELS = {
     "quantized_matvec",

@@ -12,9 +12,9 @@ from gptoss_mlx.backends.mlx.ops import decode_attention as op
 from gptoss_mlx.backends.mlx.ops.decode_attention import RANGE, WHOLE
 from gptoss_mlx.backends.mlx.ops.metal import Factory
 from gptoss_mlx.backends.mlx.ops.place import Spot, places
-from tests.comparison import worst_row
 from tests.kernels.matrices import exact, normal
-from tests.metal_emulator import Emulator, available
+from tests.support.comparison import worst_row
+from tests.support.metal_emulator import Emulator, available
 
 emulated = pytest.mark.skipif(available() is not None, reason=available() or "")
 

@@ -12,10 +12,10 @@ from gptoss_mlx.backends.mlx.ops.matrix import Norm
 from gptoss_mlx.backends.mlx.ops.metal import Factory
 from gptoss_mlx.backends.mlx.ops.place import Spot, anywhere, places
 from gptoss_mlx.spec.config import QuantizationSpec
-from tests.comparison import worst_row
 from tests.kernels.matrices import MXFP4, affine, exact, normal, normed, random_case
-from tests.metal_emulator import Emulator, available
-from tests.released_tensors import Values
+from tests.support.comparison import worst_row
+from tests.support.metal_emulator import Emulator, available
+from tests.support.released_tensors import Values
 
 emulated = pytest.mark.skipif(available() is not None, reason=available() or "")
 

@@ -14,7 +14,7 @@ from tests.kernels import test_decode_router as router
 from tests.kernels import test_quantized_matvec as matvec
 from tests.kernels.matrices import affine
 from tests.kernels.test_mutations import Mutation, mutated
-from tests.metal_emulator import Emulator, MetalError, available
+from tests.support.metal_emulator import Emulator, MetalError, available
 
 pytestmark = pytest.mark.skipif(available() is not None, reason=available() or "")
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from gptoss_mlx.backends.mlx.ops.moe_gate_up import moe_gate_up
-from tests.comparison import worst_row
 from tests.kernels.banks import bank, choices, normal
-from tests.numpy_gpt_oss import swiglu
+from tests.support.comparison import worst_row
+from tests.support.numpy_gpt_oss import swiglu
 
 LIMIT = 7.0
 EXACT = 3e-6  # relative L2 of a token's output: float32 sums of up to 2880 products

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from gptoss_mlx.backends.mlx.ops import moe_down, moe_gate_up
 from tests.kernels.banks import Generator, bank, normal
-from tests.metal_emulator import Emulator, available
-from tests.numpy_gpt_oss import swiglu
-from tests.released_tensors import Values
+from tests.support.metal_emulator import Emulator, available
+from tests.support.numpy_gpt_oss import swiglu
+from tests.support.released_tensors import Values
 
 pytestmark = pytest.mark.skipif(available() is not None, reason=available() or "")
 

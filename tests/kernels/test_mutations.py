@@ -15,7 +15,7 @@ import pytest
 from gptoss_mlx.backends.mlx.ops.choice import MODULES
 from gptoss_mlx.backends.mlx.ops.metal import Factory
 from gptoss_mlx.backends.mlx.ops.trial import disagreement
-from tests.metal_emulator import Emulator, MetalError, available
+from tests.support.metal_emulator import Emulator, MetalError, available
 
 pytestmark = pytest.mark.skipif(available() is not None, reason=available() or "")
 

@@ -13,9 +13,9 @@ from gptoss_mlx.backends.mlx.ops import quantized_matvec as op
 from gptoss_mlx.backends.mlx.ops.matrix import Matrix, Norm
 from gptoss_mlx.backends.mlx.ops.metal import Factory
 from gptoss_mlx.spec.config import QuantizationSpec
-from tests.comparison import worst_row
 from tests.kernels.matrices import MXFP4, affine, exact, normal, normed, packed, random_case
-from tests.metal_emulator import Emulator, available
+from tests.support.comparison import worst_row
+from tests.support.metal_emulator import Emulator, available
 
 emulated = pytest.mark.skipif(available() is not None, reason=available() or "")
 

@@ -8,7 +8,7 @@ import pytest
 
 from gptoss_mlx.backends.mlx.ops import router_topk as op
 from gptoss_mlx.backends.mlx.ops.router_topk import router_topk
-from tests.metal_emulator import Emulator, available
+from tests.support.metal_emulator import Emulator, available
 
 emulated = pytest.mark.skipif(available() is not None, reason=available() or "")
 

@@ -15,7 +15,7 @@ from gptoss_mlx.backends.mlx.ops.metal import Pipeline, padded
 from gptoss_mlx.backends.mlx.ops.place import Spot, places
 from gptoss_mlx.backends.mlx.ops.trial import disagreement
 from gptoss_mlx.backends.mlx.ops.verdicts import Verdicts
-from tests.metal_emulator import Emulator, available
+from tests.support.metal_emulator import Emulator, available
 
 pytestmark = pytest.mark.skipif(available() is not None, reason=available() or "")
 

@@ -15,7 +15,7 @@ from gptoss_mlx.engine.events import Event, FinishEvent, TokenEvent
 from gptoss_mlx.harmony import Encoding, Mask
 from gptoss_mlx.harmony.tokenizer import HarmonyTokenizer, Tokenizer
 from gptoss_mlx.spec.sampling import Sampling
-from tests.ring_model import RingModel, RingState
+from tests.support.ring_model import RingModel, RingState
 
 VOCAB = 201088
 FINAL = "<|channel|>final<|message|>"

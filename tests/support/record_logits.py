@@ -1,6 +1,6 @@
 """Record golden values from transformers, so that the default tests need no torch.
 
-    python -m tests.record_logits
+    python -m tests.support.record_logits
 
 writes tests/data/golden_logits.npz: for each case of `shapes.GOLDEN` the digest of the weights
 it was made from, every token's argmax, and the logits at some positions (all round the window's
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from benchmarks.make_checkpoint import write_checkpoint
 from gptoss_mlx.spec.released import CONFIGS
-from tests.shapes import CASES, GOLDEN, Case
+from tests.support.shapes import CASES, GOLDEN, Case
 
 FILE = Path(__file__).parent / "data" / "golden_logits.npz"
 ROWS = 192
@@ -54,7 +54,7 @@ def rows(case: Case) -> NDArray[np.int64]:
 def _record_case(name: str, folder: Path) -> dict[str, Any]:
     import torch
 
-    from tests import transformers_oracle
+    from tests.support import transformers_oracle
 
     case = CASES[name]
     written(case, folder)

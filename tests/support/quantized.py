@@ -9,7 +9,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from tests.released_tensors import raw_tensors
+from tests.support.released_tensors import raw_tensors
 
 _MLX = {"U8": np.uint8, "U32": np.uint32, "BF16": np.uint16}
 

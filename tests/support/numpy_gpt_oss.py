@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.released_tensors import Values, read_tensors
+from tests.support.released_tensors import Values, read_tensors
 
 
 class NumpyGptOss:

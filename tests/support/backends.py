@@ -18,7 +18,7 @@ ROWS, CONTEXT = 4, 2048
 def open_on(backend: str, folder: Path, **options: Any) -> Any:
     """The model of a folder on a backend's CPU, float32 unless asked otherwise."""
     if backend == "mlx":
-        from tests.comparison import opened
+        from tests.support.comparison import opened
 
         return opened(folder, **options)
     pytest.importorskip("torch")
