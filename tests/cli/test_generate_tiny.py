@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from gptoss_mlx.generate import main
-from tests.test_generate_models import ROOT, generated, offline
+from tests.cli.test_generate_models import ROOT, generated, offline
 
 ASK = ("--model", "tiny", "--temperature", "0", "--quiet")
 WEATHER = {
