@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gptoss_mlx.backends.mlx.ops.moe_gate_up import moe_gate_up
-from tests.kernels.banks import bank, choices, normal
+from tests.backends.mlx.ops.banks import bank, choices, normal
 from tests.support.comparison import worst_row
 from tests.support.numpy_gpt_oss import swiglu
 

@@ -16,7 +16,7 @@ import triton.language as tl
 
 from gptoss_mlx.backends.torch.operands import Heads
 from gptoss_mlx.backends.torch.triton.rope_write import cos_sin, rope_write
-from tests.cuda.attention_oracle import DTYPES, TOLERANCE, Array, numbers, off, random
+from tests.backends.torch.attention_oracle import DTYPES, TOLERANCE, Array, numbers, off, random
 
 pytestmark = pytest.mark.torch
 

@@ -28,7 +28,7 @@ from gptoss_mlx.files.pool import Tasks
 from gptoss_mlx.files.reader import FileReader
 from gptoss_mlx.files.shard import Tensor, read_into
 from gptoss_mlx.models.checkpoint import Checkpoint
-from tests.kernels.banks import choices, normal
+from tests.backends.mlx.ops.banks import choices, normal
 from tests.support.comparison import opened
 
 SHAPE = Shape(2, 64, 32, 9, 4, 4, 2, 16, vocab=64)

@@ -12,7 +12,7 @@ from gptoss_mlx.backends.mlx.ops import decode_attention as op
 from gptoss_mlx.backends.mlx.ops.decode_attention import RANGE, WHOLE
 from gptoss_mlx.backends.mlx.ops.metal import Factory
 from gptoss_mlx.backends.mlx.ops.place import Spot, places
-from tests.kernels.matrices import exact, normal
+from tests.backends.mlx.ops.matrices import exact, normal
 from tests.support.comparison import worst_row
 from tests.support.metal_emulator import Emulator, available
 

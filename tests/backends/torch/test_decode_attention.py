@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from gptoss_mlx.backends.torch.triton import decode_attention as module
 from gptoss_mlx.backends.torch.triton.decode_attention import decode_attention, split
-from tests.cuda.attention_oracle import DTYPES, TOLERANCE, numbers, off, one_query, random
+from tests.backends.torch.attention_oracle import DTYPES, TOLERANCE, numbers, off, one_query, random
 
 pytestmark = pytest.mark.torch
 

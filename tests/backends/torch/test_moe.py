@@ -16,7 +16,7 @@ from gptoss_mlx.backends.torch.operands import Bank
 from gptoss_mlx.backends.torch.reference import group_pairs
 from gptoss_mlx.backends.torch.triton import moe
 from gptoss_mlx.backends.torch.triton.build import CAPABILITIES, nearest
-from tests.cuda.test_mxfp4 import numbers
+from tests.backends.torch.test_mxfp4 import numbers
 
 pytestmark = pytest.mark.torch
 

@@ -2,7 +2,7 @@
 
 A key that differs in float32's last bit can fall to the next code: the same tokens in other chunks
 agree to a few 1e-4, as the codes allow, and not to 1e-6. Given the same codes they do agree to 1e-5
-(tests/kernels/test_attention_quantized.py).
+(tests/backends/mlx/ops/test_attention_quantized.py).
 """
 
 from __future__ import annotations

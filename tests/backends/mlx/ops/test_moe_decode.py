@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from gptoss_mlx.backends.mlx.ops import moe_down, moe_gate_up
 from gptoss_mlx.backends.mlx.ops.metal import Factory
-from tests.kernels.banks import Bank, bank, choices
+from tests.backends.mlx.ops.banks import Bank, bank, choices
 from tests.support.comparison import worst_row
 from tests.support.metal_emulator import Emulator, available
 from tests.support.numpy_gpt_oss import swiglu

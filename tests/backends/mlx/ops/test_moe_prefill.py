@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from gptoss_mlx.backends.mlx.ops import moe_down, moe_gate_up
-from tests.kernels.banks import Generator, bank, normal
+from tests.backends.mlx.ops.banks import Generator, bank, normal
 from tests.support.metal_emulator import Emulator, available
 from tests.support.numpy_gpt_oss import swiglu
 from tests.support.released_tensors import Values

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptoss_mlx.backends.torch import mxfp4
-from tests.cuda import ptx
+from tests.backends.torch import ptx
 
 pytestmark = pytest.mark.torch
 

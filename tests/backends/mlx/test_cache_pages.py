@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gptoss_mlx.backends.mlx.cache import Arena, Ring, Snapshot, State
 from gptoss_mlx.backends.mlx.ops.place import Spot
 from gptoss_mlx.plan.buffers import GROWTH, PAGE
-from tests.test_cache import KV_HEADS, WIDTH, _extend, _tokens, _values
+from tests.backends.mlx.test_cache import KV_HEADS, WIDTH, _extend, _tokens, _values
 
 NOTHING = mx.zeros((2, KV_HEADS, 0, WIDTH))
 TOKEN = 2 * KV_HEADS * WIDTH * 4  # bytes

@@ -11,7 +11,7 @@ pytest.importorskip("triton")
 import torch
 
 from gptoss_mlx.backends.torch.triton.prefill_attention import prefill_attention
-from tests.cuda.attention_oracle import DTYPES, TOLERANCE, numbers, off, one_query, random
+from tests.backends.torch.attention_oracle import DTYPES, TOLERANCE, numbers, off, one_query, random
 
 pytestmark = pytest.mark.torch
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gptoss_mlx.backends.mlx.ops.moe_down import moe_down
-from tests.kernels.banks import bank, choices, normal
+from tests.backends.mlx.ops.banks import bank, choices, normal
 from tests.support.comparison import worst_row
 
 EXACT = 3e-6  # relative L2 of a token's output: float32 sums of up to 2880 products

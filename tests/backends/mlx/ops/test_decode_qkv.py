@@ -12,7 +12,7 @@ from gptoss_mlx.backends.mlx.ops.matrix import Norm
 from gptoss_mlx.backends.mlx.ops.metal import Factory
 from gptoss_mlx.backends.mlx.ops.place import Spot, anywhere, places
 from gptoss_mlx.spec.config import QuantizationSpec
-from tests.kernels.matrices import MXFP4, affine, exact, normal, normed, random_case
+from tests.backends.mlx.ops.matrices import MXFP4, affine, exact, normal, normed, random_case
 from tests.support.comparison import worst_row
 from tests.support.metal_emulator import Emulator, available
 from tests.support.released_tensors import Values

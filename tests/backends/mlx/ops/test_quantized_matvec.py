@@ -13,7 +13,15 @@ from gptoss_mlx.backends.mlx.ops import quantized_matvec as op
 from gptoss_mlx.backends.mlx.ops.matrix import Matrix, Norm
 from gptoss_mlx.backends.mlx.ops.metal import Factory
 from gptoss_mlx.spec.config import QuantizationSpec
-from tests.kernels.matrices import MXFP4, affine, exact, normal, normed, packed, random_case
+from tests.backends.mlx.ops.matrices import (
+    MXFP4,
+    affine,
+    exact,
+    normal,
+    normed,
+    packed,
+    random_case,
+)
 from tests.support.comparison import worst_row
 from tests.support.metal_emulator import Emulator, available
 

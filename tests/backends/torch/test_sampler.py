@@ -1,6 +1,6 @@
 """What only the sampler in PyTorch promises: nothing but `read` waits, and only for its choice.
 
-All else it shares with its twin: tests/test_sampler.py.
+All else it shares with its twin: tests/backends/test_sampler.py.
 """
 
 from __future__ import annotations

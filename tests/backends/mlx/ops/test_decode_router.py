@@ -10,7 +10,7 @@ from gptoss_mlx.backends.mlx.ops import decode_router as op
 from gptoss_mlx.backends.mlx.ops.matrix import Norm
 from gptoss_mlx.backends.mlx.ops.metal import Factory
 from gptoss_mlx.spec.config import QuantizationSpec
-from tests.kernels.matrices import affine, exact, normal, normed, random_case
+from tests.backends.mlx.ops.matrices import affine, exact, normal, normed, random_case
 from tests.support.comparison import worst_row
 from tests.support.metal_emulator import Emulator, available
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from gptoss_mlx.backends.mlx.ops.matrix import Matrix
 from gptoss_mlx.spec.config import QuantizationSpec
-from tests.kernels.banks import Generator
+from tests.backends.mlx.ops.banks import Generator
 from tests.support.released_tensors import Values, mxfp4
 
 MXFP4 = QuantizationSpec(4, 32, "mxfp4")

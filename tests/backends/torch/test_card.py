@@ -18,8 +18,8 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 pytestmark = pytest.mark.torch
 
+from tests.backends.torch.on_card import CHECKS  # noqa: E402
 from tests.conftest import SMALL  # noqa: E402
-from tests.cuda.on_card import CHECKS  # noqa: E402
 from tests.root import ROOT  # noqa: E402
 
 needs_a_card = pytest.mark.skipif(
@@ -36,7 +36,16 @@ def results(device: str, folder: Path, *names: str) -> Results:
     else:
         environment["GPTOSS_KERNELS"] = "triton"
     run = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "tests.cuda.on_card", device, str(folder), *names],
+        [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-m",
+            "tests.backends.torch.on_card",
+            device,
+            str(folder),
+            *names,
+        ],
         cwd=ROOT,
         env=environment,
         capture_output=True,

@@ -9,11 +9,11 @@ import pytest
 from gptoss_mlx.backends.mlx.ops import router_topk
 from gptoss_mlx.backends.mlx.ops.decode_qkv import Heads
 from gptoss_mlx.backends.mlx.ops.metal import Factory
-from tests.kernels import test_decode_qkv as qkv
-from tests.kernels import test_decode_router as router
-from tests.kernels import test_quantized_matvec as matvec
-from tests.kernels.matrices import affine
-from tests.kernels.test_mutations import Mutation, mutated
+from tests.backends.mlx.ops import test_decode_qkv as qkv
+from tests.backends.mlx.ops import test_decode_router as router
+from tests.backends.mlx.ops import test_quantized_matvec as matvec
+from tests.backends.mlx.ops.matrices import affine
+from tests.backends.mlx.ops.test_mutations import Mutation, mutated
 from tests.support.metal_emulator import Emulator, MetalError, available
 
 pytestmark = pytest.mark.skipif(available() is not None, reason=available() or "")
