@@ -15,9 +15,9 @@ from gptoss_mlx.models.checkpoint import Checkpoint
 from gptoss_mlx.plan import torch_buffers
 from gptoss_mlx.plan.memory import MOST_ROWS, make_plan
 from gptoss_mlx.system.machine import Machine
+from tests.plan.test_memory import EIGHT, MIXED
 from tests.support.quantized import write_quantized
 from tests.support.shapes import CASES
-from tests.test_memory import EIGHT, MIXED
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch

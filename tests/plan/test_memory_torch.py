@@ -30,7 +30,7 @@ from gptoss_mlx.plan.torch_buffers import (
 )
 from gptoss_mlx.spec.config import ModelConfig
 from gptoss_mlx.system.machine import CARDS, Machine, card, mac
-from tests.test_memory import RELEASED, config_of, least_total, shapes
+from tests.plan.test_memory import RELEASED, config_of, least_total, shapes
 
 MiB, GiB = 2**20, 2**30
 CARD = Machine("a card", None, None, True, "torch")
