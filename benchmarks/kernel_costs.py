@@ -1,6 +1,6 @@
 """What kernels cost by count, without a GPU: ours beside MLX's and OpenAI's.
 
-Each job is run twice in the emulator of tests/metal_emulator: once with its memory accesses traced,
+Each job is run twice in the emulator (tests/support/metal_emulator): once with its accesses traced,
 once with its operations counted, as clang leaves them. Products of a few tokens over all their
 rows (of lm_head a sixteenth, of the prompt a few experts' tokens and outputs, which all cost the
 same); the figures are those of the whole job. OpenAI's are recorded in a file of results. Needs

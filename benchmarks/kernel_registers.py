@@ -1,7 +1,7 @@
 """Registers that each Metal kernel takes of a lane at gpt-oss-20b's sizes, estimated without a GPU.
 
-How, and how far to trust it: tests/support/metal_emulator/registers.py. Needs what the emulator needs:
-x86-64 Linux, clang-19, lld-19.
+How, and how far to trust it: tests/support/metal_emulator/registers.py. Needs what the emulator
+needs: x86-64 Linux, clang-19, lld-19.
 
     python -m benchmarks.kernel_registers
 """

@@ -10,8 +10,8 @@ import pytest
 from click.testing import CliRunner
 
 import gptoss_mlx
+from gptoss_mlx.engine import engine as engine_module
 from gptoss_mlx.engine.engine import Engine
-from gptoss_mlx.engine.engine import engine as engine_module
 from gptoss_mlx.errors import MemoryBudgetError
 from gptoss_mlx.generate import main
 from gptoss_mlx.models.tiny import materialise

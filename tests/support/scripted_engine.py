@@ -1,7 +1,7 @@
 """The generate command on an engine that follows a script instead of a model.
 
-`python -m tests.support.scripted_engine SCRIPT ARGUMENT...` is the command in a process of its own, where
-SCRIPT is a JSON list of steps:
+`python -m tests.support.scripted_engine SCRIPT ARGUMENT...` is the command in a process of its own,
+where SCRIPT is a JSON list of steps:
     ["analysis" | "commentary" | "final" | null, recipient | null, text]   a message
     ["prefill", done, total]    progress with the prompt
     ["load", done, total]       progress while loading

@@ -1,7 +1,8 @@
 """The model's logits against golden ones, transformers and mlx-lm, all in float32; and the two
 backends against one another.
 
-The figures the live comparisons measure are printed: `pytest -s -m oracle tests/backends/mlx/test_logits.py`.
+The figures the live comparisons measure are printed by
+`pytest -s -m oracle tests/backends/mlx/test_logits.py`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a card must show, as checks that run outside of Triton's interpreter.
 
-`python -m tests.backends.torch.on_card DEVICE FOLDER` runs every check and prints a line of JSON for each:
-its name, and what went wrong or null. FOLDER is a small random checkpoint.
+`python -m tests.backends.torch.on_card DEVICE FOLDER` runs every check and prints a line of JSON
+for each: its name, and what went wrong or null. FOLDER is a small random checkpoint.
 """
 
 from __future__ import annotations
