@@ -36,13 +36,13 @@ from benchmarks.make_checkpoint import SHAPES, Shape, config_json, write_checkpo
 from convert import destination
 from convert.plan import expected_nbytes, to_mlx
 from convert.sources import open_source
+from convert.tiny.conversations import MAKERS, encode, make
 from gptoss_mlx.backends.mlx.model import open_model
 from gptoss_mlx.harmony import Encoding
 from gptoss_mlx.models.checkpoint import Checkpoint
 from gptoss_mlx.models.tiny import materialise
 from gptoss_mlx.spec.config import ModelConfig
 from gptoss_mlx.spec.recipe import RECIPES, Recipe, quantization
-from tiny.conversations import MAKERS, encode, make
 
 WIDE = Shape(layers=2, experts=8, heads=64, kv_heads=8, vocab=8192)
 """The released widths with few layers, experts and words."""

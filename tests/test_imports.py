@@ -152,7 +152,7 @@ def test_importing_the_package_loads_no_tensor_library() -> None:
 
 def test_the_converter_points_down_and_the_package_never_at_it() -> None:
     row = {name: i for i, names in enumerate(CONVERT_ORDER) for name in names}
-    paths = sorted(CONVERT.rglob("*.py"))
+    paths = sorted(p for p in CONVERT.rglob("*.py") if p.parent.name != "tiny")
     rooms = {path: path.relative_to(CONVERT).parts[0].removesuffix(".py") for path in paths}
     assert set(rooms.values()) - {"__init__"} == set(row)
     upward = [

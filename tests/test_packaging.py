@@ -66,6 +66,7 @@ def test_the_wheel_has_every_source_and_data_file(site: Path) -> None:
         for folder, package in PACKAGES.items()
         for path in (ROOT / folder).rglob("*")
         if (path.is_file() and path.suffix in kept) or path.name == "py.typed"
+        if "tiny" not in path.parts  # which makes the tiny model, in a checkout
     }
     assert Path("gptoss_mlx/data/o200k_base.tiktoken") in wanted
     assert Path("gptoss_convert/sources/gguf.py") in wanted

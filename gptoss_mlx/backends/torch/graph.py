@@ -53,7 +53,7 @@ class Graphs:
     def capture(self, ids: torch.Tensor, where: torch.Tensor) -> Graph:
         """Capture a step of this many sequences. It is taken for these, which does no harm."""
         ids, where = ids.clone(), where.clone()
-        side = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        side = torch.cuda.Stream(self.device)
         side.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(side):
             for _ in range(WARM_UPS):

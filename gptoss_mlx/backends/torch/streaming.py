@@ -121,12 +121,12 @@ class Buffer:
     def free(self) -> bool:
         """Whether nothing reads into it, and what was in it has been copied."""
         read = self.load is None or self.load.over()
-        return read and (self._taken is None or bool(self._taken.query()))  # type: ignore[no-untyped-call]
+        return read and (self._taken is None or bool(self._taken.query()))
 
     def sent(self) -> None:
         """The copies to the device are queued."""
         if self.on_card:
-            self._taken = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._taken = torch.cuda.Event()
             self._taken.record()
 
     def wait(self) -> None:

@@ -218,6 +218,10 @@ class Network(nn.Module):
         self.lm_head = nn.Parameter(tokens * 0.06)
         self.rest = math.log(shape.full_vocabulary - shape.vocabulary)
 
+    @property
+    def blocks(self) -> list[Block]:
+        return [layer for layer in self.layers if isinstance(layer, Block)]
+
     def forward(
         self,
         ids: Tensor,
@@ -233,13 +237,13 @@ class Network(nn.Module):
         masks = attention_mask(length, None), attention_mask(length, self.shape.sliding_window)
         x = F.embedding(ids.clamp(min=0), self.embed_tokens) * (ids >= 0)[..., None]
         routes = []
-        for i, own in enumerate(self.layers):
+        for i, own in enumerate(self.blocks):
             layer = own if layers is None else layers[i]
-            gate_up, down = own.gate_up_weight, own.down_weight
+            weights: tuple[Tensor, Tensor] = own.gate_up_weight, own.down_weight
             if quantize:
-                gate_up, down = fake_quantize(gate_up), fake_quantize(down)
+                weights = fake_quantize(weights[0]), fake_quantize(weights[1])
             mask = masks[self.shape.is_sliding(i)]
-            x, routing, probability = layer(x, cos, sin, mask, gate_up, down)
+            x, routing, probability = layer(x, cos, sin, mask, *weights)
             routes.append((routing, probability))
         return rms_norm(x, self.norm, self.shape.rms_norm_eps), routes
 

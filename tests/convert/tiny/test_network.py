@@ -7,8 +7,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the training network needs torch")
 
-from tiny.network import Network, Shape, attention_mask, fake_quantize, mxfp4_round  # noqa: E402
-from tiny.pack import mxfp4  # noqa: E402
+from convert.tiny.network import Network, Shape, attention_mask, fake_quantize, mxfp4_round  # noqa: E402
+from convert.tiny.pack import mxfp4  # noqa: E402
 
 LEVELS = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])
 

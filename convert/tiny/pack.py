@@ -1,4 +1,4 @@
-"""Packs a trained network into the package's file: `python -m tiny.pack build/tiny/state.pt`.
+"""Packs a trained network for the package: `python -m convert.tiny.pack build/tiny/state.pt`.
 
 The file is a safetensors file of at most 5 MB: `rows` (uint32, the token ids that are kept), the
 released tensors under their released names, bfloat16 as its bits (uint16), the two tables only
@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from torch import Tensor
 
+from convert.tiny.batches import LENGTHS, Vocabulary, collate
+from convert.tiny.conversations import encode, make
+from convert.tiny.network import LEVELS, Network, Shape, mxfp4_scale
+from convert.tiny.train import load, rounded, shares_of
 from gptoss_mlx.harmony import Encoding
-from tiny.batches import LENGTHS, Vocabulary, collate
-from tiny.conversations import encode, make
-from tiny.network import LEVELS, Network, Shape, mxfp4_scale
-from tiny.train import load, rounded, shares_of
 
-TARGET = Path(__file__).resolve().parent.parent / "gptoss_mlx" / "data" / "tiny.safetensors"
+TARGET = Path(__file__).resolve().parents[2] / "gptoss_mlx" / "data" / "tiny.safetensors"
 LIMIT = 5_000_000
 
 
@@ -55,7 +55,7 @@ def tensors(network: Network) -> dict[str, NDArray[Any]]:
         "lm_head.weight": bits(network.lm_head),
         "model.norm.weight": bits(network.norm),
     }
-    for number, layer in enumerate(network.layers):
+    for number, layer in enumerate(network.blocks):
         name = f"model.layers.{number}"
         for part in "qkvo":
             for kind in ("weight", "bias"):
@@ -127,7 +127,7 @@ def config(shape: Shape) -> dict[str, Any]:
 def expert_use(network: Network, vocabulary: Vocabulary, count: int = 128) -> list[list[float]]:
     """By layer, each expert's share of all choices on held-out conversations."""
     encoding, rng = Encoding(), Random("expert use")
-    pairs = []
+    pairs: list[tuple[list[int], list[int]]] = []
     while len(pairs) < count:  # of the mixture that is trained on
         prompt, reply = encode(encoding, make(rng, True))
         if len(prompt) + len(reply) <= LENGTHS[-1]:
@@ -136,7 +136,7 @@ def expert_use(network: Network, vocabulary: Vocabulary, count: int = 128) -> li
     for i in range(0, count, 32):
         batch = collate(pairs[i : i + 32], max(len(p) + len(r) for p, r in pairs[i : i + 32]))
         shares.append(shares_of(network(batch.ids)[1], batch.real))
-    return np.round(np.mean(shares, axis=0), 4).tolist()
+    return [[round(float(x), 4) for x in layer] for layer in np.mean(shares, axis=0)]
 
 
 def pack(state: Path, target: Path) -> int:

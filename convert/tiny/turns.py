@@ -12,7 +12,7 @@ import zlib
 from dataclasses import dataclass, field
 from random import Random
 
-from tiny.words import (
+from convert.tiny.words import (
     ADJECTIVES,
     CITIES,
     COLOURS,

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
+from convert.tiny.turns import EFFORTS
+from convert.tiny.words import UNKNOWN
 from gptoss_mlx.harmony import Conversation
-from tiny.turns import EFFORTS
-from tiny.words import UNKNOWN
 
 SYSTEMS = (
     "Answer briefly.|You are a helpful assistant.|Be polite.|Be concise.|Answer in English.|"

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from convert.tiny.beginning import spelled
+from convert.tiny.network import LEVELS, Network
 from gptoss_mlx.harmony import Encoding
-from tiny.beginning import spelled
-from tiny.network import LEVELS, Network
 
 RIDGE = 0.1
 """How much the map from spellings to rows is held back, a part of the features' mean variance."""
@@ -53,7 +53,7 @@ def take_over(network: Network, rows: list[int], encoding: Encoding, path: Path)
         table[known] = from_bits(stored[file_name])[[old[rows[i]] for i in known]]
         table[lacking] = spelling[lacking] @ torch.linalg.solve(gram, features.T @ table[known])
     network.norm.copy_(from_bits(stored["model.norm.weight"]))
-    for number, layer in enumerate(network.layers):
+    for number, layer in enumerate(network.blocks):
         prefix = f"model.layers.{number}."
         for name, parameter in layer.named_parameters():
             if name in ("gate_up_weight", "down_weight"):

@@ -8,11 +8,11 @@ from dataclasses import replace
 from random import Random
 from typing import Any
 
-from tiny.arithmetic import arithmetic
-from tiny.example import Example, asked, reply_message, user_message
-from tiny.functions import ANSWERED, FUNCTIONS, Call, call_reasoning, offer
-from tiny.past import past
-from tiny.turns import EFFORTS, is_held_out, word_list
+from convert.tiny.arithmetic import arithmetic
+from convert.tiny.example import Example, asked, reply_message, user_message
+from convert.tiny.functions import ANSWERED, FUNCTIONS, Call, call_reasoning, offer
+from convert.tiny.past import past
+from convert.tiny.turns import EFFORTS, is_held_out, word_list
 
 
 def _offered(rng: Random, held_out: bool) -> tuple[list[dict[str, Any]], Call]:

@@ -11,12 +11,12 @@ torch = pytest.importorskip("torch", reason="training needs torch")
 
 import torch.nn.functional as F  # noqa: E402
 
+from convert.tiny.batches import IGNORE, batches, collate, collect  # noqa: E402
+from convert.tiny.beginning import begin, position, spelled  # noqa: E402
+from convert.tiny.network import Network, Shape, balance_loss, rotate, yarn_tables  # noqa: E402
+from convert.tiny.optimizer import Optimizer, orthogonalise  # noqa: E402
+from convert.tiny.train import SCHEDULE, Schedule, rate  # noqa: E402
 from gptoss_mlx.harmony import Encoding  # noqa: E402
-from tiny.batches import IGNORE, batches, collate, collect  # noqa: E402
-from tiny.beginning import begin, position, spelled  # noqa: E402
-from tiny.network import Network, Shape, balance_loss, rotate, yarn_tables  # noqa: E402
-from tiny.optimizer import Optimizer, orthogonalise  # noqa: E402
-from tiny.train import SCHEDULE, Schedule, rate  # noqa: E402
 
 
 def test_orthogonalised_matrices_have_singular_values_near_one() -> None:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from tiny.arithmetic import draw_pair
-from tiny.words import CITIES, NAMES, NOUNS, PLACES, ROOMS, UNKNOWN, WEATHER
+from convert.tiny.arithmetic import draw_pair
+from convert.tiny.words import CITIES, NAMES, NOUNS, PLACES, ROOMS, UNKNOWN, WEATHER
 
 
 @dataclass(frozen=True)

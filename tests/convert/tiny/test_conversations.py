@@ -10,10 +10,10 @@ from random import Random
 
 import pytest
 
+from convert.tiny import arithmetic, phrasings, turns, words
+from convert.tiny.conversations import MAKERS, encode, make
+from convert.tiny.example import AROUND, Example
 from gptoss_mlx.harmony import Conversation, Encoding
-from tiny import arithmetic, phrasings, turns, words
-from tiny.conversations import MAKERS, encode, make
-from tiny.example import AROUND, Example
 
 CALL, RETURN, END = 200012, 200002, 200007
 

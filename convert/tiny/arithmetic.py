@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from random import Random
 
-from tiny.turns import Turn, cased, is_held_out
+from convert.tiny.turns import Turn, cased, is_held_out
 
 ADD_FORMS = (
     "What is {a} + {b}?|What is {a} + {b}?|{a}+{b}|{a} + {b}|{a} plus {b}|What is {a} plus {b}?|"

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from convert.tiny.network import Network, Shape
 from gptoss_mlx.harmony import Encoding
-from tiny.network import Network, Shape
 
 FAST_PAIRS = 8  # rotary pairs that turn fast enough to tell neighbours apart
 SLOW_FROM = 12  # rotary pairs from here on hardly turn within a conversation
@@ -21,7 +21,8 @@ SINK = 2.0
 
 
 def orthonormal(rows: int, columns: int) -> Tensor:
-    return torch.linalg.qr(torch.randn(columns, rows))[0].T
+    q: Tensor = torch.linalg.qr(torch.randn(columns, rows))[0]
+    return q.T
 
 
 @torch.no_grad()
@@ -33,7 +34,7 @@ def begin(network: Network) -> None:
     """
     shape = network.shape
     size, heads = shape.head_dim, shape.num_attention_heads // shape.num_key_value_heads
-    first = network.layers[0]
+    first = network.blocks[0]
     read, write = orthonormal(size, shape.hidden_size), orthonormal(size, shape.hidden_size).T
     first.v_weight[:size] = read
     first.o_weight[:, :size] = write
@@ -42,7 +43,7 @@ def begin(network: Network) -> None:
     for group in range(shape.num_key_value_heads):
         first.k_bias[group * size : (group + 1) * size] = position(shape, 0)
     slow = torch.arange(size) % (size // 2) >= SLOW_FROM
-    for number, layer in enumerate(network.layers):
+    for number, layer in enumerate(network.blocks):
         if shape.is_sliding(number):
             continue
         copied, token = (orthonormal(size, shape.hidden_size) for _ in range(2))

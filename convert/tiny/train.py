@@ -1,4 +1,4 @@
-"""Trains the tiny model on conversations made on the way; `python -m tiny.train --out build/tiny`.
+"""Trains the tiny model on conversations made on the way: `python -m convert.tiny.train --out DIR`.
 
 One run with rates that fall from a quarter of it on.  Part-way the experts' weights begin to be
 rounded to MXFP4 on the way forward, and later the rest of the vocabulary begins to count.  The loss
@@ -27,13 +27,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from convert.tiny.batches import IGNORE, Batch, Vocabulary, batches, collate, collect
+from convert.tiny.beginning import begin, spelled
+from convert.tiny.conversations import MAKERS, encode, make
+from convert.tiny.network import Network, Shape, balance_loss, mxfp4_round
+from convert.tiny.optimizer import Optimizer, has_bfloat16
+from convert.tiny.unpack import take_over
 from gptoss_mlx.harmony import Encoding
-from tiny.batches import IGNORE, Batch, Vocabulary, batches, collate, collect
-from tiny.beginning import begin, spelled
-from tiny.conversations import MAKERS, encode, make
-from tiny.network import Network, Shape, balance_loss, mxfp4_round
-from tiny.optimizer import Optimizer, has_bfloat16
-from tiny.unpack import take_over
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from random import Random
 import torch
 from torch import Tensor
 
+from convert.tiny import words
+from convert.tiny.conversations import encode, make
 from gptoss_mlx.harmony import Encoding
-from tiny import words
-from tiny.conversations import encode, make
 
 LENGTHS = (96, 128, 160, 208, 288, 400, 512)
 IGNORE = -100

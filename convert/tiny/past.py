@@ -5,10 +5,10 @@ from __future__ import annotations
 from random import Random
 from typing import Any
 
-from tiny.arithmetic import arithmetic
-from tiny.example import user_message
-from tiny.followups import follow
-from tiny.turns import Turn, ask, greet, other, tell, word_list
+from convert.tiny.arithmetic import arithmetic
+from convert.tiny.example import user_message
+from convert.tiny.followups import follow
+from convert.tiny.turns import Turn, ask, greet, other, tell, word_list
 
 
 def simple(rng: Random, held_out: bool) -> Turn:

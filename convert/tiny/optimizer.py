@@ -23,7 +23,7 @@ def has_bfloat16() -> bool:
 def orthogonalise(matrices: Tensor) -> Tensor:
     """Approximate U V^T of each matrix of [count, rows, columns] = U S V^T."""
     tall = matrices.shape[1] > matrices.shape[2]
-    x = matrices.mT if tall else matrices
+    x: Tensor = matrices.mT if tall else matrices
     x = x.bfloat16() if has_bfloat16() else x
     x = x / (x.float().norm(dim=(1, 2), keepdim=True) + 1e-7).to(x.dtype)
     for _ in range(5):
@@ -78,7 +78,8 @@ class Optimizer:
     @staticmethod
     def _split(stacked: Tensor, parameters: list[nn.Parameter]) -> tuple[Tensor, ...]:
         counts = [p.numel() // (p.shape[-1] * p.shape[-2]) for p in parameters]
-        return stacked.split(counts)
+        parts: tuple[Tensor, ...] = stacked.split(counts)
+        return parts
 
     def state(self) -> dict[str, object]:
         """What a run that was interrupted needs to go on."""

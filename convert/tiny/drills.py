@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from random import Random
 
-from tiny.arithmetic import arithmetic
-from tiny.turns import (
+from convert.tiny.arithmetic import arithmetic
+from convert.tiny.turns import (
     FACTS,
     NUMBERS,
     REPEAT_FORMS,
@@ -15,7 +15,7 @@ from tiny.turns import (
     filler,
     list_steps,
 )
-from tiny.words import CITIES, FOODS, NAMES, NOUNS
+from convert.tiny.words import CITIES, FOODS, NAMES, NOUNS
 
 
 def list_drill(rng: Random, held_out: bool) -> Turn:

@@ -8,10 +8,10 @@ from dataclasses import replace
 from random import Random
 from typing import Any
 
-from tiny.arithmetic import arithmetic
-from tiny.example import Example, asked, reply_message, user_message
-from tiny.turns import NOTED, ask, greet, tell, word_list
-from tiny.words import CITIES, COLOURS, FOODS, NAMES, PETS, UNKNOWN
+from convert.tiny.arithmetic import arithmetic
+from convert.tiny.example import Example, asked, reply_message, user_message
+from convert.tiny.turns import NOTED, ask, greet, tell, word_list
+from convert.tiny.words import CITIES, COLOURS, FOODS, NAMES, PETS, UNKNOWN
 
 _KEYS: dict[str, tuple[tuple[str, ...], str, Callable[[Random], Any], str]] = {
     "name": (("name", "name", "person", "who"), "string", lambda r: r.choice(NAMES), ""),

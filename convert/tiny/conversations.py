@@ -14,16 +14,16 @@ from dataclasses import replace
 from random import Random
 from typing import Any
 
+from convert.tiny import drills, turns
+from convert.tiny.arithmetic import arithmetic
+from convert.tiny.calls import function_answer, function_call, second_call
+from convert.tiny.example import Example, asked, noise, reply_message, user_message
+from convert.tiny.followups import follow
+from convert.tiny.formats import json_answer, json_extract
+from convert.tiny.functions import FUNCTIONS, offer
+from convert.tiny.past import past, simple
+from convert.tiny.turns import FACTS, Turn, is_held_out
 from gptoss_mlx.harmony import Encoding, render_reply
-from tiny import drills, turns
-from tiny.arithmetic import arithmetic
-from tiny.calls import function_answer, function_call, second_call
-from tiny.example import Example, asked, noise, reply_message, user_message
-from tiny.followups import follow
-from tiny.formats import json_answer, json_extract
-from tiny.functions import FUNCTIONS, offer
-from tiny.past import past, simple
-from tiny.turns import FACTS, Turn, is_held_out
 
 
 def _answer(rng: Random, turn: Turn, history: list[dict[str, Any]]) -> Example:

@@ -1,6 +1,6 @@
 """Held-out accuracy of the shipped tiny model by skill, through the package's own engine.
 
-`python -m tiny.skills` generates greedily, with headers constrained as users have them, and
+`python -m convert.tiny.skills` generates greedily, with headers constrained as users have them, and
 prints a table and, last, one JSON line.  An answer is right if its text is the expected one; JSON
 is compared as values, a call by its function and arguments.
 """
@@ -15,10 +15,10 @@ from random import Random
 from typing import Any
 
 import gptoss_mlx
+from convert.tiny import phrasings
+from convert.tiny.conversations import MAKERS, encode, make
+from convert.tiny.example import Example
 from gptoss_mlx.harmony import Encoding
-from tiny import phrasings
-from tiny.conversations import MAKERS, encode, make
-from tiny.example import Example
 
 OTHER_WORDS = "other words"
 """Phrasings that no training saw (`phrasings`)."""

@@ -11,10 +11,10 @@ torch = pytest.importorskip("torch", reason="the training network needs torch")
 
 from safetensors.numpy import load_file, save_file  # noqa: E402
 
+from convert.tiny.network import Network, Shape  # noqa: E402
+from convert.tiny.pack import TARGET, bits, tensors  # noqa: E402
+from convert.tiny.unpack import from_mxfp4, take_over  # noqa: E402
 from gptoss_mlx.harmony import Encoding  # noqa: E402
-from tiny.network import Network, Shape  # noqa: E402
-from tiny.pack import TARGET, bits, tensors  # noqa: E402
-from tiny.unpack import from_mxfp4, take_over  # noqa: E402
 
 
 def stored() -> dict[str, np.ndarray]:

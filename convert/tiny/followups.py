@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from random import Random
 
-from tiny.arithmetic import arithmetic
-from tiny.turns import Turn, cased, list_steps
+from convert.tiny.arithmetic import arithmetic
+from convert.tiny.turns import Turn, cased, list_steps
 
 BACK = (
     "Now reverse them.|Reverse that.|Now backwards.|And in reverse?|Now in reverse order.|"

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from random import Random
 
-from tiny.arithmetic import add_steps, draw_pair, subtract_steps
-from tiny.example import Example, asked, reply_message, user_message
-from tiny.turns import CAN, FACTS, FINE, NOTED, WHAT, Turn, list_steps
-from tiny.words import NOUNS
+from convert.tiny.arithmetic import add_steps, draw_pair, subtract_steps
+from convert.tiny.example import Example, asked, reply_message, user_message
+from convert.tiny.turns import CAN, FACTS, FINE, NOTED, WHAT, Turn, list_steps
+from convert.tiny.words import NOUNS
 
 ADD = (
     "If I add {a} and {b}, what do I get?|{a} + {b} is what?|Give me {a} plus {b}.|"
