@@ -5,34 +5,15 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-import gptoss_mlx
+from tests.root import ROOT
+from tests.support.rooms import MODULES, ORDER, PACKAGE, graph, imports, room, upward
 
-PACKAGE = Path(gptoss_mlx.__file__).parent
-CONVERT = PACKAGE.parent / "convert"
-
-ORDER = (
-    "__main__",
-    "generate",
-    "cli",
-    "__init__",
-    "engine",
-    "backends",
-    "plan",
-    "system",
-    "models",
-    "harmony",
-    "spec",
-    "files",
-    "errors",
-    "launch",
-)
-"""Rooms from the top down: one imports only those below it."""
+CONVERT = ROOT / "convert"
 
 TENSORS = {"mlx": "backends/mlx", "torch": "backends/torch", "triton": "backends/torch"}
 """Libraries, and the folder that may name each."""
@@ -52,54 +33,12 @@ CONVERT_ORDER = (
 )
 
 
-def modules(folder: Path, package: str) -> dict[str, Path]:
-    """Dotted name -> source file; a folder's own is that of its `__init__.py`."""
-    found = {}
-    for path in sorted(folder.rglob("*.py")):
-        parts = path.relative_to(folder).with_suffix("").parts
-        found[".".join((package, *parts)).removesuffix(".__init__")] = path
-    return found
-
-
-MODULES = modules(PACKAGE, "gptoss_mlx")
-
-
-def imports(path: Path) -> Iterator[str]:
-    """Dotted names a source file imports anywhere, those for types included."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            for alias in node.names:
-                name = f"{node.module}.{alias.name}"
-                yield name if name in MODULES else str(node.module)
-
-
-def graph() -> dict[str, set[str]]:
-    """The package's modules and what each imports of the package, its version aside."""
-    return {
-        name: {used for used in imports(path) if used in MODULES} - {name, "gptoss_mlx"}
-        for name, path in MODULES.items()
-    }
-
-
-def room(name: str) -> str:
-    return name.split(".")[1] if "." in name else "__init__"
-
-
 def test_every_module_is_in_a_room() -> None:
     assert {room(name) for name in MODULES} == set(ORDER)
 
 
 def test_rooms_import_downwards() -> None:
-    upward = [
-        f"{name} imports {used}"
-        for name, all_used in graph().items()
-        for used in all_used
-        if ORDER.index(room(used)) < ORDER.index(room(name))
-    ]
-    assert upward == []
+    assert upward() == []
 
 
 def test_there_are_no_circles() -> None:
@@ -145,7 +84,7 @@ def test_importing_the_package_loads_no_tensor_library() -> None:
         "print(sorted(heavy & {name.split('.')[0] for name in sys.modules}))"
     )
     run = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=PACKAGE.parent
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT
     )
     assert run.stdout.strip() == "[]"
 
