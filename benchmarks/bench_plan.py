@@ -30,7 +30,6 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.make_checkpoint import Shape, write_checkpoint
 from convert import destination
 from convert.plan import to_mlx
 from convert.sources import open_source
@@ -40,6 +39,7 @@ from gptoss_mlx.plan.memory import Plan, make_plan
 from gptoss_mlx.spec.recipe import RECIPES
 from gptoss_mlx.system.machine import Machine
 from gptoss_mlx.system.units import parse_bytes, show_bytes
+from tests.support.checkpoints import Shape, write_checkpoint
 
 CPU = Machine("this machine", None, None, False)
 DECODED = 8  # tokens

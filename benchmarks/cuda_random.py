@@ -13,13 +13,13 @@ from zlib import crc32
 
 import torch
 
-from benchmarks.random_values import middle_scale, normal_of
 from gptoss_mlx.backends.torch.cache import Cache
 from gptoss_mlx.backends.torch.choice import Kernels
 from gptoss_mlx.backends.torch.model import Transformer
 from gptoss_mlx.backends.torch.operands import Matrix
 from gptoss_mlx.models.checkpoint import expected_tensors
 from gptoss_mlx.spec.config import ModelConfig
+from tests.support.random_values import middle_scale, normal_of
 
 GROUP = 64  # weights that share a scale where matrices are in 8 bits
 _BYTE_STD = math.sqrt((256**2 - 1) / 12)

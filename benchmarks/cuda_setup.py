@@ -13,7 +13,6 @@ import torch
 
 from benchmarks.cuda_bytes import Sizes
 from benchmarks.cuda_random import fill, random_model
-from benchmarks.make_checkpoint import SHAPES, Shape, config_json
 from gptoss_mlx.backends.torch.blocks import Block
 from gptoss_mlx.backends.torch.cache import Cache, State
 from gptoss_mlx.backends.torch.choice import Kernels
@@ -21,6 +20,7 @@ from gptoss_mlx.backends.torch.graph import Graphs
 from gptoss_mlx.backends.torch.model import Transformer
 from gptoss_mlx.backends.torch.operands import Groups
 from gptoss_mlx.spec.config import ModelConfig
+from tests.support.checkpoints import SHAPES, Shape, config_json
 
 Row = dict[str, Any]
 Section = Iterator[Row]

@@ -31,9 +31,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.launch_table import UnknownLaunches, check_compiled, count
-from benchmarks.make_checkpoint import Shape, write_checkpoint
 from benchmarks.step_graph import Tracer
 from gptoss_mlx.errors import GptOssError
+from tests.support.checkpoints import Shape, write_checkpoint
 
 SHAPE = Shape(hidden=64, intermediate=64, heads=16, kv_heads=2, vocab=2048)
 """As released but for sizes that change no count; heads of 64 values have MLX's fused attention."""

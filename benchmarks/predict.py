@@ -22,13 +22,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from benchmarks.make_checkpoint import SHAPES, config_json
 from benchmarks.replay import Outcome, outcomes
 from benchmarks.synthetic import EXPERTS, KINDS, synthesise
 from gptoss_mlx.files.shard import ITEM_BYTES
 from gptoss_mlx.models.checkpoint import expected_tensors
 from gptoss_mlx.spec.config import ModelConfig
 from gptoss_mlx.spec.recipe import RECIPES, quantization
+from tests.support.checkpoints import SHAPES, config_json
 
 GIB = 1 << 30
 

@@ -32,7 +32,6 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks.make_checkpoint import SHAPES, Shape, config_json, write_checkpoint
 from convert import destination
 from convert.plan import expected_nbytes, to_mlx
 from convert.sources import open_source
@@ -43,6 +42,7 @@ from gptoss_mlx.models.checkpoint import Checkpoint
 from gptoss_mlx.models.tiny import materialise
 from gptoss_mlx.spec.config import ModelConfig
 from gptoss_mlx.spec.recipe import RECIPES, Recipe, quantization
+from tests.support.checkpoints import SHAPES, Shape, config_json, write_checkpoint
 
 WIDE = Shape(layers=2, experts=8, heads=64, kv_heads=8, vocab=8192)
 """The released widths with few layers, experts and words."""

@@ -22,7 +22,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-from benchmarks.make_checkpoint import Shape, write_checkpoint
+from tests.support.checkpoints import Shape, write_checkpoint
 
 SMALL = Shape(
     layers=2,

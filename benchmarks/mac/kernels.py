@@ -16,7 +16,6 @@ import numpy as np
 
 from benchmarks.mac.machine import flat, on_gpu, sampled
 from benchmarks.mac.rows import Absent
-from benchmarks.make_checkpoint import SHAPES, Shape
 from gptoss_mlx.backends.mlx.ops.choice import MODULES
 from gptoss_mlx.backends.mlx.ops.decode_qkv import Heads
 from gptoss_mlx.backends.mlx.ops.matrix import Matrix, Norm
@@ -26,6 +25,7 @@ from gptoss_mlx.backends.mlx.ops.place import Spot, anywhere, places
 from gptoss_mlx.backends.mlx.ops.trial import AGREEMENT, disagreement
 from gptoss_mlx.plan.buffers import PAGE
 from gptoss_mlx.spec.config import QuantizationSpec
+from tests.support.checkpoints import SHAPES, Shape
 
 UNCACHED = 256 << 20  # bytes of weights that the calls of a sample go through, where there is room
 MOST_CALLS = 16

@@ -14,13 +14,13 @@ from typing import Any
 from benchmarks.bench_generate import mlx_lm, ours
 from benchmarks.mac.machine import on_gpu
 from benchmarks.mac.rows import Absent
-from benchmarks.make_checkpoint import SHAPES, write_checkpoint
 from convert import destination
 from convert.plan import to_mlx
 from convert.sources import open_source
 from gptoss_mlx.backends.mlx.ops.choice import VARIABLE
 from gptoss_mlx.models.hub import local_folder
 from gptoss_mlx.spec.recipe import RECIPES
+from tests.support.checkpoints import SHAPES, write_checkpoint
 
 
 def make(folder: str, recipe: str, shape: str) -> dict[str, Any]:

@@ -14,7 +14,6 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from benchmarks.make_checkpoint import Shape
 from gptoss_mlx.backends import guesses, slots
 from gptoss_mlx.backends.mlx import streaming, weights
 from gptoss_mlx.backends.mlx.experts import ExpertBank
@@ -25,6 +24,7 @@ from gptoss_mlx.files.pool import Tasks
 from gptoss_mlx.models import checkpoint as checkpoint_module
 from gptoss_mlx.models.checkpoint import Checkpoint
 from tests.support.backends import open_on
+from tests.support.checkpoints import Shape
 from tests.support.interrupts import Interrupt, everywhere, left_open
 
 SHAPE = Shape(2, 32, 32, 5, 2, 2, 1, 16, vocab=64)

@@ -18,9 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from benchmarks.make_checkpoint import Shape
 from gptoss_mlx.backends.mlx.model import Transformer
 from tests.support.backends import BACKENDS, open_on, token_on
+from tests.support.checkpoints import Shape
 from tests.support.comparison import argmax_agreement, fresh, opened, relative_l2, worst_row
 from tests.support.numpy_gpt_oss import NumpyGptOss
 from tests.support.shapes import CASES, tokens

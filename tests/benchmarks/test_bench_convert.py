@@ -9,10 +9,10 @@ from pathlib import Path
 from click.testing import CliRunner
 
 from benchmarks.bench_convert import main
-from benchmarks.make_checkpoint import Shape
 from convert.plan import to_mlx
 from convert.sources import open_source
 from gptoss_mlx.spec.recipe import RECIPES
+from tests.support.checkpoints import Shape
 
 SHAPE = Shape(2, 128, 64, 4, 2, 4, 2, 32, vocab=256)
 

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks.bench_generate import FIGURES, bytes_a_token, main
-from benchmarks.make_checkpoint import Shape
+from tests.support.checkpoints import Shape
 
 FULL = Shape(
     layers=2,

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from benchmarks import bench_plan
 from benchmarks.bench_plan import CASES, STREAMING, Case, main
-from benchmarks.make_checkpoint import Shape
+from tests.support.checkpoints import Shape
 
 FULL = Shape(2, 32, 32, 8, 4, 2, 1, 16, 201088)
 

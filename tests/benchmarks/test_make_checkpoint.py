@@ -22,14 +22,14 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 import gptoss_mlx
-from benchmarks import make_checkpoint
-from benchmarks.make_checkpoint import SHAPES, Shape, config_json, main, write_checkpoint
+from benchmarks.make_checkpoint import main
 from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.models.checkpoint import Checkpoint, expected_tensors
 from gptoss_mlx.spec.config import ModelConfig
 from gptoss_mlx.spec.released import CONFIGS
 from tests.conftest import SMALL
-from tests.support import transformers_oracle
+from tests.support import checkpoints, transformers_oracle
+from tests.support.checkpoints import SHAPES, Shape, config_json, write_checkpoint
 
 INDEX = "model.safetensors.index.json"
 
@@ -86,7 +86,7 @@ def test_the_full_sizes_and_shards_are_the_released_ones(
         for tensor, (dtype, shape) in expected_tensors(ModelConfig.from_file(path), path).items()
     }
     assert sum(sizes.values()) == total
-    cut = list(make_checkpoint._shards(sizes, make_checkpoint.SHARD_BYTES))
+    cut = list(checkpoints._shards(sizes, checkpoints.SHARD_BYTES))
     assert len(cut) == shards
     if name == "20b":
         assert cut[0][-1] == "model.layers.18.self_attn.v_proj.bias"
@@ -225,7 +225,7 @@ def test_transformers_runs_it_with_live_attention_router_and_clamp(
 
 
 def test_memory_stays_at_a_few_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(make_checkpoint, "_CHUNK_VALUES", 1 << 15)
+    monkeypatch.setattr(checkpoints, "_CHUNK_VALUES", 1 << 15)
     shape = replace(SMALL, vocab=1 << 16)
     tracemalloc.start()
     try:

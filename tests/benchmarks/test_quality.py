@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.make_checkpoint import Shape
 from benchmarks.quality import (
     ALONE,
     KV,
@@ -25,6 +24,7 @@ from benchmarks.quality import (
 )
 from gptoss_mlx.harmony import Encoding
 from gptoss_mlx.spec.recipe import RECIPES, Recipe
+from tests.support.checkpoints import Shape
 
 SHAPE = Shape(2, 128, 64, 4, 2, 4, 2, 32, vocab=256)
 

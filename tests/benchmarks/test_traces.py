@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.make_checkpoint import Shape
 from benchmarks.quality import Passage
 from benchmarks.synthetic import EXPERTS, KINDS, Routing, synthesise, synthetic
 from benchmarks.traces import NOBODY, Trace, load, record, save
 from gptoss_mlx.errors import CheckpointError
 from tests.support import numpy_gpt_oss as oracle
+from tests.support.checkpoints import Shape
 
 SHAPE = Shape(3, 64, 32, 8, 4, 4, 2, 16, vocab=256, window=16)
 PASSAGES = [

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from benchmarks.make_checkpoint import Shape
 from gptoss_mlx.generate import main
 from tests.root import ROOT
+from tests.support.checkpoints import Shape
 
 SHAPE = Shape(
     layers=2,

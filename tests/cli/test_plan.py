@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from benchmarks.make_checkpoint import SHAPES, config_json
 from gptoss_mlx.cli.plan import main
 from gptoss_mlx.plan.memory import make_plan
 from gptoss_mlx.spec.config import ModelConfig
@@ -20,6 +19,7 @@ from gptoss_mlx.spec.released import CONFIGS
 from gptoss_mlx.system.machine import CARDS, MACHINES, mac
 from gptoss_mlx.system.units import show_bytes
 from tests.root import ROOT
+from tests.support.checkpoints import SHAPES, config_json
 
 GiB = 2**30
 

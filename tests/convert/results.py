@@ -9,11 +9,11 @@ import pytest
 import safetensors
 from click.testing import CliRunner, Result
 
-from benchmarks.make_checkpoint import Shape
 from convert import journal
 from convert import weights as writing
 from convert.__main__ import main
 from convert.conversion import Conversion
+from tests.support.checkpoints import Shape
 
 SHAPE = Shape(2, 128, 64, 4, 2, 4, 2, 32, vocab=256)
 """No two sizes of a tensor are equal; every width is a multiple of 64."""

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.make_checkpoint import Shape, write_checkpoint
 from convert import journal, weights
 from convert.conversion import Conversion
 from convert.plan import to_mlx
@@ -23,6 +22,7 @@ from gptoss_mlx.models.checkpoint import UNFINISHED, Checkpoint
 from gptoss_mlx.spec.recipe import RECIPES
 from tests.convert.faults import CRASHES, Call, Memory, Recorder, Tree, lay_out
 from tests.convert.results import contents
+from tests.support.checkpoints import Shape, write_checkpoint
 
 SHAPE = Shape(1, 64, 32, 2, 1, 2, 1, 32, vocab=64)
 SHARD_BYTES = 12_000

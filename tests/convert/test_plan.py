@@ -17,7 +17,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from benchmarks.make_checkpoint import SHAPES, Shape, config_json
 from convert.piece import Piece
 from convert.plan import MLX_SHARD_BYTES, Plan, Task, to_mlx, to_release
 from convert.source import Source
@@ -27,6 +26,7 @@ from gptoss_mlx.models.checkpoint import INDEX, expected_tensors
 from gptoss_mlx.spec.config import ModelConfig, QuantizationSpec
 from gptoss_mlx.spec.recipe import RECIPES
 from tests.convert.results import SHAPE
+from tests.support.checkpoints import SHAPES, Shape, config_json
 
 NOWHERE = Path("nowhere") / "model.safetensors"
 CHUNK = 16 << 20

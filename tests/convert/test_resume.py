@@ -16,7 +16,6 @@ from random import Random
 import numpy as np
 import pytest
 
-from benchmarks.make_checkpoint import write_checkpoint
 from convert import plan, weights
 from convert.conversion import Conversion
 from gptoss_mlx.errors import CheckpointError, ConversionError
@@ -24,6 +23,7 @@ from gptoss_mlx.models.checkpoint import UNFINISHED, Checkpoint
 from tests.convert.results import SHAPE, contents, refusal, unfinished
 from tests.convert.results import convert as converted
 from tests.support.broken import header_of
+from tests.support.checkpoints import write_checkpoint
 
 MOMENTS = 6
 RECIPE = "8"

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.make_checkpoint import Shape
 from convert.conversion import Conversion
 from gptoss_mlx.spec.recipe import RECIPES
+from tests.support.checkpoints import Shape
 from tests.support.comparison import argmax_agreement, fresh, opened, relative_l2
 from tests.support.numpy_gpt_oss import NumpyGptOss
 from tests.support.released_tensors import read_tensors

@@ -15,7 +15,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from benchmarks.make_checkpoint import Shape, write_checkpoint
 from convert.sources import gguf as gguf_source
 from convert.sources import open_source, original, standard
 from convert.sources.standard import tokenizer_files
@@ -33,6 +32,7 @@ from tests.convert.results import (
     weights,
 )
 from tests.support.broken import edit_json
+from tests.support.checkpoints import Shape, write_checkpoint
 from tests.support.quantized import write_quantized
 from tests.support.released_tensors import raw_tensors, read_tensors, widened
 

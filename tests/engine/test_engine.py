@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from benchmarks.make_checkpoint import Shape
 from gptoss_mlx.backends.mlx.sampler import Sampler
 from gptoss_mlx.engine.engine import Engine, open_engine
 from gptoss_mlx.engine.events import Event, TokenEvent
@@ -23,6 +22,7 @@ from gptoss_mlx.errors import ContextError, MessageError
 from gptoss_mlx.harmony import Headers, Mask, Parser
 from gptoss_mlx.harmony.encoding import CALL, CHANNEL, END, RETURN, VOCAB_SIZE
 from tests.support.backends import BACKENDS, engine_on
+from tests.support.checkpoints import Shape
 from tests.support.ring_model import RingModel
 from tests.support.scripted_model import F, encoding, finish_of, ids_of, tokenizer
 

@@ -16,7 +16,6 @@ from unittest.mock import patch
 
 from click.testing import CliRunner
 
-from benchmarks.make_checkpoint import Shape, write_checkpoint
 from convert.__main__ import main as convert_command
 from convert.sources import open_source
 from gptoss_mlx.cli.question import read_question
@@ -35,6 +34,7 @@ from gptoss_mlx.system.machine import MACHINES
 from tests.convert.layouts import write_gguf, write_mlx_lm, write_original
 from tests.fuzz.mutate import damaged_bytes, damaged_json, damaged_safetensors
 from tests.fuzz.samples import FORMAT, MESSAGES, TOOLS
+from tests.support.checkpoints import Shape, write_checkpoint
 
 SHAPE = Shape(
     layers=2,

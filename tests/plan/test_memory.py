@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.make_checkpoint import SHAPES, Shape, config_json
 from gptoss_mlx.errors import ContextError, MemoryBudgetError
 from gptoss_mlx.plan.buffers import GROWTH, HEADROOM, RUNTIME, SCORES_BYTES, least_slots
 from gptoss_mlx.plan.memory import CHUNKS, Plan, device_bytes, make_plan, wired_bytes
@@ -22,6 +21,7 @@ from gptoss_mlx.spec.recipe import RECIPES, quantization
 from gptoss_mlx.system.machine import MACHINES, Machine, mac
 from gptoss_mlx.system.units import show_bytes
 from tests.conftest import SMALL
+from tests.support.checkpoints import SHAPES, Shape, config_json
 from tests.support.quantized import write_quantized
 from tests.support.shapes import CASES, tokens
 

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.make_checkpoint import SHAPES, Shape, config_json
 from gptoss_mlx.errors import DeviceError, MemoryBudgetError
 from gptoss_mlx.models.checkpoint import expected_tensors
 from gptoss_mlx.plan.buffers import SNAPSHOT_BUDGET
@@ -31,6 +30,7 @@ from gptoss_mlx.plan.torch_buffers import (
 from gptoss_mlx.spec.config import ModelConfig
 from gptoss_mlx.system.machine import CARDS, Machine, card, mac
 from tests.plan.test_memory import RELEASED, config_of, least_total, shapes
+from tests.support.checkpoints import SHAPES, Shape, config_json
 
 MiB, GiB = 2**20, 2**30
 CARD = Machine("a card", None, None, True, "torch")

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from benchmarks.make_checkpoint import Shape, config_json
 from gptoss_mlx.models.checkpoint import expected_tensors
 from gptoss_mlx.spec.config import ModelConfig, QuantizationSpec
 from gptoss_mlx.spec.recipe import RECIPES, Recipe, matrices, quantization
 from tests.convert.results import SHAPE
+from tests.support.checkpoints import Shape, config_json
 
 PATH = Path("config.json")
 KINDS = {

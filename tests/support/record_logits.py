@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.make_checkpoint import write_checkpoint
 from gptoss_mlx.spec.released import CONFIGS
+from tests.support.checkpoints import write_checkpoint
 from tests.support.shapes import CASES, GOLDEN, Case
 
 FILE = Path(__file__).parent / "data" / "golden_logits.npz"

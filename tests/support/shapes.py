@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.make_checkpoint import Shape
+from tests.support.checkpoints import Shape
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from benchmarks.make_checkpoint import Shape
 from gptoss_mlx.backends.mlx.embedding import FileEmbedding, ResidentEmbedding, Rows
 from gptoss_mlx.backends.mlx.weights import Loader
 from gptoss_mlx.files.reader import FileReader
 from gptoss_mlx.models.checkpoint import Checkpoint
+from tests.support.checkpoints import Shape
 from tests.support.quantized import write_quantized
 from tests.support.released_tensors import read_tensors
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from benchmarks.make_checkpoint import Shape
 from gptoss_mlx.backends.mlx.model import Transformer
 from gptoss_mlx.backends.mlx.ops import matrix
 from gptoss_mlx.backends.mlx.ops.choice import MODULES, Kernels
+from tests.support.checkpoints import Shape
 from tests.support.comparison import opened
 
 SHAPE = Shape(2, 64, 32, 4, 2, 4, 2, 32, 256, window=16)

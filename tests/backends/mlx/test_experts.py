@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from benchmarks.make_checkpoint import Shape
 from gptoss_mlx.backends.mlx.experts import ExpertBank
 from gptoss_mlx.backends.mlx.weights import Loader
 from gptoss_mlx.models.checkpoint import Checkpoint
 from tests.backends.mlx.ops.banks import choices, normal
+from tests.support.checkpoints import Shape
 from tests.support.comparison import worst_row
 from tests.support.numpy_gpt_oss import expert
 from tests.support.released_tensors import Values, read_tensors

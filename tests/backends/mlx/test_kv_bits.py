@@ -19,13 +19,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from benchmarks.make_checkpoint import Shape
 from gptoss_mlx.backends.mlx.cache import GROWTH, Arena, QuantizedArena, State, kv_group
 from gptoss_mlx.backends.mlx.model import Transformer
 from gptoss_mlx.backends.mlx.ops.attention_quantized import Quantized
 from gptoss_mlx.engine.engine import open_engine
 from gptoss_mlx.engine.events import FinishEvent
 from gptoss_mlx.errors import ConfigError
+from tests.support.checkpoints import Shape
 from tests.support.comparison import argmax_agreement, fresh, opened, relative_l2, worst_row
 from tests.support.numpy_gpt_oss import NumpyGptOss
 from tests.support.shapes import CASES, tokens

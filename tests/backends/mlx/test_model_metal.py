@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.make_checkpoint import Shape
 from gptoss_mlx.backends.mlx.cache import Snapshot
 from gptoss_mlx.backends.mlx.model import Transformer, open_model
 from gptoss_mlx.backends.mlx.ops.choice import (
@@ -31,6 +30,7 @@ from gptoss_mlx.engine.result import collect
 from gptoss_mlx.harmony.tokenizer import load_tokenizer
 from gptoss_mlx.models.checkpoint import Checkpoint
 from gptoss_mlx.models.tiny import materialise
+from tests.support.checkpoints import Shape
 from tests.support.comparison import fresh, opened, relative_l2, worst_row
 from tests.support.metal_emulator import Emulator, available
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from benchmarks.make_checkpoint import Shape
 from tests.support.backends import open_on
+from tests.support.checkpoints import Shape
 from tests.support.comparison import argmax_agreement, fresh, opened, relative_l2
 from tests.support.numpy_gpt_oss import NumpyGptOss
 from tests.support.quantized import write_quantized

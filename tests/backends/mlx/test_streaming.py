@@ -17,7 +17,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from benchmarks.make_checkpoint import Shape
 from gptoss_mlx.backends.mlx.experts import ExpertBank
 from gptoss_mlx.backends.mlx.streaming import StreamedExperts, Streaming
 from gptoss_mlx.backends.mlx.weights import Loader
@@ -29,6 +28,7 @@ from gptoss_mlx.files.reader import FileReader
 from gptoss_mlx.files.shard import Tensor, read_into
 from gptoss_mlx.models.checkpoint import Checkpoint
 from tests.backends.mlx.ops.banks import choices, normal
+from tests.support.checkpoints import Shape
 from tests.support.comparison import opened
 
 SHAPE = Shape(2, 64, 32, 9, 4, 4, 2, 16, vocab=64)

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from benchmarks.make_checkpoint import Shape
 from gptoss_mlx.backends.mlx import weights
 from gptoss_mlx.backends.mlx.model import open_model
 from gptoss_mlx.backends.mlx.weights import Loader
 from gptoss_mlx.errors import CheckpointError
 from gptoss_mlx.models.checkpoint import Checkpoint, Tensor
 from gptoss_mlx.spec.config import ModelConfig
+from tests.support.checkpoints import Shape
 from tests.support.quantized import write_quantized
 from tests.support.released_tensors import raw_tensors
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.make_checkpoint import Shape
 from gptoss_mlx.errors import CapacityError
 from tests.support.backends import ROWS, open_on
+from tests.support.checkpoints import Shape
 from tests.support.comparison import fresh, relative_l2
 from tests.support.interrupts import everywhere
 from tests.support.shapes import tokens

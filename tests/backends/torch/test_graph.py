@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.make_checkpoint import Shape
 from tests.support.backends import open_on
+from tests.support.checkpoints import Shape
 from tests.support.shapes import tokens
 
 torch = pytest.importorskip("torch")

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from benchmarks.make_checkpoint import Shape
 from gptoss_mlx.models.checkpoint import Checkpoint
 from gptoss_mlx.plan import torch_buffers
 from gptoss_mlx.plan.memory import MOST_ROWS, make_plan
 from gptoss_mlx.system.machine import Machine
 from tests.plan.test_memory import EIGHT, MIXED
+from tests.support.checkpoints import Shape
 from tests.support.quantized import write_quantized
 from tests.support.shapes import CASES
 

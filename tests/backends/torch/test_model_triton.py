@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.make_checkpoint import Shape
 from gptoss_mlx.errors import CheckpointError
 from gptoss_mlx.models.checkpoint import Checkpoint
 from tests.support.backends import open_on
+from tests.support.checkpoints import Shape
 from tests.support.comparison import argmax_agreement, fresh, relative_l2
 from tests.support.quantized import write_quantized
 from tests.support.shapes import tokens

@@ -16,7 +16,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.make_checkpoint import Shape
 from gptoss_mlx.backends import slots
 from gptoss_mlx.cli.report import table
 from gptoss_mlx.engine.events import FinishEvent, Timings
@@ -26,6 +25,7 @@ from gptoss_mlx.files.reader import FileReader
 from gptoss_mlx.plan.memory import make_plan
 from gptoss_mlx.system.machine import Machine
 from tests.support.backends import open_on
+from tests.support.checkpoints import Shape
 from tests.support.comparison import fresh
 from tests.support.interrupts import Interrupt, everywhere
 from tests.support.shapes import tokens

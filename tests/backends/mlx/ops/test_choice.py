@@ -11,13 +11,13 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from benchmarks.make_checkpoint import Shape
 from gptoss_mlx.backends.mlx.ops import choice
 from gptoss_mlx.backends.mlx.ops.choice import MODULES, Kernels, choose_kernels, implementations
 from gptoss_mlx.backends.mlx.ops.metal import Pipeline, mlx_version, require_mlx
 from gptoss_mlx.backends.mlx.ops.trial import disagreement
 from gptoss_mlx.backends.mlx.ops.verdicts import Verdict, Verdicts, this_machine
 from gptoss_mlx.errors import KernelError
+from tests.support.checkpoints import Shape
 from tests.support.comparison import opened
 
 KERNELS = {
