@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from benchmarks.bench_generate import mlx_lm, ours
+from benchmarks.generate import mlx_lm, ours
 from benchmarks.mac.machine import on_gpu
 from benchmarks.mac.rows import Absent
 from convert import destination
@@ -37,7 +37,7 @@ def make(folder: str, recipe: str, shape: str) -> dict[str, Any]:
 
 
 def generate(model: str, runtime: str, prompt: int, decode: int) -> dict[str, Any]:
-    """The figures of bench_generate for one run, by one of plan.py's RUNTIMES."""
+    """The figures of benchmarks.generate for one run, by one of plan.py's RUNTIMES."""
     if runtime == "mlx-lm" and find_spec("mlx_lm") is None:
         raise Absent("mlx-lm is not installed")
     if "without" in runtime:

@@ -47,7 +47,7 @@ SCORES_BYTES = 32 * MiB
 """Scores that attention over quantized keys computes at a time."""
 
 HEADROOM = 20 * MiB
-"""More than benchmarks/bench_plan.py has found at most above the sum of the rest, 13 MiB: peaks of
+"""More than benchmarks/memory/plan.py has found at most above the sum of the rest, 13 MiB: peaks of
 the same case differ by several MiB from run to run. What the system and other programs need is no
 part of it; see machine.SYSTEM_SHARE."""
 

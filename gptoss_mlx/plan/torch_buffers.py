@@ -67,7 +67,7 @@ CPU_SHAPES = 32 * MiB
 """What oneDNN, which multiplies bfloat16, keeps of shapes it has met; see heap.keep_few_shapes."""
 
 CPU_HEADROOM = 48 * MiB
-"""With it, peaks of benchmarks/bench_plan.py --torch are 94 to 98 % of the sum; 86 to 88 % where
+"""With it, peaks of benchmarks/memory/plan.py --torch are 94 to 98 % of the sum; 86 to 88 % where
 four sequences take fewer snapshots than they may, and where a conversion's matrices are widened."""
 
 _FLOAT = 4  # bytes

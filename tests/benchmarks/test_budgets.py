@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from benchmarks import budgets
-from benchmarks.budgets import Asked, Outcome, sweep, sweep_report
-from benchmarks.confine import Outcome as Ended
+from benchmarks.memory import budgets
+from benchmarks.memory.budgets import Asked, Outcome, sweep, sweep_report
+from benchmarks.memory.confine import Outcome as Ended
 from gptoss_mlx.models.tiny import materialise
 
 GIB = 2**30

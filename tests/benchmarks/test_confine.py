@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 import pytest
 
-from benchmarks import confine
-from benchmarks.confine import anonymous, run
+from benchmarks.memory import confine
+from benchmarks.memory.confine import anonymous, run
 
 MIB = 1 << 20
 

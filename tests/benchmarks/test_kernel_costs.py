@@ -8,10 +8,10 @@ import mlx.core as mx
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import kernel_costs
-from benchmarks.kernel_costs import Cost, cost, main, recorded, table
-from benchmarks.kernel_jobs import decode_moe, jobs
-from benchmarks.kernel_pieces import Sizes
+from benchmarks.kernels import costs as kernel_costs
+from benchmarks.kernels.costs import Cost, cost, main, recorded, table
+from benchmarks.kernels.jobs import decode_moe, jobs
+from benchmarks.kernels.pieces import Sizes
 from tests.support.metal_emulator import Emulator, available
 
 SMALL = Sizes(

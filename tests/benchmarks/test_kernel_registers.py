@@ -7,7 +7,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from benchmarks.kernel_registers import rows
+from benchmarks.kernels.registers import rows
 from tests.support.metal_emulator import available
 from tests.support.metal_emulator.registers import FILE, Counted, Registers
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from benchmarks import launches
-from benchmarks.launch_table import Count, UnknownLaunches, check_compiled, count
-from benchmarks.step_graph import Tracer
+from benchmarks.kernels import launches
+from benchmarks.kernels.launch_table import Count, UnknownLaunches, check_compiled, count
+from benchmarks.kernels.step_graph import Tracer
 
 
 def counted(function: Callable[..., Sequence[mx.array]], *inputs: mx.array) -> Count:

@@ -151,10 +151,10 @@ def together(device: str, folder: Path) -> None:
 
 
 def benchmark(device: str, folder: Path) -> None:
-    """bench_cuda measures everything on this device, at tiny sizes."""
+    """benchmarks.cuda measures everything on this device, at tiny sizes."""
     from click.testing import CliRunner
 
-    from benchmarks.bench_cuda import main
+    from benchmarks.cuda.__main__ import main
 
     result = CliRunner().invoke(main, ["--device", device, "--model", "tiny"])
     sections = json.loads(result.stdout.splitlines()[-1])["sections"]

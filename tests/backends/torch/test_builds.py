@@ -68,7 +68,7 @@ def builds(capability):
 def built(*arguments: str, path: Path = ROOT) -> tuple[int, str, list[dict[str, Any]]]:
     """The command's exit status, its output, and the rows of its last line."""
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{path}"}
-    command = [sys.executable, "-m", "benchmarks.cuda_builds", "--workers", WORKERS, *arguments]
+    command = [sys.executable, "-m", "benchmarks.cuda.builds", "--workers", WORKERS, *arguments]
     run = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
     assert run.stdout, run.stderr
     return run.returncode, run.stdout, json.loads(run.stdout.splitlines()[-1])["builds"]

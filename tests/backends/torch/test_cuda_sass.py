@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-from benchmarks.cuda_sass import loops
+from benchmarks.cuda.sass import loops
 
 pytestmark = pytest.mark.torch
 

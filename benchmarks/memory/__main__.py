@@ -1,6 +1,6 @@
 """Experts in less memory than they take: how many hits, what speed, at which budget.
 
-    python -m benchmarks.bench_memory --model DIR --budget 8 --budget 4 --peer mlx-lm --plot x.png
+    python -m benchmarks.memory --model DIR --budget 8 --budget 4 --peer mlx-lm --plot x.png
 
 Runs a checkpoint under memory limits that the kernel enforces (Linux, root), and draws speed, hits
 and bytes read against them; see budgets.py. The table goes to stderr.
@@ -17,7 +17,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from benchmarks.budgets import Asked, sweep_report
+from benchmarks.memory.budgets import Asked, sweep_report
 from gptoss_mlx.errors import GptOssError
 
 WIDTH = 110  # columns of a table where no terminal says otherwise

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
-from benchmarks.bench_convert import main
+from benchmarks.convert import main
 from convert.plan import to_mlx
 from convert.sources import open_source
 from gptoss_mlx.spec.recipe import RECIPES

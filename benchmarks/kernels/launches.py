@@ -7,7 +7,7 @@ tell what one more layer of either kind costs and what is outside of layers: the
 norm, the head and the greedy choice. Linear layers are bfloat16, as released, or 8 bits, as
 converted.
 
-    python -m benchmarks.launches
+    python -m benchmarks.kernels.launches
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.launch_table import UnknownLaunches, check_compiled, count
-from benchmarks.step_graph import Tracer
+from benchmarks.kernels.launch_table import UnknownLaunches, check_compiled, count
+from benchmarks.kernels.step_graph import Tracer
 from gptoss_mlx.errors import GptOssError
 from tests.support.checkpoints import Shape, write_checkpoint
 
@@ -221,7 +221,7 @@ def _less(more: Counter[str], fewer: Counter[str]) -> Counter[str]:
 
 
 def _spawn(name: str, folder: Path, context: int) -> Traced:
-    command = [sys.executable, "-m", "benchmarks.launches", "--worker", name]
+    command = [sys.executable, "-m", "benchmarks.kernels.launches", "--worker", name]
     command += ["--folder", str(folder), "--context", str(context)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:

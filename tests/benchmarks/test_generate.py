@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from benchmarks.bench_generate import FIGURES, bytes_a_token, main
+from benchmarks.generate import FIGURES, bytes_a_token, main
 from tests.support.checkpoints import Shape
 
 FULL = Shape(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from benchmarks.bench_memory import main
+from benchmarks.memory.__main__ import main
 
 
 def test_a_model_and_a_budget_are_needed(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 How, and how far to trust it: tests/support/metal_emulator/registers.py. Needs what the emulator
 needs: x86-64 Linux, clang-19, lld-19.
 
-    python -m benchmarks.kernel_registers
+    python -m benchmarks.kernels.registers
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import mlx.core as mx
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.kernel_pieces import Sizes
+from benchmarks.kernels.pieces import Sizes
 from gptoss_mlx.backends.mlx.ops import moe_prefill
 from gptoss_mlx.backends.mlx.ops.choice import Kernels, metal_kernels
 from gptoss_mlx.backends.mlx.ops.decode_attention import WHOLE

@@ -4,7 +4,7 @@ Each is a fresh process and a fresh folder, in turn; the page cache is whatever 
 so the order changes from run to run. The time includes flushing the result to the disk, for all
 alike. "rest" is the time MLX takes to quantize everything besides the experts, in memory.
 
-    python -m benchmarks.bench_convert --model DIR --work DIR --peer mlx-lm
+    python -m benchmarks.convert --model DIR --work DIR --peer mlx-lm
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import bench_plan
-from benchmarks.bench_plan import CASES, STREAMING, Case, main
+from benchmarks.memory import plan as bench_plan
+from benchmarks.memory.plan import CASES, STREAMING, Case, main
 from tests.support.checkpoints import Shape
 
 FULL = Shape(2, 32, 32, 8, 4, 2, 1, 16, 201088)

@@ -21,8 +21,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.confine import run
-from benchmarks.curves import draw_budgets, need_matplotlib
+from benchmarks.memory.confine import run
+from benchmarks.memory.curves import draw_budgets, need_matplotlib
 from gptoss_mlx.engine.engine import Engine
 from gptoss_mlx.plan.memory import Plan
 
@@ -110,7 +110,7 @@ def sweep(asked: Asked, budgets: Iterable[float], peers: Iterable[str]) -> Itera
 
 def _outcome(runtime: str, asked: Asked, limit: int | None) -> Outcome:
     values = json.dumps({**asdict(asked), "folder": str(asked.folder), "limit": limit})
-    command = [sys.executable, "-m", "benchmarks.budgets", runtime, values]
+    command = [sys.executable, "-m", "benchmarks.memory.budgets", runtime, values]
     ended = run(command, limit)
     if ended.returncode != 0:
         last = ended.stderr.strip().splitlines()[-1:] or ["nothing said"]

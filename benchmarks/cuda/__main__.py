@@ -5,8 +5,8 @@ references; each operation beside plain PyTorch; the engine. The weights are mad
 that no checkpoint is needed; --folder also times loading one. Results are written to the JSON file
 row by row, and what fails becomes a row. Tables come last on stderr, then one JSON line on stdout.
 
-    python -m benchmarks.bench_cuda --json cuda.json
-    python -m benchmarks.bench_cuda --device cpu --model tiny     tries the benchmark itself
+    python -m benchmarks.cuda --json cuda.json
+    python -m benchmarks.cuda --device cpu --model tiny     tries the benchmark itself
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ import click
 import torch
 from rich.console import Console
 
-from benchmarks.cuda_layers import layers
-from benchmarks.cuda_pieces import pieces
-from benchmarks.cuda_setup import LITTLE, QUICK, Amounts, Bench, Row, Section, config_of, line
-from benchmarks.cuda_speed import card, decode, memory, prefill
-from benchmarks.cuda_tables import say, show
-from benchmarks.cuda_talk import engine, folder
+from benchmarks.cuda.layers import layers
+from benchmarks.cuda.pieces import pieces
+from benchmarks.cuda.setup import LITTLE, QUICK, Amounts, Bench, Row, Section, config_of, line
+from benchmarks.cuda.speed import card, decode, memory, prefill
+from benchmarks.cuda.tables import say, show
+from benchmarks.cuda.talk import engine, folder
 from gptoss_mlx.backends.backend import choose_backend
 from gptoss_mlx.backends.torch.choice import choose_kernels
 from gptoss_mlx.backends.torch.current import launching_on

@@ -13,13 +13,15 @@ from click.testing import CliRunner, Result
 
 torch = pytest.importorskip("torch")
 
-from benchmarks import bench_cuda, cuda_layers, cuda_pieces  # noqa: E402
-from benchmarks.bench_cuda import SECTIONS, main, plain  # noqa: E402
-from benchmarks.cuda_bytes import Sizes  # noqa: E402
-from benchmarks.cuda_random import RandomLoader, random_model  # noqa: E402
-from benchmarks.cuda_setup import LITTLE, Amounts, Bench, NoRoom, Section, at, config_of, twin  # noqa: E402
-from benchmarks.cuda_speed import distinct_experts  # noqa: E402
-from benchmarks.cuda_tables import goals  # noqa: E402
+from benchmarks.cuda import __main__ as bench_cuda  # noqa: E402
+from benchmarks.cuda import layers as cuda_layers  # noqa: E402
+from benchmarks.cuda import pieces as cuda_pieces  # noqa: E402
+from benchmarks.cuda.__main__ import SECTIONS, main, plain  # noqa: E402
+from benchmarks.cuda.bytes import Sizes  # noqa: E402
+from benchmarks.cuda.random import RandomLoader, random_model  # noqa: E402
+from benchmarks.cuda.setup import LITTLE, Amounts, Bench, NoRoom, Section, at, config_of, twin  # noqa: E402
+from benchmarks.cuda.speed import distinct_experts  # noqa: E402
+from benchmarks.cuda.tables import goals  # noqa: E402
 from gptoss_mlx.backends.torch import reference  # noqa: E402
 from gptoss_mlx.backends.torch.cache import Cache  # noqa: E402
 from gptoss_mlx.backends.torch.choice import MODULES, Kernels  # noqa: E402

@@ -1,4 +1,4 @@
-"""Sections of bench_cuda about the whole model: the card, memory, prefill, decode."""
+"""Sections of benchmarks.cuda about the whole model: the card, memory, prefill, decode."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from functools import partial
 
 import torch
 
-from benchmarks.cuda_setup import GIB, Bench, Row, Section, at, tried, twin, watched
-from benchmarks.cuda_timing import median, seconds
+from benchmarks.cuda.setup import GIB, Bench, Row, Section, at, tried, twin, watched
+from benchmarks.cuda.timing import median, seconds
 from gptoss_mlx.backends.torch.cache import State
 from gptoss_mlx.backends.torch.choice import implementations
 from gptoss_mlx.backends.torch.device import driver_version

@@ -6,7 +6,7 @@ tokens drawn with top-p, penalties and log-probabilities. The parent samples the
 anonymous resident memory (RssAnon: pages of mapped files can be dropped at any time and do not
 count) every millisecond; the figure is its peak over the plan's sum. Linux only.
 
-    python -m benchmarks.bench_plan [--torch]
+    python -m benchmarks.memory.plan [--torch]
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ def _checkpoint(case: Case, work: Path) -> Path:
 def _peak(folder: Path, plan: Plan) -> int:
     """Bytes of anonymous memory a process that follows the plan had at most."""
     task = {"folder": str(folder), **{k: v for k, v in asdict(plan).items() if k in _FOLLOWED}}
-    command = [sys.executable, "-m", "benchmarks.bench_plan", "--worker", json.dumps(task)]
+    command = [sys.executable, "-m", "benchmarks.memory.plan", "--worker", json.dumps(task)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     peaks = [0]
 

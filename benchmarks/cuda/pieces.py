@@ -1,4 +1,4 @@
-"""Section of bench_cuda: what each operation takes at the model's shapes, beside plain PyTorch.
+"""Section of benchmarks.cuda: what each operation takes at the model's shapes, beside PyTorch's.
 
 The same operation of every layer goes in turn, with that layer's weights, keys and values, so that
 they come from memory and not from the card's cache (`rotating_mib` says how much goes round).
@@ -14,8 +14,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from benchmarks.cuda_setup import Bench, Row, Section, line, tried
-from benchmarks.cuda_timing import Work, each
+from benchmarks.cuda.setup import Bench, Row, Section, line, tried
+from benchmarks.cuda.timing import Work, each
 from gptoss_mlx.backends.torch import reference
 from gptoss_mlx.backends.torch.choice import is_reference
 from gptoss_mlx.backends.torch.model import Transformer

@@ -22,11 +22,11 @@ def run_without(package: str, module: str, folder: Path) -> tuple[int, str]:
     return run.returncode, run.stderr
 
 
-@pytest.mark.parametrize(("package", "module"), [("torch", "bench_cuda"), ("triton", "cuda_sass")])
+@pytest.mark.parametrize(("package", "module"), [("torch", "cuda"), ("triton", "cuda.sass")])
 def test_a_missing_package_is_one_line(tmp_path: Path, package: str, module: str) -> None:
     line = f"error: {package} is not installed: pip install -e '.[cuda]'\n"
     assert run_without(package, module, tmp_path) == (1, line)
 
 
 def test_another_failure_is_shown_as_it_is(tmp_path: Path) -> None:
-    assert "Traceback" in run_without("click", "bench_cuda", tmp_path)[1]
+    assert "Traceback" in run_without("click", "cuda", tmp_path)[1]

@@ -6,7 +6,7 @@ rows (of lm_head a sixteenth, of the prompt a few experts' tokens and outputs, w
 same); the figures are those of the whole job. OpenAI's are recorded in a file of results. Needs
 what the emulator needs: x86-64 Linux, clang-19, lld-19.
 
-    python -m benchmarks.kernel_costs
+    python -m benchmarks.kernels.costs
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ import mlx.core as mx
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.kernel_jobs import jobs
-from benchmarks.kernel_pieces import Job, Piece, Sizes
+from benchmarks.kernels.jobs import jobs
+from benchmarks.kernels.pieces import Job, Piece, Sizes
 from tests.support.metal_emulator import Emulator, Launch, available
 
-OPENAI = Path(__file__).parent / "results" / "kernel-costs-openai.json"
+OPENAI = Path(__file__).parent.parent / "results" / "kernel-costs-openai.json"
 DTYPES = {"bfloat16": mx.bfloat16, "float32": mx.float32}
 MULTIPLICATION = 512  # multiplications of elements in one of 8x8 matrices
 

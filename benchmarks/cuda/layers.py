@@ -1,4 +1,4 @@
-"""Section of bench_cuda: every layer at full size beside the references, from the same input.
+"""Section of benchmarks.cuda: every layer at full size beside the references, from the same input.
 
 A block is computed three times: by the model's kernels, by the references in the model's dtype, and
 by the references in float32 with the same weights, which is taken for the truth. `off` is how far
@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import torch
 
-from benchmarks.cuda_random import fill
-from benchmarks.cuda_setup import Bench, Row, Section, watched, with_kernels
+from benchmarks.cuda.random import fill
+from benchmarks.cuda.setup import Bench, Row, Section, watched, with_kernels
 from gptoss_mlx.backends.torch.agreement import copied, relative
 from gptoss_mlx.backends.torch.blocks import Block
 from gptoss_mlx.backends.torch.cache import Cache

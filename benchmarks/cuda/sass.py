@@ -1,6 +1,6 @@
 """Machine instructions a weight in the main loops of the experts' kernels, without a card.
 
-    python -m benchmarks.cuda_sass --capability 90
+    python -m benchmarks.cuda.sass --capability 90
 
 Compiles the builds for a compute capability and disassembles them. A loop's instructions a weight
 are those of all lanes of all warps; a multiprocessor issues 128 a cycle, and an H200's memory

@@ -15,7 +15,7 @@ from itertools import pairwise
 from math import ceil, log2, prod
 from typing import TypeAlias
 
-from benchmarks.step_graph import VIEWS, Node, Operand, named
+from benchmarks.kernels.step_graph import VIEWS, Node, Operand, named
 from gptoss_mlx.errors import GptOssError
 
 # binary.cpp, unary.cpp, ternary.cpp: one dispatch, strides are taken as they are.

@@ -4,7 +4,7 @@ Registers and spilled bytes are what cuobjdump finds in the code for a thread, s
 Triton asks for a block. Kernels that are launched alike under several names are compiled once.
 Fails if a kernel does not compile, spills, or needs more than its card has.
 
-    python -m benchmarks.cuda_builds
+    python -m benchmarks.cuda.builds
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Sections of bench_cuda that go through the engine, or load a folder."""
+"""Sections of benchmarks.cuda that go through the engine, or load a folder."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.cuda_setup import GIB, Bench, Row, Section
-from benchmarks.cuda_timing import wait
+from benchmarks.cuda.setup import GIB, Bench, Row, Section
+from benchmarks.cuda.timing import wait
 from gptoss_mlx.backends.torch.model import open_model
 from gptoss_mlx.backends.torch.sampler import Sampler
 from gptoss_mlx.engine.engine import Engine

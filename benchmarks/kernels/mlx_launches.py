@@ -14,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.kernel_pieces import Piece, Sizes, affine, bank, random
+from benchmarks.kernels.pieces import Piece, Sizes, affine, bank, random
 from tests.support.metal_emulator import Emulator
 from tests.support.metal_emulator.arrays import contiguous
 from tests.support.metal_emulator.toolchain import mlx_include

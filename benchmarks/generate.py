@@ -4,7 +4,7 @@ Every measurement is a fresh process, ours and the peer's in turn; medians are r
 pair by pair. The speed limit of a decoded token is its bytes read over the memory bandwidth, which
 is measured here too, by reading a large array with as many threads as there are cores.
 
-    python -m benchmarks.bench_generate --model DIR --peer mlx-lm
+    python -m benchmarks.generate --model DIR --peer mlx-lm
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def _medians(runs: list[dict[str, float]]) -> dict[str, float]:
 
 def _spawn(name: str, folder: Path, options: dict[str, Any]) -> dict[str, float]:
     """One measurement in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.bench_generate", "--worker", name]
+    command = [sys.executable, "-m", "benchmarks.generate", "--worker", name]
     command += ["--model", str(folder), "--prompt-tokens", str(options["prompt_tokens"])]
     command += ["--decode-tokens", str(options["decode_tokens"])]
     command += ["--dtype", options["dtype"]] if options["dtype"] else []

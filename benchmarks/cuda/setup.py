@@ -1,4 +1,4 @@
-"""What the sections of bench_cuda share: what is to be measured, the model, the yardsticks."""
+"""What the sections of benchmarks.cuda share: what is to be measured, the model, the yardsticks."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.cuda_bytes import Sizes
-from benchmarks.cuda_random import fill, random_model
+from benchmarks.cuda.bytes import Sizes
+from benchmarks.cuda.random import fill, random_model
 from gptoss_mlx.backends.torch.blocks import Block
 from gptoss_mlx.backends.torch.cache import Cache, State
 from gptoss_mlx.backends.torch.choice import Kernels

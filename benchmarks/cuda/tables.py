@@ -1,4 +1,4 @@
-"""What bench_cuda prints: a line for each row as it comes, and a table of the goals last."""
+"""What benchmarks.cuda prints: a line for each row as it comes, and a table of the goals last."""
 
 from __future__ import annotations
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from benchmarks import mlx_launches as theirs
-from benchmarks.kernel_pieces import Job, Piece, Sizes, affine, bank, random
+from benchmarks.kernels import mlx_launches as theirs
+from benchmarks.kernels.pieces import Job, Piece, Sizes, affine, bank, random
 from gptoss_mlx.backends.mlx.ops import decode_qkv, moe_down, moe_gate_up, quantized_matvec
 from gptoss_mlx.backends.mlx.ops.matrix import Matrix, Norm
 from gptoss_mlx.backends.mlx.ops.place import anywhere

@@ -1,0 +1,1 @@
+"""What the Metal kernels cost, counted without a GPU."""
