@@ -28,7 +28,8 @@ Template: TypeAlias = dict[str, mx.Dtype | int | bool]
 
 OLDEST_MLX = (0, 32)
 """The first whose text of these kernels can be had, and so has been compiled and run, without a
-Mac; and that compiles kernels in the safe math mode, where exp(-inf) is 0. Attention with sinks and MXFP4 are older."""
+Mac; and that compiles kernels in the safe math mode, where exp(-inf) is 0. Attention with sinks and
+MXFP4 are older."""
 
 DECODED = 8
 """Tokens that the kernels for decoding serve at most."""
