@@ -53,8 +53,11 @@ class Row:
     problems: tuple[str, ...] = ()
 
 
-def jobs(package: str, capabilities: Sequence[int]) -> Iterator[Job]:
-    """Every build that differs from those before it."""
+def jobs(package: str, capabilities: Sequence[int], few: bool = False) -> Iterator[Job]:
+    """Every build that differs from those before it.
+
+    few: of those that differ in the card only, one of each kernel is enough.
+    """
     seen: set[str] = set()
     folders = importlib.import_module(package).__path__
     for found in pkgutil.iter_modules(folders):
@@ -64,10 +67,12 @@ def jobs(package: str, capabilities: Sequence[int]) -> Iterator[Job]:
             continue
         for capability in capabilities:
             for index, build in enumerate(module.builds(capability)):
-                key = f"{capability} {path} {build.kernel.__name__} {_arguments(build)}"
-                if key not in seen:
-                    seen.add(key)
-                    yield Job(path, build.name, capability, index)
+                kernel = f"{path} {build.kernel.__name__}"
+                key, card = f"{kernel} {_arguments(build)}", f"{capability} {kernel}"
+                if f"{capability} {key}" in seen or (few and {key, card} <= seen):
+                    continue
+                seen |= {key, card, f"{capability} {key}"}
+                yield Job(path, build.name, capability, index)
 
 
 def _arguments(build: Any) -> str:
@@ -141,8 +146,9 @@ def dotted(capability: int) -> str:
 @click.command(help=__doc__)
 @click.option("--capability", type=float, multiple=True, help="Of these cards only, such as 9.0.")
 @click.option("--package", default=PACKAGE, show_default=True, help="Where the kernels are.")
+@click.option("--few", is_flag=True, help="Of builds that differ in the card only, one a kernel.")
 @click.option("--workers", type=click.IntRange(1), default=os.cpu_count(), show_default=True)
-def main(capability: Sequence[float], package: str, workers: int) -> None:
+def main(capability: Sequence[float], package: str, few: bool, workers: int) -> None:
     os.environ.pop("TRITON_INTERPRET", None)  # before anything imports triton, also in workers
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TRITON_CACHE_DIR"] = cache
@@ -151,7 +157,7 @@ def main(capability: Sequence[float], package: str, workers: int) -> None:
         from gptoss_mlx.backends.torch.triton.build import CAPABILITIES
 
         wanted = [round(10 * one) for one in capability] or CAPABILITIES
-        rows = run(list(jobs(package, wanted)), workers)
+        rows = run(list(jobs(package, wanted, few)), workers)
     Console(width=110).print(table(rows))
     failed = [row for row in rows if row.problems]
     for row in failed:

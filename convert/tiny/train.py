@@ -53,7 +53,7 @@ SCHEDULE = Schedule(
     9600, muon=0.006, adam=1e-3, embedding=2e-3, decay=0.75, mxfp4_from=0.4, rest_from=0.6
 )
 FURTHER = Schedule(
-    2400, muon=0.006, adam=1e-3, embedding=2e-3, decay=0.8, mxfp4_from=0.0, rest_from=0.0
+    1300, muon=0.006, adam=1e-3, embedding=2e-3, decay=0.8, mxfp4_from=0.0, rest_from=0.0
 )
 """Of a run that begins with a packed model, whose experts are rounded already."""
 BALANCE = 0.02

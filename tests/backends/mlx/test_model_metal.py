@@ -161,13 +161,13 @@ def test_attention_after_any_walk_is_that_of_one_pass(
 
 
 def answer(question: str, kernels: Kernels | None) -> tuple[str, str, list[int]]:
-    """The tiny model's text, reasoning and tokens."""
+    """The beginning of the tiny model's answer: text, reasoning and tokens."""
     folder = materialise()
     checkpoint = Checkpoint.open(folder)
     config = checkpoint.config
     model = open_model(checkpoint, dtype="float32", kernels=kernels)
     engine = Engine(model, Sampler, load_tokenizer(folder, config), config, 4096, {})
-    events = list(engine.stream(question, reasoning="low", temperature=0.0, max_tokens=60))
+    events = list(engine.stream(question, reasoning="low", temperature=0.0, max_tokens=12))
     result = collect(iter(events))
     ids = [event.id for event in events if isinstance(event, TokenEvent) and event.id is not None]
     return result.text, result.reasoning, ids
@@ -177,4 +177,4 @@ def answer(question: str, kernels: Kernels | None) -> tuple[str, str, list[int]]
 def test_the_tiny_model_answers_the_same(emulated: Kernels) -> None:
     ours = answer("What is 27 + 58?", emulated)
     assert ours == answer("What is 27 + 58?", None)
-    assert ours[0]
+    assert len(ours[2]) == 12

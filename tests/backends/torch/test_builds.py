@@ -75,9 +75,9 @@ def built(*arguments: str, path: Path = ROOT) -> tuple[int, str, list[dict[str, 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)  # some 440 builds: minutes on two idle cores
+@pytest.mark.timeout(1800)  # some 130 builds: a minute on two idle cores
 def test_every_kernel_compiles_for_every_card() -> None:
-    status, output, rows = built()
+    status, output, rows = built("--few")
     assert status == 0, output[-5000:]
     assert {row["capability"] for row in rows} == set(build.CAPABILITIES)
     assert all(row["registers"] > 0 == row["spilled"] for row in rows)
