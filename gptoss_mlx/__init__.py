@@ -122,9 +122,9 @@ def load(
     Raises GptOssError (OptionError, ModelNotFoundError, CheckpointError, ...) in one line.
     """
     from gptoss_mlx.engine.engine import open_engine
+    from gptoss_mlx.settings import Settings
 
-    return open_engine(
-        model,
+    settings = Settings.of(
         backend=backend,
         device=device,
         dtype=dtype,
@@ -133,5 +133,5 @@ def load(
         embedding=embedding,
         kv_bits=kv_bits,
         batch=batch,
-        progress=progress,
     )
+    return open_engine(model, settings, progress)

@@ -36,6 +36,7 @@ from convert.sources import open_source
 from gptoss_mlx.models.checkpoint import Checkpoint
 from gptoss_mlx.plan.buffers import SNAPSHOT_BUDGET
 from gptoss_mlx.plan.memory import Plan, make_plan
+from gptoss_mlx.settings import Settings
 from gptoss_mlx.spec.recipe import RECIPES
 from gptoss_mlx.system.machine import Machine
 from gptoss_mlx.system.units import parse_bytes, show_bytes
@@ -156,11 +157,13 @@ def plan_of(case: Case, checkpoint: Checkpoint) -> Plan:
     return make_plan(
         checkpoint.config,
         replace(CPU, backend=case.backend),
-        budget=None if case.budget is None else parse_bytes(case.budget),
-        context=case.context,
-        dtype=case.dtype,
-        embedding=case.embedding,
-        batch=case.rows,
+        Settings(
+            memory=None if case.budget is None else parse_bytes(case.budget),
+            context=case.context,
+            dtype=case.dtype,
+            embedding=case.embedding,
+            batch=case.rows,
+        ),
     )
 
 

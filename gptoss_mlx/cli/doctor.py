@@ -29,6 +29,7 @@ from gptoss_mlx.errors import DeviceError
 from gptoss_mlx.files.disk import read_speed
 from gptoss_mlx.models.hub import local_folder
 from gptoss_mlx.plan.memory import Plan, make_plan
+from gptoss_mlx.settings import Settings
 from gptoss_mlx.system import device
 from gptoss_mlx.system.units import show_bytes
 
@@ -167,7 +168,7 @@ def _planned(
     """The plan, or why there is none."""
     try:
         machine = machine_of(choose())
-        return make_plan(config_of(model), machine, budget=memory, context=context), None
+        return make_plan(config_of(model), machine, Settings(memory=memory, context=context)), None
     except Exception as error:
         return None, " ".join(str(error).split()) or type(error).__name__
 

@@ -28,6 +28,7 @@ from gptoss_mlx.files.jsonfile import read_json, shown
 from gptoss_mlx.models.hub import local_folder
 from gptoss_mlx.models.names import full_name
 from gptoss_mlx.plan.memory import MOST_ROWS, Plan, make_plan, wired_bytes
+from gptoss_mlx.settings import Settings
 from gptoss_mlx.spec.config import ModelConfig
 from gptoss_mlx.spec.recipe import RECIPES, quantization
 from gptoss_mlx.spec.released import CONFIGS
@@ -78,14 +79,18 @@ def main(
         machine = machine_of(choose_backend(backend, device))
     elif backend or device:
         raise click.UsageError("--machine says what computes: leave --backend and --device out")
-    settings: dict[str, Any] = {"context": context, "dtype": dtype, "embedding": embedding}
-    settings["kv_bits"] = int(kv_bits) if kv_bits else None
-    settings["batch"] = batch
+    settings = Settings(
+        dtype=dtype,
+        context=context,
+        embedding=embedding,
+        kv_bits=int(kv_bits) if kv_bits else None,
+        batch=batch,
+    )
     if memory is not None and machine.memory is not None and memory > machine.memory:
         # A plan is for any machine, also for one like this that has more.
         machine = replace(machine, name=f"a machine with {show_bytes(memory)}", memory=None)
     config = config_of(model, bits)
-    plan = make_plan(config, machine, budget=memory, **settings)
+    plan = make_plan(config, machine, replace(settings, memory=memory))
     fastest = most_tokens(config, plan, machine)
     fits = list(what_fits(MACHINES.values(), bits or CONVERTED["mlx"], settings))
     cards = list(what_fits(CARDS.values(), bits or CONVERTED["torch"], settings))
@@ -144,7 +149,7 @@ def config_of(model: str, bits: str | None = None) -> ModelConfig:
 
 
 def what_fits(
-    machines: Iterable[Machine], bits: str, settings: Mapping[str, Any]
+    machines: Iterable[Machine], bits: str, settings: Settings
 ) -> Iterator[dict[str, Any]]:
     """For every machine and released model, unconverted and converted: the choices, or why not.
 
@@ -159,7 +164,7 @@ def what_fits(
         for (model, recipe), config in configs.items():
             row: dict[str, Any] = {"machine": machine.name, "model": model, "bits": recipe}
             try:
-                plan = make_plan(config, machine, **settings)
+                plan = make_plan(config, machine, settings)
             except (MemoryBudgetError, ContextError, DeviceError) as error:
                 yield {**row, "fits": False, "why": str(error)}
                 continue

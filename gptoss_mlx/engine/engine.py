@@ -6,7 +6,6 @@ An engine serves one thread; its streams may be interleaved, each then has a ses
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -18,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptoss_mlx.backends.backend import choose_backend, machine_of
-from gptoss_mlx.engine.arguments import model_name, one_of, whole_number
 from gptoss_mlx.engine.events import Event
 from gptoss_mlx.engine.request import Desk, Prompt, Request
 from gptoss_mlx.engine.result import Result, collect
@@ -28,6 +26,7 @@ from gptoss_mlx.errors import (
     CheckpointError,
     ClosedError,
     MessageError,
+    OptionError,
     SamplingError,
 )
 from gptoss_mlx.files.jsonfile import read_json, shown
@@ -37,10 +36,10 @@ from gptoss_mlx.models.checkpoint import Checkpoint, Progress
 from gptoss_mlx.models.hub import local_folder, locate
 from gptoss_mlx.models.names import full_name
 from gptoss_mlx.plan.memory import Plan, make_plan, wired_bytes
+from gptoss_mlx.settings import Settings
 from gptoss_mlx.spec.config import ModelConfig
 from gptoss_mlx.spec.released import CONFIGS
 from gptoss_mlx.spec.sampling import Sampling
-from gptoss_mlx.system.units import parse_bytes, parse_tokens
 
 LOGITS_AT_A_TIME = 32
 T = TypeVar("T")
@@ -218,48 +217,22 @@ def _evaluate(model: Model, ids: Sequence[int]) -> Generator[NDArray[np.float32]
 
 
 def open_engine(
-    model: str | os.PathLike[str],
-    *,
-    backend: str | None = None,
-    device: str | None = None,
-    dtype: str | None = None,
-    context: int | str | None = None,
-    memory: int | str | None = None,
-    embedding: str | None = None,
-    kv_bits: int | None = None,
-    batch: int | None = None,
-    progress: Progress | None = None,
+    model: str | os.PathLike[str], settings: Settings, progress: Progress | None = None
 ) -> Engine:
     """Open a model argument (a folder, an id, "tiny") on a device of this machine, by plan.
 
-    backend, device: as `choose_backend` takes them; the rest as `make_plan` does.
     Raises ModelNotFoundError, CheckpointError, VocabularyError, ContextError, KernelError or,
     before weights are read, OptionError, DeviceError and MemoryBudgetError.
     """
-    model = model_name(model)
-    one_of("dtype", dtype, ("bfloat16", "float32"))
-    one_of("embedding", embedding, ("file", "resident"))
-    one_of("kv_bits", kv_bits, (8,))
-    chosen = choose_backend(backend, device)
-    asked: dict[str, Any] = {
-        "budget": whole_number("memory", memory, parse_bytes, "bytes, or a size such as 10GiB"),
-        # The plan knows the least and the most of a context.
-        "context": whole_number(
-            "context", context, parse_tokens, "tokens, such as 8192 or 32k", -math.inf
-        ),
-        "dtype": dtype,
-        "embedding": embedding,
-        "kv_bits": kv_bits,
-        "batch": whole_number("batch", batch, int, "a number of sequences from 1 to 32"),
-    }
-    model = full_name(model)
+    chosen = choose_backend(settings.backend, settings.device)
+    model = full_name(_name_of(model))
     if model in CONFIGS and local_folder(model) is None:  # refuse before downloading
-        make_plan(ModelConfig.from_file(CONFIGS[model]), machine_of(chosen), **asked)
+        make_plan(ModelConfig.from_file(CONFIGS[model]), machine_of(chosen), settings)
     folder = locate(model, progress)
     checkpoint = Checkpoint.open(folder)
     config = checkpoint.config
     defaults = _generation_defaults(folder)
-    plan = make_plan(config, machine_of(chosen), **asked)
+    plan = make_plan(config, machine_of(chosen), settings)
     tokenizer = load_tokenizer(folder, config)
     opened = _with_mlx if chosen.backend == "mlx" else partial(_with_torch, chosen.device)
     network, sampler, left_out = opened(checkpoint, plan, progress)
@@ -310,6 +283,14 @@ def _with_torch(
         progress=progress,
     )
     return network, partial(Sampler, device=network.device), network.kernels.left_out
+
+
+def _name_of(model: object) -> str:
+    """A model argument as text: a path is that of a folder. Raises OptionError."""
+    name = os.fspath(model) if isinstance(model, os.PathLike) else model
+    if not isinstance(name, str):
+        raise OptionError(f"model is {shown(model)}, but must be a folder, an id or tiny")
+    return name
 
 
 def _generation_defaults(folder: Path) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from gptoss_mlx.plan.buffers import (
     least_slots,
 )
 from gptoss_mlx.plan.torch_buffers import CudaSizes, TorchCPUSizes
+from gptoss_mlx.settings import Settings
 from gptoss_mlx.spec.config import ModelConfig
 from gptoss_mlx.system.machine import Machine
 from gptoss_mlx.system.units import show_bytes
@@ -115,47 +116,42 @@ def device_bytes(plan: Plan) -> int:
     return plan.total - plan.of(*_OUTSIDE)
 
 
-def make_plan(
-    config: ModelConfig,
-    machine: Machine,
-    *,
-    budget: int | None = None,
-    context: int | None = None,
-    dtype: str | None = None,
-    embedding: str | None = None,
-    kv_bits: int | None = None,
-    batch: int | None = None,
-) -> Plan:
-    """The plan of a model within `budget` bytes, by default `machine.budget`.
+DEFAULTS = Settings()
+"""Everything is left to the machine and the plan."""
 
+
+def make_plan(config: ModelConfig, machine: Machine, settings: Settings = DEFAULTS) -> Plan:
+    """The plan of a model on a machine, whose backend it is for.
+
+    memory: bytes; by default `machine.budget`.
     context: tokens; by default the most with which every expert stays in memory, the model's
     limit or a power of two, but if that is below DEFAULT_CONTEXT, then DEFAULT_CONTEXT, or the
     largest power of two below it that fits at all.
-    dtype: "bfloat16" or "float32"; by default bfloat16 on a GPU and float32 on a CPU.
-    embedding: "file" or "resident"; by default resident on MLX's GPU, if all else fits too, and
-    always with PyTorch. kv_bits: 8 for quantized keys and values of full-attention layers, on MLX.
+    dtype: by default bfloat16 on a GPU and float32 on a CPU.
+    embedding: by default resident on MLX's GPU, if all else fits too, and always with PyTorch.
+    kv_bits: 8 for quantized keys and values of full-attention layers, on MLX.
     batch: sequences at a time, more than one with PyTorch only; by default on a card as many of 4,
     2 and 1 as leave every expert in memory and each sequence SHARED_CONTEXT tokens or those asked.
     Raises MemoryBudgetError with the sum and the largest thing that would fit, ContextError, and
     DeviceError for what the machine's backend does not have.
     """
-    most = config.max_position_embeddings
+    most, context, memory = config.max_position_embeddings, settings.context, settings.memory
     if context is not None and not 1 < context <= most:
         raise ContextError(f"a context of {context} tokens is not within 2 to the model's {most}")
-    if budget is not None and machine.memory is not None and budget > machine.memory:
+    if memory is not None and machine.memory is not None and memory > machine.memory:
         raise MemoryBudgetError(
-            f"{show_bytes(budget)} are asked for, but {machine.name} has"
+            f"{show_bytes(memory)} are asked for, but {machine.name} has"
             f" {show_bytes(machine.memory)} in all"
         )
-    _check_backend(machine.backend, embedding, kv_bits, batch)
-    dtype = dtype or ("bfloat16" if machine.gpu else "float32")
+    _check_backend(machine.backend, settings)
+    dtype = settings.dtype or ("bfloat16" if machine.gpu else "float32")
     planner = _Planner(
-        SIZES[machine.kind](config, dtype, kv_bits),
-        machine.budget if budget is None else budget,
+        SIZES[machine.kind](config, dtype, settings.kv_bits),
+        machine.budget if memory is None else memory,
         context,
-        embedding,
+        settings.embedding,
         machine.backend,
-        batch,
+        settings.batch,
     )
     choice = planner.resident() or planner.streaming()
     if choice is None:
@@ -163,14 +159,13 @@ def make_plan(
     return planner.plan(choice)
 
 
-def _check_backend(
-    backend: str, embedding: str | None, kv_bits: int | None, batch: int | None
-) -> None:
+def _check_backend(backend: str, settings: Settings) -> None:
+    batch, kv_bits = settings.batch, settings.kv_bits
     if batch is not None and not 1 <= batch <= MOST_ROWS:
         raise DeviceError(f"{batch} sequences at a time are not within 1 to {MOST_ROWS}")
     if backend == "mlx" and batch not in (None, 1):
         raise DeviceError(f"MLX computes one sequence at a time, not {batch}")
-    if backend == "torch" and embedding == "file":
+    if backend == "torch" and settings.embedding == "file":
         raise DeviceError("with PyTorch the embedding is always in memory, not read from the file")
     if backend == "torch" and kv_bits is not None:
         raise DeviceError(f"keys and values of {kv_bits} bits are MLX's alone")

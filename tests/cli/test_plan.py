@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from gptoss_mlx.cli.plan import main
 from gptoss_mlx.plan.memory import make_plan
+from gptoss_mlx.settings import Settings
 from gptoss_mlx.spec.config import ModelConfig
 from gptoss_mlx.spec.recipe import RECIPES, quantization
 from gptoss_mlx.spec.released import CONFIGS
@@ -66,7 +67,7 @@ def test_json_is_the_plan_itself() -> None:
     values = config_json(SHAPES["20b"])
     section = quantization(RECIPES["8"], ModelConfig.from_values(values, Path("x")))
     config = ModelConfig.from_values({**values, "quantization": section}, Path("x"))
-    plan = make_plan(config, mac(16), budget=10 * GiB, context=16384)
+    plan = make_plan(config, mac(16), Settings(memory=10 * GiB, context=16384))
     assert found["machine"]["memory"] == 16 * GiB
     assert found["plan"]["buffers"] == {b.name: b.nbytes for b in plan.buffers}
     assert found["plan"]["total"] == plan.total <= 10 * GiB

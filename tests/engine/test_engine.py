@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+import gptoss_mlx
 from gptoss_mlx.backends.mlx.sampler import Sampler
-from gptoss_mlx.engine.engine import Engine, open_engine
+from gptoss_mlx.engine.engine import Engine
 from gptoss_mlx.engine.events import Event, TokenEvent
 from gptoss_mlx.errors import ContextError, MessageError
 from gptoss_mlx.harmony import Headers, Mask, Parser
@@ -336,7 +337,7 @@ def test_a_context_beyond_the_model_is_refused(
     checkpoint_of: Callable[..., Path], context: int
 ) -> None:
     with pytest.raises(ContextError, match=f"^a context of {context} tokens is not within 2 to"):
-        open_engine(str(checkpoint_of(SHAPE)), context=context)
+        gptoss_mlx.load(str(checkpoint_of(SHAPE)), context=context)
 
 
 def test_stats_name_the_bytes_in_use(engine: Engine) -> None:

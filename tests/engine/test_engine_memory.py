@@ -16,6 +16,7 @@ from gptoss_mlx.errors import MemoryBudgetError
 from gptoss_mlx.generate import main
 from gptoss_mlx.models.tiny import materialise
 from gptoss_mlx.plan.memory import make_plan
+from gptoss_mlx.settings import Settings
 from gptoss_mlx.spec.config import ModelConfig
 from gptoss_mlx.system.machine import Machine
 
@@ -28,8 +29,8 @@ def budget() -> int:
     """Bytes that hold some of tiny's experts, but not all."""
     config = ModelConfig.from_file(materialise() / "config.json")
     nobody = Machine("a machine", None, None, False)
-    nbytes = make_plan(config, nobody, context=CONTEXT).total
-    while make_plan(config, nobody, context=CONTEXT, budget=nbytes).resident:
+    nbytes = make_plan(config, nobody, Settings(context=CONTEXT)).total
+    while make_plan(config, nobody, Settings(context=CONTEXT, memory=nbytes)).resident:
         nbytes -= 64 << 10
     return nbytes
 

@@ -26,6 +26,7 @@ from gptoss_mlx.harmony.encoding import special_tokens
 from gptoss_mlx.harmony.tokenizer import HarmonyTokenizer, load_tokenizer
 from gptoss_mlx.models.checkpoint import INDEX, UNFINISHED, Checkpoint
 from gptoss_mlx.plan.memory import make_plan
+from gptoss_mlx.settings import Settings
 from gptoss_mlx.spec.config import ModelConfig
 from gptoss_mlx.spec.recipe import RECIPES, quantization
 from gptoss_mlx.spec.released import CONFIGS
@@ -224,7 +225,7 @@ def _plan(path: Path) -> str:
     for machine in (MACHINES["16GB Mac"], MACHINES["64GB Mac"]):
         for context in (None, config.max_position_embeddings):
             try:
-                make_plan(config, machine, context=context)
+                make_plan(config, machine, Settings(context=context))
             except (MemoryBudgetError, ContextError) as error:
                 told += f"{error}\n"
     return told

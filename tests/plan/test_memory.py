@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from gptoss_mlx.errors import ContextError, MemoryBudgetError
 from gptoss_mlx.plan.buffers import GROWTH, HEADROOM, RUNTIME, SCORES_BYTES, least_slots
 from gptoss_mlx.plan.memory import CHUNKS, Plan, device_bytes, make_plan, wired_bytes
+from gptoss_mlx.settings import Settings
 from gptoss_mlx.spec.config import ModelConfig
 from gptoss_mlx.spec.recipe import RECIPES, quantization
 from gptoss_mlx.system.machine import MACHINES, Machine, mac
@@ -84,7 +85,7 @@ def test_weights_of_other_shapes(name: str, checkpoint_of: Callable[..., Path]) 
 
 def planned(folder: Path, dtype: str, embedding: str) -> int:
     config = ModelConfig.from_file(folder / "config.json")
-    plan = make_plan(config, CPU, dtype=dtype, embedding=embedding)
+    plan = make_plan(config, CPU, Settings(dtype=dtype, embedding=embedding))
     return plan.of("weights", "expert biases", "experts", "embedding")
 
 
@@ -118,20 +119,20 @@ def test_keys_and_values_are_what_a_full_context_holds(
     state = model.new_state()
     for start in range(0, context, 100):
         model.prefill(tokens(shape.vocab, min(100, context - start)), state)
-    plan = make_plan(checkpoint.config, CPU, context=context, dtype=dtype)
+    plan = make_plan(checkpoint.config, CPU, Settings(context=context, dtype=dtype))
     assert state.nbytes == plan.of("keys and values", "sliding layers")
 
 
 def test_the_released_sizes() -> None:
     """DESIGN's figures, from the released shapes."""
-    plan = make_plan(RELEASED["20b", "bf16"], GPU, context=8192, embedding="resident")
+    plan = make_plan(RELEASED["20b", "bf16"], GPU, Settings(context=8192, embedding="resident"))
     found = sizes(plan)
     assert found["experts"] == 24 * 32 * 13_219_200
     assert found["keys and values"] == 8192 * 24 * 1024
     assert found["sliding layers"] == 3 * MiB
     assert found["embedding"] == 201088 * 2880 * 2
     assert round(plan.of("weights", "expert biases", "embedding") / 1e9, 2) == 3.61
-    large = make_plan(RELEASED["120b", "8"], GPU, context=8192, embedding="resident")
+    large = make_plan(RELEASED["120b", "8"], GPU, Settings(context=8192, embedding="resident"))
     assert sizes(large)["keys and values"] == 8192 * 36 * 1024
     assert sizes(large)["sliding layers"] == 4.5 * MiB
     assert round(sizes(large)["experts"] / 1e9, 2) == 60.91
@@ -139,7 +140,7 @@ def test_the_released_sizes() -> None:
 
 def test_float32_widens_what_is_not_quantized() -> None:
     wide, narrow = (
-        sizes(make_plan(RELEASED["20b", "bf16"], CPU, context=1024, dtype=dtype))
+        sizes(make_plan(RELEASED["20b", "bf16"], CPU, Settings(context=1024, dtype=dtype)))
         for dtype in ("float32", "bfloat16")
     )
     frequencies = 32 * 4
@@ -149,22 +150,22 @@ def test_float32_widens_what_is_not_quantized() -> None:
 
 
 def test_eight_bit_keys_and_values_take_little_more_than_half() -> None:
-    plain = make_plan(RELEASED["20b", "8"], GPU, context=32768)
-    small = make_plan(RELEASED["20b", "8"], GPU, context=32768, kv_bits=8)
+    plain = make_plan(RELEASED["20b", "8"], GPU, Settings(context=32768))
+    small = make_plan(RELEASED["20b", "8"], GPU, Settings(context=32768, kv_bits=8))
     # 64 values: 64 bytes, a scale and a bias of 4 bytes each, instead of 128
     assert small.of("keys and values") * 128 == plain.of("keys and values") * 72
     assert small.of("sliding layers") == plain.of("sliding layers")
 
 
 def test_a_plan_says_what_it_is_for() -> None:
-    plan = make_plan(RELEASED["20b", "8"], mac(16), context=4096)
+    plan = make_plan(RELEASED["20b", "8"], mac(16), Settings(context=4096))
     assert plan.total == sum(sizes(plan).values())
     assert plan.left == mac(16).budget - plan.total  # type: ignore[operator]
     assert device_bytes(plan) == plan.total - RUNTIME - HEADROOM
     assert wired_bytes(plan) == plan.of(
         "weights", "expert biases", "experts", "embedding", "keys and values", "sliding layers"
     )
-    assert wired_bytes(make_plan(RELEASED["20b", "8"], CPU, context=4096)) == 0
+    assert wired_bytes(make_plan(RELEASED["20b", "8"], CPU, Settings(context=4096))) == 0
 
 
 # What is chosen
@@ -189,24 +190,26 @@ def test_the_context_is_the_longest_that_keeps_all_experts(
     plan = make_plan(RELEASED["20b", "8"], mac(memory))
     assert (plan.context, plan.resident) == (context, resident)
     if resident and context < 131072:
-        assert not make_plan(RELEASED["20b", "8"], mac(memory), context=2 * context).resident
+        assert not make_plan(
+            RELEASED["20b", "8"], mac(memory), Settings(context=2 * context)
+        ).resident
 
 
 def test_where_not_even_8192_tokens_fit_fewer_are_planned() -> None:
     config = RELEASED["20b", "8"]
     least = least_total(config, GPU, 4096)
-    plan = make_plan(config, GPU, budget=least)
+    plan = make_plan(config, GPU, Settings(memory=least))
     assert (plan.context, plan.slots, plan.chunk, plan.total) == (4096, 4, 64, least)
 
 
 def test_the_embedding_is_resident_only_on_a_gpu_with_room_or_if_asked() -> None:
     config = RELEASED["20b", "bf16"]
-    room = make_plan(config, GPU, context=8192, embedding="resident").total
-    assert make_plan(config, GPU, budget=room, context=8192).embedding == "resident"
-    assert make_plan(config, GPU, budget=room - 1, context=8192).embedding == "file"
-    assert make_plan(config, CPU, context=8192).embedding == "file"
-    assert make_plan(config, GPU, context=8192, embedding="file").embedding == "file"
-    asked = make_plan(config, GPU, budget=room - 1, context=8192, embedding="resident")
+    room = make_plan(config, GPU, Settings(context=8192, embedding="resident")).total
+    assert make_plan(config, GPU, Settings(memory=room, context=8192)).embedding == "resident"
+    assert make_plan(config, GPU, Settings(memory=room - 1, context=8192)).embedding == "file"
+    assert make_plan(config, CPU, Settings(context=8192)).embedding == "file"
+    assert make_plan(config, GPU, Settings(context=8192, embedding="file")).embedding == "file"
+    asked = make_plan(config, GPU, Settings(memory=room - 1, context=8192, embedding="resident"))
     assert asked.embedding == "resident"
     assert sizes(asked)["embedding"] == 201088 * 2880 * 2
 
@@ -214,25 +217,25 @@ def test_the_embedding_is_resident_only_on_a_gpu_with_room_or_if_asked() -> None
 @pytest.mark.parametrize("machine", [GPU, CPU], ids=["gpu", "cpu"])
 def test_the_chunk_is_the_same_at_any_budget_that_allows_it(machine: Machine) -> None:
     config = RELEASED["20b", "8"]
-    roomy = make_plan(config, machine, context=8192, embedding="file")
+    roomy = make_plan(config, machine, Settings(context=8192, embedding="file"))
     slot = config.num_hidden_layers * 13_219_200
     for slots in range(4, 32):
         budget = roomy.total - (32 - slots) * slot
-        plan = make_plan(config, machine, budget=budget, context=8192)
+        plan = make_plan(config, machine, Settings(memory=budget, context=8192))
         assert slots <= plan.slots < 32
         assert plan.chunk == roomy.chunk
 
 
 def test_where_nothing_else_fits_the_chunk_is_smaller() -> None:
     config = RELEASED["20b", "8"]
-    plan = make_plan(config, GPU, budget=least_total(config, GPU, 8192), context=8192)
+    plan = make_plan(config, GPU, Settings(memory=least_total(config, GPU, 8192), context=8192))
     assert (plan.slots, plan.chunk) == (4, 64)
 
 
 def test_with_less_room_mlx_keeps_fewer_freed_buffers_before_an_expert_goes() -> None:
     config = RELEASED["20b", "8"]
-    roomy = make_plan(config, GPU, context=8192, embedding="file")
-    plan = make_plan(config, GPU, budget=roomy.total - 100 * MiB, context=8192)
+    roomy = make_plan(config, GPU, Settings(context=8192, embedding="file"))
+    plan = make_plan(config, GPU, Settings(memory=roomy.total - 100 * MiB, context=8192))
     assert plan.resident
     assert plan.cache_limit < roomy.cache_limit
 
@@ -240,22 +243,24 @@ def test_with_less_room_mlx_keeps_fewer_freed_buffers_before_an_expert_goes() ->
 def test_on_a_cpu_a_chunk_is_halved_where_that_saves_much() -> None:
     """Its attention's scores, [64 heads, chunk, 8192] twice, are larger than slots there."""
     config = RELEASED["20b", "8"]
-    plan = make_plan(config, CPU, budget=6 * GiB, context=8192)
+    plan = make_plan(config, CPU, Settings(memory=6 * GiB, context=8192))
     assert plan.chunk == 128
-    assert make_plan(config, CPU, budget=6 * GiB, context=1024).chunk == 512
+    assert make_plan(config, CPU, Settings(memory=6 * GiB, context=1024)).chunk == 512
 
 
 def test_more_is_not_asked_of_a_machine_than_it_has() -> None:
     with pytest.raises(MemoryBudgetError, match=r"17\.00 GiB .* 16GB Mac has 16\.00 GiB"):
-        make_plan(RELEASED["20b", "8"], mac(16), budget=17 * GiB)
-    plan = make_plan(RELEASED["20b", "8"], mac(16), budget=15 * GiB)  # the limit can be raised
+        make_plan(RELEASED["20b", "8"], mac(16), Settings(memory=17 * GiB))
+    plan = make_plan(
+        RELEASED["20b", "8"], mac(16), Settings(memory=15 * GiB)
+    )  # the limit can be raised
     assert plan.resident
 
 
 @pytest.mark.parametrize("context", [0, 1, 131073])
 def test_a_context_the_model_does_not_have(context: int) -> None:
     with pytest.raises(ContextError, match=f"{context} tokens is not within 2 to"):
-        make_plan(RELEASED["20b", "8"], GPU, context=context)
+        make_plan(RELEASED["20b", "8"], GPU, Settings(context=context))
 
 
 # What is refused
@@ -267,7 +272,7 @@ def least_total(config: ModelConfig, machine: Machine, context: int) -> int:
     while high - low > 1:
         middle = (low + high) // 2
         try:
-            make_plan(config, machine, budget=middle, context=context)
+            make_plan(config, machine, Settings(memory=middle, context=context))
             high = middle
         except MemoryBudgetError:
             low = middle
@@ -277,7 +282,7 @@ def least_total(config: ModelConfig, machine: Machine, context: int) -> int:
 def test_a_refusal_names_the_sum_its_parts_and_the_longest_context_that_fits() -> None:
     config = RELEASED["20b", "bf16"]
     with pytest.raises(MemoryBudgetError) as caught:
-        make_plan(config, GPU, budget=5 * GiB, context=131072)
+        make_plan(config, GPU, Settings(memory=5 * GiB, context=131072))
     line = str(caught.value)
     assert "\n" not in line
     assert show_bytes(least_total(config, GPU, 131072)) in line
@@ -285,9 +290,9 @@ def test_a_refusal_names_the_sum_its_parts_and_the_longest_context_that_fits() -
     assert "4 of 32 experts" in line
     assert "5.00 GiB" in line
     fitting = int(line.split("; ")[1].split()[0])
-    assert make_plan(config, GPU, budget=5 * GiB, context=fitting).slots == 4
+    assert make_plan(config, GPU, Settings(memory=5 * GiB, context=fitting)).slots == 4
     with pytest.raises(MemoryBudgetError):
-        make_plan(config, GPU, budget=5 * GiB, context=fitting + GROWTH)
+        make_plan(config, GPU, Settings(memory=5 * GiB, context=fitting + GROWTH))
 
 
 def test_the_longest_context_that_fits_is_found_for_any_context_at_once() -> None:
@@ -297,7 +302,7 @@ def test_the_longest_context_that_fits_is_found_for_any_context_at_once() -> Non
     begun = time.process_time()
     for context in (1 << 17, 1 << 30):
         with pytest.raises(MemoryBudgetError, match=f"a context of {context} tokens") as caught:
-            make_plan(config, GPU, budget=5 * GiB, context=context)
+            make_plan(config, GPU, Settings(memory=5 * GiB, context=context))
         lines.append(str(caught.value).split("; ")[1])
     assert lines[0] == lines[1]
     assert time.process_time() - begun < 5
@@ -307,9 +312,9 @@ def test_a_refusal_of_everything_says_what_the_least_takes() -> None:
     config = RELEASED["120b", "8"]
     needed = show_bytes(least_total(config, GPU, 1024))
     with pytest.raises(MemoryBudgetError, match=f"1024 tokens take {needed}"):
-        make_plan(config, GPU, budget=2 * GiB, context=4096)
+        make_plan(config, GPU, Settings(memory=2 * GiB, context=4096))
     with pytest.raises(MemoryBudgetError, match=f"1024 tokens with 4 of 128 .* takes {needed}"):
-        make_plan(config, GPU, budget=2 * GiB)
+        make_plan(config, GPU, Settings(memory=2 * GiB))
 
 
 # What holds of every plan
@@ -341,7 +346,7 @@ def test_a_plan_never_exceeds_its_budget(
     config = config_of(shape, recipe)
     context = min(tokens, shape.context) if asked else None
     try:
-        plan = make_plan(config, machine, budget=budget, context=context)
+        plan = make_plan(config, machine, Settings(memory=budget, context=context))
     except MemoryBudgetError as error:
         refusal = str(error)
         assert show_bytes(budget) in refusal
@@ -363,7 +368,7 @@ def test_more_memory_never_gives_fewer_slots_with_the_same_chunk(
     found = []
     for budget in sorted(given_budgets):
         try:
-            plan = make_plan(config, machine, budget=budget, context=context)
+            plan = make_plan(config, machine, Settings(memory=budget, context=context))
         except MemoryBudgetError:
             assert found == []
             continue
@@ -380,7 +385,7 @@ def test_a_shorter_context_fits_where_a_longer_one_does(
     fits = []
     for context in sorted(contexts):
         try:
-            make_plan(config, machine, budget=budget, context=context)
+            make_plan(config, machine, Settings(memory=budget, context=context))
             fits.append(True)
         except MemoryBudgetError:
             fits.append(False)
@@ -392,7 +397,7 @@ def test_every_buffer_but_one_grows_with_the_context(
     shape: Shape, machine: Machine, contexts: list[int]
 ) -> None:
     config = config_of(replace(shape, context=131072))
-    plans = [make_plan(config, machine, context=context) for context in sorted(contexts)]
+    plans = [make_plan(config, machine, Settings(context=context)) for context in sorted(contexts)]
     for name in sizes(plans[0]).keys() - {"scratch"}:  # of which a smaller chunk takes less
         found = [sizes(plan)[name] for plan in plans]
         assert found == sorted(found)
@@ -401,7 +406,7 @@ def test_every_buffer_but_one_grows_with_the_context(
 def test_small_has_everything_it_needs() -> None:
     """The tests' own model fits wherever the process itself does."""
     config = config_of(SMALL)
-    assert make_plan(config, CPU, budget=300 * MiB, context=4096).resident
+    assert make_plan(config, CPU, Settings(memory=300 * MiB, context=4096)).resident
 
 
 def test_all_macs_have_a_plan_for_the_converted_20b() -> None:
@@ -413,8 +418,8 @@ def test_all_macs_have_a_plan_for_the_converted_20b() -> None:
 
 def test_scores_over_quantized_keys_come_in_blocks() -> None:
     config = RELEASED["20b", "8"]
-    plain = make_plan(config, CPU, context=131072)
-    small = make_plan(config, CPU, context=131072, kv_bits=8)
+    plain = make_plan(config, CPU, Settings(context=131072))
+    small = make_plan(config, CPU, Settings(context=131072, kv_bits=8))
     assert small.of("scratch") * 2 < plain.of("scratch")
     assert small.of("scratch") >= 3 * SCORES_BYTES
 
@@ -423,9 +428,11 @@ def test_a_token_of_one_expert_still_needs_two_slots() -> None:
     config = config_of(Shape(2, 64, 64, 8, 1, 4, 2, 32, vocab=512))
     assert least_slots(config) == 2
     assert least_slots(RELEASED["20b", "8"]) == 4
-    everything = make_plan(config, CPU, context=512).total
-    slot = make_plan(config, CPU, context=512).of("experts") // 8
-    plans = [make_plan(config, CPU, context=512, budget=everything - n * slot) for n in (1, 6)]
+    everything = make_plan(config, CPU, Settings(context=512)).total
+    slot = make_plan(config, CPU, Settings(context=512)).of("experts") // 8
+    plans = [
+        make_plan(config, CPU, Settings(context=512, memory=everything - n * slot)) for n in (1, 6)
+    ]
     assert [plan.slots for plan in plans] == [7, 2]
     with pytest.raises(MemoryBudgetError, match="with 2 of 8 experts a layer"):
-        make_plan(config, CPU, context=512, budget=everything - 8 * slot - (64 << 20))
+        make_plan(config, CPU, Settings(context=512, memory=everything - 8 * slot - (64 << 20)))

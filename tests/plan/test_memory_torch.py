@@ -27,6 +27,7 @@ from gptoss_mlx.plan.torch_buffers import (
     CUDA_CONTEXT,
     buckets,
 )
+from gptoss_mlx.settings import Settings
 from gptoss_mlx.spec.config import ModelConfig
 from gptoss_mlx.system.machine import CARDS, Machine, card, mac
 from tests.plan.test_memory import RELEASED, config_of, least_total, shapes
@@ -46,7 +47,7 @@ def sizes(plan: Plan) -> dict[str, int]:
 
 
 def test_the_released_120b_on_a_card() -> None:
-    plan = make_plan(RELEASED["120b", "bf16"], CARD, context=8192, batch=4)
+    plan = make_plan(RELEASED["120b", "bf16"], CARD, Settings(context=8192, batch=4))
     found = sizes(plan)
     assert found["experts"] == 36 * 128 * EXPERT
     assert found["embedding"] == 201088 * 2880 * 2
@@ -88,7 +89,7 @@ def test_eight_bits_stay_and_others_are_widened(machine: Machine, recipe: str, d
         nbytes = values + 2 * values // 64 * width if kept else values * width
         expected["embedding" if "embed" in name else "weights"] += nbytes
     expected["weights"] += 32 // 2 * 4  # the rotary frequencies
-    found = sizes(make_plan(config, machine, dtype=dtype))
+    found = sizes(make_plan(config, machine, Settings(dtype=dtype)))
     assert {name: found[name] for name in expected} == expected
 
 
@@ -96,7 +97,7 @@ def test_other_formats_of_a_conversion_are_widened_too() -> None:
     values = config_json(SHAPES["20b"])
     values["quantization"] = {"group_size": 32, "bits": 4, "mode": "mxfp4"}
     plans = [
-        make_plan(config, CARD, context=8192)
+        make_plan(config, CARD, Settings(context=8192))
         for config in (ModelConfig.from_values(values, Path("x")), RELEASED["20b", "bf16"])
     ]
     assert sizes(plans[0])["weights"] == sizes(plans[1])["weights"]
@@ -107,7 +108,9 @@ def test_other_formats_of_a_conversion_are_widened_too() -> None:
 def test_keys_and_values_are_there_for_every_row_in_steps_of_256(
     context: int, rows: int, machine: Machine
 ) -> None:
-    plan = make_plan(RELEASED["120b", "8"], machine, context=context, batch=rows, dtype="bfloat16")
+    plan = make_plan(
+        RELEASED["120b", "8"], machine, Settings(context=context, batch=rows, dtype="bfloat16")
+    )
     rounded = (context + 255) // 256 * 256
     assert plan.of("keys and values") == rows * rounded * 36 * 1024
     assert plan.rows == rows
@@ -129,13 +132,13 @@ def test_a_card_prefers_bfloat16_and_a_cpu_float32() -> None:
     config = RELEASED["20b", "bf16"]
     assert make_plan(config, CARD).dtype == "bfloat16"
     assert make_plan(config, CPU).dtype == "float32"
-    assert make_plan(config, CPU, dtype="bfloat16").dtype == "bfloat16"
+    assert make_plan(config, CPU, Settings(dtype="bfloat16")).dtype == "bfloat16"
 
 
 @pytest.mark.parametrize("machine", [CARD, CPU], ids=["card", "cpu"])
 def test_the_embedding_is_always_resident(machine: Machine) -> None:
     least = least_total(RELEASED["20b", "8"], machine, 1024)
-    plan = make_plan(RELEASED["20b", "8"], machine, budget=least, context=1024)
+    plan = make_plan(RELEASED["20b", "8"], machine, Settings(memory=least, context=1024))
     assert plan.embedding == "resident"
     assert plan.of("embedding") > 0
 
@@ -169,34 +172,35 @@ def test_a_small_card_streams(model: str, name: str) -> None:
 def test_rows_are_as_many_as_leave_each_a_context_worth_having() -> None:
     config = RELEASED["120b", "bf16"]
     least = {
-        rows: make_plan(config, CARD, context=SHARED_CONTEXT, batch=rows).total for rows in (2, 4)
+        rows: make_plan(config, CARD, Settings(context=SHARED_CONTEXT, batch=rows)).total
+        for rows in (2, 4)
     }
     for rows, total in least.items():
-        plan = make_plan(config, CARD, budget=total)
+        plan = make_plan(config, CARD, Settings(memory=total))
         assert (plan.rows, plan.context) == (rows, SHARED_CONTEXT)
-        assert make_plan(config, CARD, budget=total - 1).rows < rows
-    alone = make_plan(config, CARD, budget=least[2] - 1)
+        assert make_plan(config, CARD, Settings(memory=total - 1)).rows < rows
+    alone = make_plan(config, CARD, Settings(memory=least[2] - 1))
     assert (alone.rows, alone.context, alone.resident) == (1, 65536, True)
 
 
 def test_an_asked_context_is_what_each_row_gets() -> None:
     config = RELEASED["120b", "bf16"]
-    total = make_plan(config, CARD, context=1024, batch=4).total
-    assert make_plan(config, CARD, budget=total, context=1024).rows == 4
-    assert make_plan(config, CARD, budget=total - 1, context=1024).rows == 2
+    total = make_plan(config, CARD, Settings(context=1024, batch=4)).total
+    assert make_plan(config, CARD, Settings(memory=total, context=1024)).rows == 4
+    assert make_plan(config, CARD, Settings(memory=total - 1, context=1024)).rows == 2
 
 
 def test_a_cpu_plans_for_one_sequence_unless_asked() -> None:
     config = RELEASED["20b", "8"]
     assert make_plan(config, CPU).rows == 1
-    assert make_plan(config, CPU, batch=3, context=4096).rows == 3
+    assert make_plan(config, CPU, Settings(batch=3, context=4096)).rows == 3
 
 
 def test_a_smaller_chunk_comes_before_an_expert_goes() -> None:
     config = RELEASED["120b", "bf16"]
-    total = make_plan(config, CARD, context=8192, batch=1).total
+    total = make_plan(config, CARD, Settings(context=8192, batch=1)).total
     plans = [
-        make_plan(config, CARD, context=8192, budget=total - less)
+        make_plan(config, CARD, Settings(context=8192, memory=total - less))
         for less in range(0, 256 * MiB, 16 * MiB)
     ]
     chunks = [plan.chunk for plan in plans if plan.resident]
@@ -209,7 +213,9 @@ def test_a_smaller_chunk_comes_before_an_expert_goes() -> None:
 
 def test_more_rows_take_more_of_all_that_is_theirs() -> None:
     config = RELEASED["120b", "8"]
-    one, many = (sizes(make_plan(config, CARD, context=1024, batch=rows)) for rows in (1, 32))
+    one, many = (
+        sizes(make_plan(config, CARD, Settings(context=1024, batch=rows))) for rows in (1, 32)
+    )
     assert {name for name in one if many[name] > one[name]} == {
         "keys and values",
         "sliding layers",
@@ -234,18 +240,18 @@ def test_more_rows_take_more_of_all_that_is_theirs() -> None:
 @pytest.mark.parametrize("machine", [CARD, CPU], ids=["card", "cpu"])
 def test_what_pytorch_does_not_have(machine: Machine, asked: dict[str, Any], line: str) -> None:
     with pytest.raises(DeviceError, match=line):
-        make_plan(RELEASED["20b", "8"], machine, **asked)
+        make_plan(RELEASED["20b", "8"], machine, Settings(**asked))
 
 
 def test_mlx_computes_one_sequence_at_a_time() -> None:
     with pytest.raises(DeviceError, match="MLX computes one sequence at a time, not 2"):
-        make_plan(RELEASED["20b", "8"], mac(32), batch=2)
-    assert make_plan(RELEASED["20b", "8"], mac(32), batch=1).rows == 1
+        make_plan(RELEASED["20b", "8"], mac(32), Settings(batch=2))
+    assert make_plan(RELEASED["20b", "8"], mac(32), Settings(batch=1)).rows == 1
 
 
 def test_a_card_too_small_is_refused_with_what_would_fit() -> None:
     with pytest.raises(MemoryBudgetError, match=r"4 of 128 .*, but there are 5\.69 GiB; .* fit"):
-        make_plan(RELEASED["120b", "8"], card("a card", 6 << 10), context=131072)
+        make_plan(RELEASED["120b", "8"], card("a card", 6 << 10), Settings(context=131072))
 
 
 # What holds of every plan
@@ -275,7 +281,7 @@ def test_a_plan_never_exceeds_its_budget(
     config = config_of(shape, recipe)
     context = tokens and min(tokens, shape.context)
     try:
-        plan = make_plan(config, machine, budget=budget, context=context, batch=batch)
+        plan = make_plan(config, machine, Settings(memory=budget, context=context, batch=batch))
     except MemoryBudgetError:
         return
     assert plan.total <= budget
@@ -295,7 +301,9 @@ def test_what_kept_every_expert_does_with_more_memory_too(
     found = []
     for budget in sorted(given_budgets):
         try:
-            found.append(make_plan(config, machine, budget=budget, context=tokens).resident)
+            found.append(
+                make_plan(config, machine, Settings(memory=budget, context=tokens)).resident
+            )
         except MemoryBudgetError:
             assert found == []
     assert found == sorted(found)

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from gptoss_mlx.engine.engine import Engine, open_engine
+import gptoss_mlx
+from gptoss_mlx.engine.engine import Engine
 
 BACKENDS = ["mlx", pytest.param("torch", marks=pytest.mark.torch)]
 
@@ -32,9 +33,9 @@ def open_on(backend: str, folder: Path, **options: Any) -> Any:
 def engine_on(backend: str, folder: Path, **options: Any) -> Engine:
     """An engine on a backend's CPU."""
     if backend == "mlx":
-        return open_engine(str(folder), backend=backend, **options)
+        return gptoss_mlx.load(str(folder), backend=backend, **options)
     pytest.importorskip("torch")
-    return open_engine(str(folder), backend=backend, device="cpu", **{"batch": ROWS, **options})
+    return gptoss_mlx.load(str(folder), backend=backend, device="cpu", **{"batch": ROWS, **options})
 
 
 def token_on(backend: str, token: int) -> Any:

@@ -18,6 +18,7 @@ ORDER = (
     "engine",
     "backends",
     "plan",
+    "settings",
     "system",
     "models",
     "harmony",

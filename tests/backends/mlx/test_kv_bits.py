@@ -19,10 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+import gptoss_mlx
 from gptoss_mlx.backends.mlx.cache import GROWTH, Arena, QuantizedArena, State, kv_group
 from gptoss_mlx.backends.mlx.model import Transformer
 from gptoss_mlx.backends.mlx.ops.attention_quantized import Quantized
-from gptoss_mlx.engine.engine import open_engine
 from gptoss_mlx.engine.events import FinishEvent
 from gptoss_mlx.errors import ConfigError
 from tests.support.checkpoints import Shape
@@ -262,7 +262,7 @@ def test_bfloat16_runs(model_of: Callable[..., Transformer]) -> None:
 
 def test_the_engine_counts_the_bytes(checkpoint_of: Callable[..., Path]) -> None:
     shape = Shape(2, 64, 32, 4, 2, 2, 1, 32, vocab=201088, window=16)
-    engine = open_engine(str(checkpoint_of(shape)), kv_bits=8)
+    engine = gptoss_mlx.load(str(checkpoint_of(shape)), kv_bits=8)
     events = engine.stream([5] * 40, raw=True, max_tokens=3, temperature=0.0)
     assert isinstance(list(events)[-1], FinishEvent)
     assert engine.stats()["kv_bytes"] == 2 * 16 * 32 * 4 + 2 * GROWTH * (32 + 4 + 4)
@@ -270,7 +270,7 @@ def test_the_engine_counts_the_bytes(checkpoint_of: Callable[..., Path]) -> None
 
 def test_other_bits_and_widths_are_refused(checkpoint_of: Callable[..., Path]) -> None:
     with pytest.raises(ValueError, match=r"^kv_bits is 4, but must be 8$"):
-        open_engine("tiny", kv_bits=4)
+        gptoss_mlx.load("tiny", kv_bits=4)
     folder = checkpoint_of(CASES["small"].shape)
     wanted = f"^{folder}/config.json: head_dim is 16; only multiples of 32 can be quantized$"
     with pytest.raises(ConfigError, match=wanted):
@@ -278,7 +278,7 @@ def test_other_bits_and_widths_are_refused(checkpoint_of: Callable[..., Path]) -
 
 
 def test_the_tiny_model_still_adds() -> None:
-    engine: Any = open_engine("tiny", kv_bits=8)
+    engine: Any = gptoss_mlx.load("tiny", kv_bits=8)
     result = engine.generate("What is 27 + 58?", temperature=0.0, max_tokens=200)
     assert result.text == "27 + 58 = 85"
     assert "7+8=15" in result.reasoning

@@ -13,6 +13,7 @@ import pytest
 from gptoss_mlx.models.checkpoint import Checkpoint
 from gptoss_mlx.plan import torch_buffers
 from gptoss_mlx.plan.memory import MOST_ROWS, make_plan
+from gptoss_mlx.settings import Settings
 from gptoss_mlx.system.machine import Machine
 from tests.plan.test_memory import EIGHT, MIXED
 from tests.support.checkpoints import Shape
@@ -56,7 +57,7 @@ def held(folder: Path, slots: int | None = None, **settings: Any) -> int:
 
 def planned(folder: Path, slots: int | None = None, rows: int = 1, **settings: Any) -> int:
     checkpoint = Checkpoint.open(folder)
-    plan = make_plan(checkpoint.config, CPU, batch=rows, **settings)
+    plan = make_plan(checkpoint.config, CPU, Settings(batch=rows, **settings))
     experts = plan.of("experts")
     missing = 0 if slots is None else experts - experts * slots // plan.experts
     return plan.of(*STAYING) - missing

@@ -1,0 +1,93 @@
+"""What a person may choose of how a model is opened: one frozen record, made once and passed on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from gptoss_mlx.errors import OptionError
+from gptoss_mlx.files.jsonfile import shown
+from gptoss_mlx.system.units import parse_bytes, parse_tokens
+
+DTYPES = ("bfloat16", "float32")
+EMBEDDINGS = ("file", "resident")
+KV_BITS = (8,)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a model is opened; None leaves a choice to the machine and the plan.
+
+    backend, device: as `backends.backend.choose_backend` takes them. dtype: what is computed in.
+    context: the most tokens of a sequence. memory: the most bytes to use. embedding: "file" or
+    "resident". kv_bits: bits of quantized keys and values. batch: sequences at a time.
+    """
+
+    backend: str | None = None
+    device: str | None = None
+    dtype: str | None = None
+    context: int | None = None
+    memory: int | None = None
+    embedding: str | None = None
+    kv_bits: int | None = None
+    batch: int | None = None
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        backend: str | None = None,
+        device: str | None = None,
+        dtype: str | None = None,
+        context: int | str | None = None,
+        memory: int | str | None = None,
+        embedding: str | None = None,
+        kv_bits: int | None = None,
+        batch: int | None = None,
+    ) -> Settings:
+        """From what Python gives: sizes may be texts such as "10GiB" and "32k".
+
+        Raises OptionError; the plan knows the least and the most of a context.
+        """
+        _one_of("dtype", dtype, DTYPES)
+        _one_of("embedding", embedding, EMBEDDINGS)
+        _one_of("kv_bits", kv_bits, KV_BITS)
+        return cls(
+            backend=backend,
+            device=device,
+            dtype=dtype,
+            context=_whole("context", context, parse_tokens, "tokens, such as 8192 or 32k", None),
+            memory=_whole("memory", memory, parse_bytes, "bytes, or a size such as 10GiB"),
+            embedding=embedding,
+            kv_bits=kv_bits,
+            batch=_whole("batch", batch, int, "a number of sequences from 1 to 32"),
+        )
+
+
+def _one_of(name: str, value: object, choices: Sequence[object]) -> None:
+    """Raises OptionError unless the value is None, which is left out, or a choice."""
+    if value is not None and value not in choices:
+        known = " or ".join(str(choice) for choice in choices)
+        raise OptionError(f"{name} is {shown(value)}, but must be {known}")
+
+
+def _whole(
+    name: str, value: object, parse: Callable[[str], int], says: str, low: int | None = 1
+) -> int | None:
+    """A whole number, `low` or more, or a text that says one; None is left out.
+
+    Raises OptionError.
+    """
+    if value is None:
+        return None
+    number: float = math.nan
+    with suppress(ValueError, OverflowError):  # what is no number is refused below
+        if isinstance(value, str):
+            number = parse(value)
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            number = int(value)
+    if not number >= (-math.inf if low is None else low):
+        raise OptionError(f"{name} is {shown(value)}, but must be {says}")
+    return int(number)
