@@ -10,7 +10,7 @@ import click
 
 from gptoss_mlx.cli.exits import Command
 from gptoss_mlx.cli.options import SETTINGS
-from gptoss_mlx.cli.terminal import Bar, Pen, harmless, show
+from gptoss_mlx.cli.terminal import Bar, Output, harmless, show
 from gptoss_mlx.errors import ConversionError
 from gptoss_mlx.files.paths import expanded
 from gptoss_mlx.models import hub
@@ -110,7 +110,7 @@ def _show(conversion: Conversion) -> None:
 
 
 def _say(line: str) -> None:
-    Pen(sys.stderr, optional=True).write(f"{harmless(line)}\n")
+    Output(sys.stderr, optional=True).write(f"{harmless(line)}\n")
 
 
 def _silent(line: str) -> None:

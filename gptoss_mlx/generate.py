@@ -18,7 +18,7 @@ import gptoss_mlx
 from gptoss_mlx.cli.exits import Command, interruptible
 from gptoss_mlx.cli.options import BYTES, CACHE, SETTINGS, TOKENS, backend_options, model_option
 from gptoss_mlx.cli.question import Question, question_options, read_question
-from gptoss_mlx.cli.terminal import Bar, Pen, Printer, harmless
+from gptoss_mlx.cli.terminal import Bar, Output, Printer, harmless
 from gptoss_mlx.engine.events import Event, FinishEvent, PrefillEvent
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def main(
     question = read_question(**asked)
     if "logprobs" in question.options and not as_json:
         raise click.UsageError("log-probabilities are shown in --json only")
-    out, err = Pen(sys.stdout), Pen(sys.stderr, optional=True)
+    out, err = Output(sys.stdout), Output(sys.stderr, optional=True)
     on_terminal = err.terminal and not quiet
     reasoning = out if show_reasoning else err if on_terminal else None
     printer = Printer(None, None) if as_json else Printer(out, reasoning)
@@ -111,7 +111,12 @@ def _open(model: str, bar_shown: bool, settings: dict[str, Any]) -> Engine:
 
 
 def _answer(
-    engine: Engine, question: Question, printer: Printer, out: Pen, bar_shown: bool, followed: bool
+    engine: Engine,
+    question: Question,
+    printer: Printer,
+    out: Output,
+    bar_shown: bool,
+    followed: bool,
 ) -> tuple[list[Event], FinishEvent]:
     """Print while the model speaks. Ctrl-C ends the stream early, with what it has.
 

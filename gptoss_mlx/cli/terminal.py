@@ -41,7 +41,7 @@ def harmless(text: str) -> str:
     return _STEERING.sub("\ufffd", text)
 
 
-class Pen:
+class Output:
     """Writes text to a stream at once. None, a stream that was closed before, takes everything.
 
     optional: what cannot be written is dropped, so that no work ends because nobody listens.
@@ -116,7 +116,7 @@ class Printer:
     ends the line it is on, whatever happened.
     """
 
-    def __init__(self, out: Pen | None, reasoning: Pen | None) -> None:
+    def __init__(self, out: Output | None, reasoning: Output | None) -> None:
         self._out, self._reasoning = out, reasoning
         self._part: str | None = None  # of the message that is open: reasoning, call or text
 
@@ -163,7 +163,7 @@ class Printer:
                 pen.write("\n")
         self._part = None
 
-    def _pen(self) -> Pen | None:
+    def _pen(self) -> Output | None:
         if self._part is None:
             return None
         return self._reasoning if self._part == "reasoning" else self._out

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from gptoss_mlx.backends.backend import choose_backend, machine_of
 from gptoss_mlx.engine.events import Event
-from gptoss_mlx.engine.request import Desk, Prompt, Request
+from gptoss_mlx.engine.request import Preprocessor, Prompt, Request
 from gptoss_mlx.engine.result import Result, collect
 from gptoss_mlx.engine.session import Model, Session
 from gptoss_mlx.engine.stream import Run, Stream, alone, together
@@ -71,7 +71,7 @@ class Engine:
         self.tokenizer, self.config, self.plan = tokenizer, config, plan
         self.context, self.defaults = context, dict(defaults)
         self._model: Model | None = model
-        self._desk = Desk(tokenizer, config, context, self.defaults)
+        self._preprocessor = Preprocessor(tokenizer, config, context, self.defaults)
         self._new_sampler = new_sampler
         self._session: Session | None = None
 
@@ -115,7 +115,7 @@ class Engine:
         And the fields of `Sampling`; those left out are the checkpoint's defaults.
         Raises MessageError, ContextError or SamplingError before anything is computed.
         """
-        return self._while_open(alone(self._run(self._take(prompt, options))))
+        return self._while_open(alone(self._run(self._request(prompt, options))))
 
     def generate(self, prompt: Prompt, **options: Any) -> Result:
         """`stream`, collected."""
@@ -129,7 +129,7 @@ class Engine:
         """
         if isinstance(prompts, (str, bytes, Mapping)) or not isinstance(prompts, Sequence):
             raise MessageError(f"prompts is {shown(prompts)}, but must be a list of prompts")
-        requests = [self._take(prompt, options) for prompt in prompts]
+        requests = [self._request(prompt, options) for prompt in prompts]
         runs = [self._run(request) for request in requests]
         return self._while_open(together(runs, self.model.decode_many, self.model.rows))
 
@@ -157,7 +157,7 @@ class Engine:
     def logits_parts(self, ids: Sequence[int]) -> Iterator[NDArray[np.float32]]:
         """`logits`, a few tokens at a time: float32 [up to 32, vocabulary]."""
         model = self.model
-        self._desk.check_ids(ids)
+        self._preprocessor.check_ids(ids)
         return self._while_open(_evaluate(model, ids))
 
     def stats(self) -> dict[str, float]:
@@ -172,9 +172,9 @@ class Engine:
             "session_tokens": len(session.tokens) if session else 0,
         }
 
-    def _take(self, prompt: Prompt, options: Mapping[str, Any]) -> Request:
+    def _request(self, prompt: Prompt, options: Mapping[str, Any]) -> Request:
         _ = self.model  # which must be open
-        return self._desk.take(prompt, **options)
+        return self._preprocessor.request(prompt, **options)
 
     def _while_open(self, items: Generator[T, None, None]) -> Iterator[T]:
         with closing(items):
@@ -235,9 +235,9 @@ def open_engine(
     plan = make_plan(config, machine_of(chosen), settings)
     tokenizer = load_tokenizer(folder, config)
     opened = _with_mlx if chosen.backend == "mlx" else partial(_with_torch, chosen.device)
-    network, sampler, left_out = opened(checkpoint, plan, progress)
+    network, sampler, rejected = opened(checkpoint, plan, progress)
     notes = [] if chosen.note is None else [f"no card is used: {chosen.note}"]
-    notes += [f"the kernel {name} is not used here: {why}" for name, why in left_out.items()]
+    notes += [f"the kernel {name} is not used here: {why}" for name, why in rejected.items()]
     return Engine(network, sampler, tokenizer, config, plan.context, defaults, plan, notes, model)
 
 
@@ -263,7 +263,7 @@ def _with_mlx(checkpoint: Checkpoint, plan: Plan, progress: Progress | None) -> 
         wired=wired_bytes(plan),
         progress=progress,
     )
-    return network, Sampler, network.kernels.left_out
+    return network, Sampler, network.kernels.rejected
 
 
 def _with_torch(
@@ -282,7 +282,7 @@ def _with_torch(
         chunk=plan.chunk,
         progress=progress,
     )
-    return network, partial(Sampler, device=network.device), network.kernels.left_out
+    return network, partial(Sampler, device=network.device), network.kernels.rejected
 
 
 def _name_of(model: object) -> str:

@@ -51,15 +51,18 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Desk:
-    """Takes requests for one model. defaults: sampling options the checkpoint asks for."""
+class Preprocessor:
+    """Makes requests of prompts and options, for one model.
+
+    defaults: sampling options the checkpoint asks for.
+    """
 
     tokenizer: Tokenizer
     config: ModelConfig
     context: int
     defaults: Mapping[str, Any]
 
-    def take(
+    def request(
         self,
         prompt: Prompt,
         *,

@@ -40,7 +40,7 @@ class Step:
     token: Any
 
 
-Drawn: TypeAlias = tuple[int, float | None, tuple[tuple[int, float], ...]]
+SampledToken: TypeAlias = tuple[int, float | None, tuple[tuple[int, float], ...]]
 """A token's id, its log-probability, and the most probable ids with theirs."""
 
 Ending: TypeAlias = tuple[FinishReason, Limit | None]
@@ -101,7 +101,7 @@ class Stream:
         writer = self._writer()
         loop = Loop() if self.request.stop_repetition else None
         decoding = self._decode()
-        item: Step | Drawn | None = next(decoding)
+        item: Step | SampledToken | None = next(decoding)
         while item is not None:
             if isinstance(item, Step):
                 item = decoding.send((yield item))
@@ -125,7 +125,7 @@ class Stream:
         yield from writer.finish()
         return ("tool_calls", None) if ending[0] == "stop" and writer.called else ending
 
-    def _decode(self) -> Generator[Step | Drawn, Any, None]:
+    def _decode(self) -> Generator[Step | SampledToken, Any, None]:
         """Tokens, each read after the step behind it was asked for."""
         session, request, sampler = self.session, self.request, self.new_sampler()
         grammar = request.grammar

@@ -20,7 +20,7 @@ from convert.__main__ import main as convert_command
 from convert.sources import open_source
 from gptoss_mlx.cli.question import read_question
 from gptoss_mlx.engine.engine import _generation_defaults
-from gptoss_mlx.engine.request import Desk
+from gptoss_mlx.engine.request import Preprocessor
 from gptoss_mlx.errors import ContextError, MemoryBudgetError
 from gptoss_mlx.harmony.encoding import special_tokens
 from gptoss_mlx.harmony.tokenizer import HarmonyTokenizer, load_tokenizer
@@ -179,12 +179,12 @@ def _of_tokenizers(folder: Path, harmony: HarmonyTokenizer) -> dict[str, Target]
 
 def _of_questions(folder: Path, harmony: HarmonyTokenizer) -> dict[str, Target]:
     config = ModelConfig.from_file(CONFIGS["openai/gpt-oss-20b"])
-    desk = Desk(harmony, config, 1 << 17, {})
+    preprocessor = Preprocessor(harmony, config, 1 << 17, {})
 
     def asked(**options: Any) -> str:
         question = read_question(**QUESTION | options)
         try:
-            desk.take(question.prompt, **question.options)
+            preprocessor.request(question.prompt, **question.options)
         except ContextError as error:  # a long value is a long prompt
             return str(error)
         return ""

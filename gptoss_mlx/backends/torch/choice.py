@@ -2,7 +2,7 @@
 
 On a card that is the Triton kernel, once it has agreed with its reference on small calls, on this
 card and in this dtype. One that does not compile or does not agree is left out: its reference
-computes in its place, and `Kernels.left_out` says why. Kernels of different modules are compiled
+computes in its place, and `Kernels.rejected` says why. Kernels of different modules are compiled
 side by side. Elsewhere it is the reference. Triton is imported only where its kernels are wanted.
 """
 
@@ -71,7 +71,7 @@ class Kernels:
     moe_down: Callable[..., torch.Tensor] = reference.moe_down
     tile_for: Callable[[int, int], int] = reference.tile_for
     """(pairs, slots) -> how many pairs to a tile of `group_pairs`."""
-    left_out: Mapping[str, str] = field(default_factory=dict)
+    rejected: Mapping[str, str] = field(default_factory=dict)
     """Operations whose Triton kernel was wanted but cannot be used, and why."""
 
     @property
@@ -80,32 +80,32 @@ class Kernels:
         return not any(is_reference(self, name) for name in WAITING)
 
 
-def choose_kernels(device: torch.device, dtype: torch.dtype, wish: str | None = None) -> Kernels:
+def choose_kernels(device: torch.device, dtype: torch.dtype, policy: str | None = None) -> Kernels:
     """The kernels for a device.
 
-    wish: "triton", which fails rather than leave a kernel out, and on a CPU asks for Triton's
+    policy: "triton", which fails rather than leave a kernel out, and on a CPU asks for Triton's
     interpreter; "reference"; or "" for either as the device allows; by default what the
     environment's GPTOSS_KERNELS says.
     Raises KernelError.
     """
-    wish = os.environ.get(VARIABLE, "") if wish is None else wish
-    if wish not in ("", "triton", "reference"):
-        raise KernelError(f'{VARIABLE} is "{wish}"; it may be "triton" or "reference"')
-    if wish == "triton" and device.type != "cuda" and not _interpreted():
+    policy = os.environ.get(VARIABLE, "") if policy is None else policy
+    if policy not in ("", "triton", "reference"):
+        raise KernelError(f'{VARIABLE} is "{policy}"; it may be "triton" or "reference"')
+    if policy == "triton" and device.type != "cuda" and not _interpreted():
         raise KernelError(
             f'{VARIABLE} is "triton", but the model computes on the {device.type.upper()} here'
         )
-    if wish == "reference" or (wish == "" and device.type != "cuda"):
+    if policy == "reference" or (policy == "" and device.type != "cuda"):
         return Kernels()
     tried = _tried(device, dtype)
     found = {name: kernel for name, kernel in tried.items() if not isinstance(kernel, str)}
-    left_out = {name: why for name, why in tried.items() if isinstance(why, str)}
-    if left_out and wish == "triton":
-        name, why = next(iter(left_out.items()))
+    rejected = {name: why for name, why in tried.items() if isinstance(why, str)}
+    if rejected and policy == "triton":
+        name, why = next(iter(rejected.items()))
         raise KernelError(f"the Triton kernel {name} cannot be used: {why}")
-    for name in WAITING & left_out.keys():
-        left_out[name] += "; without it a decoding step is no CUDA graph, but launch after launch"
-    return Kernels(**found, **tile_of(found, device), left_out=left_out)
+    for name in WAITING & rejected.keys():
+        rejected[name] += "; without it a decoding step is no CUDA graph, but launch after launch"
+    return Kernels(**found, **tile_of(found, device), rejected=rejected)
 
 
 def _tried(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[..., Any] | str]:
@@ -197,7 +197,7 @@ def tile_of(found: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
 def implementations(kernels: Kernels) -> dict[str, str]:
     """Of each operation "triton", "reference", or why it is the reference."""
     return {
-        name: kernels.left_out.get(name)
+        name: kernels.rejected.get(name)
         or ("reference" if is_reference(kernels, name) else "triton")
         for name in MODULES
     }

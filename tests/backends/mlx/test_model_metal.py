@@ -48,7 +48,7 @@ def emulated() -> Kernels:
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
 def test_every_kernel_agrees_with_its_reference_on_its_examples(dtype: mx.Dtype) -> None:
-    kernels = choose_kernels(wish="metal", factory=Emulator(order="random").metal_kernel)
+    kernels = choose_kernels(policy="metal", factory=Emulator(order="random").metal_kernel)
     for name, module in MODULES.items():
         for arguments in module.examples(dtype):
             getattr(kernels, name)(*arguments)
@@ -60,7 +60,7 @@ def test_what_a_model_launches_was_tried_when_it_was_opened(
     checkpoint_of: Callable[..., Path], slots: int | None
 ) -> None:
     factory = Emulator(check=False).metal_kernel
-    kernels = choose_kernels(wish="metal", factory=factory, verdicts=Verdicts({}, None))
+    kernels = choose_kernels(policy="metal", factory=factory, verdicts=Verdicts({}, None))
     model = opened(checkpoint_of(replace(SHAPE, layers=2)), kernels=kernels, chunk=40, slots=slots)
     assert kernels.trials is not None
     tried = dict(kernels.trials.known)

@@ -44,7 +44,7 @@ def kernel(name: str, dtype: str, device: str, folder: Path) -> None:
 def nothing_is_left_out(device: str, folder: Path) -> None:
     """The model computes with every kernel, and its steps are captured."""
     model = opened(device, folder, "bfloat16")
-    same({}, dict(model.kernels.left_out))
+    same({}, dict(model.kernels.rejected))
     same([], [name for name in MODULES if is_reference(model.kernels, name)])
     same(True, isinstance(model._step, Graphs))
 

@@ -129,17 +129,17 @@ def test_a_card_has_the_kernels_that_agree(monkeypatch: pytest.MonkeyPatch) -> N
     install(monkeypatch, right)
     kernels = choose_kernels(CARD, torch.float32, "")
     assert set(implementations(kernels).values()) == {"triton"}
-    assert not kernels.left_out
+    assert not kernels.rejected
     assert kernels.capturable
 
 
 def test_kernels_that_give_something_else_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, lambda name: (wrong if name == "linear" else right)(name))
     kernels = choose_kernels(CARD, torch.bfloat16, "")
-    assert kernels.left_out == {"linear": "it differs from its reference by 1.0e+00"}
+    assert kernels.rejected == {"linear": "it differs from its reference by 1.0e+00"}
     assert kernels.linear is reference.linear
     assert kernels.add_norm is not reference.add_norm
-    assert implementations(kernels)["linear"] == kernels.left_out["linear"]
+    assert implementations(kernels)["linear"] == kernels.rejected["linear"]
     assert kernels.capturable  # its reference does not wait for the device
 
 
@@ -151,7 +151,7 @@ def test_a_kernel_that_writes_nothing_is_left_out(monkeypatch: pytest.MonkeyPatc
     make = {"rope_write": queries_only}
     install(monkeypatch, lambda name: make.get(name) or right(name))
     kernels = choose_kernels(CARD, torch.float32, "")
-    assert kernels.left_out == {"rope_write": "it differs from its reference by 1.0e+00"}
+    assert kernels.rejected == {"rope_write": "it differs from its reference by 1.0e+00"}
 
 
 def test_a_step_can_be_captured_without_the_kernel_of_prefill(
@@ -162,7 +162,7 @@ def test_a_step_can_be_captured_without_the_kernel_of_prefill(
     wanted = "prefill_attention"
     monkeypatch.setattr(choice, "checked", lambda name, device, dtype: _without(name, wanted))
     kernels = choose_kernels(CARD, torch.float32, "")
-    assert set(kernels.left_out) == {wanted}
+    assert set(kernels.rejected) == {wanted}
     assert kernels.capturable
 
 
@@ -177,8 +177,8 @@ def test_what_does_not_compile_is_left_out_with_the_reason_in_one_line(
 ) -> None:
     install(monkeypatch, broken)
     kernels = choose_kernels(CARD, torch.float32, "")
-    assert kernels.left_out["linear"] == "at 1:0: y = nothing ^ nothing is not defined"
-    assert kernels.left_out["moe_down"].endswith(
+    assert kernels.rejected["linear"] == "at 1:0: y = nothing ^ nothing is not defined"
+    assert kernels.rejected["moe_down"].endswith(
         "; without it a decoding step is no CUDA graph, but launch after launch"
     )
 
@@ -196,7 +196,7 @@ def test_what_compilers_and_the_driver_say_leaves_a_kernel_out(
     error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install(monkeypatch, raising(error))
-    assert set(choose_kernels(CARD, torch.float32, "").left_out) == {"linear"}
+    assert set(choose_kernels(CARD, torch.float32, "").rejected) == {"linear"}
 
 
 def test_a_pass_of_triton_that_fails_leaves_a_kernel_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,8 +204,8 @@ def test_a_pass_of_triton_that_fails_leaves_a_kernel_out(monkeypatch: pytest.Mon
     name = {"__name__": "triton.backends.compiler"}
     exec("def run(*arguments): raise RuntimeError('PassManager::run failed')", name)
     install(monkeypatch, lambda n: name["run"] if n == "linear" else right(n))
-    left_out = choose_kernels(CARD, torch.float32, "").left_out
-    assert left_out == {"linear": "PassManager::run failed"}
+    rejected = choose_kernels(CARD, torch.float32, "").rejected
+    assert rejected == {"linear": "PassManager::run failed"}
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_kernels_are_compiled_side_by_side_each_on_the_card(
 
     install(monkeypatch, make)
     monkeypatch.setattr(choice, "launching_on", launching_on)
-    assert not choose_kernels(CARD, torch.float32, "").left_out
+    assert not choose_kernels(CARD, torch.float32, "").rejected
 
 
 def test_references_that_a_graph_cannot_hold_are_those_that_wait() -> None:
@@ -300,8 +300,8 @@ def test_pairs_are_tiled_as_the_experts_kernels_want(monkeypatch: pytest.MonkeyP
 def test_a_kernel_without_examples_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, right)
     monkeypatch.setattr(choice, "examples_of", lambda name, dtype, device: iter(()))
-    left_out = choose_kernels(CARD, torch.float32, "").left_out
-    assert {why.split(";")[0] for why in left_out.values()} == {"it has no examples to agree on"}
+    rejected = choose_kernels(CARD, torch.float32, "").rejected
+    assert {why.split(";")[0] for why in rejected.values()} == {"it has no examples to agree on"}
 
 
 def test_examples_are_of_one_operation(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -346,7 +346,7 @@ def test_references_need_no_triton() -> None:
         "choice.launching_on = lambda device: contextlib.nullcontext()\n"
         "assert choose_kernels(torch.device('cpu'), torch.float32) == Kernels()\n"
         "kernels = choose_kernels(torch.device('cuda'), torch.float32)\n"
-        "print(set(kernels.left_out.values()))"
+        "print(set(kernels.rejected.values()))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "it cannot be imported: import of triton halted" in run.stdout

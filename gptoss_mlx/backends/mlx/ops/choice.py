@@ -1,7 +1,7 @@
 """Which implementation of each operation a model computes with.
 
 On a GPU that is the Metal kernel, where a trial on that device lets it (trial.py); where not, its
-reference computes in its place, and `Kernels.left_out` says why. Elsewhere it is the reference.
+reference computes in its place, and `Kernels.rejected` says why. Elsewhere it is the reference.
 """
 
 from __future__ import annotations
@@ -52,16 +52,16 @@ class Kernels:
     lazy: bool = False
 
     @property
-    def left_out(self) -> Mapping[str, str]:
+    def rejected(self) -> Mapping[str, str]:
         """Metal kernels that were wanted but cannot be used, all or some pipelines, and why."""
-        return {} if self.trials is None else self.trials.left_out
+        return {} if self.trials is None else self.trials.rejected
 
     @property
     def pages(self) -> bool:
         """Whether a token's keys and values go to a page: the references have no use for one."""
         attention: Any = self.decode_attention
         if isinstance(attention, Tried):
-            return not attention.left_out
+            return not attention.rejected
         return attention is not decode_attention.decode_attention
 
 
@@ -80,32 +80,32 @@ small calls of them."""
 
 def choose_kernels(
     *,
-    wish: str | None = None,
+    policy: str | None = None,
     factory: Factory | None = None,
     verdicts: Verdicts | None = None,
     raced: bool | None = None,
 ) -> Kernels:
     """The kernels for MLX's default device.
 
-    wish: "metal", which fails rather than leave a kernel out, "reference", or "" for either as the
-    device allows; by default what the environment's GPTOSS_KERNELS says.
+    policy: "metal", which fails rather than leave a kernel out, "reference", or "" for either as
+    the device allows; by default what the environment's GPTOSS_KERNELS says.
     factory: what builds Metal kernels in place of MLX's, wherever it may run them.
     verdicts: by default those of the cache folder. raced: whether a slower kernel is left out; by
     default where MLX's own are built and none is insisted on.
     Raises KernelError; so does the first call of a kernel that is insisted on and cannot be used.
     """
-    wish = os.environ.get(VARIABLE, "") if wish is None else wish
-    if wish not in ("", "metal", "reference"):
-        raise KernelError(f'{VARIABLE} is "{wish}"; it may be "metal" or "reference"')
+    policy = os.environ.get(VARIABLE, "") if policy is None else policy
+    if policy not in ("", "metal", "reference"):
+        raise KernelError(f'{VARIABLE} is "{policy}"; it may be "metal" or "reference"')
     possible = factory is not None or mx.default_device() == mx.Device(mx.gpu)
-    if wish == "metal" and not possible:
+    if policy == "metal" and not possible:
         raise KernelError(f'{VARIABLE} is "metal", but MLX computes on the CPU here')
-    if wish == "reference" or not possible:
+    if policy == "reference" or not possible:
         return Kernels()
     # What is insisted on is not raced, which a later start would take it for.
-    verdicts = verdicts or Verdicts(this_machine(), None if factory or wish else cache_folder())
-    raced = (factory is None and not wish) if raced is None else raced
-    trials = Trials(verdicts, time.perf_counter if raced else None, insist=wish == "metal")
+    verdicts = verdicts or Verdicts(this_machine(), None if factory or policy else cache_folder())
+    raced = (factory is None and not policy) if raced is None else raced
+    trials = Trials(verdicts, time.perf_counter if raced else None, insist=policy == "metal")
     tried: dict[str, Any] = {
         name: Tried(module.KERNELS, module.metal(factory, trials), getattr(module, name), trials)
         for name, module in MODULES.items()
@@ -127,9 +127,9 @@ def implementations(kernels: Kernels) -> dict[str, str]:
     found = {}
     for name in MODULES:
         implementation = getattr(kernels, name)
-        left_out = implementation.left_out if isinstance(implementation, Tried) else ""
+        rejected = implementation.rejected if isinstance(implementation, Tried) else ""
         plain = implementation is getattr(references, name)
-        found[name] = left_out or ("reference" if plain else "metal")
+        found[name] = rejected or ("reference" if plain else "metal")
     return found
 
 
@@ -142,5 +142,5 @@ def found_here() -> dict[str, str]:
     for name, module in MODULES.items():
         for arguments in module.examples(mx.bfloat16):
             getattr(kernels, name)(*arguments)
-    kernels.trials.left_out.update(Verdicts(this_machine(), cache_folder()).rejected())
+    kernels.trials.rejected.update(Verdicts(this_machine(), cache_folder()).rejected())
     return implementations(kernels)

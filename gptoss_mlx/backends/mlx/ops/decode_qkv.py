@@ -15,7 +15,7 @@ from gptoss_mlx.backends.mlx.ops.matrix import (
     inputs,
     product,
     random_matrix,
-    served,
+    supported,
 )
 from gptoss_mlx.backends.mlx.ops.matrix import template as described
 from gptoss_mlx.backends.mlx.ops.metal import (
@@ -98,7 +98,7 @@ def decode_qkv(
 
 
 def metal(factory: Factory | None = None, threads: Threads = largest) -> DecodeQkv:
-    """As `decode_qkv`, with metal/decode_qkv.metal for what is `served`."""
+    """As `decode_qkv`, with metal/decode_qkv.metal for what is `supported`."""
     names = ["x", "gain", "weight", "scales", "biases", "bias", "periods", "eps"]
     names += ["places", "layer", "page"]
     kernel = MetalKernel("decode_qkv", names, ["q", "kv"], factory, threads, SIZES)
@@ -117,7 +117,7 @@ def metal(factory: Factory | None = None, threads: Threads = largest) -> DecodeQ
         rows = width * max(1, ROWS // width)
         paged = page is None or (width % 4 == 0 and page.size >= CONSTANT)
         fits = padded(tokens) * rows <= SUMS and len(projections) == 1
-        if not (fits and paged and served(x, matrix)):
+        if not (fits and paged and supported(x, matrix)):
             return decode_qkv(x, projections, norm, heads, periods, place, page)
         template = described(x, matrix) | {
             "ROWS": rows,

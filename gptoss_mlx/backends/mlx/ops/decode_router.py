@@ -7,7 +7,14 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 
-from gptoss_mlx.backends.mlx.ops.matrix import Matrix, Norm, inputs, product, random_matrix, served
+from gptoss_mlx.backends.mlx.ops.matrix import (
+    Matrix,
+    Norm,
+    inputs,
+    product,
+    random_matrix,
+    supported,
+)
 from gptoss_mlx.backends.mlx.ops.matrix import template as described
 from gptoss_mlx.backends.mlx.ops.metal import Factory, MetalKernel, Threads, largest, number
 from gptoss_mlx.spec.config import QuantizationSpec
@@ -36,12 +43,12 @@ def decode_router(
 
 
 def metal(factory: Factory | None = None, threads: Threads = largest) -> DecodeRouter:
-    """As `decode_router`, with metal/decode_router.metal for what is `served`."""
+    """As `decode_router`, with metal/decode_router.metal for what is `supported`."""
     names = ["x", "gain", "weight", "scales", "biases", "bias", "eps"]
     kernel = MetalKernel("decode_router", names, ["logits", "h"], factory, threads, SIZES)
 
     def run(x: mx.array, matrix: Matrix, bias: mx.array, norm: Norm) -> tuple[mx.array, mx.array]:
-        if not served(x, matrix):
+        if not supported(x, matrix):
             return decode_router(x, matrix, bias, norm)
         experts, template = matrix.weight.shape[0], described(x, matrix) | {"ROWS": ROWS}
         size = kernel.threads(template)

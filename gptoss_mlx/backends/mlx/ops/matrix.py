@@ -67,7 +67,7 @@ def _widened(x: mx.array, weight: mx.array) -> mx.array:
     return mx.concatenate(blocks, axis=-1)
 
 
-def served(x: mx.array, matrix: Matrix) -> bool:
+def supported(x: mx.array, matrix: Matrix) -> bool:
     """Whether metal/matvec.metal computes x W^T: formats, dtypes and shapes it is written for."""
     tokens, inputs = x.shape
     arrays = [a for a in (matrix.weight, matrix.scales, matrix.biases) if a is not None]

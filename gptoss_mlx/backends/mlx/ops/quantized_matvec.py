@@ -16,7 +16,7 @@ from gptoss_mlx.backends.mlx.ops.matrix import (
     inputs,
     product,
     random_matrix,
-    served,
+    supported,
 )
 from gptoss_mlx.backends.mlx.ops.matrix import template as described
 from gptoss_mlx.backends.mlx.ops.metal import Factory, MetalKernel, Threads, largest, number, padded
@@ -72,7 +72,7 @@ def _rows(x: mx.array, matrix: Matrix, normed: bool) -> int:
 
 
 def metal(factory: Factory | None = None, threads: Threads = largest) -> QuantizedMatvec:
-    """As `quantized_matvec`, with metal/quantized_matvec.metal for what is `served`."""
+    """As `quantized_matvec`, with metal/quantized_matvec.metal for what is `supported`."""
     names = ["x", "gain", "weight", "scales", "biases", "bias", "residual", "eps"]
     kernel = MetalKernel("quantized_matvec", names, ["out"], factory, threads, SIZES)
 
@@ -84,7 +84,7 @@ def metal(factory: Factory | None = None, threads: Threads = largest) -> Quantiz
         residual: mx.array | None = None,
         dtype: mx.Dtype | None = None,
     ) -> mx.array:
-        if not served(x, matrix):
+        if not supported(x, matrix):
             return quantized_matvec(x, matrix, bias, norm, residual, dtype)
         gain, eps = (x, 0.0) if norm is None else norm
         tokens, count = x.shape[0], matrix.weight.shape[0]

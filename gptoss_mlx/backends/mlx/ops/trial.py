@@ -46,7 +46,7 @@ class Trials:
 
     def __init__(self, verdicts: Verdicts, clock: Clock | None = None, *, insist: bool = False):
         self.verdicts, self.insist, self._clock = verdicts, insist, clock
-        self.left_out: dict[str, str] = {}
+        self.rejected: dict[str, str] = {}
         """Kernels of which some pipeline is not used, and why."""
         self.before: Callable[[], None] | None = None
         """What is called before anything is computed for a trial."""
@@ -82,7 +82,7 @@ class Trials:
     def _note(self, pipeline: Pipeline, verdict: Verdict) -> None:
         self.known[pipeline] = verdict.threads
         if verdict.threads == 0:
-            self.left_out[pipeline.kernel] = verdict.why
+            self.rejected[pipeline.kernel] = verdict.why
 
     def run(self, kernel: Call, reference: Call, exact: Call) -> None:
         """Find out about all pipelines that a call of the kernel takes and of which nothing is
@@ -159,9 +159,9 @@ class Tried:
             return self._kernel(*arguments, **options)
 
     @property
-    def left_out(self) -> str:
+    def rejected(self) -> str:
         """Its kernels that are not used, and why; "" where all are."""
-        found = self.trials.left_out
+        found = self.trials.rejected
         return "; ".join(f"{name}: {found[name]}" for name in self.names if name in found)
 
 

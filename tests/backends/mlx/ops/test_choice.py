@@ -77,14 +77,14 @@ def test_a_cpu_has_references_only(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_kernels_that_fail_are_left_out_with_the_reason_in_one_line(
     dtype: mx.Dtype, factory: Any, why: str
 ) -> None:
-    kernels = choose_kernels(wish="", factory=factory, verdicts=nowhere())
+    kernels = choose_kernels(policy="", factory=factory, verdicts=nowhere())
     for name, arguments in calls(dtype):
         found = getattr(kernels, name)(*arguments)
         expected = getattr(Kernels(), name)(*arguments)
         several = ([a] if isinstance(a, mx.array) else a for a in (found, expected))
         assert all(mx.array_equal(a, b) for a, b in zip(*several, strict=True)), name
-    assert set(kernels.left_out) == KERNELS
-    assert all(why in reason for reason in kernels.left_out.values())
+    assert set(kernels.rejected) == KERNELS
+    assert all(why in reason for reason in kernels.rejected.values())
     assert all(why in shown for shown in implementations(kernels).values())
     assert not kernels.pages
 
@@ -95,9 +95,9 @@ def test_a_model_whose_kernels_all_fail_is_the_one_without_any(
     checkpoint_of: Callable[..., Path], factory: Any, slots: int | None
 ) -> None:
     folder = checkpoint_of(Shape(2, 64, 32, 8, 4, 4, 2, 32, 256, window=16))
-    kernels = choose_kernels(wish="", factory=factory, verdicts=nowhere())
+    kernels = choose_kernels(policy="", factory=factory, verdicts=nowhere())
     model, plain = (opened(folder, slots=slots, kernels=k) for k in (kernels, Kernels()))
-    assert set(kernels.left_out) == KERNELS
+    assert set(kernels.rejected) == KERNELS
     states = model.new_state(), plain.new_state()
     for ids in (list(range(1, 30)), [3, 4], [5], [6]):
         rows = [m.evaluate(ids, s) for m, s in zip((model, plain), states, strict=True)]
@@ -106,7 +106,7 @@ def test_a_model_whose_kernels_all_fail_is_the_one_without_any(
 
 @pytest.mark.parametrize("factory", [wrong, broken])
 def test_insisting_on_metal_fails_rather_than_fall_back(factory: Any) -> None:
-    kernels = choose_kernels(wish="metal", factory=factory, verdicts=nowhere())
+    kernels = choose_kernels(policy="metal", factory=factory, verdicts=nowhere())
     name, arguments = next(calls(mx.float32))
     with pytest.raises(KernelError, match=r"^the Metal kernel quantized_matvec cannot be used: "):
         getattr(kernels, name)(*arguments)
@@ -116,7 +116,9 @@ def test_what_is_shown_of_a_device_is_what_small_calls_and_earlier_starts_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GPTOSS_CACHE", str(tmp_path))
-    monkeypatch.setattr(choice, "choose_kernels", partial(choose_kernels, wish="", factory=broken))
+    monkeypatch.setattr(
+        choice, "choose_kernels", partial(choose_kernels, policy="", factory=broken)
+    )
     slow = Verdict(0, "it takes 2.00 times its reference's time")
     pipeline = Pipeline("moe_decode_down", (mx.bfloat16, 2880))
     Verdicts(this_machine(), tmp_path).add({pipeline: slow})
@@ -133,7 +135,7 @@ def test_our_own_faults_are_no_reason_to_fall_back() -> None:
 
         return run
 
-    kernels = choose_kernels(wish="", factory=ours, verdicts=nowhere())
+    kernels = choose_kernels(policy="", factory=ours, verdicts=nowhere())
     name, arguments = next(calls(mx.float32))
     with pytest.raises(TypeError, match="a fault in a launch"):
         getattr(kernels, name)(*arguments)

@@ -114,7 +114,7 @@ def test_a_gpu_that_refuses_large_threadgroups_gets_smaller_ones(name: str) -> N
 
         return run
 
-    kernels = choose_kernels(wish="metal", factory=factory, verdicts=Verdicts({}, None))
+    kernels = choose_kernels(policy="metal", factory=factory, verdicts=Verdicts({}, None))
     for arguments in MODULES[name].examples(mx.float32):
         found, expected = (_flat(getattr(k, name)(*arguments)) for k in (kernels, Kernels()))
         assert disagreement(found, expected) <= EXACT

@@ -89,7 +89,7 @@ def test_the_most_threads_that_the_device_takes(limit: int, threads: int) -> Non
     device.launched.clear()
     assert right(run(FEW))
     assert device.launched == [("few", threads)]
-    assert not run.left_out
+    assert not run.rejected
 
 
 def test_a_kernel_refused_at_every_size_takes_no_other_with_it() -> None:
@@ -102,7 +102,7 @@ def test_a_kernel_refused_at_every_size_takes_no_other_with_it() -> None:
     assert device.launched == []
     assert right(run(MANY))
     assert device.launched == [("many", 768)]
-    assert run.left_out.startswith("few: Thread group size (256) is greater than the maximum")
+    assert run.rejected.startswith("few: Thread group size (256) is greater than the maximum")
 
 
 def test_each_shape_is_tried_for_itself() -> None:
@@ -135,7 +135,7 @@ def test_a_slower_kernel_is_left_out(taken: float, used: bool) -> None:
     run(FEW)
     assert bool(device.launched) == used
     slower = f"few: it takes {taken:.2f} times its reference's time"
-    assert run.left_out == ("" if used else slower)
+    assert run.rejected == ("" if used else slower)
 
 
 def test_a_single_slow_timing_decides_nothing() -> None:
@@ -183,7 +183,7 @@ def test_what_was_found_is_not_tried_again(tmp_path: Any) -> None:
     assert right(run(FEW))
     assert right(run(MANY))
     assert again.launched == [("few", 512)]
-    assert run.left_out == "many: it takes 2.00 times its reference's time"
+    assert run.rejected == "many: it takes 2.00 times its reference's time"
     other = Device()
     other.operation(Verdicts({**machine, "source": "2"}, tmp_path))(FEW)
     assert other.launched[0] == ("few", 768)
@@ -196,7 +196,7 @@ def test_what_failed_to_run_is_tried_again_at_the_next_start(tmp_path: Any) -> N
     run = later.operation(Verdicts({}, tmp_path))
     assert right(run(FEW))
     assert later.launched[-1] == ("few", 768)
-    assert not run.left_out
+    assert not run.rejected
 
 
 def test_insisting_tries_again_what_was_refused(tmp_path: Any) -> None:
