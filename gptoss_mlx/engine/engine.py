@@ -39,7 +39,7 @@ from gptoss_mlx.plan.memory import Plan, make_plan, wired_bytes
 from gptoss_mlx.settings import Settings
 from gptoss_mlx.spec.config import ModelConfig
 from gptoss_mlx.spec.released import CONFIGS
-from gptoss_mlx.spec.sampling import Sampling
+from gptoss_mlx.spec.sampling import Sampling, not_finite
 
 LOGITS_AT_A_TIME = 32
 T = TypeVar("T")
@@ -155,7 +155,10 @@ class Engine:
         return out
 
     def logits_parts(self, ids: Sequence[int]) -> Iterator[NDArray[np.float32]]:
-        """`logits`, a few tokens at a time: float32 [up to 32, vocabulary]."""
+        """`logits`, a few tokens at a time: float32 [up to 32, vocabulary].
+
+        Raises MessageError, ContextError or, where they are not finite, NumericalError.
+        """
         model = self.model
         self._preprocessor.check_ids(ids)
         return self._while_open(_evaluate(model, ids))
@@ -211,7 +214,11 @@ def _evaluate(model: Model, ids: Sequence[int]) -> Generator[NDArray[np.float32]
     state, step = model.new_state(), min(model.chunk, LOGITS_AT_A_TIME)
     try:
         for i in range(0, len(ids), step):
-            yield model.evaluate(ids[i : i + step], state)
+            part = model.evaluate(ids[i : i + step], state)
+            finite = np.isfinite(part).all(-1)
+            if not finite.all():
+                raise not_finite(f"what follows token {i + int(finite.argmin()) + 1}")
+            yield part
     finally:
         state.close()
 

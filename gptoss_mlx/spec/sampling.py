@@ -88,10 +88,15 @@ def check_finite(naught: float, step: int) -> None:
     """Raises NumericalError unless the sum of a step's logits, each times 0, is 0: infinity times
     0 is no number, and nor is a sum with one that is none."""
     if naught != 0:
-        raise NumericalError(
-            f"the model's logits for token {step + 1} of the answer are not finite: its weights are"
-            " damaged, or its numbers leave the range of the dtype it computes in"
-        )
+        raise not_finite(f"token {step + 1} of the answer")
+
+
+def not_finite(what: str) -> NumericalError:
+    """That the logits for a token are infinite or no numbers. what: which token."""
+    return NumericalError(
+        f"the model's logits for {what} are not finite: its weights are damaged, or its numbers"
+        " leave the range of the dtype it computes in"
+    )
 
 
 def _within(

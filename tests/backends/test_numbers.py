@@ -149,3 +149,20 @@ def test_logits_that_are_not_finite_end_the_stream(
             events += list(engine.stream([200, 300, 400], **options))
     assert not [event for event in events if isinstance(event, TokenEvent)]
     assert engine.generate([200, 300, 400], **options).text == wanted
+
+
+def test_logits_that_are_asked_for_are_finite_or_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_on("mlx", materialise(), context=2048)
+    model: Any = engine.model
+    evaluate: Callable[..., Any] = model.evaluate
+
+    def damaged(*arguments: Any) -> Any:
+        rows = evaluate(*arguments)
+        rows[2, 5] = float("nan")
+        return rows
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "evaluate", damaged)
+        with pytest.raises(NumericalError, match="logits for what follows token 3 are not finite"):
+            engine.logits([200, 300, 400, 500])
+    assert engine.logits([200, 300, 400, 500]).shape[0] == 4
