@@ -67,7 +67,9 @@ def test_a_command_imports_nothing_from_its_folder(planted: Path, command: tuple
     assert result.stdout
 
 
-@pytest.mark.parametrize("option", [["-P"], ["-m", "gptoss_mlx.cli.plan"], ["-mgptoss_mlx.cli.plan"]])
+@pytest.mark.parametrize(
+    "option", [["-P"], ["-m", "gptoss_mlx.cli.plan"], ["-mgptoss_mlx.cli.plan"]]
+)
 def test_however_the_module_is_named(planted: Path, option: list[str]) -> None:
     named = [] if "gptoss_mlx.cli.plan" in option[-1] else ["-m", "gptoss_mlx.cli.plan"]
     result = run(sys.executable, *option, *named, "--machine", "16GB Mac", cwd=planted)
