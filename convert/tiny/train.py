@@ -6,7 +6,7 @@ is on what the assistant says, headers included.  `state.pt` in the output folde
 network; `log.jsonl` holds losses, the experts' shares and, now and then, the part of held-out
 replies that greedy decoding would reproduce token for token.  A run that is interrupted goes on
 when it is started again with the same folder.  With `--begin FILE` it starts from a packed model
-instead of from nothing, which needs a quarter of the steps.
+instead of from nothing, which takes a seventh of the steps.
 
 A CPU without bfloat16 of its own (AVX-512 or AMX) trains in float32, which is faster there.
 """

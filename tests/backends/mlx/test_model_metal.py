@@ -84,7 +84,8 @@ def logits(model: Transformer) -> Any:
 
 @pytest.mark.parametrize(
     ("options", "most"),
-    [({}, EXACT), ({"slots": 4}, EXACT), ({"kv_bits": 8}, 1e-4)],  # a rounding may change a code
+    # A rounding may change a code of a key; quantizing all of them is 1.4e-3 away.
+    [({}, EXACT), ({"slots": 4}, EXACT), ({"kv_bits": 8}, 3e-4)],
     ids=["resident", "streamed", "quantized keys"],
 )
 def test_prefill_and_decode(
