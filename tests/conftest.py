@@ -12,9 +12,6 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-settings.register_profile("no deadline", deadline=None)  # a timing is never a test
-settings.load_profile("no deadline")
-
 # Before anything imports huggingface_hub, which reads it once.
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Before anything imports triton: its kernels then run on the CPU, in its interpreter.
@@ -33,6 +30,9 @@ if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 from tests.support.checkpoints import Shape, write_checkpoint
+
+settings.register_profile("no deadline", deadline=None)  # a timing is never a test
+settings.load_profile("no deadline")
 
 SMALL = Shape(
     layers=2,
