@@ -62,6 +62,10 @@ class Tasks:
             self._over += 1
         return self._over == len(self.tasks)
 
+    def idle(self) -> bool:
+        """Whether none runs or will: all have ended, or were called off before they began."""
+        return all(task.ended or not (task.wanted or task.started) for task in self.tasks)
+
     def wait(self) -> None:
         """Until all have ended; the first error among them is then raised."""
         while not self.over():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 
 from gptoss_mlx.errors import CheckpointError
 from gptoss_mlx.files import reader as reader_module
-from gptoss_mlx.files.pool import Stopped
+from gptoss_mlx.files.pool import Pool, Stopped
 from gptoss_mlx.files.reader import FileReader
 from gptoss_mlx.files.shard import Tensor
 
@@ -154,3 +155,32 @@ def test_files_are_closed_with_the_reader(path: Path) -> None:
     assert len(os.listdir("/dev/fd")) == len(before) + 1
     del reader
     assert set(os.listdir("/dev/fd")) == before
+
+
+def test_calls_that_were_called_off_in_the_queue_are_idle_and_not_over() -> None:
+    """A thread ends them only when it comes to them."""
+    gate, ran = threading.Event(), list[int]()
+    threads = Pool(1, "test")
+
+    def held() -> None:
+        assert gate.wait(60)
+
+    try:
+        first = threads.start([held])
+        second = threads.start([partial(ran.append, 1), partial(ran.append, 2)])
+        assert not first.idle()
+        assert not second.idle()
+        second.call_off()
+        assert second.idle()
+        assert not second.over()
+        assert not first.idle()
+        gate.set()
+        first.wait()
+        with pytest.raises(Stopped):
+            second.wait()
+        assert first.idle()
+        assert second.over()
+        assert ran == []
+    finally:
+        gate.set()
+        threads.close()

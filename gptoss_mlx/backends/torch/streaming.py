@@ -120,7 +120,7 @@ class Buffer:
 
     def free(self) -> bool:
         """Whether nothing reads into it, and what was in it has been copied."""
-        read = self.load is None or self.load.over()
+        read = self.load is None or self.load.idle()
         return read and (self._taken is None or bool(self._taken.query()))
 
     def sent(self) -> None:
