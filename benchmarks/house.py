@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from html import escape
 from pathlib import Path
@@ -100,6 +100,7 @@ def picture() -> str:
     """SVG: a row a room, from the top down, with its modules and the rooms it imports."""
     rooms = [name for name in ORDER if not name.startswith("__")]
     height = MARGIN * 2 + len(rooms) * (ROW + GAP) - GAP
+    edges = graph()
     out = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH + 2 * MARGIN}" height="{height}" '
         'font-family="sans-serif">',
@@ -107,7 +108,7 @@ def picture() -> str:
     ]
     for i, name in enumerate(rooms):
         y = MARGIN + i * (ROW + GAP)
-        used = sorted(imported_by(name) & set(rooms), key=rooms.index)
+        used = sorted(imported_by(name, edges) & set(rooms), key=rooms.index)
         out += [
             f'<rect x="{MARGIN}" y="{y}" width="{WIDTH}" height="{ROW}" rx="6" fill="#eef2f7" '
             'stroke="#5b6b7f"/>',
@@ -122,9 +123,9 @@ def picture() -> str:
     return "\n".join([*out, "</svg>", ""])
 
 
-def imported_by(name: str) -> set[str]:
+def imported_by(name: str, edges: Mapping[str, set[str]]) -> set[str]:
     """The other rooms that a room imports."""
-    return {room(u) for m, used in graph().items() if room(m) == name for u in used} - {name}
+    return {room(u) for m, used in edges.items() if room(m) == name for u in used} - {name}
 
 
 def _inside(name: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from gptoss_mlx.cli.exits import Command
-from gptoss_mlx.cli.options import SETTINGS
+from gptoss_mlx.cli.options import CONTEXT_SETTINGS
 from gptoss_mlx.cli.terminal import Bar, Output, harmless, show
 from gptoss_mlx.errors import ConversionError
 from gptoss_mlx.files.paths import expanded
@@ -24,7 +24,7 @@ _COMMAND = "python -m convert" if __package__ == "convert" else "gptoss-convert"
 _BAR_AFTER = 1.0  # seconds
 
 
-@click.command(_COMMAND, cls=Command, context_settings=SETTINGS)
+@click.command(_COMMAND, cls=Command, context_settings=CONTEXT_SETTINGS)
 @click.argument("source")
 @click.argument("dest", type=click.Path(path_type=Path))
 @click.option(

@@ -16,7 +16,14 @@ import click
 
 import gptoss_mlx
 from gptoss_mlx.cli.exits import Command, interruptible
-from gptoss_mlx.cli.options import BYTES, CACHE, SETTINGS, TOKENS, backend_options, model_option
+from gptoss_mlx.cli.options import (
+    BYTES,
+    CACHE,
+    CONTEXT_SETTINGS,
+    TOKENS,
+    backend_options,
+    model_option,
+)
 from gptoss_mlx.cli.question import Question, question_options, read_question
 from gptoss_mlx.cli.terminal import Bar, Output, Printer, harmless
 from gptoss_mlx.engine.events import Event, FinishEvent, PrefillEvent
@@ -36,7 +43,7 @@ _LIMITS = {
 """What ended an answer early, in words."""
 
 
-@click.command(cls=Command, context_settings=SETTINGS, epilog=CACHE)
+@click.command(cls=Command, context_settings=CONTEXT_SETTINGS, epilog=CACHE)
 @question_options
 @model_option('A folder, a Hugging Face id, gpt-oss:20b or such, or "tiny".')
 @backend_options

@@ -21,8 +21,6 @@ from torch import Tensor, nn
 
 SWIGLU_ALPHA = 1.702
 E2M1_MAX = 6.0
-LEVELS = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
-"""The sizes that a code of MXFP4 can have, by its lower three bits."""
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,14 @@ from torch import Tensor
 
 from convert.tiny.batches import LENGTHS, Vocabulary, collate
 from convert.tiny.conversations import encode, make
-from convert.tiny.network import LEVELS, Network, Shape, mxfp4_scale
+from convert.tiny.network import Network, Shape, mxfp4_scale
 from convert.tiny.train import load, rounded, shares_of
+from gptoss_mlx.backends.torch.mxfp4 import VALUES
 from gptoss_mlx.harmony import Encoding
 
 TARGET = Path(__file__).resolve().parents[2] / "gptoss_mlx" / "data" / "tiny.safetensors"
 LIMIT = 5_000_000
+LEVELS = torch.tensor(VALUES)
 
 
 def bits(tensor: Tensor) -> NDArray[np.uint16]:

@@ -12,18 +12,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from convert.tiny.beginning import spelled
-from convert.tiny.network import LEVELS, Network
+from convert.tiny.network import Network
+from gptoss_mlx.backends.torch.mxfp4 import dequantize
 from gptoss_mlx.harmony import Encoding
 
 RIDGE = 0.1
 """How much the map from spellings to rows is held back, a part of the features' mean variance."""
-
-
-def from_mxfp4(blocks: Tensor, scales: Tensor) -> Tensor:
-    """blocks uint8 [..., K/32, 16], scales uint8 [..., K/32] -> float32 [..., K]."""
-    codes = torch.stack((blocks & 15, blocks >> 4), -1).flatten(-2).int()
-    values = LEVELS[codes & 7] * (1 - 2 * (codes >> 3))
-    return torch.ldexp(values, scales.int()[..., None] - 127).flatten(-2)
 
 
 def from_bits(bits: Tensor) -> Tensor:
@@ -59,7 +53,7 @@ def take_over(network: Network, rows: list[int], encoding: Encoding, path: Path)
             if name in ("gate_up_weight", "down_weight"):
                 file_name = f"{prefix}mlp.experts.{name.removesuffix('_weight')}_proj"
                 blocks, scales = stored[f"{file_name}_blocks"], stored[f"{file_name}_scales"]
-                parameter.copy_(from_mxfp4(blocks, scales))
+                parameter.copy_(dequantize(blocks, scales, packed=False))
             else:
                 parameter.copy_(from_bits(stored[prefix + stored_name(name)]))
     return len(lacking)

@@ -22,7 +22,14 @@ import click
 from gptoss_mlx import __version__
 from gptoss_mlx.backends.backend import Backend, choose_backend, machine_of
 from gptoss_mlx.cli.exits import Command
-from gptoss_mlx.cli.options import BYTES, CACHE, SETTINGS, TOKENS, backend_options, model_option
+from gptoss_mlx.cli.options import (
+    BYTES,
+    CACHE,
+    CONTEXT_SETTINGS,
+    TOKENS,
+    backend_options,
+    model_option,
+)
 from gptoss_mlx.cli.plan import as_object, config_of, plan_table
 from gptoss_mlx.cli.terminal import Bar, harmless, show
 from gptoss_mlx.errors import DeviceError
@@ -49,7 +56,7 @@ class Fact:
     shown: str
 
 
-@click.command(cls=Command, context_settings=SETTINGS, epilog=CACHE)
+@click.command(cls=Command, context_settings=CONTEXT_SETTINGS, epilog=CACHE)
 @model_option('A folder, a Hugging Face id, or "tiny".')
 @backend_options
 @click.option("--memory", type=BYTES, help="Bytes to plan with, such as 10GiB.")

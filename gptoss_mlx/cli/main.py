@@ -11,7 +11,7 @@ import click
 
 from gptoss_mlx import __version__
 from gptoss_mlx.cli.exits import Command
-from gptoss_mlx.cli.options import CACHE, SETTINGS
+from gptoss_mlx.cli.options import CACHE, CONTEXT_SETTINGS
 
 _COMMANDS = {
     "convert": ("gptoss_convert.__main__", "Convert a checkpoint to MLX format."),
@@ -45,7 +45,7 @@ class _LazyGroup(Command, click.Group):
             formatter.write_dl([(name, _COMMANDS[name][1]) for name in self.list_commands(ctx)])
 
 
-@click.group(cls=_LazyGroup, context_settings=SETTINGS, epilog=CACHE)
+@click.group(cls=_LazyGroup, context_settings=CONTEXT_SETTINGS, epilog=CACHE)
 @click.version_option(__version__, prog_name="gptoss-mlx")
 def main() -> None:
     """Run OpenAI's gpt-oss models on this machine."""

@@ -18,7 +18,7 @@ else:  # older versions of click have no type argument
     _ParamType = click.ParamType
 
 
-SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+CONTEXT_SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 """Of every command."""
 
 CACHE = "What the package itself makes lies in $GPTOSS_CACHE, or else in the user's cache folder."

@@ -15,7 +15,14 @@ import click
 
 from gptoss_mlx.backends.backend import choose_backend, machine_of
 from gptoss_mlx.cli.exits import Command
-from gptoss_mlx.cli.options import BYTES, MACHINE, SETTINGS, TOKENS, backend_options, model_option
+from gptoss_mlx.cli.options import (
+    BYTES,
+    CONTEXT_SETTINGS,
+    MACHINE,
+    TOKENS,
+    backend_options,
+    model_option,
+)
 from gptoss_mlx.cli.terminal import harmless, show
 from gptoss_mlx.errors import (
     ConfigError,
@@ -44,7 +51,7 @@ CONVERTED = {"mlx": "mixed", "torch": "8"}
 PyTorch, which keeps no fewer bits, what saves the most."""
 
 
-@click.command(cls=Command, context_settings=SETTINGS)
+@click.command(cls=Command, context_settings=CONTEXT_SETTINGS)
 @model_option('A folder, a released model\'s id, or "tiny".')
 @click.option("--memory", type=BYTES, help="Bytes it must stay within, such as 10GiB.")
 @click.option("--context", type=TOKENS, help="Most tokens, prompt and answer, such as 32k.")

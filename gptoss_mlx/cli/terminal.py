@@ -109,10 +109,10 @@ def show(*renderables: RenderableType) -> None:
 
 
 class Printer:
-    """Shows a stream's tokens as they come: the answer on `out`, the reasoning on its own pen.
+    """Shows a stream's tokens as they come: the answer on `out`, the reasoning on its own output.
 
     A message to the user and an answer are text; a tool call is a line of its own,
-    `tool call: NAME(ARGUMENTS)`. A pen that is None shows nothing. Used as a context manager it
+    `tool call: NAME(ARGUMENTS)`. An output that is None shows nothing. Used as a context manager it
     ends the line it is on, whatever happened.
     """
 
@@ -124,13 +124,13 @@ class Printer:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if (pen := self._pen()) is not None:
-            pen.end_line()
+        if (output := self._output()) is not None:
+            output.end_line()
 
     def seen(self, event: TokenEvent) -> bool:
         """Whether a person sees it as it comes."""
-        pen = self._reasoning if _part(event) == "reasoning" else self._out
-        return pen is not None and pen.terminal
+        output = self._reasoning if _part(event) == "reasoning" else self._out
+        return output is not None and output.terminal
 
     def show(self, event: TokenEvent) -> None:
         part = _part(event)
@@ -151,19 +151,19 @@ class Printer:
             self._write(f"tool call: {(event.recipient or '').removeprefix('functions.')}(")
 
     def _write(self, text: str) -> None:
-        if (pen := self._pen()) is not None:
-            pen.write(text, dim=self._part == "reasoning")
+        if (output := self._output()) is not None:
+            output.write(text, dim=self._part == "reasoning")
 
     def _close(self) -> None:
         if self._part == "call":
             self._write(")")
-        if (pen := self._pen()) is not None:
-            pen.end_line()
+        if (output := self._output()) is not None:
+            output.end_line()
             if self._part == "reasoning":
-                pen.write("\n")
+                output.write("\n")
         self._part = None
 
-    def _pen(self) -> Output | None:
+    def _output(self) -> Output | None:
         if self._part is None:
             return None
         return self._reasoning if self._part == "reasoning" else self._out

@@ -23,7 +23,12 @@ class Attention:
     """Grouped-query attention with one learned sink logit a head."""
 
     def __init__(
-        self, config: ModelConfig, loader: Loader, kernels: Kernels, layer: int, turns: torch.Tensor
+        self,
+        config: ModelConfig,
+        loader: Loader,
+        kernels: Kernels,
+        layer: int,
+        periods: torch.Tensor,
     ) -> None:
         prefix = f"model.layers.{layer}.self_attn"
         self.kernels = kernels
@@ -33,7 +38,7 @@ class Attention:
         self.layer = Layer(
             layer,
             Heads(config.num_attention_heads, config.num_key_value_heads, config.head_dim),
-            turns,
+            periods,
             loader.dense(f"{prefix}.sinks"),
             # YaRN scales queries and keys alike; their product may as well be scaled once.
             magnitude(config) ** 2 * config.head_dim**-0.5,
@@ -102,12 +107,12 @@ class Block:
         loader: Loader,
         kernels: Kernels,
         layer: int,
-        turns: torch.Tensor,
+        periods: torch.Tensor,
         streaming: Streaming | None,
     ) -> None:
         name = f"model.layers.{layer}"
         self.before = Norm(config, loader, kernels, f"{name}.input_layernorm")
-        self.attention = Attention(config, loader, kernels, layer, turns)
+        self.attention = Attention(config, loader, kernels, layer, periods)
         self.between = Norm(config, loader, kernels, f"{name}.post_attention_layernorm")
         self.moe = MoE(config, loader, kernels, layer, streaming)
 

@@ -54,9 +54,9 @@ class Transformer:
         self.config, self.device, self.cache = config, loader.device, cache
         self.chunk, self.kernels, self.streaming = chunk, kernels, streaming
         self.embedding = loader.matrix("model.embed_tokens")
-        turns = torch.from_numpy(periods(config).astype(np.float32)).to(self.device)
+        per_pair = torch.from_numpy(periods(config).astype(np.float32)).to(self.device)
         self.blocks = [
-            Block(config, loader, kernels, layer, turns, streaming)
+            Block(config, loader, kernels, layer, per_pair, streaming)
             for layer in range(config.num_hidden_layers)
         ]
         self.norm = Norm(config, loader, kernels, "model.norm")

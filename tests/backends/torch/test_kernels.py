@@ -26,7 +26,7 @@ CLOSE = {torch.float32: 1e-6, torch.bfloat16: 4e-3}
 
 
 def modules() -> dict[str, ModuleType]:
-    """The modules under cuda/kernels that have an operation, by name.
+    """The modules of the Triton kernels that have an operation, by name.
 
     Others hold what kernels of several modules call.
     """

@@ -79,7 +79,7 @@ def _marked(name: str, text: str, start: int, end: int) -> str:
     return f'#line {text.count(chr(10), 0, start) + 1} "{name}.metal"\n{text[start:end]}'
 
 
-def folder() -> Traversable:
+def source_folder() -> Traversable:
     """Where the .metal files are: inside an installed package, beside it in a checkout."""
     package = files("gptoss_mlx")
     installed = package.joinpath("_metal")
@@ -87,7 +87,7 @@ def folder() -> Traversable:
 
 
 def _text(name: str) -> str:
-    return folder().joinpath(f"{name}.metal").read_text("utf-8")
+    return source_folder().joinpath(f"{name}.metal").read_text("utf-8")
 
 
 @cache

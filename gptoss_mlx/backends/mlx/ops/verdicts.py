@@ -20,7 +20,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from gptoss_mlx.backends.mlx.ops.metal import Pipeline, folder, mlx_version
+from gptoss_mlx.backends.mlx.ops.metal import Pipeline, mlx_version, source_folder
 from gptoss_mlx.errors import CheckpointError
 from gptoss_mlx.files.jsonfile import read_json
 
@@ -107,7 +107,7 @@ def this_machine() -> dict[str, str]:
 def _source() -> str:
     """A digest of the kernels and of what launches them."""
     digest = hashlib.sha256()
-    for texts in (files("gptoss_mlx.backends.mlx.ops"), folder()):
+    for texts in (files("gptoss_mlx.backends.mlx.ops"), source_folder()):
         for path in sorted((p for p in texts.iterdir() if p.is_file()), key=_name):
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
