@@ -3,8 +3,8 @@
     python -m benchmarks.house
     python -m benchmarks.house --picture docs/rooms.svg
 
-"Names twice": classes and functions of one public name in two modules, the backends' twins aside.
-"Depth": the most rooms that a chain of imports passes from the command to a matrix product.
+"Names defined twice": classes and functions of one public name in two modules, the backends' twins aside.
+"Rooms from the command to a product": on the shortest chain of imports to a projection.
 """
 
 from __future__ import annotations
