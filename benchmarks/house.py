@@ -3,7 +3,7 @@
     python -m benchmarks.house
     python -m benchmarks.house --picture docs/rooms.svg
 
-"Names defined twice": classes and functions of one public name in two modules, the backends' twins aside.
+"Names defined twice": public classes and functions in two modules, the backends' twins aside.
 "Rooms from the command to a product": on the shortest chain of imports to a projection.
 """
 
