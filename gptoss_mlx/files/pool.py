@@ -55,6 +55,7 @@ class Tasks:
         self._news: SimpleQueue[None] = SimpleQueue()
         self.tasks = [_Task(call, self._news) for call in calls]
         self._over = 0  # of the first tasks, that have ended
+        self._called_off = self._abandoned = False
 
     def over(self) -> bool:
         """Whether all have ended."""
@@ -63,8 +64,9 @@ class Tasks:
         return self._over == len(self.tasks)
 
     def idle(self) -> bool:
-        """Whether none runs or will: all have ended, or were called off before they began."""
-        return all(task.ended or not (task.wanted or task.started) for task in self.tasks)
+        """Whether none runs or will. Those that were called off in the queue end only when a thread
+        comes to them, long after `abandon` knows that they are never made."""
+        return self._abandoned or self.over()
 
     def wait(self) -> None:
         """Until all have ended; the first error among them is then raised."""
@@ -80,13 +82,13 @@ class Tasks:
 
     def failed(self) -> bool:
         """Whether one has failed, as far as is known already, or will not be begun."""
-        return any(
-            task.error is not None if task.ended else not (task.wanted or task.started)
-            for task in self.tasks
-        )
+        if self._called_off:
+            return not self.succeeded()
+        return any(task.error is not None for task in self.tasks)
 
     def call_off(self) -> None:
         """Begin no more."""
+        self._called_off = True
         for task in self.tasks:
             task.wanted = False
 
@@ -96,6 +98,7 @@ class Tasks:
         for task in self.tasks:
             while task.started and not task.ended:
                 self._news.get()
+        self._abandoned = True
         return self.succeeded()
 
 

@@ -170,9 +170,15 @@ def test_calls_that_were_called_off_in_the_queue_are_idle_and_not_over() -> None
         second = threads.start([partial(ran.append, 1), partial(ran.append, 2)])
         assert not first.idle()
         assert not second.idle()
+        assert not second.failed()
         second.call_off()
-        assert second.idle()
-        assert not second.over()
+        assert second.failed()
+        assert not second.abandon()
+        for came_to in (False, True):  # as if a thread had taken it, and not yet let go of it
+            second.tasks[0].started = came_to
+            assert second.idle()
+            assert second.failed()
+            assert not second.over()
         assert not first.idle()
         gate.set()
         first.wait()
