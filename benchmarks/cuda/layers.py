@@ -17,10 +17,11 @@ import torch
 
 from benchmarks.cuda.random import fill
 from benchmarks.cuda.setup import Bench, Row, Section, watched, with_kernels
+from gptoss_mlx.backends.kernels import agreement
 from gptoss_mlx.backends.torch.agreement import copied, relative
 from gptoss_mlx.backends.torch.blocks import Block
 from gptoss_mlx.backends.torch.cache import Cache
-from gptoss_mlx.backends.torch.choice import AGREEMENT, Kernels
+from gptoss_mlx.backends.torch.choice import Kernels
 from gptoss_mlx.backends.torch.model import Transformer
 from gptoss_mlx.backends.torch.places import Chunk, Places, Step
 
@@ -77,7 +78,7 @@ def layers(bench: Bench) -> Section:
         of = [row for row in rows if row["form"] == name]
         worst = max(of, key=lambda row: row["off"])
         least = min(row["same_experts"] for row in of)
-        within = worst["off"] <= max(AGREEMENT[bench.dtype], 3 * worst["rounding"])
+        within = worst["off"] <= max(agreement(bench.dtype), 3 * worst["rounding"])
         summary = {"layer": f"worst of {len(of)}: {worst['layer']}", "agrees": within}
         yield {**worst, **summary, "same_experts": least}
 

@@ -160,7 +160,7 @@ def _decoded(bench: Bench, batch: int, context: int, fed: str) -> Row:
     ids = bench.ids(steps, batch, 1)
 
     def step(i: int, tokens: Sequence[torch.Tensor]) -> torch.Tensor:
-        logits = model.decode_many(tokens, states)
+        logits = model.decode(tokens, states)
         if fed == "argmax":
             return logits.argmax(-1, keepdim=True)
         return ids[(i + 1) % steps]
@@ -192,5 +192,5 @@ def distinct_experts(
     looked_at = twin(model, kernels=kernels, eager=True)
     for state in states:
         state.offset = context - 1
-    looked_at.decode_many(list(ids), states)
+    looked_at.decode(list(ids), states)
     return sum(len(layer.unique()) for layer in chosen) / len(chosen)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,8 @@ import torch
 
 from benchmarks.cuda.setup import GIB, Bench, Row, Section
 from benchmarks.cuda.timing import wait
+from gptoss_mlx.backends.protocol import sealed
 from gptoss_mlx.backends.torch.model import open_model
-from gptoss_mlx.backends.torch.sampler import Sampler
 from gptoss_mlx.engine.engine import Engine
 from gptoss_mlx.engine.events import Event, TokenEvent
 from gptoss_mlx.harmony.tokenizer import Decoder
@@ -42,8 +41,7 @@ def engine(bench: Bench) -> Section:
     for count in amounts.streams:
         model = bench.opened(count, amounts.stream_prompt)
         made = Engine(
-            model,
-            partial(Sampler, device=bench.device),
+            sealed(model),
             Numbers(bench.config.vocab_size),
             bench.config,
             model.cache.context,
@@ -113,7 +111,7 @@ def _loaded(bench: Bench, path: Path) -> Row:
     state = model.new_state()
     ids = torch.arange(1, 33) % model.config.vocab_size
     model.prefill(ids[:-1].tolist(), state)
-    model.decode(ids[-1:].tolist(), state).argmax().item()
+    model.decode([ids[-1:].tolist()], [state])[0].argmax().item()
     nbytes = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
     return {
         "folder": path.name,

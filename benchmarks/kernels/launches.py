@@ -143,10 +143,10 @@ def _ours(folder: Path, context: int) -> Callable[[], Step]:
     def new_step() -> Step:
         state = plain.new_state()
         plain.prefill([i % SHAPE.vocab for i in range(context)], state)
-        mx.eval(plain.decode([1], state))  # the first step after a prompt may still tidy up
+        mx.eval(plain.decode([[1]], [state])[0])  # the first step after a prompt may still tidy up
 
         def step(token: mx.array) -> Sequence[mx.array]:
-            choice = sampler.choose(model.decode(token, state), 0, None)
+            choice = sampler.choose(model.decode([token], [state])[0], 0, None)
             return [choice.token, *state.arrays()]
 
         return Step(step, len(state.arrays()))

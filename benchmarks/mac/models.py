@@ -17,7 +17,7 @@ from benchmarks.mac.rows import Absent
 from convert import destination
 from convert.plan import to_mlx
 from convert.sources import open_source
-from gptoss_mlx.backends.mlx.ops.choice import VARIABLE
+from gptoss_mlx.backends.kernels import VARIABLE
 from gptoss_mlx.models.hub import local_folder
 from gptoss_mlx.spec.recipe import RECIPES
 from tests.support.checkpoints import SHAPES, write_checkpoint

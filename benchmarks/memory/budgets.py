@@ -141,7 +141,7 @@ def _ours(asked: Asked, limit: int | None) -> dict[str, Any]:
     read = time.perf_counter()
     before, token = engine.stats(), ids[-1]
     for _ in range(asked.decode):
-        logits = np.array(model.decode([token], state))
+        logits = np.array(model.decode([[token]], [state])[0])
         digest.update(logits.tobytes())
         token = int(logits.argmax())
     decoding = time.perf_counter() - read

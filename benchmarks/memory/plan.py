@@ -231,8 +231,8 @@ def _drive(folder: str, context: int, **plan: Any) -> None:
     checkpoint = Checkpoint.open(Path(folder))
     tokenizer = load_tokenizer(Path(folder), checkpoint.config)
     opened = _open_torch if plan["backend"] == "torch" else _open_mlx
-    model, sampler = opened(checkpoint, context, **plan)
-    engine = Engine(model, sampler, tokenizer, checkpoint.config, context, {})
+    model = opened(checkpoint, context, **plan)
+    engine = Engine(model, tokenizer, checkpoint.config, context, {})
     rng = np.random.default_rng(0)
     ids = [int(id) for id in rng.integers(0, 50000, context - DECODED)]
     rows: int = plan["rows"]
@@ -264,18 +264,17 @@ def _open_mlx(
     embedding: str,
     dtype: str,
     **other: Any,
-) -> tuple[Any, Any]:
+) -> Any:
     import mlx.core as mx
 
     from gptoss_mlx.backends.mlx.model import open_model
-    from gptoss_mlx.backends.mlx.sampler import Sampler
 
     mx.set_default_device(mx.Device(mx.cpu))
     fewer: dict[str, Any] = {"slots": slots} if slots < experts else {}
     model = open_model(checkpoint, dtype=dtype, embedding=embedding, **fewer)
     model.chunk = chunk
     mx.set_cache_limit(cache_limit)
-    return model, Sampler
+    return model
 
 
 def _open_torch(
@@ -287,12 +286,11 @@ def _open_torch(
     dtype: str,
     rows: int,
     **other: Any,
-) -> tuple[Any, Any]:
+) -> Any:
     from gptoss_mlx.backends.torch.model import open_model
-    from gptoss_mlx.backends.torch.sampler import Sampler
 
     asked: dict[str, Any] = {"dtype": dtype, "context": context, "rows": rows}
-    return open_model(checkpoint, slots=slots, chunk=chunk, **asked), Sampler
+    return open_model(checkpoint, slots=slots, chunk=chunk, **asked)
 
 
 def _turns(model: Any, length: int, chunk: int) -> Sequence[int]:

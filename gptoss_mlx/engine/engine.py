@@ -7,24 +7,25 @@ An engine serves one thread; its streams may be interleaved, each then has a ses
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gptoss_mlx.backends.backend import choose_backend, machine_of
+from gptoss_mlx.backends.backend import choose_backend, machine_of, open_model
+from gptoss_mlx.backends.protocol import AnyModel
 from gptoss_mlx.engine.events import Event
+from gptoss_mlx.engine.inbox import Inbox
+from gptoss_mlx.engine.loop import Loop
 from gptoss_mlx.engine.request import Preprocessor, Prompt, Request
 from gptoss_mlx.engine.result import Result, collect
-from gptoss_mlx.engine.session import Model, Session
-from gptoss_mlx.engine.stream import Run, Stream, alone, together
+from gptoss_mlx.engine.sequence import Outlet
+from gptoss_mlx.engine.sequence import Sequence as Running
 from gptoss_mlx.errors import (
     CheckpointError,
-    ClosedError,
     MessageError,
     OptionError,
     SamplingError,
@@ -35,15 +36,13 @@ from gptoss_mlx.harmony.tokenizer import Tokenizer, load_tokenizer
 from gptoss_mlx.models.checkpoint import Checkpoint, Progress
 from gptoss_mlx.models.hub import local_folder, locate
 from gptoss_mlx.models.names import full_name
-from gptoss_mlx.plan.memory import Plan, make_plan, wired_bytes
+from gptoss_mlx.plan.memory import Plan, make_plan
 from gptoss_mlx.settings import Settings
 from gptoss_mlx.spec.config import ModelConfig
 from gptoss_mlx.spec.released import CONFIGS
 from gptoss_mlx.spec.sampling import Sampling, not_finite
 
 LOGITS_AT_A_TIME = 32
-T = TypeVar("T")
-NewSampler = Callable[[Sampling, int, Sequence[int], int], Any]
 
 
 class Engine:
@@ -55,8 +54,7 @@ class Engine:
 
     def __init__(
         self,
-        model: Model,
-        new_sampler: NewSampler,
+        model: AnyModel,
         tokenizer: Tokenizer,
         config: ModelConfig,
         context: int,
@@ -70,13 +68,11 @@ class Engine:
         self.name = name
         self.tokenizer, self.config, self.plan = tokenizer, config, plan
         self.context, self.defaults = context, dict(defaults)
-        self._model: Model | None = model
+        self._loop = Loop(model)
         self._preprocessor = Preprocessor(tokenizer, config, context, self.defaults)
-        self._new_sampler = new_sampler
-        self._session: Session | None = None
 
     def __repr__(self) -> str:
-        state = ", closed" if self._model is None else ""
+        state = ", closed" if self._loop.is_closed else ""
         return f"<Engine {shown(self.name)}, context {self.context}{state}>"
 
     def __enter__(self) -> Engine:
@@ -86,17 +82,13 @@ class Engine:
         self.close()
 
     @property
-    def model(self) -> Model:
+    def model(self) -> AnyModel:
         """The network. Raises ClosedError."""
-        if self._model is None:
-            raise ClosedError("the engine is closed")
-        return self._model
+        return self._loop.model
 
     def close(self) -> None:
         """Give back the model's memory. May be called again, and while streams are open."""
-        if self._session is not None:
-            self._session.close()
-        self._session = self._model = None
+        self._loop.close()
 
     def stream(self, prompt: Prompt, **options: Any) -> Iterator[Event]:
         """Generate, as events.
@@ -115,7 +107,7 @@ class Engine:
         And the fields of `Sampling`; those left out are the checkpoint's defaults.
         Raises MessageError, ContextError or SamplingError before anything is computed.
         """
-        return self._while_open(alone(self._run(self._request(prompt, options))))
+        return _events(self._drive([self._request(prompt, options)]))
 
     def generate(self, prompt: Prompt, **options: Any) -> Result:
         """`stream`, collected."""
@@ -130,8 +122,7 @@ class Engine:
         if isinstance(prompts, (str, bytes, Mapping)) or not isinstance(prompts, Sequence):
             raise MessageError(f"prompts is {shown(prompts)}, but must be a list of prompts")
         requests = [self._request(prompt, options) for prompt in prompts]
-        runs = [self._run(request) for request in requests]
-        return self._while_open(together(runs, self.model.decode_many, self.model.rows))
+        return self._drive(requests)
 
     def generate_many(self, prompts: Sequence[Prompt], **options: Any) -> list[Result]:
         """`stream_many`, collected, in the prompts' order."""
@@ -140,6 +131,34 @@ class Engine:
         for i, event in stream:
             events[i].append(event)
         return [collect(one) for one in events]
+
+    def add(self, prompt: Prompt, outlet: Outlet, **options: Any) -> Running:
+        """Queue a prompt beside those that run. From then on every `step` moves it on, and its
+        events go to the outlet, on the thread that takes the step. Any thread may add.
+
+        options and errors: as `stream`. The sequence that is returned can be cancelled, or given to
+        `drop`.
+        """
+        sequence = Running(self._request(prompt, options), self.tokenizer, outlet)
+        self._loop.add(sequence)
+        return sequence
+
+    def step(self) -> None:
+        """Read one chunk of one prompt, and a token for every sequence that decodes.
+
+        Whoever reads a stream takes such steps as well. What fails is told to the outlets.
+        Raises ClosedError.
+        """
+        self._loop.step()
+
+    def drop(self, sequences: Collection[Running]) -> None:
+        """Let go of sequences that were added, wherever they are."""
+        self._loop.drop(sequences)
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing to do until a prompt is added."""
+        return self._loop.finished
 
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """The logits after every token of a sequence: float32 [tokens, vocabulary].
@@ -159,15 +178,15 @@ class Engine:
 
         Raises MessageError, ContextError or, where they are not finite, NumericalError.
         """
-        model = self.model
+        _ = self.model
         self._preprocessor.check_ids(ids)
-        return self._while_open(_evaluate(model, ids))
+        return self._evaluate(ids)
 
     def stats(self) -> dict[str, float]:
         """Bytes in use, by purpose, as the model's device reports them; and where experts are
         streamed, what that took (`streaming.Counts`).
         """
-        model, session = self.model, self._session
+        model, session = self.model, self._loop.kept
         return {
             **model.stats(),
             "kv_bytes": session.state.nbytes if session else 0,
@@ -179,48 +198,43 @@ class Engine:
         _ = self.model  # which must be open
         return self._preprocessor.request(prompt, **options)
 
-    def _while_open(self, items: Generator[T, None, None]) -> Iterator[T]:
-        with closing(items):
-            for item in items:
-                yield item
-                _ = self.model  # which must still be open
-
-    def _run(self, request: Request) -> Run:
-        """One stream, on the last session or, if another stream has that, on a new one."""
-        session, self._session = self._session or Session(self.model), None
-        vocab = self.config.vocab_size
-        sampler = partial(self._new_sampler, request.sampling, request.seed, request.ids, vocab)
+    def _drive(self, requests: Sequence[Request]) -> Generator[tuple[int, Event], None, None]:
+        """Take steps until these have finished, and give their events as they come."""
+        inbox, loop = Inbox(len(requests)), self._loop
+        sequences = [
+            Running(request, self.tokenizer, outlet)
+            for request, outlet in zip(requests, inbox.outlets, strict=True)
+        ]
         try:
-            finish = yield from Stream(session, request, self.tokenizer, sampler).run()
-        except GeneratorExit:
-            self._keep(session)
-            raise
-        except BaseException:
-            session.close()  # it may be half-way through a step
-            raise
-        self._keep(session)
-        yield finish
+            for sequence in sequences:
+                loop.add(sequence)
+            while inbox.unfinished:
+                loop.step()
+                for event in inbox.take():
+                    yield event
+                    _ = self.model  # which must still be open
+        finally:
+            loop.drop(sequences)
 
-    def _keep(self, session: Session) -> None:
-        """The next stream goes on from the session that ended last; one that waited is given up."""
-        if self._session is not None:
-            self._session.close()
-        self._session = session
-        if self._model is None:
-            self.close()
+    def _evaluate(self, ids: Sequence[int]) -> Generator[NDArray[np.float32], None, None]:
+        state = self.model.new_state()
+        step = min(self.model.chunk, LOGITS_AT_A_TIME)
+        try:
+            for i in range(0, len(ids), step):
+                with self._loop.alone() as model:
+                    part = model.evaluate(ids[i : i + step], state)
+                finite = np.isfinite(part).all(-1)
+                if not finite.all():
+                    raise not_finite(f"what follows token {i + int(finite.argmin()) + 1}")
+                yield part
+        finally:
+            state.close()
 
 
-def _evaluate(model: Model, ids: Sequence[int]) -> Generator[NDArray[np.float32], None, None]:
-    state, step = model.new_state(), min(model.chunk, LOGITS_AT_A_TIME)
-    try:
-        for i in range(0, len(ids), step):
-            part = model.evaluate(ids[i : i + step], state)
-            finite = np.isfinite(part).all(-1)
-            if not finite.all():
-                raise not_finite(f"what follows token {i + int(finite.argmin()) + 1}")
-            yield part
-    finally:
-        state.close()
+def _events(numbered: Generator[tuple[int, Event], None, None]) -> Iterator[Event]:
+    with closing(numbered):
+        for _, event in numbered:
+            yield event
 
 
 def open_engine(
@@ -241,55 +255,12 @@ def open_engine(
     defaults = _generation_defaults(folder)
     plan = make_plan(config, machine_of(chosen), settings)
     tokenizer = load_tokenizer(folder, config)
-    opened = _with_mlx if chosen.backend == "mlx" else partial(_with_torch, chosen.device)
-    network, sampler, rejected = opened(checkpoint, plan, progress)
+    network = open_model(chosen, checkpoint, plan, progress)
     notes = [] if chosen.note is None else [f"no card is used: {chosen.note}"]
-    notes += [f"the kernel {name} is not used here: {why}" for name, why in rejected.items()]
-    return Engine(network, sampler, tokenizer, config, plan.context, defaults, plan, notes, model)
-
-
-Opened: TypeAlias = tuple[Model, NewSampler, Mapping[str, str]]
-"""A model, what makes its samplers, and the kernels that it does without, and why."""
-
-
-# A tensor library is imported when a model is opened, and not before.
-
-
-def _with_mlx(checkpoint: Checkpoint, plan: Plan, progress: Progress | None) -> Opened:
-    from gptoss_mlx.backends.mlx.model import open_model
-    from gptoss_mlx.backends.mlx.sampler import Sampler
-
-    network = open_model(
-        checkpoint,
-        dtype=plan.dtype,
-        embedding=plan.embedding,
-        slots=plan.slots,
-        kv_bits=plan.kv_bits,
-        chunk=plan.chunk,
-        cache_limit=plan.cache_limit,
-        wired=wired_bytes(plan),
-        progress=progress,
-    )
-    return network, Sampler, network.kernels.rejected
-
-
-def _with_torch(
-    device: str, checkpoint: Checkpoint, plan: Plan, progress: Progress | None
-) -> Opened:
-    from gptoss_mlx.backends.torch.model import open_model
-    from gptoss_mlx.backends.torch.sampler import Sampler
-
-    network = open_model(
-        checkpoint,
-        device=device,
-        dtype=plan.dtype,
-        context=plan.context,
-        rows=plan.rows,
-        slots=plan.slots,
-        chunk=plan.chunk,
-        progress=progress,
-    )
-    return network, partial(Sampler, device=network.device), network.kernels.rejected
+    notes += [
+        f"the kernel {name} is not used here: {why}" for name, why in network.rejected.items()
+    ]
+    return Engine(network, tokenizer, config, plan.context, defaults, plan, notes, model)
 
 
 def _name_of(model: object) -> str:

@@ -1,28 +1,211 @@
-"""A text that has begun to go round in a circle, as a model may do without end."""
+"""Continuous batching: any number of sequences on one model, a step at a time.
+
+A step admits sequences while there are rows, prefills one chunk of one prompt, and decodes one
+token for every sequence that is past its prompt, all together. A step that fails fails the
+sequences that were in it and no other, and the loop goes on.
+"""
 
 from __future__ import annotations
 
-PERIOD = 128  # tokens, at most
-LENGTH = 2048  # tokens, which is at least sixteen times round
-_BETWEEN = 256  # tokens between two looks, so that a look costs little
+from collections import deque
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from functools import partial
+from queue import SimpleQueue
+from threading import Lock, get_ident
+
+from gptoss_mlx.backends.protocol import AnyModel
+from gptoss_mlx.engine.sequence import Sequence
+from gptoss_mlx.engine.session import Session
+from gptoss_mlx.errors import ClosedError
 
 
 class Loop:
-    """Told every token, tells whether the last LENGTH of them repeat the same PERIOD or fewer.
+    """Sequences that wait for a session, and those that have one.
 
-    Exactly the same tokens, sixteen times or more, over several pages: nobody asks for that, and
-    a table, a list or code differs somewhere in every line.
+    Any thread may call any method; steps are taken one after the other. `kept`: the session of the
+    sequence that ended last, from which the next one goes on.
     """
 
-    def __init__(self) -> None:
-        self._last: list[int] = []
-        self._until_look = LENGTH
+    def __init__(self, model: AnyModel) -> None:
+        self._model: AnyModel | None = model
+        self.kept: Session | None = None
+        self._added: SimpleQueue[Sequence] = SimpleQueue()
+        self._dropped: SimpleQueue[Sequence] = SimpleQueue()
+        self._waiting: deque[Sequence] = deque()
+        self._active: list[Sequence] = []
+        self._computed: list[Sequence] = []  # by this step, or by one that an interrupt has ended
+        self._lock = Lock()
+        self._stepper: int | None = None  # the thread that takes a step
 
-    def push(self, id: int) -> bool:
-        self._last.append(id)
-        self._until_look -= 1
-        if self._until_look > 0:
-            return False
-        self._until_look = _BETWEEN
-        last = self._last = self._last[-LENGTH:]
-        return any(last[period:] == last[:-period] for period in range(1, PERIOD + 1))
+    @property
+    def model(self) -> AnyModel:
+        """Raises ClosedError."""
+        if self._model is None:
+            raise ClosedError("the engine is closed")
+        return self._model
+
+    @property
+    def is_closed(self) -> bool:
+        return self._model is None
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing to do until a sequence is added."""
+        return self._added.empty() and not (self._waiting or self._active)
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a sequence. That does not wait for a step."""
+        self._added.put(sequence)
+
+    def step(self) -> None:
+        """A chunk of one prompt, and a token for every sequence that decodes.
+
+        What fails is told to its sequences. Raises ClosedError, and interrupts.
+        """
+        with self._alone():
+            self._settle()
+            ready = self._admit()
+            self._prefill(ready)
+            self._decode(ready)
+            self._retire()
+
+    def drop(self, sequences: Collection[Sequence]) -> None:
+        """Let go of sequences, whether they have finished or not."""
+        for sequence in sequences:
+            self._dropped.put(sequence)
+        if not self._lock.locked():  # else it is left to the next step
+            with self._alone():
+                self._settle()
+
+    def close(self) -> None:
+        """Fail every sequence, and let go of the model."""
+        self._model = None
+        if not self._is_stepping():  # else that step does it when it ends
+            with self._alone():
+                pass
+
+    @contextmanager
+    def alone(self) -> Iterator[AnyModel]:
+        """The model, on which nothing else computes meanwhile. Raises ClosedError."""
+        with self._alone():
+            yield self.model
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        if self._is_stepping():
+            raise RuntimeError("the engine was asked for a step within a step")
+        with self._lock:
+            self._stepper = get_ident()
+            try:
+                yield
+            finally:
+                self._stepper = None
+                if self._model is None:
+                    self._let_go()
+
+    def _is_stepping(self) -> bool:
+        """Whether this thread is within a step: a callback has come back to the engine."""
+        return self._stepper == get_ident() and self._lock.locked()
+
+    def _settle(self) -> None:
+        """Take in what was added and dropped, and what an interrupt has left."""
+        self._fail(ClosedError("the step was interrupted"))
+        while not self._added.empty():
+            self._waiting.append(self._added.get())
+        gone = set[Sequence]()
+        while not self._dropped.empty():
+            gone.add(self._dropped.get())
+        if gone:
+            self._waiting = deque(s for s in self._waiting if s not in gone)
+            self._retire(gone)
+
+    def _admit(self) -> list[Sequence]:
+        """Give sessions to those that wait, and return those that this step computes for.
+
+        If all that are active rest, one is admitted beyond the rows: what rests computes nothing,
+        and its caller may be waiting for just that one.
+        """
+        model = self.model
+        ready = [sequence for sequence in self._active if not sequence.outlet.is_full()]
+        stuck = not ready
+        while self._waiting and (stuck or len(self._active) < model.rows):
+            sequence, stuck = self._waiting.popleft(), False
+            if sequence.cancelled_early():
+                continue
+            self._active.append(sequence)
+            with self._failing([sequence]):
+                session, self.kept = self.kept or Session(model), None
+                sequence.begin(session)
+        return ready
+
+    def _prefill(self, ready: list[Sequence]) -> None:
+        """A chunk for the first that has not read all of its prompt."""
+        for sequence in ready:
+            if sequence.in_prefill:
+                with self._failing([sequence]):
+                    sequence.prefill(self.model)
+                return
+
+    def _decode(self, ready: list[Sequence]) -> None:
+        """Queue a step for all that decode, and then read the tokens of the step before."""
+        batch = [s for s in ready if not (s.in_prefill or s.finished)][: self.model.rows]
+        with self._failing(batch):
+            asking = [sequence for sequence in batch if sequence.wants_logits]
+            if asking:
+                tokens, states = [s.token for s in asking], [s.state for s in asking]
+                logits = self.model.decode(tokens, states)
+                for sequence, row in zip(asking, logits, strict=True):
+                    _try(sequence, partial(sequence.choose, row))
+            for sequence in batch:
+                _try(sequence, sequence.read)
+
+    def _retire(self, gone: Collection[Sequence] = ()) -> None:
+        """Keep the session of what has finished, or is gone."""
+        for sequence in [s for s in self._active if s.finished or s in gone]:
+            self._active.remove(sequence)
+            session, sequence.session = sequence.session, None
+            if session is not None:
+                self._give_up(self.kept)
+                self.kept = session
+
+    def _let_go(self) -> None:
+        """Of everything on the device."""
+        self._settle()
+        while self._active or self._waiting:
+            (self._active or self._waiting).pop().fail(ClosedError("the engine is closed"))
+        self._give_up(self.kept)
+        self.kept = None
+
+    def _give_up(self, session: Session | None) -> None:
+        if session is not None:
+            session.close()
+
+    @contextmanager
+    def _failing(self, sequences: list[Sequence]) -> Iterator[None]:
+        """What goes wrong within fails these."""
+        self._computed = [*sequences]
+        try:
+            yield
+        except Exception as error:  # of any kind: it is raised where their events are taken
+            self._fail(error)
+        except BaseException:
+            self._fail(ClosedError("the step was interrupted"))
+            raise
+        self._computed = []
+
+    def _fail(self, error: Exception) -> None:
+        """Fail what is being computed. What an interrupt leaves of that, the next call fails."""
+        while self._computed:
+            if not self._computed[-1].finished:
+                self._computed[-1].fail(error)
+            self._computed.pop()
+
+
+def _try(sequence: Sequence, call: Callable[[], None]) -> None:
+    """What goes wrong with a sequence's own logits fails it alone."""
+    try:
+        if not sequence.finished:
+            call()
+    except Exception as error:  # of any kind: it is raised where its events are taken
+        sequence.fail(error)

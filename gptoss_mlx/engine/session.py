@@ -9,58 +9,17 @@ go when they exceed their budget. Nothing here imports a tensor library.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
 
+from gptoss_mlx.backends.protocol import AnyModel, Snapshot
 from gptoss_mlx.plan.buffers import SNAPSHOT_BUDGET
-
-
-class Snapshot(Protocol):
-    @property
-    def offset(self) -> int: ...
-    @property
-    def nbytes(self) -> int: ...
-
-
-class State(Protocol):
-    """What a sequence remembers on a device; see gptoss_mlx/backends/mlx/cache.py."""
-
-    offset: int
-
-    def snapshot(self) -> Any: ...
-    def restore(self, snapshot: Any) -> None: ...
-    def can_trim(self, offset: int) -> bool: ...
-    def trim(self, offset: int) -> None: ...
-    def close(self) -> None: ...
-    @property
-    def nbytes(self) -> int: ...
-
-
-class Model(Protocol):
-    """What the engine needs of a model on a device; see gptoss_mlx/backends/mlx/model.py.
-
-    chunk: tokens prefilled at a time; rows: sequences that it has memory for. There may be more
-    states: those that rest give way, see gptoss_mlx/backends/torch/cache.py.
-    """
-
-    chunk: int
-
-    @property
-    def rows(self) -> int: ...
-
-    def new_state(self) -> Any: ...
-    def prefill(self, ids: Sequence[int], state: Any) -> None: ...
-    def decode(self, token: Any, state: Any) -> Any: ...
-    def decode_many(self, tokens: Sequence[Any], states: Sequence[Any]) -> Any: ...
-    def evaluate(self, ids: Sequence[int], state: Any) -> Any: ...
-    def stats(self) -> dict[str, float]: ...
 
 
 class Session:
     """The tokens a state holds, and the snapshots taken of it on the way."""
 
-    def __init__(self, model: Model, budget: int = SNAPSHOT_BUDGET) -> None:
+    def __init__(self, model: AnyModel, budget: int = SNAPSHOT_BUDGET) -> None:
         self.model, self.budget = model, budget
-        self.state: State = model.new_state()
+        self.state = model.new_state()
         self.tokens: list[int] = []
         self.snapshots: list[Snapshot] = []
 
@@ -74,7 +33,7 @@ class Session:
         if self.state.can_trim(common):
             self.state.trim(common)
         elif kept:
-            self.state.restore(kept[-1])
+            kept[-1].restore()
         else:
             self.state.close()
             self.state = self.model.new_state()
@@ -99,12 +58,8 @@ class Session:
             if end in ends:
                 self.mark()
 
-    def decode(self, token: Any) -> Any:
-        """Append one token that may still be on its way; `note` it once it is known."""
-        return self.model.decode(token, self.state)
-
     def note(self, id: int) -> None:
-        """The id of the token appended last."""
+        """The id of the token that was appended last."""
         self.tokens.append(id)
 
     def mark(self) -> None:

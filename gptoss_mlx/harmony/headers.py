@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import cache
 
 from gptoss_mlx.harmony.encoding import (
@@ -26,6 +25,7 @@ from gptoss_mlx.harmony.encoding import (
     Encoding,
 )
 from gptoss_mlx.harmony.header import Header, read_header
+from gptoss_mlx.spec.sampling import Mask
 
 BUILTIN = {
     "browser": ("browser.search", "browser.open", "browser.find"),
@@ -33,14 +33,6 @@ BUILTIN = {
 }
 _WORDS = re.compile(r"<\|\w+\|>| ?[^\s<]+| ")
 _ENDS = (END, RETURN, CALL)
-
-
-@dataclass(frozen=True, slots=True)
-class Mask:
-    """Either the only ids that are allowed, or the ids that are banned; the other is None."""
-
-    allow: tuple[int, ...] | None = None
-    ban: tuple[int, ...] | None = None
 
 
 class HeaderState:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any
 
 from gptoss_mlx.errors import NumericalError, SamplingError
 from gptoss_mlx.files.jsonfile import shown
@@ -23,13 +23,12 @@ WORD = 2**64 - 1
 SMALLEST = 1e-30  # temperature or top-p: one below it might be 0 in float32
 
 
-class Mask(Protocol):
-    """Which tokens may come: only those in `allow`, or all but those in `ban`."""
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """Either the only ids that are allowed, or the ids that are banned; the other is None."""
 
-    @property
-    def allow(self) -> tuple[int, ...] | None: ...
-    @property
-    def ban(self) -> tuple[int, ...] | None: ...
+    allow: tuple[int, ...] | None = None
+    ban: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

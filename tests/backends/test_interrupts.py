@@ -14,7 +14,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from gptoss_mlx.backends import guesses, slots
+from gptoss_mlx.backends import guesses, loading, slots
+from gptoss_mlx.backends import streaming as shared_streaming
 from gptoss_mlx.backends.mlx import streaming, weights
 from gptoss_mlx.backends.mlx.experts import ExpertBank
 from gptoss_mlx.backends.mlx.streaming import StreamedExperts, Streaming
@@ -28,7 +29,7 @@ from tests.support.checkpoints import Shape
 from tests.support.interrupts import Interrupt, everywhere, left_open
 
 SHAPE = Shape(2, 32, 32, 5, 2, 2, 1, 16, vocab=64)
-MODULES = (streaming, slots, guesses, reader, pool)
+MODULES = (streaming, shared_streaming, slots, guesses, reader, pool)
 
 
 class Layers:
@@ -84,7 +85,7 @@ def test_a_second_interrupt_anywhere_in_the_clearing_up(
 ) -> None:
     """While a read of the first call still runs: it goes on when it is waited for, not before."""
     gate, abandon, preadv = threading.Event(), Tasks.abandon, os.preadv
-    empty, wait = StreamedExperts._empty, Tasks.wait
+    settle, wait = Streaming._settle, Tasks.wait
     at, second = 0, Interrupt(MODULES, 0)
 
     def held(*arguments: Any) -> int:
@@ -97,20 +98,20 @@ def test_a_second_interrupt_anywhere_in_the_clearing_up(
 
     def interrupted(tasks: Tasks) -> None:
         monkeypatch.setattr(Tasks, "wait", wait)
+        monkeypatch.setattr(Streaming, "_settle", settled)
         raise KeyboardInterrupt
 
-    def emptied(few: StreamedExperts) -> None:
+    def settled(shared: Streaming) -> None:
         nonlocal second
-        monkeypatch.setattr(StreamedExperts, "_empty", empty)
+        monkeypatch.setattr(Streaming, "_settle", settle)
         with Interrupt(MODULES, at) as second:
-            empty(few)
+            settle(shared)
 
     monkeypatch.setattr(os, "preadv", held)
     monkeypatch.setattr(Tasks, "abandon", opening)
     while at == 0 or second.came:
         gate.clear()
         monkeypatch.setattr(Tasks, "wait", interrupted)
-        monkeypatch.setattr(StreamedExperts, "_empty", emptied)
         with pytest.raises(KeyboardInterrupt):
             layers.step(*TURNS[at % 2])
         layers.check(TURNS[1 - at % 2][0])
@@ -146,7 +147,9 @@ def test_an_interrupt_anywhere_while_weights_are_loaded(folder: Path) -> None:
             loader.finish()
         found[:] = arrays
 
-    points = [at for at in everywhere((weights, reader, pool), load) if left_open() <= before]
+    points = [
+        at for at in everywhere((weights, loading, reader, pool), load) if left_open() <= before
+    ]
     assert points == list(range(len(points)))
     assert len(points) > 100
     assert [array.shape for array in found] == [(SHAPE.hidden,), (SHAPE.heads,)]

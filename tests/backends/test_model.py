@@ -194,7 +194,7 @@ def test_token_by_token_past_two_windows(
     ids, reference = one_pass(shape, 300 if shape is WIDE else 70)
     state = model.new_state()
     # From arrays, as a decode loop hands on a token that is still being computed.
-    rows = [np.asarray(model.decode(token_on(backend, token), state)) for token in ids]
+    rows = [np.asarray(model.decode([token_on(backend, token)], [state])[0]) for token in ids]
     assert worst_row(np.stack(rows), reference) < LIMIT
 
 
@@ -236,7 +236,7 @@ class _Walk:
 
     def restore(self, which: int) -> None:
         snapshot = self.snapshots[-1 - which % len(self.snapshots)]
-        self.state.restore(snapshot)
+        snapshot.restore()
         self._cut(snapshot.offset)
 
     def trim(self, to: int) -> None:
@@ -287,16 +287,16 @@ def test_a_snapshot_replays_bit_for_bit_whatever_was_written_since(
     snapshot = state.snapshot()
 
     def replay() -> list[Logits]:
-        rows = [np.asarray(model.decode([token], state)) for token in ids[at : at + 20]]
+        rows = [np.asarray(model.decode([[token]], [state])[0]) for token in ids[at : at + 20]]
         return [*rows, *model.evaluate(ids[at + 20 : at + 60], state)]
 
     first = replay()
     for other in ([1], tokens(WIDE.vocab, 150, seed=1), tokens(WIDE.vocab, 3, seed=2)):
-        state.restore(snapshot)
+        snapshot.restore()
         model.prefill(other, state)
         if len(other) > 100:
-            np.asarray(model.decode([5], state))
-        state.restore(snapshot)
+            np.asarray(model.decode([[5]], [state])[0])
+        snapshot.restore()
         np.testing.assert_array_equal(np.stack(replay()), np.stack(first))
 
 

@@ -77,7 +77,7 @@ def test_a_row_of_the_embedding_is_looked_at_when_it_is_read(breakable: Path) ->
     with pytest.raises(CheckpointError, match=r"tensor model.embed_tokens.weight holds a value"):
         model.prefill([1, last], state)
     with pytest.raises(CheckpointError, match=r"tensor model.embed_tokens.weight holds a value"):
-        model.decode([last], state)
+        model.decode([[last]], [state])[0]
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from gptoss_mlx.engine.events import Event, TokenEvent
 from gptoss_mlx.errors import ContextError, MessageError
 from gptoss_mlx.harmony import Headers, Mask, Parser
 from gptoss_mlx.harmony.encoding import CALL, CHANNEL, END, RETURN, VOCAB_SIZE
-from tests.support.backends import BACKENDS, engine_on
+from tests.support.backends import ENGINES, engine_on
 from tests.support.checkpoints import Shape
 from tests.support.ring_model import RingModel
 from tests.support.scripted_model import F, encoding, finish_of, ids_of, tokenizer
@@ -55,7 +55,7 @@ PERMITTED = {
 }
 
 
-@pytest.fixture(scope="module", params=BACKENDS)
+@pytest.fixture(scope="module", params=ENGINES)
 def opened(request: pytest.FixtureRequest, checkpoint_of: Callable[..., Path]) -> Engine:
     engine = engine_on(request.param, checkpoint_of(SHAPE), context=100)
     engine.model.chunk = 7
@@ -65,7 +65,7 @@ def opened(request: pytest.FixtureRequest, checkpoint_of: Callable[..., Path]) -
 @pytest.fixture
 def engine(opened: Engine) -> Engine:
     """The one engine, with nothing to reuse."""
-    opened._session = None
+    opened._loop.kept = None
     return opened
 
 
@@ -177,9 +177,13 @@ def test_greedy_with_the_grammar_is_the_plain_loop_under_its_masks(
 def improvised() -> Engine:
     """The real sampler on logits drawn at random: as much as grammar and loop see of a model."""
     logits = [mx.array(RNG.normal(0, 2, VOCAB_SIZE).astype(np.float32)) for _ in range(7)]
-    model = RingModel(chunk=64, predict=lambda tokens: logits[len(tokens) % len(logits)])
+    model: Any = RingModel(
+        chunk=64,
+        predict=lambda tokens: logits[len(tokens) % len(logits)],
+        sampler=lambda *asked: Sampler(*asked, VOCAB_SIZE),
+    )
     config: Any = SimpleNamespace(vocab_size=VOCAB_SIZE)
-    return Engine(model, Sampler, tokenizer(), config, 4096, {})
+    return Engine(model, tokenizer(), config, 4096, {})
 
 
 def test_every_header_of_fifty_streams_is_permitted() -> None:
@@ -284,9 +288,9 @@ def test_reuse_gives_what_reading_all_again_gives(engine: Engine) -> None:
     for cut, new in ((None, 9), (None, 20), (-12, 3), (45, 10), (40, 1), (3, 50), (None, 2)):
         sequence = [*sequence[:cut], *RNG.integers(0, 199998, new).tolist()]
         found = run(engine, sequence, raw=True, **SEEDED)
-        session, engine._session = engine._session, None
+        session, engine._loop.kept = engine._loop.kept, None
         assert_same(found, run(engine, sequence, raw=True, **SEEDED))
-        engine._session = session
+        engine._loop.kept = session
         sequence = [*sequence, *ids_of(found)]
 
 
@@ -310,9 +314,9 @@ def test_an_interrupted_step_spoils_nothing(
     expected = run(engine, raw=True, **SEEDED)
     decode, steps = engine.model.decode, []
 
-    def interrupted(token: Any, state: Any) -> Any:
+    def interrupted(tokens: Any, states: Any) -> Any:
         steps.append(1)
-        logits = decode(token, state)
+        logits = decode(tokens, states)
         if len(steps) == 3:
             raise KeyboardInterrupt
         return logits

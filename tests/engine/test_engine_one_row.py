@@ -11,15 +11,15 @@ import pytest
 from gptoss_mlx.engine.engine import Engine
 from gptoss_mlx.engine.events import FinishEvent, PrefillEvent, TokenEvent
 from gptoss_mlx.models.tiny import materialise
-from tests.support.backends import BACKENDS, engine_on
+from tests.support.backends import ENGINES, engine_on
 
 OPTIONS: dict[str, Any] = {"seed": 3, "temperature": 1.0, "max_tokens": 3, "raw": True}
 PROMPTS = [list(range(1000 * i, 1000 * i + 9)) for i in (1, 2, 3)]
 
 
-@pytest.fixture(scope="module", params=BACKENDS)
+@pytest.fixture(scope="module", params=ENGINES)
 def engine(request: pytest.FixtureRequest) -> Engine:
-    options = {"batch": 1} if request.param == "torch" else {}
+    options = {} if request.param == "mlx" else {"batch": 1}
     return engine_on(request.param, materialise(), context=2048, **options)
 
 

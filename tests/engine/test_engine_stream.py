@@ -309,8 +309,8 @@ def test_the_sampler_is_told_everything() -> None:
     scripted = Scripted([64], [64])
     run(scripted, raw=True, max_tokens=1, seed=7, temperature=0.5)
     events = run(scripted, raw=True, max_tokens=1)
-    (options, seed, prompt, vocab), (_, drawn, _, _) = scripted.samplings
-    assert (options.temperature, seed, prompt, vocab) == (0.5, 7, PROMPT, 201088)
+    (options, seed, prompt), (_, drawn, _) = scripted.samplings
+    assert (options.temperature, seed, prompt) == (0.5, 7, PROMPT)
     assert finish_of(events).seed == drawn != 7
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from gptoss_mlx.backends.mlx.model import open_model
-from gptoss_mlx.backends.mlx.sampler import Sampler
+from gptoss_mlx.backends.protocol import sealed
 from gptoss_mlx.engine.engine import Engine
 from gptoss_mlx.engine.events import FinishEvent, TokenEvent
 from gptoss_mlx.errors import CheckpointError
@@ -27,7 +27,7 @@ def _engine(folder: Path, slots: int | None) -> Engine:
     checkpoint = Checkpoint.open(folder)
     config = checkpoint.config
     model = open_model(checkpoint, slots=slots)
-    return Engine(model, Sampler, load_tokenizer(folder, config), config, 4096, {})
+    return Engine(sealed(model), load_tokenizer(folder, config), config, 4096, {})
 
 
 def _ask(engine: Engine, prompt: Any = QUESTION, **options: Any) -> list[tuple[int | None, Any]]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gptoss_mlx.engine.events import Event, PrefillEvent
-from gptoss_mlx.engine.loop import LENGTH, PERIOD
+from gptoss_mlx.engine.repetition import LENGTH, PERIOD
 from gptoss_mlx.errors import SamplingError
 from tests.support.scripted_model import FINAL, Scripted, encoding, finish_of, ids_of
 

@@ -8,9 +8,15 @@ from typing import Any
 import pytest
 
 import gptoss_mlx
+from gptoss_mlx.backends.protocol import sealed
 from gptoss_mlx.engine.engine import Engine
+from gptoss_mlx.harmony.tokenizer import load_tokenizer
+from gptoss_mlx.models.checkpoint import Checkpoint
+from tests.support.fake_backend import FakeModel
 
 BACKENDS = ["mlx", pytest.param("torch", marks=pytest.mark.torch)]
+ENGINES = [*BACKENDS, "fake"]
+"""What the engine is tested on: a third backend is as good, if it keeps the seam's promises."""
 
 ROWS, CONTEXT = 4, 2048
 """Sequences at a time, and tokens of each, that a model in PyTorch is opened for in tests."""
@@ -24,7 +30,6 @@ def open_on(backend: str, folder: Path, **options: Any) -> Any:
         return opened(folder, **options)
     pytest.importorskip("torch")
     from gptoss_mlx.backends.torch.model import open_model
-    from gptoss_mlx.models.checkpoint import Checkpoint
 
     with Checkpoint.open(folder) as checkpoint:
         return open_model(checkpoint, **{"rows": ROWS, "context": CONTEXT, **options})
@@ -32,10 +37,19 @@ def open_on(backend: str, folder: Path, **options: Any) -> Any:
 
 def engine_on(backend: str, folder: Path, **options: Any) -> Engine:
     """An engine on a backend's CPU."""
+    if backend == "fake":
+        return _faked(folder, **options)
     if backend == "mlx":
         return gptoss_mlx.load(str(folder), backend=backend, **options)
     pytest.importorskip("torch")
     return gptoss_mlx.load(str(folder), backend=backend, device="cpu", **{"batch": ROWS, **options})
+
+
+def _faked(folder: Path, context: int, batch: int = ROWS) -> Engine:
+    with Checkpoint.open(folder) as checkpoint:
+        config = checkpoint.config
+    model = sealed(FakeModel(config, batch))
+    return Engine(model, load_tokenizer(folder, config), config, context, {})
 
 
 def token_on(backend: str, token: int) -> Any:

@@ -11,11 +11,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gptoss_mlx.spec.sampling import Sampling
+
 
 @dataclass(frozen=True)
 class RingSnapshot:
+    state: RingState
     offset: int
     ring: tuple[Any, ...]
+
+    def restore(self) -> None:
+        assert self.offset <= self.state.offset
+        self.state.ring[:] = self.ring
+        self.state.offset = self.offset
+        self.state.moves.append(("restore", self.offset))
 
     @property
     def nbytes(self) -> int:
@@ -44,13 +53,7 @@ class RingState:
         return self.arena[: self.offset]
 
     def snapshot(self) -> RingSnapshot:
-        return RingSnapshot(self.offset, tuple(self.ring))
-
-    def restore(self, snapshot: RingSnapshot) -> None:
-        assert snapshot.offset <= self.offset
-        self.ring[:] = snapshot.ring
-        self.offset = snapshot.offset
-        self.moves.append(("restore", snapshot.offset))
+        return RingSnapshot(self, self.offset, tuple(self.ring))
 
     def can_trim(self, offset: int) -> bool:
         return offset == self.offset or 0 <= offset < self.offset <= len(self.ring)
@@ -75,9 +78,11 @@ class RingModel:
         self,
         window: int = 8,
         chunk: int = 4,
-        predict: Callable[[list[Any]], Any] = lambda tokens: None,
+        predict: Callable[[list[Any]], Any] = lambda tokens: 0,
+        sampler: Callable[[Sampling, int, Sequence[int]], Any] = lambda *asked: None,
     ) -> None:
-        self.window, self.chunk, self.predict = window, chunk, predict
+        self.window, self.chunk, self.predict, self.sampler = window, chunk, predict, sampler
+        self.rejected: dict[str, str] = {}
         self.rows, self.together = 3, list[int]()  # sequences in each joint step
         self.states: list[RingState] = []
         self.log: list[tuple[str, list[Any]]] = []
@@ -92,17 +97,18 @@ class RingModel:
         for id in ids:
             state.append(id)
 
-    def decode(self, token: Any, state: RingState) -> Any:
-        """token: [id], or whatever stands for one that is still on its way."""
+    def decode(self, tokens: Sequence[Any], states: Sequence[RingState]) -> list[Any]:
+        """A token is [id], or whatever stands for one that is still on its way."""
+        assert len(states) <= self.rows
+        self.together.append(len(states))
+        return [self._decode_one(token, state) for token, state in zip(tokens, states, strict=True)]
+
+    def _decode_one(self, token: Any, state: RingState) -> Any:
         one = list(token) if isinstance(token, Sequence) else [token]
         assert len(one) == 1
         self.log.append(("decode", one))
         state.append(one[0])
         return self.predict(state.held())
-
-    def decode_many(self, tokens: Sequence[Any], states: Sequence[RingState]) -> list[Any]:
-        self.together.append(len(states))
-        return [self.decode(token, state) for token, state in zip(tokens, states, strict=True)]
 
     def evaluate(self, ids: Sequence[int], state: RingState) -> Any:
         raise NotImplementedError

@@ -15,10 +15,6 @@ Draw = Callable[[NDArray[np.float32]], int]
 
 
 class Backend(Protocol):
-    """float32: that type's name in the library."""
-
-    float32: Any
-
     def sampler(self, options: Sampling, seed: int, prompt: Sequence[int], vocab: int) -> Any: ...
 
     def array(self, logits: NDArray[np.float32] | Sequence[float]) -> Any: ...
@@ -36,7 +32,7 @@ class Mlx:
 
         from gptoss_mlx.backends.mlx.sampler import Sampler
 
-        self.mx, self.sampler, self.float32 = mx, Sampler, mx.float32
+        self.mx, self.sampler = mx, Sampler
 
     def array(self, logits: NDArray[np.float32] | Sequence[float]) -> Any:
         return self.mx.array(logits, self.mx.float32)
@@ -46,10 +42,10 @@ class Mlx:
         return half, half.astype(self.mx.float32)
 
     def draw_by(self, patch: pytest.MonkeyPatch, draw: Draw) -> None:
-        def categorical(scores: Any, key: Any) -> Any:
-            return self.mx.array(draw(np.array(scores)))
+        def categorical(sampler: Any, scores: Any, key: int) -> Any:
+            return self.mx.array([draw(np.array(scores))])
 
-        patch.setattr(self.mx.random, "categorical", categorical)
+        patch.setattr(self.sampler, "categorical", categorical)
 
 
 class Torch:
@@ -57,7 +53,7 @@ class Torch:
         self.torch = pytest.importorskip("torch")
         if device == "cuda" and not self.torch.cuda.is_available():
             pytest.skip("there is no CUDA device")
-        self.device, self.float32 = device, self.torch.float32
+        self.device = device
 
     def sampler(self, options: Sampling, seed: int, prompt: Sequence[int], vocab: int) -> Any:
         from gptoss_mlx.backends.torch.sampler import Sampler
@@ -72,12 +68,12 @@ class Torch:
         return half, half.float()
 
     def draw_by(self, patch: pytest.MonkeyPatch, draw: Draw) -> None:
-        from gptoss_mlx.backends.torch import sampler
+        from gptoss_mlx.backends.torch.sampler import Sampler
 
-        def categorical(scores: Any, generator: Any) -> Any:
+        def categorical(sampler: Any, scores: Any, key: int) -> Any:
             return self.torch.tensor([draw(scores.cpu().numpy())], device=self.device)
 
-        patch.setattr(sampler, "categorical", categorical)
+        patch.setattr(Sampler, "categorical", categorical)
 
 
 def open_backend(name: str) -> Backend:

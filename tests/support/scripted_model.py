@@ -10,6 +10,7 @@ from functools import cache
 from types import SimpleNamespace
 from typing import Any, cast
 
+from gptoss_mlx.backends.protocol import SampledToken
 from gptoss_mlx.engine.engine import Engine
 from gptoss_mlx.engine.events import Event, FinishEvent, TokenEvent
 from gptoss_mlx.harmony import Encoding, Mask
@@ -42,9 +43,9 @@ class Pending:
         self.id, self.step, self.hook = id, step, hook
         self.token = self
 
-    def read(self) -> tuple[int, float | None, tuple[tuple[int, float], ...]]:
+    def read(self) -> SampledToken:
         self.hook("read", self.step)
-        return self.id, None, ()
+        return SampledToken(self.id)
 
 
 class ScriptedSampler:
@@ -81,14 +82,13 @@ class Scripted:
             encoding().encode_special(reply) if isinstance(reply, str) else list(reply)
             for reply in replies
         ]
-        self.model = RingModel(window, chunk)
+        self.model = RingModel(window, chunk, sampler=self._new_sampler)
         self.model.log = cast(Any, _Log(self._happens))
         self.log: list[Step] = []
-        self.samplings: list[tuple[Sampling, int, list[int], int]] = []
+        self.samplings: list[tuple[Sampling, int, list[int]]] = []
         self._failure: tuple[str, int, BaseException] | None = None
         self.engine = Engine(
-            self.model,
-            self._new_sampler,
+            cast(Any, self.model),
             tokenizer_ or tokenizer(),
             cast(Any, SimpleNamespace(vocab_size=VOCAB, max_position_embeddings=131072)),
             context,
@@ -100,7 +100,7 @@ class Scripted:
 
     def held(self) -> list[int]:
         """The ids in the state of the session that the engine keeps."""
-        session = self.engine._session
+        session = self.engine._loop.kept
         assert session is not None
         assert isinstance(session.state, RingState)
         ids = [t.id if isinstance(t, Pending) else t for t in session.state.held()]
@@ -110,10 +110,8 @@ class Scripted:
     def count(self, kind: str) -> int:
         return len([step for step in self.log if step[0] == kind])
 
-    def _new_sampler(
-        self, options: Sampling, seed: int, prompt: Sequence[int], vocab: int
-    ) -> ScriptedSampler:
-        self.samplings.append((options, seed, list(prompt), vocab))
+    def _new_sampler(self, options: Sampling, seed: int, prompt: Sequence[int]) -> ScriptedSampler:
+        self.samplings.append((options, seed, list(prompt)))
         return ScriptedSampler(self.replies.pop(0), self._happens)
 
     def _happens(self, kind: str, what: Any) -> None:

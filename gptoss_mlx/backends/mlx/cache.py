@@ -10,21 +10,19 @@ MLX copies a buffer that a step still running reads before it writes into it, so
 token is written into a small page, anew each time, and an arena is left alone but for every `PAGE`
 tokens.
 
-An arena can forget its newest tokens at any time; a ring cannot, since it has overwritten what
-lay before them. `State.snapshot` therefore keeps the rings (they are small) and the position;
-`State.restore` puts the rings back and cuts the arenas: exact, and free but for the rings' bytes.
+How a sequence goes back to an earlier position: backends/state.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TypeAlias
 
 import mlx.core as mx
 
 from gptoss_mlx.backends.mlx.ops.attention_quantized import Quantized
 from gptoss_mlx.backends.mlx.ops.place import NOWHERE, Place, Spot, anywhere, places
+from gptoss_mlx.backends.state import Rewindable
 from gptoss_mlx.plan.buffers import GROWTH, PAGE
 
 
@@ -209,27 +207,11 @@ def _slide(ring: mx.array, new: mx.array, offset: int, window: int) -> tuple[mx.
 LayerCache: TypeAlias = Arena | QuantizedArena | Ring
 
 
-@dataclass(frozen=True)
-class Snapshot:
-    """A sequence's state at one position; valid while its first `offset` tokens stay the same."""
-
-    offset: int
-    rings: tuple[mx.array | None, ...]
-
-    @property
-    def nbytes(self) -> int:
-        return sum(ring.nbytes for ring in self.rings if ring is not None)
-
-
-class State:
-    """One sequence: `offset` tokens are in it, the next one has position `offset`.
-
-    kv_bits: what the full-attention layers keep a value in; None keeps it as computed.
-    """
+class State(Rewindable[mx.array]):
+    """One sequence. kv_bits: what full-attention layers keep a value in; None as computed."""
 
     def __init__(self, sliding: Sequence[bool], window: int, kv_bits: int | None = None) -> None:
-        self.offset = 0
-        self.window = window
+        super().__init__(window)
         full = len(sliding) - sum(sliding)
         turns = (i * PAGE // full for i in range(full))
         self.layers: list[LayerCache] = [
@@ -247,36 +229,15 @@ class State:
         )
         return places(self.offset, list(spots))
 
-    def snapshot(self) -> Snapshot:
-        rings = (layer for layer in self.layers if isinstance(layer, Ring))
-        return Snapshot(self.offset, tuple(ring.hold() for ring in rings))
+    def hold(self) -> list[mx.array | None]:
+        return [ring.hold() for ring in self._rings()]
 
-    def restore(self, snapshot: Snapshot) -> None:
-        """Go back to a snapshot of this sequence.
-
-        Raises ValueError if the sequence is shorter than the snapshot.
-        """
-        if snapshot.offset > self.offset:
-            raise ValueError(f"snapshot at {snapshot.offset}, but the state ends at {self.offset}")
-        rings = (layer for layer in self.layers if isinstance(layer, Ring))
-        for ring, held in zip(rings, snapshot.rings, strict=True):
+    def put_back(self, rings: Sequence[mx.array | None]) -> None:
+        for ring, held in zip(self._rings(), rings, strict=True):
             ring.put_back(held)
-        self.offset = snapshot.offset
 
-    def can_trim(self, offset: int) -> bool:
-        """Whether `trim(offset)` is possible: nothing has been overwritten in the rings yet."""
-        return offset == self.offset or (0 <= offset < self.offset <= self.window)
-
-    def trim(self, offset: int) -> None:
-        """Forget all tokens from `offset` on.
-
-        Raises ValueError where a ring has overwritten what lay before: restore a snapshot instead.
-        """
-        if not self.can_trim(offset):
-            raise ValueError(
-                f"cannot go back from {self.offset} to {offset}: rings hold {self.window} tokens"
-            )
-        self.offset = offset
+    def _rings(self) -> list[Ring]:
+        return [layer for layer in self.layers if isinstance(layer, Ring)]
 
     def close(self) -> None:
         """Let go of all keys and values; the sequence is gone."""

@@ -6,13 +6,14 @@ The shapes are those of one sequence: x is [tokens, hidden]. What the sequence r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
+from gptoss_mlx.backends.loading import bytes_to_read
 from gptoss_mlx.backends.mlx.blocks import Block
 from gptoss_mlx.backends.mlx.cache import State, kv_group
 from gptoss_mlx.backends.mlx.embedding import Embedding, FileEmbedding, ResidentEmbedding, Rows
@@ -20,6 +21,7 @@ from gptoss_mlx.backends.mlx.ops.choice import Kernels, choose_kernels
 from gptoss_mlx.backends.mlx.ops.matrix import Norm
 from gptoss_mlx.backends.mlx.ops.metal import mlx_version, require_mlx
 from gptoss_mlx.backends.mlx.rehearsal import rehearse
+from gptoss_mlx.backends.mlx.sampler import Sampler
 from gptoss_mlx.backends.mlx.streaming import Streaming
 from gptoss_mlx.backends.mlx.weights import Loader
 from gptoss_mlx.errors import ConfigError
@@ -27,6 +29,7 @@ from gptoss_mlx.models.checkpoint import Checkpoint, Progress
 from gptoss_mlx.plan.buffers import least_slots
 from gptoss_mlx.spec.config import ModelConfig
 from gptoss_mlx.spec.rope import periods
+from gptoss_mlx.spec.sampling import Sampling
 from gptoss_mlx.system.heap import return_freed
 
 CHUNK = 512  # tokens prefilled at a time, unless a plan says otherwise
@@ -64,6 +67,11 @@ class Transformer:
             block.foresee(following)
         self.norm = Norm(loader.dense("model.norm.weight"), config.rms_norm_eps)
         self.lm_head = loader.linear("lm_head", bias=False)
+
+    @property
+    def rejected(self) -> Mapping[str, str]:
+        """Metal kernels that it does without, and why."""
+        return self.kernels.rejected
 
     def new_state(self) -> State:
         """An empty sequence."""
@@ -132,18 +140,20 @@ class Transformer:
             **({} if self.streaming is None else self.streaming.stats()),
         }
 
-    def decode(self, token: Sequence[int] | mx.array, state: State) -> mx.array:
-        """Append one token, given as its id or as the [1] array it will be in.
-
-        -> float32 [vocabulary]
-        """
-        return self.logits(self.hidden(token, state)).squeeze(0)
-
-    def decode_many(
+    def decode(
         self, tokens: Sequence[Sequence[int] | mx.array], states: Sequence[State]
     ) -> list[mx.array]:
-        """Append one token to each of several sequences, in turn."""
-        return [self.decode(token, state) for token, state in zip(tokens, states, strict=True)]
+        """Append one token to each of several sequences -> float32 logits [vocabulary] of each.
+
+        Sequence by sequence: nothing is computed before all have been queued.
+        """
+        return [
+            self.logits(self.hidden(token, state)).squeeze(0)
+            for token, state in zip(tokens, states, strict=True)
+        ]
+
+    def sampler(self, options: Sampling, seed: int, prompt: Sequence[int]) -> Sampler:
+        return Sampler(options, seed, prompt, self.config.vocab_size)
 
 
 def _masks(tokens: int, state: State) -> tuple[mx.array | str | None, mx.array | str | None]:
@@ -205,7 +215,8 @@ def open_model(
     streaming = None
     if slots < config.num_local_experts:
         streaming = Streaming(checkpoint.tensors, reader, slots)
-    total = _bytes_to_read(checkpoint, embedding, slots)
+    unread = "model.embed_tokens." if embedding == "file" else None
+    total = bytes_to_read(checkpoint, slots, without=unread)
     kernels = kernels or choose_kernels()
     with Loader(checkpoint, compute, total, progress, kernels, reader) as loader:
         table: Embedding
@@ -224,11 +235,3 @@ def _check_kv_group(checkpoint: Checkpoint) -> None:
         kv_group(checkpoint.config.head_dim)
     except ValueError as error:
         raise ConfigError(f"{checkpoint.folder / 'config.json'}: {error}") from error
-
-
-def _bytes_to_read(checkpoint: Checkpoint, embedding: str, slots: int) -> int:
-    return sum(
-        (tensor.rows(0, slots) if name.endswith(("_blocks", "_scales")) else tensor).nbytes
-        for name, tensor in checkpoint.tensors.items()
-        if embedding == "resident" or not name.startswith("model.embed_tokens.")
-    )

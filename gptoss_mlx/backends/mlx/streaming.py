@@ -18,8 +18,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
@@ -27,40 +26,43 @@ from numpy.typing import NDArray
 
 from gptoss_mlx.backends.guesses import Guesses
 from gptoss_mlx.backends.mlx.experts import ExpertBank
-from gptoss_mlx.backends.slots import SlotTable, Watch, debugging
+from gptoss_mlx.backends.slots import Watch, debugging
+from gptoss_mlx.backends.streaming import (
+    Counts,
+    ExpertStreaming,
+    batched,
+    filled,
+    pairs_visiting,
+)
 from gptoss_mlx.files.pool import Tasks
 from gptoss_mlx.files.reader import FileReader
 from gptoss_mlx.files.shard import Tensor
 
 
 @dataclass
-class Counts:
-    """What streaming did. An expert counts once for each step of a layer that chose it.
-
-    hits: experts that were in memory or on their way there; misses: those that had to be asked for.
-    guessed, guessed_right: experts foreseen for the next layer, and how many of them it chose.
+class GuessCounts(Counts):
+    """guessed, guessed_right: experts foreseen for the next layer, and how many of them it chose.
     prefetched, prefetch_used: experts read because of a guess, and how many were then chosen.
-    stall: seconds spent waiting for reads.
     """
 
-    hits: int = 0
-    misses: int = 0
     guessed: int = 0
     guessed_right: int = 0
     prefetched: int = 0
     prefetch_used: int = 0
-    bytes_read: int = 0
-    stall: float = 0.0
 
 
-class Streaming:
-    """What the streaming layers of one model share: the reader, the counts, what is in flight."""
+class Streaming(ExpertStreaming):
+    """See `ExpertStreaming`; and what is in flight."""
+
+    counts: GuessCounts
 
     def __init__(self, tensors: Mapping[str, Tensor], reader: FileReader, slots: int) -> None:
-        self.tensors, self.reader, self.slots = tensors, reader, slots
-        self.counts = Counts()
+        super().__init__(tensors, reader, slots, GuessCounts())
         self.watch = Watch() if debugging() else None
         self._flying: list[mx.array] = []
+
+    def synchronize(self) -> None:
+        """Nothing is copied: reads go to the slots themselves."""
 
     def launch(self, output: mx.array) -> None:
         """Start to compute what reads a bank."""
@@ -88,19 +90,13 @@ class Streaming:
             self.watch.land(count)
         del self._flying[:count]
 
-    def stats(self) -> dict[str, float]:
-        counts = asdict(self.counts)
-        return {"slots": self.slots, **counts}
-
 
 class StreamedExperts:
     """One layer's experts on a bank of fewer slots. Called as `ExpertBank` is."""
 
     def __init__(self, bank: ExpertBank, streaming: Streaming) -> None:
         self.bank, self.streaming = bank, streaming
-        self.table = SlotTable(bank.experts, bank.size)
-        for expert in range(bank.size):  # as the loader fills them
-            self.table.claim(expert, keep=())
+        self.table = filled(bank.experts, bank.size)
         self.following: StreamedExperts | None = None
         self._matrices = [
             (streaming.tensors[name], np.asarray(array)) for name, array in bank.matrices.items()
@@ -108,7 +104,6 @@ class StreamedExperts:
         self._name = min(bank.matrices)
         self._coming: dict[int, Tasks] = {}
         self._guesses = Guesses(bank.experts)
-        self._in_doubt = False
 
     def __call__(
         self,
@@ -127,7 +122,7 @@ class StreamedExperts:
         mx.eval([experts, weights, *([] if guess is None else [guess])])
         self.streaming.land()
         step = _Step(x, experts, weights, residual)
-        with self._changing():
+        with self.streaming.changing(self):
             self.table.use(step.chosen.reshape(-1).tolist(), steps=x.shape[0])
             self._arrive(np.unique(step.chosen).tolist())
             visit = self._one_token if x.shape[0] == 1 else self._grouped
@@ -141,7 +136,7 @@ class StreamedExperts:
     def expect(self, guess: Sequence[int]) -> None:
         """Begin to read experts that will probably be chosen, surest first, where slots allow."""
         self.streaming.land()
-        with self._changing():
+        with self.streaming.also_changing(self):
             for expert in self._guesses.make(guess):
                 if self._request(expert, self._guesses.open):
                     self.streaming.counts.prefetched += 1
@@ -200,7 +195,7 @@ class StreamedExperts:
                 yield missing
             return
         before: list[int] = []
-        for wave in (*_batched(ready, slots // 2), *_batched(missing, slots // 2)):
+        for wave in (*batched(ready, slots // 2), *batched(missing, slots // 2)):
             for expert in wave:
                 self._request(expert, {*before, *wave})
             self._await(wave)
@@ -252,29 +247,11 @@ class StreamedExperts:
         if self.streaming.watch is not None:
             self.streaming.watch.wrote((self._name, self.table.slot_of[expert]))
 
-    @contextmanager
-    def _changing(self) -> Iterator[None]:
-        """What is cut short leaves the bank empty rather than in doubt.
-
-        If that is cut short as well, by a second interrupt, the next call begins with it.
-        """
-        if self._in_doubt:
-            self._empty()
-        self._in_doubt = True
-        try:
-            yield
-        except BaseException:
-            self._empty()
-            raise
-        self._in_doubt = False
-
-    def _empty(self) -> None:
-        self.streaming.reader.stop()  # also reads that an interrupt came too early to note down
+    def empty(self) -> None:
         self._coming.clear()
         if self.streaming.watch is not None:
             self.streaming.watch.forget()
         self.table.clear()
-        self._in_doubt = False
 
     def _pairs(
         self, chosen: NDArray[np.uint32], wave: list[int]
@@ -283,7 +260,7 @@ class StreamedExperts:
 
         [pairs], [pairs, 1]
         """
-        pairs = np.flatnonzero(np.isin(chosen, wave)).astype(np.uint32)
+        pairs = pairs_visiting(chosen, wave).astype(np.uint32)
         taken = chosen.reshape(-1)[pairs].tolist()
         slots = np.array(self._slots_read(taken), np.uint32)
         order = np.argsort(slots, kind="stable")
@@ -316,8 +293,3 @@ def _in_order(outputs: list[mx.array], order: list[NDArray[np.uint32]]) -> mx.ar
     """Outputs of pairs, in the orders given -> in the pairs' own order."""
     y = outputs[0] if len(outputs) == 1 else mx.concatenate(outputs)
     return y[mx.array(np.argsort(np.concatenate(order)))]
-
-
-def _batched(items: Sequence[int], size: int) -> Iterator[list[int]]:
-    for start in range(0, len(items), size):
-        yield list(items[start : start + size])

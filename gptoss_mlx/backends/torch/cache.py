@@ -8,8 +8,7 @@ the token at position p lies in place p % window.
 one that has rested longest gives way and is parked, bit for bit, in the host's memory until it
 computes again. Which rows are free is asked of the states that live, so that none can be lost.
 
-As on MLX, an arena can forget its newest tokens at any time, a ring cannot: `State.snapshot` keeps
-the rings and the position, and `State.restore` puts them back.
+How a sequence goes back to an earlier position: backends/state.py.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from weakref import WeakSet
 
 import torch
 
+from gptoss_mlx.backends.state import Rewindable
 from gptoss_mlx.errors import CapacityError
 from gptoss_mlx.spec.config import ModelConfig
 
@@ -99,7 +99,7 @@ class Cache:
 class Parked:
     """A sequence that has no row, in the host's memory.
 
-    arenas [full layers, 2, kv_heads, tokens, head_dim]; rings as in a `Snapshot`.
+    arenas [full layers, 2, kv_heads, tokens, head_dim]; rings likewise, of `window` tokens.
     """
 
     arenas: torch.Tensor
@@ -109,31 +109,16 @@ class Parked:
 Place: TypeAlias = "int | Parked | None"
 
 
-@dataclass(frozen=True)
-class Snapshot:
-    """A sequence's state at one position; valid while its first `offset` tokens stay the same.
-
-    rings [sliding layers, 2, kv_heads, window, head_dim].
-    """
-
-    offset: int
-    rings: torch.Tensor
-
-    @property
-    def nbytes(self) -> int:
-        return self.rings.nbytes
-
-
-class State:
-    """One sequence: `offset` tokens are in it, the next one has position `offset`.
+class State(Rewindable[torch.Tensor]):
+    """One sequence.
 
     place: its row, or what is parked; None as long as it is empty. Only this is ever assigned when
     a sequence moves, and what it says is complete before. used: when it last computed.
     """
 
     def __init__(self, cache: Cache) -> None:
-        self.cache, self.offset = cache, 0
-        self.window = cache.window
+        super().__init__(cache.window)
+        self.cache = cache
         self.place: Place = None
         self.used = -1
 
@@ -153,33 +138,13 @@ class State:
         """Give the row back; the sequence is gone."""
         self.place, self.offset = None, 0
 
-    def snapshot(self) -> Snapshot:
-        return Snapshot(self.offset, self.cache.rings[:, self.row].clone())
+    def hold(self) -> list[torch.Tensor | None]:
+        return [self.cache.rings[:, self.row].clone()]
 
-    def restore(self, snapshot: Snapshot) -> None:
-        """Go back to a snapshot of this sequence.
-
-        Raises ValueError if the sequence is shorter than the snapshot.
-        """
-        if snapshot.offset > self.offset:
-            raise ValueError(f"snapshot at {snapshot.offset}, but the state ends at {self.offset}")
-        self.cache.rings[:, self.row] = snapshot.rings
-        self.offset = snapshot.offset
-
-    def can_trim(self, offset: int) -> bool:
-        """Whether `trim(offset)` is possible: nothing has been overwritten in the rings yet."""
-        return offset == self.offset or 0 <= offset < self.offset <= self.window
-
-    def trim(self, offset: int) -> None:
-        """Forget all tokens from `offset` on.
-
-        Raises ValueError where a ring has overwritten what lay before: restore a snapshot instead.
-        """
-        if not self.can_trim(offset):
-            raise ValueError(
-                f"cannot go back from {self.offset} to {offset}: rings hold {self.window} tokens"
-            )
-        self.offset = offset
+    def put_back(self, rings: Sequence[torch.Tensor | None]) -> None:
+        (held,) = rings
+        assert held is not None
+        self.cache.rings[:, self.row] = held
 
     @property
     def nbytes(self) -> int:

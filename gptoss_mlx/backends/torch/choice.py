@@ -9,7 +9,6 @@ side by side. Elsewhere it is the reference. Triton is imported only where its k
 from __future__ import annotations
 
 import importlib
-import os
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,17 +20,13 @@ from typing import Any
 
 import torch
 
+from gptoss_mlx.backends.kernels import agreement, policy_of
 from gptoss_mlx.backends.torch import reference
 from gptoss_mlx.backends.torch.agreement import difference
 from gptoss_mlx.backends.torch.current import launching_on
 from gptoss_mlx.backends.torch.operands import Groups, Routed
 from gptoss_mlx.errors import KernelError
 from gptoss_mlx.files.pool import Pool
-
-VARIABLE = "GPTOSS_KERNELS"
-AGREEMENT = {torch.float32: 1e-3, torch.bfloat16: 1e-2}
-"""Relative L2 between a kernel and its reference, which computes in float32 from the same values;
-of float32 a card may multiply fewer bits."""
 
 MODULES: Mapping[str, str] = {
     "linear": "linear",
@@ -88,14 +83,10 @@ def choose_kernels(device: torch.device, dtype: torch.dtype, policy: str | None 
     environment's GPTOSS_KERNELS says.
     Raises KernelError.
     """
-    policy = os.environ.get(VARIABLE, "") if policy is None else policy
-    if policy not in ("", "triton", "reference"):
-        raise KernelError(f'{VARIABLE} is "{policy}"; it may be "triton" or "reference"')
-    if policy == "triton" and device.type != "cuda" and not _interpreted():
-        raise KernelError(
-            f'{VARIABLE} is "triton", but the model computes on the {device.type.upper()} here'
-        )
-    if policy == "reference" or (policy == "" and device.type != "cuda"):
+    where = f"the model computes on the {device.type.upper()} here"
+    on_card = device.type == "cuda"
+    policy = policy_of(policy, "triton", possible=lambda: on_card or _interpreted(), where=where)
+    if policy == "reference" or (policy == "" and not on_card):
         return Kernels()
     tried = _tried(device, dtype)
     found = {name: kernel for name, kernel in tried.items() if not isinstance(kernel, str)}
@@ -163,7 +154,7 @@ def checked(name: str, device: torch.device, dtype: torch.dtype) -> Callable[...
         raise KernelError("it has no examples to agree on")
     for arguments in calls:
         off = difference(kernel, getattr(reference, name), arguments)
-        if not off <= AGREEMENT[dtype]:
+        if not off <= agreement(dtype):
             raise KernelError(f"it differs from its reference by {off:.1e}")
     return kernel
 

@@ -7,13 +7,14 @@ Formulas: OpenAI, gpt-oss/torch/model.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import psutil
 import torch
 from numpy.typing import NDArray
 
+from gptoss_mlx.backends.loading import bytes_to_read
 from gptoss_mlx.backends.torch import mxfp4
 from gptoss_mlx.backends.torch.blocks import Block, Norm
 from gptoss_mlx.backends.torch.cache import Cache, State
@@ -24,11 +25,13 @@ from gptoss_mlx.backends.torch.graph import Graphs
 from gptoss_mlx.backends.torch.operands import Matrix
 from gptoss_mlx.backends.torch.places import Chunk, Step
 from gptoss_mlx.backends.torch.reference import dense
+from gptoss_mlx.backends.torch.sampler import Sampler
 from gptoss_mlx.backends.torch.streaming import Streaming
 from gptoss_mlx.backends.torch.weights import Loader
 from gptoss_mlx.models.checkpoint import Checkpoint, Progress
 from gptoss_mlx.spec.config import ModelConfig
 from gptoss_mlx.spec.rope import periods
+from gptoss_mlx.spec.sampling import Sampling
 from gptoss_mlx.system.device import peak_bytes
 from gptoss_mlx.system.heap import keep_few_shapes, return_freed
 
@@ -69,6 +72,11 @@ class Transformer:
     def rows(self) -> int:
         return self.cache.rows
 
+    @property
+    def rejected(self) -> Mapping[str, str]:
+        """Triton kernels that it does without, and why."""
+        return self.kernels.rejected
+
     def new_state(self) -> State:
         """An empty sequence. There may be more than rows: see cache.py."""
         return self.cache.new_state()
@@ -99,12 +107,8 @@ class Transformer:
                 out[i : i + SCORED] = self._logits(h[i : i + SCORED]).cpu().numpy()
         return out
 
-    def decode(self, token: Sequence[int] | torch.Tensor, state: State) -> torch.Tensor:
-        """Append one token, given as its id or as the [1] tensor it will be in -> [vocabulary]."""
-        return self.decode_many([token], [state])[0]
-
     @torch.inference_mode()
-    def decode_many(
+    def decode(
         self, tokens: Sequence[Sequence[int] | torch.Tensor], states: Sequence[State]
     ) -> torch.Tensor:
         """Append one token to each of several sequences -> logits float32 [n, vocabulary].
@@ -119,6 +123,9 @@ class Transformer:
         for state in states:
             state.offset += 1
         return logits
+
+    def sampler(self, options: Sampling, seed: int, prompt: Sequence[int]) -> Sampler:
+        return Sampler(options, seed, prompt, self.config.vocab_size, self.device)
 
     def stats(self) -> dict[str, float]:
         """Bytes PyTorch holds on the card now, held at most, and keeps to use again; on a CPU those
@@ -207,7 +214,7 @@ def open_model(
     if slots < config.num_local_experts:
         streaming = Streaming(checkpoint.tensors, reader, place, slots)
     cache = Cache(config, rows, context or config.max_position_embeddings, compute, place)
-    total = _bytes_to_read(checkpoint, slots)
+    total = bytes_to_read(checkpoint, slots)
     with launching_on(place):
         kernels = kernels or choose_kernels(place, compute)
         most = mxfp4.MOST_SCALE if on_kernels(kernels) else 254
@@ -218,10 +225,3 @@ def open_model(
         for block in model.blocks:
             block.moe.experts.pack()
     return model
-
-
-def _bytes_to_read(checkpoint: Checkpoint, slots: int) -> int:
-    return sum(
-        (tensor.rows(0, slots) if name.endswith(("_blocks", "_scales")) else tensor).nbytes
-        for name, tensor in checkpoint.tensors.items()
-    )

@@ -15,14 +15,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gptoss_mlx.backends.slots import SlotTable, debugging
+from gptoss_mlx.backends.slots import debugging
+from gptoss_mlx.backends.streaming import (
+    Counts,
+    ExpertStreaming,
+    batched,
+    filled,
+    pairs_visiting,
+)
 from gptoss_mlx.backends.torch import mxfp4
 from gptoss_mlx.backends.torch.experts import Experts
 from gptoss_mlx.files.pool import Tasks
@@ -33,35 +39,18 @@ STAGED = 8
 """Experts on their way at a time: of gpt-oss 13 MB each, 106 MB of pinned memory."""
 
 
-@dataclass
-class Counts:
-    """What streaming did. An expert counts once for each step of a layer that chose it.
-
-    hits: experts that had a slot; misses: those that were brought. stall: seconds waited for reads.
-    """
-
-    hits: int = 0
-    misses: int = 0
-    bytes_read: int = 0
-    stall: float = 0.0
-
-
-class Streaming:
-    """What the streaming layers of one model share: the reader, the buffers, the counts."""
+class Streaming(ExpertStreaming):
+    """See `ExpertStreaming`; and the buffers that experts are read into."""
 
     def __init__(
         self, tensors: Mapping[str, Tensor], reader: FileReader, device: torch.device, slots: int
     ) -> None:
-        self.tensors, self.reader, self.device, self.slots = tensors, reader, device, slots
-        self.counts = Counts()
+        super().__init__(tensors, reader, slots, Counts())
+        self.device = device
         self._buffers: list[Buffer] = []
         self._next = 0
-        self._in_doubt: SlotTable | None = None
         self._debugging = debugging()
         self._stream: int | None = None  # that slots have been read and written on
-
-    def stats(self) -> dict[str, float]:
-        return {"slots": self.slots, **asdict(self.counts)}
 
     def buffer(self, nbytes: int) -> Buffer:
         """The buffer that has waited longest, once the device has taken what was in it."""
@@ -84,29 +73,9 @@ class Streaming:
             raise AssertionError(f"slots are used on the streams {self._stream} and {stream}")
         self._stream = stream
 
-    @contextmanager
-    def changing(self, table: SlotTable) -> Iterator[None]:
-        """What is cut short leaves the bank empty, and the buffers free, rather than in doubt.
-
-        If that is cut short as well, by a second interrupt, the next call begins with it.
-        """
-        self._settle()
-        self._in_doubt = table
-        try:
-            yield
-        except BaseException:
-            self._settle()
-            raise
-        self._in_doubt = None
-
-    def _settle(self) -> None:
-        if self._in_doubt is None:
-            return
-        self.reader.stop()  # also reads that an interrupt came too early to note down
+    def synchronize(self) -> None:
         if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)  # and copies out of the buffers
-        self._in_doubt.clear()
-        self._in_doubt = None
+            torch.cuda.synchronize(self.device)
 
 
 class Buffer:
@@ -149,13 +118,14 @@ class StreamedExperts:
 
     def __init__(self, experts: Experts, streaming: Streaming) -> None:
         self.experts, self.streaming = experts, streaming
-        self.table = SlotTable(experts.experts, experts.size)
-        for expert in range(experts.size):  # as the loader fills them
-            self.table.claim(expert, keep=())
+        self.table = filled(experts.experts, experts.size)
         self._files = [streaming.tensors[name] for name in experts.files]
 
     def pack(self) -> None:
         self.experts.pack()
+
+    def empty(self) -> None:
+        self.table.clear()
 
     def __call__(self, x: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """x [tokens, hidden], the router's logits [tokens, experts] -> float32 [tokens, k, hidden]
@@ -167,10 +137,10 @@ class StreamedExperts:
         chosen = experts.cpu().numpy()
         self.table.use(chosen.reshape(-1).tolist(), steps=len(chosen))
         out = x.new_empty(chosen.size, x.shape[1], dtype=torch.float32)
-        with self.streaming.changing(self.table):
+        with self.streaming.changing(self):
             for wave in self._waves(np.unique(chosen).tolist()):
                 self.streaming.check_stream()
-                visits = np.flatnonzero(np.isin(chosen, wave))
+                visits = pairs_visiting(chosen, wave)
                 slots = self._on_device(self._slots(chosen.reshape(-1, 1)[visits])).int()
                 pairs = self._on_device(visits)
                 tile = kernels.tile_for(len(pairs), self.experts.size)
@@ -187,8 +157,7 @@ class StreamedExperts:
         counts = self.streaming.counts
         counts.hits += len(present)
         counts.misses += len(missing)
-        size = min(STAGED // 2, self.experts.size)
-        batches = [missing[i : i + size] for i in range(0, len(missing), size)]
+        batches = [*batched(missing, min(STAGED // 2, self.experts.size))]
         coming = [self._read(expert) for expert in batches[0]] if batches else []
         if present:
             yield present

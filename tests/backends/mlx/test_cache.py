@@ -145,7 +145,7 @@ def test_an_empty_state_takes_and_snapshots_nothing() -> None:
     for layer in state.layers:
         _extend(layer, [1, 2, 3], 0)
     state.offset = 3
-    state.restore(snapshot)
+    snapshot.restore()
     assert state.offset == 0
     for layer in state.layers:
         assert _extend(layer, [4, 5], 0) == [4, 5]
@@ -191,5 +191,5 @@ def test_restore_refuses_a_snapshot_beyond_the_state() -> None:
     snapshot = state.snapshot()
     state.trim(5)
     with pytest.raises(ValueError, match="snapshot at 6, but the state ends at 5"):
-        state.restore(snapshot)
+        snapshot.restore()
     assert state.offset == 5

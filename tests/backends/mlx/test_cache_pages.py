@@ -9,8 +9,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptoss_mlx.backends.mlx.cache import Arena, Ring, Snapshot, State
+from gptoss_mlx.backends.mlx.cache import Arena, Ring, State
 from gptoss_mlx.backends.mlx.ops.place import Spot
+from gptoss_mlx.backends.state import RingSnapshot
 from gptoss_mlx.plan.buffers import GROWTH, PAGE
 from tests.backends.mlx.test_cache import KV_HEADS, WIDTH, _extend, _tokens, _values
 
@@ -64,13 +65,13 @@ STEPS = st.lists(
 @given(STEPS)
 def test_whatever_is_forgotten_the_rest_is_seen(steps: list[tuple[str, int]]) -> None:
     state, kept, number = State([True, False, False], WINDOW), list[int](), 0
-    snapshots: list[Snapshot] = []
+    snapshots: list[RingSnapshot[mx.array]] = []
     for step, n in steps:
         if step == "snapshot":
             snapshots.append(state.snapshot())
         elif step == "restore" and snapshots:
             snapshot = snapshots[n % len(snapshots)]
-            state.restore(snapshot)
+            snapshot.restore()
         elif step == "trim" and state.can_trim(n):
             state.trim(n)
         elif step == "cut":  # without rings an arena alone may forget from anywhere

@@ -62,7 +62,7 @@ def after(model: Transformer, token: Any) -> NDArray[np.float32]:
     """The logits after the prompt and a token."""
     state = model.new_state()
     model.prefill(PROMPT, state)
-    return np.array(model.decode(token, state))
+    return np.array(model.decode([token], [state])[0])
 
 
 @pytest.mark.parametrize("slots", [None, 2])
@@ -75,7 +75,7 @@ def test_a_steps_row_is_read_when_all_that_does_not_need_it_is_built(
     state = model.new_state()
     model.prefill(PROMPT, state)
     log.clear()
-    mx.eval(model.decode(Token(7, log), state))  # type: ignore[arg-type]
+    mx.eval(model.decode([Token(7, log)], [state])[0])  # type: ignore[arg-type]
     attention = ["decode_qkv", "decode_attention", "quantized_matvec"]
     assert log.count("token") == 1
     before = log[: log.index("token")]
@@ -103,6 +103,6 @@ def test_the_logits_are_those_of_a_row_read_at_once(
     several = late.new_state(), late.new_state()
     for state in several:
         late.prefill(PROMPT, state)
-    rows = late.decode_many([[7], [9]], several)
+    rows = late.decode([[7], [9]], several)
     np.testing.assert_array_equal(np.array(rows[0]), after(late, [7]))
     np.testing.assert_array_equal(np.array(rows[1]), after(late, [9]))

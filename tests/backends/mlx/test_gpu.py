@@ -49,7 +49,7 @@ def test_bfloat16_on_metal_stays_near(
     assert model.lm_head.matrix.weight.dtype == mx.bfloat16
     state = model.new_state()
     model.prefill(IDS[:200], state)
-    last = np.array(model.decode(IDS[200:201], state).astype(mx.float32))
+    last = np.array(model.decode([IDS[200:201]], [state])[0].astype(mx.float32))
     assert np.isfinite(last).all()
     assert relative_l2(last, expected[200]) < 0.2
 
@@ -78,6 +78,6 @@ def test_streamed_experts_on_metal_are_the_resident_ones(small_checkpoint: Path,
         model = open_model(Checkpoint.open(small_checkpoint), dtype="float32", slots=slots)
         state = model.new_state()
         model.prefill(IDS[:100], state)
-        rows = [np.array(model.decode([id], state)) for id in IDS[100:140]]
+        rows = [np.array(model.decode([[id]], [state])[0]) for id in IDS[100:140]]
         logits.append(np.stack(rows))
     assert relative_l2(logits[1], logits[0]) < 1e-5

@@ -205,7 +205,7 @@ def test_any_split_into_chunks_gives_one_pass(
 
 def _replay(model: Transformer, state: State, ids: list[int]) -> list[NDArray[np.float32]]:
     """Token by token, then the rest as a chunk."""
-    rows = [np.array(model.decode([token], state)) for token in ids[:20]]
+    rows = [np.array(model.decode([[token]], [state])[0]) for token in ids[:20]]
     return [*rows, *model.evaluate(ids[20:], state)]
 
 
@@ -219,9 +219,9 @@ def test_a_snapshot_replays_bit_for_bit_whatever_was_written_since(
     snapshot = state.snapshot()
     first = _replay(model, state, ids[at : at + 60])
     for other in ([1], tokens(SLIM.vocab, 350, seed=1), tokens(SLIM.vocab, 3, seed=2)):
-        state.restore(snapshot)
+        snapshot.restore()
         model.prefill(other, state)
-        state.restore(snapshot)
+        snapshot.restore()
         again = _replay(model, state, ids[at : at + 60])
         np.testing.assert_array_equal(np.stack(again), np.stack(first))
 

@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptoss_mlx.backends.mlx.cache import Snapshot
 from gptoss_mlx.backends.mlx.model import Transformer, open_model
 from gptoss_mlx.backends.mlx.ops.choice import (
     MODULES,
@@ -23,7 +22,7 @@ from gptoss_mlx.backends.mlx.ops.choice import (
     metal_kernels,
 )
 from gptoss_mlx.backends.mlx.ops.verdicts import Verdicts
-from gptoss_mlx.backends.mlx.sampler import Sampler
+from gptoss_mlx.backends.protocol import sealed
 from gptoss_mlx.engine.engine import Engine
 from gptoss_mlx.engine.events import TokenEvent
 from gptoss_mlx.engine.result import collect
@@ -68,7 +67,7 @@ def test_what_a_model_launches_was_tried_when_it_was_opened(
     model.prefill(IDS[:40], state)
     for chunk in (IDS[:2], IDS[:3], IDS[:8], IDS[:1]):
         model.evaluate(chunk, state)
-    mx.eval(model.decode([3], state))
+    mx.eval(model.decode([[3]], [state])[0])
     assert kernels.trials.known == tried
     assert 0 not in tried.values()
 
@@ -78,7 +77,7 @@ def logits(model: Transformer) -> Any:
     state = model.new_state()
     model.prefill(IDS[:40], state)
     rows = [model.evaluate(IDS[40:57], state)]
-    rows += [np.array(model.decode([token], state))[None] for token in IDS[57:]]
+    rows += [np.array(model.decode([[token]], [state])[0])[None] for token in IDS[57:]]
     return np.concatenate(rows)
 
 
@@ -141,12 +140,12 @@ def test_attention_after_any_walk_is_that_of_one_pass(
     part = Kernels(decode_qkv=emulated.decode_qkv, decode_attention=emulated.decode_attention)
     plain, model = opened(folder), opened(folder, kernels=part)
     state, ids, draws = model.new_state(), list[int](), iter(range(3, 1 << 20, 7))
-    snapshots: list[Snapshot] = []
+    snapshots: list[Any] = []
     for step, n in [("extend", begin), ("decode", 3), *walk, ("decode", 2)]:
         if step == "snapshot":
             snapshots.append(state.snapshot())
         elif step == "restore" and snapshots:
-            state.restore(snapshots[n % len(snapshots)])
+            snapshots[n % len(snapshots)].restore()
         elif step == "trim" and state.can_trim(n):
             state.trim(n)
         ids = ids[: state.offset]
@@ -167,7 +166,7 @@ def answer(question: str, kernels: Kernels | None) -> tuple[str, str, list[int]]
     checkpoint = Checkpoint.open(folder)
     config = checkpoint.config
     model = open_model(checkpoint, dtype="float32", kernels=kernels)
-    engine = Engine(model, Sampler, load_tokenizer(folder, config), config, 4096, {})
+    engine = Engine(sealed(model), load_tokenizer(folder, config), config, 4096, {})
     events = list(engine.stream(question, reasoning="low", temperature=0.0, max_tokens=12))
     result = collect(iter(events))
     ids = [event.id for event in events if isinstance(event, TokenEvent) and event.id is not None]

@@ -386,9 +386,9 @@ def test_the_model_gives_the_same_logits_with_fewer_slots(
     for place, model in enumerate((whole, few)):
         a, b = model.new_state(), model.new_state()
         model.prefill(ids[:40], a)
-        lazy = [model.decode(ids[40:41], a)]
+        lazy = [model.decode([ids[40:41]], [a])[0]]
         model.prefill(ids[50:60], b)
-        lazy += [model.decode([id], state) for id in ids[60:70] for state in (a, b)]
+        lazy += [model.decode([[id]], [state])[0] for id in ids[60:70] for state in (a, b)]
         rows[place] = [np.array(row) for row in lazy]
         rows[place] += list(model.evaluate(ids[70:], a))
     for ours, theirs in zip(rows[1], rows[0], strict=True):

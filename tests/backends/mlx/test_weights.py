@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from gptoss_mlx.backends import loading
 from gptoss_mlx.backends.mlx import weights
 from gptoss_mlx.backends.mlx.model import open_model
 from gptoss_mlx.backends.mlx.weights import Loader
@@ -224,8 +225,8 @@ def test_a_failing_body_cancels_what_is_still_queued(
 
     with Checkpoint.open(folder) as checkpoint, pytest.raises(RuntimeError, match="body"):
         load()
-    assert len(done) <= weights.THREADS
-    assert checkpoint.tensors["lm_head.weight"].nbytes // 64 > 100 * weights.THREADS
+    assert len(done) <= loading.THREADS
+    assert checkpoint.tensors["lm_head.weight"].nbytes // 64 > 100 * loading.THREADS
     assert _threads() == []
 
 
@@ -256,7 +257,7 @@ def test_memory_while_loading_is_the_arrays_and_a_piece_a_thread(
     assert model.stats()["peak_bytes"] - before <= held + slack
     # numpy's buffers, one a thread, and the queue of reads with their tensors.
     reads = held // piece + len(checkpoint.tensors)
-    assert python_peak < weights.THREADS * piece + reads * 4096 + (1 << 20)
+    assert python_peak < loading.THREADS * piece + reads * 4096 + (1 << 20)
     assert python_peak < held // 4
 
 

@@ -61,7 +61,7 @@ def logits(dtype: str, device: str, folder: Path) -> None:
     for piece in (IDS[:150], IDS[150:151], IDS[151:290]):
         model.prefill(piece, state)
     for i in range(290, 300):
-        within(near, relative(model.decode([IDS[i]], state).cpu(), truth[i]))
+        within(near, relative(model.decode([[IDS[i]]], [state])[0].cpu(), truth[i]))
 
 
 def graphs(count: int, device: str, folder: Path) -> None:
@@ -75,7 +75,7 @@ def graphs(count: int, device: str, folder: Path) -> None:
             model.prefill(IDS[: 5 + 40 * i], state)
         rows = []
         for i in range(8):
-            rows.append(model.decode_many([[IDS[i + j]] for j in range(count)], states).clone())
+            rows.append(model.decode([[IDS[i + j]] for j in range(count)], states).clone())
         found.append(torch.stack(rows))
         for state in states:
             state.close()
@@ -92,7 +92,7 @@ def streamed(device: str, folder: Path) -> None:
         model = opened(device, folder, "float32", slots=slots)
         state = model.new_state()
         model.prefill(IDS[:100], state)
-        found.append(torch.stack([model.decode([id], state) for id in IDS[100:120]]))
+        found.append(torch.stack([model.decode([[id]], [state])[0] for id in IDS[100:120]]))
     within(1e-5, relative(found[1], found[0]))
 
 
@@ -195,7 +195,7 @@ def tiny(device: str, dtype: str) -> Engine:
 def fresh(device: str) -> Engine:
     """The tiny model's engine in float32, which has read nothing."""
     one = tiny(device, "float32")
-    return Engine(one.model, one._new_sampler, one.tokenizer, one.config, one.context, {})
+    return Engine(one.model, one.tokenizer, one.config, one.context, {})
 
 
 def greedy(engine: Engine, prompt: list[int], **options: Any) -> Iterator[Event]:

@@ -33,7 +33,7 @@ def test_as_many_sequences_as_rows_compute_together(model: Any) -> None:
     states = [model.new_state() for _ in range(ROWS + 1)]
     assert sorted(state.row for state in states[:ROWS]) == list(range(ROWS))
     with pytest.raises(CapacityError, match=f"opened for {ROWS} sequences at a time, not for 5"):
-        model.decode_many([[1]] * (ROWS + 1), states)
+        model.decode([[1]] * (ROWS + 1), states)
     assert [state.offset for state in states] == [0] * (ROWS + 1)
     row = states[2].row
     states[2].close()
@@ -54,11 +54,11 @@ def test_sequences_take_turns_in_fewer_rows(rows: int, checkpoint_of: Callable[.
             model.prefill(tokens(SHAPE.vocab, 4 + 8 * i, seed=i), state)
         held = [state.snapshot() for state in states]
         for turn in range(4):
-            logits += [model.decode([turn + i], state) for i, state in enumerate(states)]
-        states[1].restore(held[1])
+            logits += [model.decode([[turn + i]], [state])[0] for i, state in enumerate(states)]
+        held[1].restore()
         states[0].trim(5)
-        logits += [model.decode([7], state) for state in states]
-        logits += list(model.decode_many([[1]] * rows, states[-rows:]))
+        logits += [model.decode([[7]], [state])[0] for state in states]
+        logits += list(model.decode([[1]] * rows, states[-rows:]))
         found.append(logits)
     for a, b in zip(*found, strict=True):
         assert torch.equal(a, b)
@@ -105,7 +105,7 @@ def test_sequences_decoded_together_are_as_if_alone(model: Any, count: int) -> N
             model.prefill(prompt[:-1], state)
     steps = [prompt[-1:] for prompt in prompts]
     for turn in range(15):
-        rows = model.decode_many(steps, states)
+        rows = model.decode(steps, states)
         assert rows.shape == (count, SHAPE.vocab)
         steps = [[(7 * turn + i) % 256] for i in range(count)]
     for i, (prompt, state) in enumerate(zip(prompts, states, strict=True)):
@@ -130,7 +130,7 @@ def test_the_context_can_be_filled_to_its_last_place(checkpoint_of: Callable[...
     state = small.new_state()
     small.prefill(ids[:30], state)
     for i in range(30, 50):
-        assert relative_l2(small.decode([ids[i]], state).numpy(), reference[i]) < 1e-6
+        assert relative_l2(small.decode([[ids[i]]], [state])[0].numpy(), reference[i]) < 1e-6
 
 
 def test_a_snapshot_is_the_rings_of_its_row_only(model: Any) -> None:
@@ -141,7 +141,7 @@ def test_a_snapshot_is_the_rings_of_its_row_only(model: Any) -> None:
     kept = model.cache.rings[:, other.row].clone()
     assert held.nbytes == 2 * 2 * 2 * 16 * 12 * 4  # layers, k and v, heads, width, window, float32
     model.prefill(tokens(SHAPE.vocab, 20, seed=2), state)
-    state.restore(held)
-    assert torch.equal(model.cache.rings[:, state.row], held.rings)
+    held.restore()
+    assert torch.equal(model.cache.rings[:, state.row], held.rings[0])
     assert torch.equal(model.cache.rings[:, other.row], kept)
     assert state.offset == 20

@@ -50,9 +50,7 @@ def test_replayed_steps_are_the_steps(model: Any, count: int) -> None:
         states = [model.new_state() for _ in range(count)]
         for i, state in enumerate(states):
             model.prefill(tokens(SHAPE.vocab, 5 + 4 * i, seed=i), state)
-        found.append(
-            [model.decode_many([[t + i] for i in range(count)], states) for t in range(20)]
-        )
+        found.append([model.decode([[t + i] for i in range(count)], states) for t in range(20)])
         for state in states:
             state.close()
     for a, b in zip(*found, strict=True):
@@ -64,16 +62,16 @@ def test_each_bucket_is_captured_once(model: Any) -> None:
     model._step = played = Played(model._step, model.device)
     states = [model.new_state() for _ in range(7)]
     for count in (1, 2, 3, 4, 5, 7, 1, 4):
-        model.decode_many([[1]] * count, states[:count])
+        model.decode([[1]] * count, states[:count])
     assert played.captured == [1, 2, 4, 8]
 
 
 def test_logits_stay_when_another_stream_takes_a_step(model: Any) -> None:
     model._step = Played(model._step, model.device)
     one, other = model.new_state(), model.new_state()
-    first = model.decode([5], one)
+    first = model.decode([[5]], [one])[0]
     was = first.clone()
-    model.decode([9], other)
+    model.decode([[9]], [other])[0]
     assert torch.equal(first, was)
 
 

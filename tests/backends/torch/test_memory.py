@@ -94,12 +94,13 @@ def test_fewer_slots_hold_fewer_experts(checkpoint_of: Callable[..., Path]) -> N
 
 
 def test_what_is_planned_for_follows_the_code_that_takes_it() -> None:
+    from gptoss_mlx.backends import loading
     from gptoss_mlx.backends.torch import experts, graph, model, quantized, streaming, weights
 
     assert experts.PACKED == torch_buffers.PACKED
     assert streaming.STAGED == torch_buffers.STAGED
     assert quantized.PIECE == torch_buffers.WIDENED
-    assert weights.THREADS * weights.PIECE <= torch_buffers.STAGING
+    assert loading.THREADS * weights.PIECE <= torch_buffers.STAGING
     assert model.MOST_ROWS == MOST_ROWS
     assert torch_buffers.buckets(MOST_ROWS) == graph.BUCKETS
     assert {torch_buffers.buckets(n)[-1] for n in range(1, 33)} == set(graph.BUCKETS)

@@ -50,7 +50,7 @@ def test_prompts_and_answers(folder: Path, dtype: str) -> None:
     state = model.new_state()
     rows = [*model.evaluate(ids[:17], state), *model.evaluate(ids[17:20], state)]
     model.prefill(ids[20:25], state)
-    rows += [np.asarray(model.decode([id], state)) for id in ids[25:]]
+    rows += [np.asarray(model.decode([[id]], [state])[0]) for id in ids[25:]]
     kept = [*range(20), *range(25, 28)]
     found, exact = np.stack(rows), exact[kept]
     assert relative_l2(found, exact) < LIMITS[dtype]
@@ -64,9 +64,7 @@ def test_several_sequences_at_a_time(folder: Path, count: int) -> None:
         states = [model.new_state() for _ in range(count)]
         for i, state in enumerate(states[1:]):
             model.prefill(tokens(SHAPE.vocab, 4 + 6 * i, seed=i), state)
-        found.append(
-            [model.decode_many([[9 * i + t] for i in range(count)], states) for t in range(2)]
-        )
+        found.append([model.decode([[9 * i + t] for i in range(count)], states) for t in range(2)])
     for ours, reference in zip(*found, strict=True):
         assert relative_l2(ours.numpy(), reference.numpy()) < LIMITS["float32"]
 
@@ -77,7 +75,7 @@ def test_experts_brought_when_they_are_chosen(folder: Path) -> None:
     for model in (few, whole):
         model.state = model.new_state()
     np.testing.assert_array_equal(*(m.evaluate(ids, m.state) for m in (few, whole)))
-    np.testing.assert_array_equal(*(m.decode([5], m.state).numpy() for m in (few, whole)))
+    np.testing.assert_array_equal(*(m.decode([[5]], [m.state])[0].numpy() for m in (few, whole)))
     assert few.stats()["misses"] > 0
 
 

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptoss_mlx.backends import slots
+from gptoss_mlx.backends import streaming as shared_streaming
 from gptoss_mlx.cli.report import table
 from gptoss_mlx.engine.events import FinishEvent, Timings
 from gptoss_mlx.errors import CheckpointError
@@ -70,7 +71,7 @@ def test_any_slots_and_chunks_give_the_resident_bits(
         ids = tokens(SHAPE.vocab, count, seed=seed + number)
         a, b = (m.evaluate(ids, s) for m, s in zip((few, whole), states, strict=True))
         np.testing.assert_array_equal(a, b)
-    a, b = (m.decode([7], s) for m, s in zip((few, whole), states, strict=True))
+    a, b = (m.decode([[7]], [s])[0] for m, s in zip((few, whole), states, strict=True))
     assert torch.equal(a, b)
 
 
@@ -78,7 +79,7 @@ def test_several_sequences_share_the_banks(model_of: Callable[[int], Any]) -> No
     rows = []
     for model in (model_of(3), model_of(12)):
         states = [model.new_state() for _ in range(4)]
-        rows.append([model.decode_many([[t], [9], [t + 3], [4]], states) for t in range(8)])
+        rows.append([model.decode([[t], [9], [t + 3], [4]], states) for t in range(8)])
     for a, b in zip(*rows, strict=True):
         assert torch.equal(a, b)
 
@@ -195,7 +196,7 @@ def layers(checkpoint_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) 
     return Layers(checkpoint_of(Shape(2, 32, 32, 5, 2, 2, 1, 16, vocab=64)))
 
 
-MODULES = (streaming, slots, reader, pool)
+MODULES = (streaming, shared_streaming, slots, reader, pool)
 
 
 def test_an_interrupt_anywhere_in_a_streamed_step(layers: Layers) -> None:

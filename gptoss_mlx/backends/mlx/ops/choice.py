@@ -6,7 +6,6 @@ reference computes in its place, and `Kernels.rejected` says why. Elsewhere it i
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from gptoss_mlx.backends.kernels import policy_of
 from gptoss_mlx.backends.mlx.ops import (
     decode_attention,
     decode_qkv,
@@ -27,10 +27,7 @@ from gptoss_mlx.backends.mlx.ops import (
 from gptoss_mlx.backends.mlx.ops.metal import Factory, Threads, largest
 from gptoss_mlx.backends.mlx.ops.trial import Trials, Tried
 from gptoss_mlx.backends.mlx.ops.verdicts import Verdicts, this_machine
-from gptoss_mlx.errors import KernelError
 from gptoss_mlx.files.paths import cache_folder
-
-VARIABLE = "GPTOSS_KERNELS"
 
 
 @dataclass(frozen=True)
@@ -94,12 +91,9 @@ def choose_kernels(
     default where MLX's own are built and none is insisted on.
     Raises KernelError; so does the first call of a kernel that is insisted on and cannot be used.
     """
-    policy = os.environ.get(VARIABLE, "") if policy is None else policy
-    if policy not in ("", "metal", "reference"):
-        raise KernelError(f'{VARIABLE} is "{policy}"; it may be "metal" or "reference"')
     possible = factory is not None or mx.default_device() == mx.Device(mx.gpu)
-    if policy == "metal" and not possible:
-        raise KernelError(f'{VARIABLE} is "metal", but MLX computes on the CPU here')
+    where = "MLX computes on the CPU here"
+    policy = policy_of(policy, "metal", possible=lambda: possible, where=where)
     if policy == "reference" or not possible:
         return Kernels()
     # What is insisted on is not raced, which a later start would take it for.

@@ -16,14 +16,12 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from gptoss_mlx.backends.kernels import agreement
 from gptoss_mlx.backends.mlx.ops.matrix import Matrix, Norm
 from gptoss_mlx.backends.mlx.ops.metal import Pipeline
 from gptoss_mlx.backends.mlx.ops.verdicts import Verdict, Verdicts
 from gptoss_mlx.errors import KernelError
 
-AGREEMENT = {mx.float32: 1e-3, mx.bfloat16: 1e-2}
-"""Relative L2 between a kernel and its reference, which computes in float32 from the same values;
-MLX may multiply float32 in fewer bits on a GPU."""
 WIDENED = 128 << 20  # bytes of an array up to which the reference is given it in float32
 SLOWER = 1.05  # of the reference's time: what is less is noise
 PAIRS = 7  # times that both are timed, in turn
@@ -119,7 +117,7 @@ class Trials:
             found = _flat(kernel())
             mx.eval(found)
             difference = disagreement(found, expected)
-            if not difference <= max(AGREEMENT.get(a.dtype, 0.0) for a in found):
+            if not difference <= max(agreement(a.dtype) for a in found):
                 return f"it differs from its reference by {difference:.1e}"
             taken = 0.0 if self._clock is None else race(kernel, reference, self._clock)
             return f"it takes {taken:.2f} times its reference's time" if taken > SLOWER else ""

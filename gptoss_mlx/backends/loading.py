@@ -1,0 +1,126 @@
+"""How weights come from a checkpoint's files: a pool of threads, a piece at a time, with progress.
+
+A backend's `Loader` hands out arrays at once, allocated at their final size, and queues the reads
+that fill them; `finish` waits for all. So loading peaks at the arrays and a buffer a thread.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from math import prod
+from threading import Lock
+from typing import Self, TypeAlias
+
+from gptoss_mlx.files.pool import Pool, Tasks
+from gptoss_mlx.files.reader import FileReader
+from gptoss_mlx.files.shard import ITEM_BYTES, Tensor
+from gptoss_mlx.models.checkpoint import Checkpoint, Progress
+from gptoss_mlx.spec.config import QuantizationSpec
+
+THREADS = max(2, min(8, os.cpu_count() or 4))
+
+Fill: TypeAlias = Callable[[Tensor, slice], None]
+"""Reads a piece of a tensor to a place among the numbers of an array, on a thread of the pool."""
+
+
+class WeightLoader:
+    """The reads of one model. Until `finish` has returned, what its arrays hold is undefined.
+
+    Used as a context manager, it stops reading when the body fails. total: bytes that will be read,
+    for the progress. reader: by default one that opens the files anew.
+    Raises CheckpointError if they cannot be opened.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        total: int = 0,
+        progress: Progress | None = None,
+        reader: FileReader | None = None,
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.reader = reader or checkpoint.reader()
+        self._total, self._done, self._progress = total, 0, progress
+        self._pool = Pool(THREADS, "gptoss-load")
+        self._reads: list[Tasks] = []
+        self._lock = Lock()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._pool.close()
+
+    def finish(self) -> None:
+        """Wait until everything is read. Raises CheckpointError if a file cannot be read, has been
+        changed since it was opened, or holds a float that is not finite.
+        """
+        for reads in self._reads:
+            reads.wait()
+        self._reads.clear()
+
+    def spec(self, module: str) -> QuantizationSpec | None:
+        """How the checkpoint has quantized a module; None if it has not."""
+        quantization = self.checkpoint.config.quantization
+        if quantization is None or f"{module}.scales" not in self.checkpoint.tensors:
+            return None
+        return quantization.of(module)
+
+    def tensors(self, names: Sequence[str], rows: int | None = None) -> list[Tensor]:
+        """The checkpoint's tensors of these names. rows: only so many of their first axis."""
+        tensors = [self.checkpoint.tensors[name] for name in names]
+        return tensors if rows is None else [tensor.rows(0, rows) for tensor in tensors]
+
+    def queue(self, tensors: Sequence[Tensor], fill: Fill, piece: int, unit: int = 0) -> None:
+        """Queue the reads of tensors, one behind the other, at most `piece` bytes at a time.
+
+        unit: bytes of one of the array's numbers; by default, of one of the tensor's.
+        """
+        calls, at = [], 0
+        for tensor in tensors:
+            for part in pieces(tensor, unit or ITEM_BYTES[tensor.dtype], piece):
+                end = at + part.shape[0]
+                calls.append(partial(self._read, part, slice(at, end), fill))
+                at = end
+        self._reads.append(self._pool.start(calls))
+
+    def _read(self, piece: Tensor, place: slice, fill: Fill) -> None:
+        fill(piece, place)
+        with self._lock:
+            self._done += piece.nbytes
+            if self._progress is not None:
+                self._progress(self._done, max(self._done, self._total))
+
+
+def pieces(tensor: Tensor, unit: int, most: int) -> Iterator[Tensor]:
+    """The tensor in byte ranges of at most `most` bytes, each whole in units of `unit` bytes."""
+    step = most // unit * unit
+    for start in range(0, tensor.nbytes, step):
+        nbytes = min(step, tensor.nbytes - start)
+        yield replace(tensor, shape=(nbytes // unit,), offset=tensor.offset + start, nbytes=nbytes)
+
+
+def stacked(tensors: Sequence[Tensor]) -> tuple[int, ...]:
+    """The shape of tensors stacked along their first axis."""
+    return (sum(tensor.shape[0] for tensor in tensors), *tensors[0].shape[1:])
+
+
+def named(modules: Collection[str], part: str) -> list[str]:
+    return [f"{module}.{part}" for module in modules]
+
+
+def bytes_to_read(checkpoint: Checkpoint, slots: int, without: str | None = None) -> int:
+    """Of a whole model with so many experts a layer. without: the beginning of names left out."""
+    return sum(
+        (tensor.rows(0, slots) if name.endswith(("_blocks", "_scales")) else tensor).nbytes
+        for name, tensor in checkpoint.tensors.items()
+        if without is None or not name.startswith(without)
+    )
+
+
+def count(tensor: Tensor) -> int:
+    """A tensor's numbers."""
+    return prod(tensor.shape)

@@ -1,0 +1,111 @@
+"""What streaming experts have in common on every device: counts, waves, and banks left in doubt.
+
+A layer has fewer slots than experts (slots.py). An expert that has none is read from the file when
+the router chooses it. A prompt's chunk may choose more than there are slots; it then visits them in
+waves, each computed while the next one is read.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptoss_mlx.backends.slots import SlotTable
+from gptoss_mlx.files.reader import FileReader
+from gptoss_mlx.files.shard import Tensor
+
+
+@dataclass
+class Counts:
+    """What streaming did. An expert counts once for each step of a layer that chose it.
+
+    hits: experts that were in memory or on their way there; misses: those that had to be asked for.
+    stall: seconds spent waiting for reads.
+    """
+
+    hits: int = 0
+    misses: int = 0
+    bytes_read: int = 0
+    stall: float = 0.0
+
+
+class Streamed(Protocol):
+    """One layer's bank of slots."""
+
+    def empty(self) -> None:
+        """Forget what is in the slots, now that nothing reads into them any more."""
+
+
+class ExpertStreaming(ABC):
+    """What the streaming layers of one model share: the reader, the counts, the banks in doubt.
+
+    tensors: the checkpoint's, by name. slots: of a layer.
+    """
+
+    def __init__(
+        self, tensors: Mapping[str, Tensor], reader: FileReader, slots: int, counts: Counts
+    ) -> None:
+        self.tensors, self.reader, self.slots, self.counts = tensors, reader, slots, counts
+        self._in_doubt: list[Streamed] = []
+
+    def stats(self) -> dict[str, float]:
+        return {"slots": self.slots, **asdict(self.counts)}
+
+    @contextmanager
+    def changing(self, bank: Streamed) -> Iterator[None]:
+        """What is cut short leaves a bank empty rather than in doubt.
+
+        If that is cut short as well, by a second interrupt, the next call begins with it.
+        """
+        self._settle()
+        with self.also_changing(bank):
+            yield
+
+    @contextmanager
+    def also_changing(self, bank: Streamed) -> Iterator[None]:
+        """The same for a further bank, while one is being changed: both are then emptied."""
+        self._in_doubt.append(bank)
+        try:
+            yield
+        except BaseException:
+            self._settle()
+            raise
+        self._in_doubt.pop()
+
+    def _settle(self) -> None:
+        if not self._in_doubt:
+            return
+        self.reader.stop()  # also reads that an interrupt came too early to note down
+        self.synchronize()
+        while self._in_doubt:
+            self._in_doubt[-1].empty()
+            self._in_doubt.pop()
+
+    @abstractmethod
+    def synchronize(self) -> None:
+        """Wait for copies that the device still makes out of buffers on the host."""
+
+
+def filled(experts: int, slots: int) -> SlotTable:
+    """The table of a bank whose first experts a loader has put into its slots, in order."""
+    table = SlotTable(experts, slots)
+    for expert in range(slots):
+        table.claim(expert, keep=())
+    return table
+
+
+def batched(experts: Sequence[int], size: int) -> Iterator[list[int]]:
+    """The experts in waves of at most `size`."""
+    for start in range(0, len(experts), size):
+        yield list(experts[start : start + size])
+
+
+def pairs_visiting(chosen: NDArray[np.generic], wave: Sequence[int]) -> NDArray[np.intp]:
+    """Which of the (token, choice) pairs of chosen [tokens, k] visit a wave's experts: [pairs]."""
+    return np.flatnonzero(np.isin(chosen, wave))

@@ -1,0 +1,28 @@
+"""A text that has begun to go round in a circle, as a model may do without end."""
+
+from __future__ import annotations
+
+PERIOD = 128  # tokens, at most
+LENGTH = 2048  # tokens, which is at least sixteen times round
+_BETWEEN = 256  # tokens between two looks, so that a look costs little
+
+
+class Repetition:
+    """Told every token, tells whether the last LENGTH of them repeat the same PERIOD or fewer.
+
+    Exactly the same tokens, sixteen times or more, over several pages: nobody asks for that, and
+    a table, a list or code differs somewhere in every line.
+    """
+
+    def __init__(self) -> None:
+        self._last: list[int] = []
+        self._until_look = LENGTH
+
+    def push(self, id: int) -> bool:
+        self._last.append(id)
+        self._until_look -= 1
+        if self._until_look > 0:
+            return False
+        self._until_look = _BETWEEN
+        last = self._last = self._last[-LENGTH:]
+        return any(last[period:] == last[:-period] for period in range(1, PERIOD + 1))

@@ -1,0 +1,200 @@
+"""A sequence: one request on its way through the engine, and the events it gives.
+
+It waits, prefills chunk by chunk, decodes token by token and finishes; `Loop` says when. Decoding
+is pipelined: the step behind a token is queued before the token is read. Where the token then turns
+out to change the grammar's mask, only the choice is made again, from the same logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol, TypeAlias
+
+from gptoss_mlx.backends.protocol import AnyModel, Array, Choice, Sampler, State
+from gptoss_mlx.engine.clock import Clock
+from gptoss_mlx.engine.events import Event, FinishEvent, FinishReason, Limit, PrefillEvent
+from gptoss_mlx.engine.repetition import Repetition
+from gptoss_mlx.engine.request import Request
+from gptoss_mlx.engine.session import Session
+from gptoss_mlx.engine.writer import PlainText, Writer
+from gptoss_mlx.harmony import Parser
+from gptoss_mlx.harmony.tokenizer import Tokenizer
+from gptoss_mlx.spec.sampling import Mask
+
+Ending: TypeAlias = tuple[FinishReason, Limit | None]
+
+
+class Outlet(Protocol):
+    """Where the events of a sequence go."""
+
+    def put(self, event: Event) -> None: ...
+
+    def fail(self, error: BaseException) -> None:
+        """The sequence ends with an error instead of a `FinishEvent`."""
+
+    def is_full(self) -> bool:
+        """Whether the sequence rests until events have been taken."""
+
+
+class Sequence:
+    """A request; `session` is what it has on the device, from `begin` until it has finished."""
+
+    def __init__(self, request: Request, tokenizer: Tokenizer, outlet: Outlet) -> None:
+        self.request, self.outlet = request, outlet
+        self.session: Session | None = None
+        self.finished = False
+        self._cancelled = False
+        self._stop_ids = tokenizer.stop_ids
+        self._writer = _writer(request, tokenizer)
+        self._repetition = Repetition() if request.stop_repetition else None
+        self._grammar = request.grammar
+        self._clock, self._reused = Clock(), 0
+        self._prefilling: Iterator[int] = iter(())
+        self._sampler: Sampler[Array] | None = None
+        self._choice: Choice[Array] | None = None  # the token to be read next
+        self._ahead: Choice[Array] | None = None  # the one behind it
+        self._logits: Array | None = None  # that `_ahead` was chosen from
+        self._chosen = 0  # tokens chosen, those not read yet included
+
+    def cancel(self) -> None:
+        """End within one token, or one chunk of the prompt. Any thread may call this."""
+        self._cancelled = True
+
+    def cancelled_early(self) -> bool:
+        """Whether it was cancelled while it waited; then it has finished with that."""
+        if self._cancelled:
+            self._finish(("cancelled", None))
+        return self._cancelled
+
+    def fail(self, error: BaseException) -> None:
+        """End with an error; what the sequence has on the device is in doubt and given back."""
+        session, self.session, self.finished = self.session, None, True
+        if session is not None:
+            session.close()
+        self.outlet.fail(error)
+
+    @property
+    def state(self) -> State:
+        return self._open.state
+
+    @property
+    def in_prefill(self) -> bool:
+        """Whether tokens of the prompt are still to be read."""
+        return self._sampler is None
+
+    @property
+    def token(self) -> list[int] | Array:
+        """What the next decode step reads: the prompt's last token, then the one chosen last."""
+        return self.request.ids[-1:] if self._choice is None else self._choice.token
+
+    @property
+    def wants_logits(self) -> bool:
+        """Whether there is to be a token behind the one chosen last."""
+        return self._chosen < self.request.max_tokens
+
+    def begin(self, session: Session) -> None:
+        """Take a session, and keep what it has in common with the prompt."""
+        self.session, self._clock = session, Clock()
+        ids = self.request.ids
+        self._reused = session.resume(ids)
+        self.outlet.put(PrefillEvent(self._reused, len(ids), self._reused))
+        # A snapshot is taken behind the last token prefilled, where the next turn's prompt has the
+        # same beginning. The prompt's last token is read by the first decode step.
+        marks = (*self.request.marks, len(ids) - 1)
+        self._prefilling = session.prefill(ids[self._reused : -1], marks)
+
+    def prefill(self, model: AnyModel) -> None:
+        """Read the next chunk of the prompt; if there is none, make the sampler."""
+        request, before = self.request, self.state.offset
+        if before > self._reused:  # a caller has seen how far it is
+            if self._is_cancelled():
+                return self._finish(("cancelled", None))
+            if self._clock.elapsed() > request.max_time:
+                return self._finish(("length", "max_time"))
+        done = next(self._prefilling, None)
+        self._clock.prefilled(self.state.offset - self._reused, self._reused)
+        if done is None:
+            self._sampler = model.sampler(request.sampling, request.seed, request.ids)
+        else:
+            self.outlet.put(PrefillEvent(self.state.offset, len(request.ids), self._reused))
+        return None
+
+    def choose(self, logits: Array) -> None:
+        """Queue the choice of the next token from the logits of a decode step."""
+        assert self._sampler is not None
+        if self._choice is None:
+            self._open.note(self.request.ids[-1])
+        else:
+            self._sampler.accept(self._choice)
+        self._logits = logits
+        self._ahead = self._sampler.choose(logits, self._chosen, self._mask)
+        self._chosen += 1
+
+    def read(self) -> None:
+        """Wait for the token before the one that was chosen last, and give its events."""
+        choice, self._choice, self._ahead = self._choice, self._ahead, None
+        if choice is None:
+            return
+        id, logprob, top = choice.read()
+        if self._choice is not None:  # the step that it was read by has been queued
+            self._open.note(id)
+        if self._is_cancelled():
+            return self._finish(("cancelled", None))
+        self._clock.token()
+        for event in self._writer.push(id, logprob, top):
+            self.outlet.put(event)
+        if (ending := self._ending(id)) is not None:
+            return self._finish(ending)
+        return self._advance(id)
+
+    def _advance(self, id: int) -> None:
+        """Move the grammar on. Where its mask is another now, what was chosen under the one before
+        is chosen again."""
+        if self._grammar is None:
+            return
+        before, self._grammar = self._mask, self._grammar.advance(id)
+        if self._mask is not before:
+            assert self._sampler is not None
+            assert self._logits is not None
+            self._choice = self._sampler.choose(self._logits, self._chosen - 1, self._mask)
+
+    def _ending(self, id: int) -> Ending | None:
+        """Why the token just read is the last one, if it is."""
+        if id in self._stop_ids or self._writer.stopped:
+            return "stop", None
+        if self._clock.elapsed() > self.request.max_time:
+            return "length", "max_time"
+        if self._repetition is not None and self._repetition.push(id):
+            return "length", "repetition"
+        if self._choice is None:
+            return "length", self.request.limit
+        return None
+
+    def _finish(self, ending: Ending) -> None:
+        for event in self._writer.finish():
+            self.outlet.put(event)
+        reason, limit = ending
+        if reason == "stop" and self._writer.called:
+            reason = "tool_calls"
+        tokens, timings = self._clock.tokens, self._clock.timings()
+        request, self.finished = self.request, True
+        self.outlet.put(FinishEvent(reason, len(request.ids), tokens, request.seed, timings, limit))
+
+    def _is_cancelled(self) -> bool:
+        return self._cancelled or self.request.cancel()
+
+    @property
+    def _mask(self) -> Mask | None:
+        return None if self._grammar is None else self._grammar.mask
+
+    @property
+    def _open(self) -> Session:
+        assert self.session is not None, "the sequence has not begun, or has finished"
+        return self.session
+
+
+def _writer(request: Request, tokenizer: Tokenizer) -> Writer:
+    if request.encoding is not None:
+        return Writer(Parser(request.encoding), request.stop)
+    text = PlainText(tokenizer.decoder(), tokenizer.stop_ids)
+    return Writer(text, request.stop)

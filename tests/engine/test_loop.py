@@ -1,0 +1,238 @@
+"""Continuous batching: sequences come, fail, are cancelled and leave while others go on, from any
+thread; each says what it would say alone."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from gptoss_mlx.engine.engine import Engine
+from gptoss_mlx.engine.events import Event, FinishEvent, PrefillEvent, TokenEvent
+from gptoss_mlx.engine.sequence import Sequence
+from gptoss_mlx.errors import ClosedError, MessageError
+from tests.support.scripted_model import Scripted, finish_of, ids_of
+
+PROMPT = list(range(100, 140))
+END = 199999
+RAW: dict[str, Any] = {"raw": True}
+
+
+class Sink:
+    """An outlet that is never full: what a server's queue is."""
+
+    def __init__(self, on_event: Callable[[Event], None] = lambda event: None) -> None:
+        self.events: list[Event] = []
+        self.error: BaseException | None = None
+        self.on_event = on_event
+
+    def put(self, event: Event) -> None:
+        self.events.append(event)
+        self.on_event(event)
+
+    def fail(self, error: BaseException) -> None:
+        self.error = error
+
+    def is_full(self) -> bool:
+        return False
+
+
+def added(scripted: Scripted, prompt: Any, **options: Any) -> tuple[Sequence, Sink]:
+    sink = Sink()
+    return scripted.engine.add(prompt, sink, **RAW, **options), sink
+
+
+def run(engine: Engine, most: int = 1000) -> int:
+    """Steps until there is nothing to do; their number."""
+    for steps in range(most):
+        if engine.finished:
+            return steps
+        engine.step()
+    raise AssertionError("the loop does not end")
+
+
+def reply(id: int, length: int) -> list[int]:
+    return [id] * length + [END]
+
+
+def test_three_decode_together_and_a_fourth_takes_the_first_free_row() -> None:
+    scripted = Scripted(reply(64, 9), reply(65, 5), reply(66, 9), reply(67, 9))
+    sinks = [added(scripted, [i + 1])[1] for i in range(4)]
+    run(scripted.engine)
+    assert [ids_of(sink.events)[0] for sink in sinks] == [64, 65, 66, 67]
+    assert [len(ids_of(sink.events)) for sink in sinks] == [10, 6, 10, 10]
+    assert max(scripted.model.together) == scripted.model.rows == 3
+    assert sum(scripted.model.together) == 11 + 7 + 11 + 11
+
+
+def test_a_long_prompt_holds_nobody_up() -> None:
+    """One chunk at a time, and between two chunks a token of every sequence that decodes."""
+    scripted = Scripted(reply(64, 30), reply(65, 3), chunk=4)
+    _, first = added(scripted, [1, 2])
+    while not ids_of(first.events):
+        scripted.engine.step()
+    said = len(ids_of(first.events))
+    _, second = added(scripted, PROMPT)
+    chunks = 0
+    while not ids_of(second.events):
+        scripted.engine.step()
+        chunks = len([e for e in second.events if isinstance(e, PrefillEvent)]) - 1
+    assert chunks == 10
+    assert len(ids_of(first.events)) >= said + chunks
+
+
+def test_sequences_come_and_are_cancelled_from_other_threads() -> None:
+    count, length = 12, 40
+    scripted = Scripted(*[[1000 + i] * length + [END] for i in range(count)])
+    engine, sinks = scripted.engine, [Sink() for _ in range(count)]
+    sequences: list[Sequence] = []
+    ready, go_on = threading.Semaphore(0), threading.Event()
+
+    def submit(numbers: range) -> None:
+        for i in numbers:
+            sequences.append(engine.add(PROMPT[: 1 + i], sinks[i], **RAW))
+            ready.release()
+        assert go_on.wait(60)
+        sequences[0].cancel()
+        ready.release()
+
+    threads = [threading.Thread(target=submit, args=(range(i, count, 3),)) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for _ in range(count):
+        assert ready.acquire(timeout=60)
+    for _ in range(20):
+        engine.step()
+    go_on.set()
+    for _ in threads:
+        assert ready.acquire(timeout=60)
+    run(engine)
+    for thread in threads:
+        thread.join(60)
+    reasons = [finish_of(sink.events).reason for sink in sinks]
+    assert sorted(reasons) == ["cancelled"] + ["stop"] * (count - 1)
+    said = sorted(
+        tuple(ids_of(s.events)) for s, r in zip(sinks, reasons, strict=True) if r == "stop"
+    )
+    assert len(set(said)) == count - 1
+    assert all(len(set(ids)) == 2 and len(ids) == length + 1 for ids in said)
+    assert [tuple(ids_of(sink.events)) for sink in sinks].count(()) == 0
+
+
+def test_one_that_waits_can_be_cancelled_and_dropped() -> None:
+    scripted = Scripted(reply(64, 5), reply(65, 5))
+    scripted.model.rows = 1
+    added(scripted, [1])
+    second, cancelled = added(scripted, [2])
+    third, dropped = added(scripted, [3])
+    added(scripted, [4])
+    scripted.engine.step()
+    second.cancel()
+    scripted.engine.drop([third])
+    run(scripted.engine)
+    assert finish_of(cancelled.events).reason == "cancelled"
+    assert ids_of(cancelled.events) == []
+    assert dropped.events == []
+    assert scripted.replies == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "fails"),
+    [("prefill", [False, True]), ("read", [True, False]), ("choose", [True, False])],
+)
+def test_what_fails_alone_fails_alone(kind: str, fails: list[bool]) -> None:
+    """The second prompt is long, the first sequence is the first to choose and to read."""
+    scripted = Scripted(reply(64, 9), reply(64, 9))
+    scripted.fail(kind, 1 if kind == "prefill" else 0, RuntimeError("not this one"))
+    sinks = [added(scripted, PROMPT[: 2 + 30 * i])[1] for i in range(2)]
+    run(scripted.engine)
+    assert [sink.error is not None for sink in sinks] == fails
+    assert finish_of(sinks[fails.index(False)].events).reason == "stop"
+
+
+def test_a_decode_step_fails_those_in_it_and_no_other() -> None:
+    scripted = Scripted(reply(64, 9), reply(65, 9), reply(66, 9), reply(67, 9))
+    sinks = [added(scripted, [i + 1])[1] for i in range(4)]
+    for _ in range(6):
+        scripted.engine.step()
+    scripted.fail("decode", 0, RuntimeError("out of memory"))
+    run(scripted.engine)
+    assert [str(sink.error) for sink in sinks[:3]] == ["out of memory"] * 3
+    assert finish_of(sinks[3].events).reason == "stop"
+    assert sum(move == "close" for state in scripted.model.states for move, _ in state.moves) >= 3
+
+
+def test_an_interrupt_fails_the_step_and_is_raised() -> None:
+    scripted = Scripted(reply(64, 9), reply(65, 9))
+    _, first = added(scripted, [1])
+    for _ in range(4):
+        scripted.engine.step()
+    scripted.fail("decode", 0, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        scripted.engine.step()
+    assert isinstance(first.error, ClosedError)
+    _, second = added(scripted, [2])
+    run(scripted.engine)
+    assert ids_of(second.events) == reply(65, 9)
+
+
+def test_a_stream_that_is_read_drives_the_others_too() -> None:
+    scripted = Scripted(reply(64, 4), reply(65, 9))
+    _, sink = added(scripted, [1])
+    assert ids_of(list(scripted.engine.stream([2], **RAW))) == reply(65, 9)
+    assert ids_of(sink.events) == reply(64, 4)
+
+
+def test_a_stream_nobody_reads_rests() -> None:
+    scripted = Scripted(reply(64, 50), reply(65, 9))
+    scripted.model.rows = 1
+    waiting = scripted.engine.stream([1], **RAW)
+    begun = [event for event in (next(waiting) for _ in range(3)) if isinstance(event, TokenEvent)]
+    assert ids_of(list(scripted.engine.stream([2], **RAW))) == reply(65, 9)
+    reads = scripted.count("read")
+    assert reads <= len(begun) + 1 + 10
+    assert ids_of([*begun, *waiting]) == reply(64, 50)
+
+
+def test_a_step_within_a_step_is_refused() -> None:
+    scripted = Scripted(reply(64, 9), reply(65, 9))
+    sink = Sink(lambda event: scripted.engine.step())
+    scripted.engine.add([1], sink, **RAW)
+    run(scripted.engine)
+    assert isinstance(sink.error, RuntimeError)
+    assert "within a step" in str(sink.error)
+
+
+def test_closing_from_within_a_step_takes_effect_with_its_end() -> None:
+    scripted = Scripted(reply(64, 9))
+
+    def close(event: Event) -> None:
+        if isinstance(event, TokenEvent):
+            scripted.engine.close()
+
+    sink = Sink(close)
+    scripted.engine.add([1], sink, **RAW)
+    run(scripted.engine)
+    assert isinstance(sink.error, ClosedError)
+    assert ids_of(sink.events) == [64]
+    assert [move for move, _ in scripted.model.states[0].moves][-1] == "close"
+    with pytest.raises(ClosedError):
+        scripted.engine.add([1], sink, **RAW)
+
+
+def test_what_cannot_be_asked_is_refused_at_once() -> None:
+    scripted = Scripted()
+    with pytest.raises(MessageError, match="empty"):
+        scripted.engine.add([], Sink())
+    assert scripted.engine.finished
+
+
+def test_nothing_is_left_when_all_have_left() -> None:
+    scripted = Scripted(*[reply(64 + i, 3) for i in range(5)])
+    sinks = [added(scripted, [i + 1])[1] for i in range(5)]
+    run(scripted.engine)
+    assert all(isinstance(sink.events[-1], FinishEvent) for sink in sinks)
+    open_states = [s for s in scripted.model.states if all(move != "close" for move, _ in s.moves)]
+    assert len(open_states) == 1  # the one that the next prompt may go on from

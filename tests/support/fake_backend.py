@@ -1,0 +1,162 @@
+"""A third backend, as small as one can be: the engine's tests run on it as on the two real ones.
+
+Its network is no gpt-oss: the logits depend on every token before, and on the age of those in a
+ring, so that a token forgotten or a ring put back wrongly changes what is said. What it shares with
+the real ones is what they share with each other: the rules of a state and those of the sampler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptoss_mlx.backends.sampler import Fetch, RuledSampler
+from gptoss_mlx.backends.state import Rewindable
+from gptoss_mlx.errors import CapacityError
+from gptoss_mlx.spec.config import ModelConfig
+from gptoss_mlx.spec.sampling import Sampling
+
+Array: TypeAlias = NDArray[Any]
+WIDTH = 32
+
+
+class FakeState(Rewindable[Array]):
+    """A row of `WIDTH` numbers for every token, in a list that keeps all and in a ring."""
+
+    def __init__(self, window: int) -> None:
+        super().__init__(window)
+        self.rows: list[Array] = []
+        self.ring = np.zeros((window, WIDTH), np.float32)
+
+    def append(self, row: Array) -> None:
+        self.rows[self.offset :] = [row]
+        self.ring[self.offset % self.window] = row
+        self.offset += 1
+
+    def seen(self) -> Array:
+        """[WIDTH]: the tokens so far; of those in the ring, each by its age."""
+        ages = (self.offset - 1 - np.arange(self.window)) % self.window
+        weights = np.where(ages < self.offset, np.exp(-0.3 * ages), 0).astype(np.float32)
+        return np.tanh(weights @ self.ring + np.mean(self.rows[: self.offset], axis=0) / 5)
+
+    def hold(self) -> Sequence[Array]:
+        return [self.ring.copy()]
+
+    def put_back(self, rings: Sequence[Array | None]) -> None:
+        (self.ring[:],) = rings
+
+    def close(self) -> None:
+        self.rows.clear()
+
+    @property
+    def nbytes(self) -> int:
+        return self.ring.nbytes + sum(row.nbytes for row in self.rows)
+
+
+class FakeModel:
+    """Random weights, the same at every start."""
+
+    def __init__(self, config: ModelConfig, rows: int, chunk: int = 512) -> None:
+        rng = np.random.default_rng(0)
+        self.config, self.rows, self.chunk = config, rows, chunk
+        self.rejected: Mapping[str, str] = {}
+        self.embedding = rng.normal(0, 1, (config.vocab_size, WIDTH)).astype(np.float32)
+        self.head = rng.normal(0, 0.4, (WIDTH, config.vocab_size)).astype(np.float32)
+
+    def new_state(self) -> FakeState:
+        return FakeState(self.config.sliding_window)
+
+    def prefill(self, ids: Sequence[int], state: FakeState) -> None:
+        for id in ids:
+            state.append(self.embedding[id])
+
+    def evaluate(self, ids: Sequence[int], state: FakeState) -> NDArray[np.float32]:
+        seen = []
+        for id in ids:
+            state.append(self.embedding[id])
+            seen.append(state.seen())
+        return np.stack(seen) @ self.head
+
+    def decode(
+        self, tokens: Sequence[Sequence[int] | Array], states: Sequence[FakeState]
+    ) -> list[Array]:
+        if len(states) > self.rows:
+            raise CapacityError(f"{len(states)} sequences on {self.rows} rows")
+        for token, state in zip(tokens, states, strict=True):
+            state.append(self.embedding[int(token[0])])
+        return [state.seen() @ self.head for state in states]
+
+    def sampler(self, options: Sampling, seed: int, prompt: Sequence[int]) -> FakeSampler:
+        return FakeSampler(options, seed, prompt, self.config.vocab_size)
+
+    def stats(self) -> dict[str, float]:
+        held = self.embedding.nbytes + self.head.nbytes
+        return {"active_bytes": held, "peak_bytes": held, "cache_bytes": 0}
+
+
+class FakeSampler(RuledSampler[Array]):
+    """The operations in numpy."""
+
+    def ids(self, values: Iterable[int]) -> Array:
+        return np.array(list(values), np.int64)
+
+    def floats(self, values: Iterable[float]) -> Array:
+        return np.array(list(values), np.float32)
+
+    def zeros(self, size: int, *, flags: bool = False) -> Array:
+        return np.zeros(size, bool if flags else np.float32)
+
+    def float32(self, logits: Array) -> Array:
+        return logits.astype(np.float32)
+
+    def flag(self, flags: Array, ids: Array) -> Array:
+        flags[ids] = True
+        return flags
+
+    def add(self, scores: Array, ids: Array, values: Array) -> Array:
+        scores = scores.copy()
+        scores[ids] += values
+        return scores
+
+    def ban(self, scores: Array, ids: Array) -> Array:
+        scores = scores.copy()
+        scores[ids] = -np.inf
+        return scores
+
+    def where(self, condition: Array, a: Array, b: Array | float) -> Array:
+        return np.where(condition, a, b)
+
+    def sum(self, x: Array) -> Array:
+        return x.sum(keepdims=True)
+
+    def softmax(self, scores: Array) -> Array:
+        p = np.exp(scores - scores.max())
+        return p / p.sum()
+
+    def logsumexp(self, x: Array) -> Array:
+        return np.array(x.max() + np.log(np.exp(x.astype(np.float64) - x.max()).sum()))
+
+    def argmax(self, scores: Array) -> Array:
+        return np.array([scores.argmax()])
+
+    def candidates(self, scores: Array, k: int) -> tuple[Array, Array]:
+        return self.largest(scores, k)
+
+    def largest(self, x: Array, k: int) -> tuple[Array, Array]:
+        places = np.argsort(-x, kind="stable")[:k]
+        return x[places], places
+
+    def least_of_top(self, p: Array, top_p: float) -> Array:
+        descending = -np.sort(-p)
+        before = np.cumsum(descending) - descending
+        return descending[before < top_p].min()
+
+    def categorical(self, scores: Array, key: int) -> Array:
+        times = np.random.default_rng(key).exponential(size=scores.shape)
+        return self.argmax(scores - np.log(times))
+
+    def fetch(self, arrays: Sequence[Array]) -> Fetch:
+        return lambda: [array.tolist() for array in arrays]
