@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Iterator, Mapping
-from graphlib import CycleError, TopologicalSorter
+import keyword
+import tokenize
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
+from itertools import product
 from pathlib import Path
 
 import click
@@ -24,6 +26,7 @@ from tests.support.rooms import MODULES, ORDER, PACKAGE, graph, room, upward
 
 TWINS = ("gptoss_mlx.backends.mlx", "gptoss_mlx.backends.torch")
 WITHOUT_ANY = ("gptoss_mlx.backends.protocol", "gptoss_mlx.engine")
+IMPORTS = ("from", "import")
 WIDTH, ROW, GAP, MARGIN = 900, 50, 10, 16  # pixels
 
 
@@ -56,26 +59,63 @@ def uses_of_any() -> list[str]:
 
 
 def circles() -> int:
-    try:
-        TopologicalSorter(graph()).prepare()
-    except CycleError:
-        return 1
-    return 0
+    """Groups of modules that import each other, directly or by others."""
+    edges = graph()
+    reach = {name: _reached(name, edges) for name in edges}
+    return len({frozenset(m for m in reach[n] if n in reach[m]) for n in reach if n in reach[n]})
 
 
-def depth(product: str = "gptoss_mlx.backends.mlx.linear") -> int:
+def _reached(name: str, edges: Mapping[str, set[str]]) -> set[str]:
+    seen, now = set[str](), [*edges[name]]
+    while now:
+        if (used := now.pop()) not in seen:
+            seen.add(used)
+            now += edges[used]
+    return seen
+
+
+def copied_lines(least: int = 6) -> int:
+    """Lines of the backend in MLX that stand in PyTorch's in the same shape, with other names and
+    numbers at most: in runs of `least` and more, imports and docstrings aside."""
+    mlx, torch = ([shapes(MODULES[n]) for n in MODULES if n.startswith(twin)] for twin in TWINS)
+    return sum(len(_copied(a, b, least)) for a in mlx for b in torch)
+
+
+def _copied(a: Sequence[str], b: Sequence[str], least: int) -> set[int]:
+    found = set[int]()
+    for i, j in product(range(len(a) - least + 1), range(len(b) - least + 1)):
+        if a[i : i + least] == b[j : j + least]:
+            found.update(range(i, i + least))
+    return found
+
+
+def shapes(path: Path) -> list[str]:
+    """A module's statements, each with N for a name, 0 for a number and S for a text."""
+    kinds = {tokenize.NAME: "N", tokenize.NUMBER: "0", tokenize.STRING: "S"}
+    lines: list[list[str]] = [[]]
+    with path.open(encoding="utf-8") as file:
+        for token in tokenize.generate_tokens(file.readline):
+            if token.type == tokenize.NEWLINE:
+                lines.append([])
+            elif token.string.strip() and token.type != tokenize.COMMENT:
+                named = not keyword.iskeyword(token.string)
+                lines[-1].append(kinds.get(token.type, token.string) if named else token.string)
+    return [" ".join(line) for line in lines if line and line != ["S"] and line[0] not in IMPORTS]
+
+
+def depth(projection: str = "gptoss_mlx.backends.mlx.linear") -> int:
     """Rooms on the shortest chain of imports from the command to a projection."""
     edges, seen, now = graph(), {"gptoss_mlx.generate"}, [("gptoss_mlx.generate", ("generate",))]
     edges["gptoss_mlx.generate"] |= {"gptoss_mlx.engine.engine"}  # through gptoss_mlx.load
     while now:
         name, passed = now.pop(0)
-        if name == product:
+        if name == projection:
             return len(passed)
         for used in sorted(edges[name] - seen):
             seen.add(used)
             same = room(used) == passed[-1]
             now.append((used, passed if same else (*passed, room(used))))
-    raise ValueError(f"nothing leads to {product}")
+    raise ValueError(f"nothing leads to {projection}")
 
 
 def figures() -> dict[str, object]:
@@ -93,6 +133,7 @@ def figures() -> dict[str, object]:
         "rooms from the command to a product": depth(),
         "names defined twice": names_twice(),
         "Any in the seam and the engine": len(uses_of_any()),
+        "lines copied between the backends": copied_lines(),
     }
 
 

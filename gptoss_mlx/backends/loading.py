@@ -81,7 +81,7 @@ class WeightLoader:
         """
         calls, at = [], 0
         for tensor in tensors:
-            for part in pieces(tensor, unit or ITEM_BYTES[tensor.dtype], piece):
+            for part in _pieces(tensor, unit or ITEM_BYTES[tensor.dtype], piece):
                 end = at + part.shape[0]
                 calls.append(partial(self._read, part, slice(at, end), fill))
                 at = end
@@ -95,7 +95,7 @@ class WeightLoader:
                 self._progress(self._done, max(self._done, self._total))
 
 
-def pieces(tensor: Tensor, unit: int, most: int) -> Iterator[Tensor]:
+def _pieces(tensor: Tensor, unit: int, most: int) -> Iterator[Tensor]:
     """The tensor in byte ranges of at most `most` bytes, each whole in units of `unit` bytes."""
     step = most // unit * unit
     for start in range(0, tensor.nbytes, step):

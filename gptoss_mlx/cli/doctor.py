@@ -30,7 +30,7 @@ from gptoss_mlx.cli.options import (
     backend_options,
     model_option,
 )
-from gptoss_mlx.cli.plan import as_object, config_of, plan_table
+from gptoss_mlx.cli.plan import config_of, plan_object, plan_table
 from gptoss_mlx.cli.terminal import Bar, harmless, show
 from gptoss_mlx.errors import DeviceError
 from gptoss_mlx.files.disk import read_speed
@@ -85,7 +85,7 @@ def main(
     plan, problem = _planned(model, memory, context, choose)
     if as_json:
         value = {fact.name: fact.value for fact in facts}
-        value |= {"plan": plan and as_object(plan), "no_plan_because": problem}
+        value |= {"plan": plan and plan_object(plan), "no_plan_because": problem}
         value |= {} if measured is None else {"measured": asdict(measured)}
         click.echo(json.dumps(value))
         return

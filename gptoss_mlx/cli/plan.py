@@ -106,7 +106,7 @@ def main(
             "model": model,
             "bits": bits,
             "machine": asdict(machine),
-            "plan": as_object(plan),
+            "plan": plan_object(plan),
             "most_tokens_per_second": fastest,
             "fits": fits,
             "cards": cards,
@@ -193,7 +193,7 @@ def _converted(path: Path, recipe: str) -> ModelConfig:
     return ModelConfig.from_values({**values, "quantization": section}, path)
 
 
-def as_object(plan: Plan) -> dict[str, Any]:
+def plan_object(plan: Plan) -> dict[str, Any]:
     """A plan's choices and buffers for JSON; sizes in bytes."""
     value = asdict(plan)
     value["buffers"] = {buffer.name: buffer.nbytes for buffer in plan.buffers}

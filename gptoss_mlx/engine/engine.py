@@ -10,7 +10,7 @@ import os
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,8 @@ from gptoss_mlx.backends.protocol import AnyModel
 from gptoss_mlx.engine.events import Event
 from gptoss_mlx.engine.inbox import Inbox
 from gptoss_mlx.engine.loop import Loop
-from gptoss_mlx.engine.request import Preprocessor, Prompt, Request
+from gptoss_mlx.engine.options import Options, Prompt
+from gptoss_mlx.engine.request import Preprocessor, Request
 from gptoss_mlx.engine.result import Result, collect
 from gptoss_mlx.engine.sequence import Outlet
 from gptoss_mlx.engine.sequence import Sequence as Running
@@ -58,7 +59,7 @@ class Engine:
         tokenizer: Tokenizer,
         config: ModelConfig,
         context: int,
-        defaults: Mapping[str, Any],
+        defaults: Mapping[str, object],
         plan: Plan | None = None,
         notes: Sequence[str] = (),
         name: str = "",
@@ -90,7 +91,7 @@ class Engine:
         """Give back the model's memory. May be called again, and while streams are open."""
         self._loop.close()
 
-    def stream(self, prompt: Prompt, **options: Any) -> Iterator[Event]:
+    def stream(self, prompt: Prompt, **options: Unpack[Options]) -> Iterator[Event]:
         """Generate, as events.
 
         prompt: a user's message, a list of chat messages, or token ids, which are read as they
@@ -109,11 +110,13 @@ class Engine:
         """
         return _events(self._drive([self._request(prompt, options)]))
 
-    def generate(self, prompt: Prompt, **options: Any) -> Result:
+    def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Result:
         """`stream`, collected."""
         return collect(self.stream(prompt, **options))
 
-    def stream_many(self, prompts: Sequence[Prompt], **options: Any) -> Iterator[tuple[int, Event]]:
+    def stream_many(
+        self, prompts: Sequence[Prompt], **options: Unpack[Options]
+    ) -> Iterator[tuple[int, Event]]:
         """Generate for several prompts side by side, as many at a time as the model has rows:
         events, each with the number of its prompt. One that ends makes room for the next.
 
@@ -124,7 +127,7 @@ class Engine:
         requests = [self._request(prompt, options) for prompt in prompts]
         return self._drive(requests)
 
-    def generate_many(self, prompts: Sequence[Prompt], **options: Any) -> list[Result]:
+    def generate_many(self, prompts: Sequence[Prompt], **options: Unpack[Options]) -> list[Result]:
         """`stream_many`, collected, in the prompts' order."""
         stream = self.stream_many(prompts, **options)
         events: list[list[Event]] = [[] for _ in prompts]
@@ -132,7 +135,7 @@ class Engine:
             events[i].append(event)
         return [collect(one) for one in events]
 
-    def add(self, prompt: Prompt, outlet: Outlet, **options: Any) -> Running:
+    def add(self, prompt: Prompt, outlet: Outlet, **options: Unpack[Options]) -> Running:
         """Queue a prompt beside those that run. From then on every `step` moves it on, and its
         events go to the outlet, on the thread that takes the step. Any thread may add.
 
@@ -194,7 +197,7 @@ class Engine:
             "session_tokens": len(session.tokens) if session else 0,
         }
 
-    def _request(self, prompt: Prompt, options: Mapping[str, Any]) -> Request:
+    def _request(self, prompt: Prompt, options: Options) -> Request:
         _ = self.model  # which must be open
         return self._preprocessor.request(prompt, **options)
 
@@ -271,7 +274,7 @@ def _name_of(model: object) -> str:
     return name
 
 
-def _generation_defaults(folder: Path) -> dict[str, Any]:
+def _generation_defaults(folder: Path) -> dict[str, object]:
     """The sampling a checkpoint asks for in generation_config.json."""
     path = folder / "generation_config.json"
     if not is_named(path):
@@ -282,7 +285,7 @@ def _generation_defaults(folder: Path) -> dict[str, Any]:
     names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
     defaults = {name: asked[name] for name in names if asked.get(name) is not None}
     try:
-        Sampling(**defaults)
+        Sampling.of(defaults)
     except SamplingError as error:
         raise CheckpointError(f"{path}: {error}") from error
     return defaults

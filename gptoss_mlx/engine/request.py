@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from numbers import Integral, Real
-from typing import Any, cast
+from typing import TypeAlias, Unpack, cast
 
 import numpy as np
 
 from gptoss_mlx.engine.events import Limit
+from gptoss_mlx.engine.options import Message, Prompt, SamplingOptions
 from gptoss_mlx.errors import ContextError, MessageError, SamplingError
 from gptoss_mlx.files.jsonfile import shown
 from gptoss_mlx.harmony import Encoding, Headers, HeaderState, read_tools, render
@@ -21,7 +23,7 @@ from gptoss_mlx.harmony.tokenizer import Tokenizer
 from gptoss_mlx.spec.config import ModelConfig
 from gptoss_mlx.spec.sampling import DRAWN_SEEDS, Sampling
 
-Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
+Render: TypeAlias = Callable[[Sequence[Message]], list[int]]
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Preprocessor:
     tokenizer: Tokenizer
     config: ModelConfig
     context: int
-    defaults: Mapping[str, Any]
+    defaults: Mapping[str, object]
 
     def request(
         self,
@@ -70,26 +72,31 @@ class Preprocessor:
         max_time: float | None = None,
         stop_repetition: bool = True,
         raw: bool = False,
-        tools: Sequence[Mapping[str, Any]] = (),
+        tools: Sequence[Message] = (),
         system: str | None = None,
         reasoning: str = "medium",
-        response_format: Mapping[str, Any] | None = None,
+        response_format: Message | None = None,
         constrain_headers: bool = True,
         stop: str | Sequence[str] | None = None,
         cancel: Callable[[], bool] | None = None,
-        **sampling: Any,
+        **sampling: Unpack[SamplingOptions],
     ) -> Request:
         """Raises MessageError, ContextError or SamplingError; see `Engine.stream`."""
         encoding = None if raw else self.tokenizer.harmony
         if encoding is None and (tools or system or response_format):
             raise MessageError("raw mode knows no system message, tools or response format")
-        said = {
-            "tools": tools,
-            "system": system,
-            "reasoning": reasoning,
-            "response_format": response_format,
-        }
-        ids = self._read(prompt, encoding, said)
+        rendered: Render | None = None
+        if encoding is not None:
+            rendered = partial(
+                render,
+                encoding,
+                tools=tools,
+                system=system,
+                reasoning=reasoning,
+                response_format=response_format,
+                most=self.context,
+            )
+        ids = self._read(prompt, rendered)
         self.check_ids(ids)
         tokens, limit = self._limit(len(ids), max_tokens)
         options = self._options(sampling)
@@ -111,17 +118,15 @@ class Preprocessor:
             cancel=cancel or (lambda: False),
         )
 
-    def _read(
-        self, prompt: Prompt, encoding: Encoding | None, said: Mapping[str, Any]
-    ) -> list[int]:
-        """The prompt's token ids. said: what beside it Harmony tells the model."""
+    def _read(self, prompt: Prompt, rendered: Render | None) -> list[int]:
+        """The prompt's token ids. rendered: what makes them of messages; None in raw mode."""
         if isinstance(prompt, bytes) or not isinstance(prompt, (str, Sequence, np.ndarray)):
             raise MessageError("the prompt must be a text, token ids or a list of messages")
         if not isinstance(prompt, str) and all(isinstance(id, Integral) for id in prompt):
             return [int(cast(int, id)) for id in prompt]
         try:
-            if encoding is not None:
-                return render(encoding, _messages(prompt), most=self.context, **said)
+            if rendered is not None:
+                return rendered(_messages(prompt))
             if isinstance(prompt, str):
                 return self.tokenizer.encode(prompt, self.context)
         except ContextError:  # which knows no more than that there is no end
@@ -162,22 +167,18 @@ class Preprocessor:
             return room, "context"
         return max_tokens, "max_tokens"
 
-    def _options(self, sampling: Mapping[str, Any]) -> Sampling:
+    def _options(self, sampling: SamplingOptions) -> Sampling:
         """Those given, else the checkpoint's, else the defaults; None is not given."""
-        known = {field.name for field in fields(Sampling)}
-        for name in sampling:
-            if name not in known:
-                raise TypeError(f"{name!r} is no sampling option: {', '.join(sorted(known))}")
         given = {name: value for name, value in sampling.items() if value is not None}
-        options = Sampling(**{**self.defaults, **given})
+        options = Sampling.of({**self.defaults, **given})
         options.check_vocabulary(self.config.vocab_size)
         return options
 
     def _grammar(
         self,
         encoding: Encoding,
-        tools: Sequence[Mapping[str, Any]],
-        response_format: Mapping[str, Any] | None,
+        tools: Sequence[Message],
+        response_format: Message | None,
     ) -> HeaderState:
         named = read_tools(tools)
         headers = Headers(
@@ -195,11 +196,13 @@ def _marks(ids: Sequence[int]) -> tuple[int, ...]:
     return tuple(sorted({starts[0], starts[-1]})) if starts else ()
 
 
-def _messages(prompt: Prompt) -> list[Any]:
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+def _messages(prompt: Prompt) -> list[Message]:
+    if isinstance(prompt, str):
+        return [{"role": "user", "content": prompt}]
+    return list(cast(Sequence[Message], prompt))
 
 
-def _is_whole(value: Any) -> bool:
+def _is_whole(value: object) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 

@@ -6,7 +6,6 @@ import re
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from gptoss_mlx.engine.events import Event, FinishEvent, FinishReason, Limit, Timings, TokenEvent
 
@@ -24,7 +23,7 @@ class ToolCall:
     arguments: str
 
     @property
-    def message(self) -> dict[str, Any]:
+    def message(self) -> dict[str, object]:
         """The call in OpenAI's form, as it stands in an assistant's message."""
         function = {"name": self.name, "arguments": self.arguments}
         return {"id": self.id, "type": "function", "function": function}
@@ -53,7 +52,7 @@ class Result:
     limit: Limit | None = None
 
     @property
-    def message(self) -> dict[str, Any]:
+    def message(self) -> dict[str, object]:
         """The assistant's message in OpenAI's form, to go on from: `[*messages, result.message]`.
 
         content: the answer, or beside tool calls the preamble; None where there is neither, but a
@@ -61,7 +60,7 @@ class Result:
         """
         text = self.preamble if self.tool_calls else self.text or self.preamble
         nothing = None if self.tool_calls or self.reasoning else ""
-        message: dict[str, Any] = {"role": "assistant", "content": text or nothing}
+        message: dict[str, object] = {"role": "assistant", "content": text or nothing}
         if self.reasoning:
             message["reasoning"] = self.reasoning
         if self.tool_calls:

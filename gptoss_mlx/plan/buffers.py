@@ -69,7 +69,7 @@ class Buffer:
 
 
 @dataclass(frozen=True)
-class Choice:
+class Allocation:
     """What is free to choose; see `memory.Plan`."""
 
     context: int
@@ -101,10 +101,10 @@ class Sizes(ABC):
     """Sequences at a time, unasked, the preferred number first."""
 
     @abstractmethod
-    def buffers(self, choice: Choice) -> tuple[Buffer, ...]:
+    def buffers(self, choice: Allocation) -> tuple[Buffer, ...]:
         """Everything in the memory that the budget is of."""
 
-    def host(self, choice: Choice) -> tuple[Buffer, ...]:
+    def host(self, choice: Allocation) -> tuple[Buffer, ...]:
         """What lies in the host's memory beside that of a card."""
         return ()
 
@@ -174,7 +174,7 @@ class Sizes(ABC):
 class MLXSizes(Sizes):
     """On MLX: one sequence at a time."""
 
-    def buffers(self, choice: Choice) -> tuple[Buffer, ...]:
+    def buffers(self, choice: Allocation) -> tuple[Buffer, ...]:
         held, resident = self.held, choice.embedding == "resident"
         sizes = {
             "weights": held["weights"],
@@ -203,7 +203,7 @@ class MLXSizes(Sizes):
         """The newest tokens of full layers where they are kept apart."""
         return 0
 
-    def scratch(self, choice: Choice) -> int:
+    def scratch(self, choice: Allocation) -> int:
         """What is held for a moment: a chunk's attention or experts in one layer while prompts
         are read; a growing arena and the choice among logits while tokens are written."""
         arena = 2 * self.arena(choice.context) if self.full_layers else 0
@@ -212,11 +212,11 @@ class MLXSizes(Sizes):
         return max(self.reading(choice, arena, blocks), writing)
 
     @abstractmethod
-    def reading(self, choice: Choice, arena: int, blocks: int) -> int:
+    def reading(self, choice: Allocation, arena: int, blocks: int) -> int:
         """The most a chunk holds in one layer. arena: one that grows; blocks: scores over
         quantized keys, which come in blocks; see mlx/ops/attention_quantized.py."""
 
-    def _parts(self, choice: Choice) -> tuple[int, int, int]:
+    def _parts(self, choice: Allocation) -> tuple[int, int, int]:
         """Of a chunk: queries, keys and values; x; a value of each of its chosen experts."""
         config, width = self.config, self.width
         chunk = min(choice.chunk, choice.context)
@@ -240,7 +240,7 @@ class MetalSizes(MLXSizes):
         newest = self.full_layers * PAGE * self.token if self.kv_bits is None else 0
         return newest + 2 * (newest + self.rings)
 
-    def reading(self, choice: Choice, arena: int, blocks: int) -> int:
+    def reading(self, choice: Allocation, arena: int, blocks: int) -> int:
         """Attention is fused; MLX allocates 8 queries, keys and values, and for experts 8 arrays
         of `intermediate` and 6 of `hidden`."""
         config = self.config
@@ -260,7 +260,7 @@ class MLXCPUSizes(MLXSizes):
     cache_limits = (32 * MiB,)
     embeddings = ("file",)
 
-    def reading(self, choice: Choice, arena: int, blocks: int) -> int:
+    def reading(self, choice: Allocation, arena: int, blocks: int) -> int:
         """The scores [heads, chunk, context] are there twice, queries, keys and values twice, and
         x; the experts' phase holds 4 arrays of `intermediate` and 2 of `hidden` for every chosen
         expert. Each fits 20 shapes and chunks within 2 % of the phase."""

@@ -15,8 +15,8 @@ from gptoss_mlx.errors import ContextError, DeviceError, MemoryBudgetError
 from gptoss_mlx.plan.buffers import (
     CHUNKS,
     GROWTH,
+    Allocation,
     Buffer,
-    Choice,
     MetalSizes,
     MiB,
     MLXCPUSizes,
@@ -182,7 +182,7 @@ class _Planner:
     backend: str
     batch: int | None
 
-    def resident(self) -> Choice | None:
+    def resident(self) -> Allocation | None:
         """Every expert in a slot, with the longest context that allows it."""
         experts = self.sizes.config.num_local_experts
         for context, chunk, rows in self._ways():
@@ -203,7 +203,7 @@ class _Planner:
                     for chunk in self._chunks(context, rows)[smaller : smaller + 1]:
                         yield context, chunk, rows
 
-    def streaming(self) -> Choice | None:
+    def streaming(self) -> Allocation | None:
         """As many slots as fit, if they are enough for one token."""
         assert self.budget is not None  # without one everything is resident
         config = self.sizes.config
@@ -238,17 +238,17 @@ class _Planner:
             if 1 << exponent >= least:
                 yield 1 << exponent
 
-    def _choice(self, context: int, chunk: int, cache: int, slots: int, rows: int) -> Choice:
+    def _choice(self, context: int, chunk: int, cache: int, slots: int, rows: int) -> Allocation:
         place = self.embedding or self.sizes.embeddings[0]
-        return Choice(context, slots, chunk, cache, place, rows)
+        return Allocation(context, slots, chunk, cache, place, rows)
 
-    def _total(self, choice: Choice) -> int:
+    def _total(self, choice: Allocation) -> int:
         return sum(buffer.nbytes for buffer in self.sizes.buffers(choice))
 
-    def _fits(self, choice: Choice) -> bool:
+    def _fits(self, choice: Allocation) -> bool:
         return self.budget is None or self._total(choice) <= self.budget
 
-    def plan(self, choice: Choice) -> Plan:
+    def plan(self, choice: Allocation) -> Plan:
         sizes = self.sizes
         return Plan(
             budget=self.budget,
@@ -289,7 +289,7 @@ class _Planner:
             return f"{line}; {least} tokens take {show_bytes(self._total(self._least(least)))}"
         return line
 
-    def _least(self, context: int) -> Choice:
+    def _least(self, context: int) -> Allocation:
         """The choice of this context that takes the least."""
         sizes = self.sizes
         cache, slots = sizes.cache_limits[-1], least_slots(sizes.config)

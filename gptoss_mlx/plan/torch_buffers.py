@@ -16,7 +16,7 @@ from math import prod
 from typing import ClassVar
 
 from gptoss_mlx.files.shard import ITEM_BYTES
-from gptoss_mlx.plan.buffers import Buffer, Choice, MiB, Sizes
+from gptoss_mlx.plan.buffers import Allocation, Buffer, MiB, Sizes
 from gptoss_mlx.spec.config import QuantizationSpec
 
 CUDA_CONTEXT = 504 * MiB
@@ -109,7 +109,7 @@ class TorchSizes(Sizes):
             return prod(shape) * 32 // spec.bits * self.width
         return 0
 
-    def lasting(self, choice: Choice) -> dict[str, int]:
+    def lasting(self, choice: Allocation) -> dict[str, int]:
         """What stays from the first token to the last."""
         held, rows = self.held, choice.rows
         return {
@@ -163,7 +163,7 @@ class TorchSizes(Sizes):
         each = config.intermediate_size * self.width + config.hidden_size * _FLOAT
         return config.num_experts_per_tok * each
 
-    def streamed(self, choice: Choice, tokens: int) -> int:
+    def streamed(self, choice: Allocation, tokens: int) -> int:
         """Where experts are brought: one of them, a wave's tokens, and what it adds to the rest."""
         config = self.config
         if choice.slots == config.num_local_experts:
@@ -200,7 +200,7 @@ class CudaSizes(TorchSizes):
     sacrificed = 2
     rows = (4, 2, 1)
 
-    def buffers(self, choice: Choice) -> tuple[Buffer, ...]:
+    def buffers(self, choice: Allocation) -> tuple[Buffer, ...]:
         lasting = self.lasting(choice)
         decoding, graphs = self.decoding(choice.rows), self.graphs(choice)
         later = lasting["snapshots"] + decoding + graphs  # than the model is opened
@@ -214,13 +214,13 @@ class CudaSizes(TorchSizes):
         }
         return tuple(Buffer(name, nbytes) for name, nbytes in sizes.items())
 
-    def host(self, choice: Choice) -> tuple[Buffer, ...]:
+    def host(self, choice: Allocation) -> tuple[Buffer, ...]:
         streaming = choice.slots < self.config.num_local_experts
         # Pinned memory comes in powers of two.
         experts = STAGED << (self.expert - 1).bit_length() if streaming else 0
         return (Buffer("runtime", CARD_RUNTIME), Buffer("pinned buffers", STAGING + experts))
 
-    def reading(self, choice: Choice) -> int:
+    def reading(self, choice: Allocation) -> int:
         """A chunk in one layer: x before and after, its norm and what is added to it; attention
         and experts both, for the allocator keeps the blocks of one while the other runs."""
         tokens = min(choice.chunk, choice.context)
@@ -238,7 +238,7 @@ class CudaSizes(TorchSizes):
         step = rows * (parts + x + self.qkv + self.pair) + self.routing(rows)
         return step + self.choosing(rows)
 
-    def graphs(self, choice: Choice) -> int:
+    def graphs(self, choice: Allocation) -> int:
         """Each has logits of its own. Experts that are brought cannot be captured."""
         if choice.slots < self.config.num_local_experts:
             return 0
@@ -258,7 +258,7 @@ class TorchCPUSizes(TorchSizes):
     gpu = False
     packs = False
 
-    def buffers(self, choice: Choice) -> tuple[Buffer, ...]:
+    def buffers(self, choice: Allocation) -> tuple[Buffer, ...]:
         staged = STAGED * self.expert if choice.slots < self.config.num_local_experts else 0
         sizes = {
             **self.lasting(choice),
@@ -268,7 +268,7 @@ class TorchCPUSizes(TorchSizes):
         }
         return tuple(Buffer(name, nbytes) for name, nbytes in sizes.items())
 
-    def scratch(self, choice: Choice) -> int:
+    def scratch(self, choice: Allocation) -> int:
         """The most that one phase holds for a moment: opening the model, a chunk's attention or
         experts in one layer, a step's attention, a matrix or an expert becoming floats, a choice.
 
@@ -293,7 +293,7 @@ class TorchCPUSizes(TorchSizes):
         """[heads, tokens, seen + 1] in float32, 3 times."""
         return 3 * self.config.num_attention_heads * tokens * (seen + 1) * _FLOAT
 
-    def step(self, choice: Choice) -> int:
+    def step(self, choice: Allocation) -> int:
         """A token of every row: its row's keys and values copied, one of both once more in
         float32, and the scores."""
         tokens, config = choice.context, self.config

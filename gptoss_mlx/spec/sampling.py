@@ -7,7 +7,7 @@ those of the model's own distribution, before all of it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from types import MappingProxyType
 from typing import Any
@@ -56,6 +56,15 @@ class Sampling:
     seed: int | None = None
     logprobs: bool = False
     top_logprobs: int = 0
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Sampling:
+        """Raises TypeError for a name that is no field's."""
+        known = {field.name for field in fields(cls)}
+        for name in given:
+            if name not in known:
+                raise TypeError(f"{name!r} is no sampling option: {', '.join(sorted(known))}")
+        return cls(**given)
 
     def __post_init__(self) -> None:
         _within("temperature", self.temperature, 0, 100)
