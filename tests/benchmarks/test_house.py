@@ -12,7 +12,9 @@ def test_the_house_is_in_order() -> None:
     found = house.figures()
     assert found["circles"] == found["imports against the order"] == 0
     assert found["names defined twice"] == []
-    assert found["Any in the seam and the engine"] == found["lines copied between the backends"] == 0
+    assert (
+        found["Any in the seam and the engine"] == found["lines copied between the backends"] == 0
+    )
     assert int(str(found["modules at the top"])) <= 6
     assert int(str(found["rooms from the command to a product"])) <= 4
 
