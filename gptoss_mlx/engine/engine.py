@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Unpack
 
@@ -224,8 +225,8 @@ class Engine:
         step = min(self.model.chunk, LOGITS_AT_A_TIME)
         try:
             for i in range(0, len(ids), step):
-                with self._loop.alone() as model:
-                    part = model.evaluate(ids[i : i + step], state)
+                evaluate = partial(self.model.evaluate, ids[i : i + step], state)
+                part = self._loop.run(evaluate)
                 finite = np.isfinite(part).all(-1)
                 if not finite.all():
                     raise not_finite(f"what follows token {i + int(finite.argmin()) + 1}")

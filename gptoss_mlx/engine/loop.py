@@ -13,11 +13,14 @@ from contextlib import contextmanager
 from functools import partial
 from queue import SimpleQueue
 from threading import Lock, get_ident
+from typing import TypeVar
 
 from gptoss_mlx.backends.protocol import AnyModel
 from gptoss_mlx.engine.sequence import Sequence
 from gptoss_mlx.engine.session import Session
 from gptoss_mlx.errors import ClosedError
+
+T = TypeVar("T")
 
 
 class Loop:
@@ -63,42 +66,32 @@ class Loop:
 
         What fails is told to its sequences. Raises ClosedError, and interrupts.
         """
-        with self._alone():
-            self._settle()
-            ready = self._admit()
-            self._prefill(ready)
-            self._decode(ready)
-            self._retire()
+        self.run(self._step)
 
     def drop(self, sequences: Collection[Sequence]) -> None:
         """Let go of sequences, whether they have finished or not."""
         for sequence in sequences:
             self._dropped.put(sequence)
         if not self._lock.locked():  # else it is left to the next step
-            with self._alone():
-                self._settle()
+            self.run(self._settle)
 
     def close(self) -> None:
         """Fail every sequence, and let go of the model."""
         self._model = None
         if not self._is_stepping():  # else that step does it when it ends
-            with self._alone():
-                pass
+            self.run(self._settle)
 
-    @contextmanager
-    def alone(self) -> Iterator[AnyModel]:
-        """The model, on which nothing else computes meanwhile. Raises ClosedError."""
-        with self._alone():
-            yield self.model
+    def run(self, call: Callable[[], T]) -> T:
+        """Make a call while nothing else computes on the model.
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
+        Raises RuntimeError within such a call, which would wait for itself.
+        """
         if self._is_stepping():
             raise RuntimeError("the engine was asked for a step within a step")
         with self._lock:
             self._stepper = get_ident()
             try:
-                yield
+                return call()
             finally:
                 self._stepper = None
                 if self._model is None:
@@ -107,6 +100,13 @@ class Loop:
     def _is_stepping(self) -> bool:
         """Whether this thread is within a step: a callback has come back to the engine."""
         return self._stepper == get_ident() and self._lock.locked()
+
+    def _step(self) -> None:
+        self._settle()
+        ready = self._admit()
+        self._prefill(ready)
+        self._decode(ready)
+        self._retire()
 
     def _settle(self) -> None:
         """Take in what was added and dropped, and what an interrupt has left."""
@@ -135,8 +135,9 @@ class Loop:
                 continue
             self._active.append(sequence)
             with self._failing([sequence]):
-                session, self.kept = self.kept or Session(model), None
-                sequence.begin(session)
+                sequence.session = self.kept or Session(model)
+                self.kept = None
+                sequence.begin()
         return ready
 
     def _prefill(self, ready: list[Sequence]) -> None:
@@ -197,8 +198,11 @@ class Loop:
     def _fail(self, error: Exception) -> None:
         """Fail what is being computed. What an interrupt leaves of that, the next call fails."""
         while self._computed:
-            if not self._computed[-1].finished:
-                self._computed[-1].fail(error)
+            sequence = self._computed[-1]
+            if sequence.session is self.kept:  # it was to be taken just now
+                self.kept = None
+            if not sequence.finished:
+                sequence.fail(error)
             self._computed.pop()
 
 

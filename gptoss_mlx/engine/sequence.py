@@ -37,7 +37,7 @@ class Outlet(Protocol):
 
 
 class Sequence:
-    """A request; `session` is what it has on the device, from `begin` until it has finished."""
+    """A request. session: what it has on the device, from when it is admitted until it retires."""
 
     def __init__(self, request: Request, tokenizer: Tokenizer, outlet: Outlet) -> None:
         self.request, self.outlet = request, outlet
@@ -92,10 +92,10 @@ class Sequence:
         """Whether there is to be a token behind the one chosen last."""
         return self._chosen < self.request.max_tokens
 
-    def begin(self, session: Session) -> None:
-        """Take a session, and keep what it has in common with the prompt."""
-        self.session, self._clock = session, Clock()
-        ids = self.request.ids
+    def begin(self) -> None:
+        """Keep what the session has in common with the prompt."""
+        self._clock = Clock()
+        session, ids = self._open, self.request.ids
         self._reused = session.resume(ids)
         self.outlet.put(PrefillEvent(self._reused, len(ids), self._reused))
         # A snapshot is taken behind the last token prefilled, where the next turn's prompt has the

@@ -4,15 +4,21 @@ thread; each says what it would say alone."""
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
+from weakref import WeakSet
 
 import pytest
 
+from gptoss_mlx.engine import engine as engine_module
+from gptoss_mlx.engine import inbox, loop, session
+from gptoss_mlx.engine import sequence as sequence_module
 from gptoss_mlx.engine.engine import Engine
 from gptoss_mlx.engine.events import Event, FinishEvent, PrefillEvent, TokenEvent
 from gptoss_mlx.engine.sequence import Sequence
 from gptoss_mlx.errors import ClosedError, MessageError
+from tests.support.interrupts import everywhere
+from tests.support.ring_model import RingState
 from tests.support.scripted_model import Scripted, finish_of, ids_of
 
 PROMPT = list(range(100, 140))
@@ -229,10 +235,49 @@ def test_what_cannot_be_asked_is_refused_at_once() -> None:
     assert scripted.engine.finished
 
 
+MODULES = (engine_module, inbox, loop, sequence_module, session)
+
+
+def test_an_interrupt_anywhere_in_streams_side_by_side() -> None:
+    """A thousand places: whoever asks next is answered as if it had not come, and no session but
+    one stays."""
+    scripted = Scripted(window=4, chunk=2)
+    scripted.model.rows, points = 2, 0
+    scripted.model.states = Living()
+    for points in everywhere(MODULES, lambda: _two(scripted)):
+        scripted.replies[:] = [reply(70, 1)]
+        assert scripted.engine.generate([9, 8, 7], **RAW).token_ids == (70, END)
+        assert scripted.engine.finished
+        assert len(_open(scripted)) == 1
+    assert points > 500
+
+
+class Living(list[RingState]):
+    """The states that somebody holds."""
+
+    def __init__(self) -> None:
+        self._states = WeakSet[RingState]()
+
+    def append(self, state: RingState) -> None:
+        self._states.add(state)
+
+    def __iter__(self) -> Iterator[RingState]:
+        return iter(self._states)
+
+
+def _two(scripted: Scripted) -> None:
+    scripted.replies[:] = [reply(64, 1), reply(65, 0)]
+    for _ in scripted.engine.stream_many([[1, 2, 3, 4], [6]], **RAW):
+        pass
+
+
+def _open(scripted: Scripted) -> list[RingState]:
+    return [s for s in scripted.model.states if all(move != "close" for move, _ in s.moves)]
+
+
 def test_nothing_is_left_when_all_have_left() -> None:
     scripted = Scripted(*[reply(64 + i, 3) for i in range(5)])
     sinks = [added(scripted, [i + 1])[1] for i in range(5)]
     run(scripted.engine)
     assert all(isinstance(sink.events[-1], FinishEvent) for sink in sinks)
-    open_states = [s for s in scripted.model.states if all(move != "close" for move, _ in s.moves)]
-    assert len(open_states) == 1  # the one that the next prompt may go on from
+    assert len(_open(scripted)) == 1  # the one that the next prompt may go on from

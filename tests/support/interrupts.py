@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dis
 import gc
+import inspect
 import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from types import FrameType, ModuleType
+from functools import cache
+from types import CodeType, FrameType, ModuleType
 from typing import Any
 
 _QUIET = ("__del__", "<genexpr>")
@@ -33,11 +36,27 @@ class Interrupt:
         code = frame.f_code
         if code.co_filename not in self.files or code.co_name in _QUIET:
             return None
+        if not _looks_for_signals(code, frame.f_lasti, event):
+            return self._trace
         self.left -= 1
         if self.left < 0 and not self.came:
             self.came = True
             raise KeyboardInterrupt
         return self._trace
+
+
+@cache
+def _looks_for_signals(code: CodeType, at: int, event: str) -> bool:
+    """False where Python never does, since it does so after calls and where loops and functions
+    begin: at a yield, at the `try` of a line of its own, and before the `__exit__` of a `with`. None
+    is covered by the block it belongs to: an interrupt there would leave a lock held."""
+    if event != "line":
+        return event != "return" or not code.co_flags & inspect.CO_GENERATOR
+    ahead = [one for one in dis.get_instructions(code) if one.offset >= at]
+    if ahead[0].opname == "NOP":
+        return False
+    exit = ahead[1:4] if ahead[0].opname == "SWAP" else ahead[:3]
+    return [(one.opname, one.argval) for one in exit] != [("LOAD_CONST", None)] * 3
 
 
 def everywhere(modules: Iterable[ModuleType], call: Callable[[], object]) -> Iterator[int]:

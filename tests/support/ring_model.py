@@ -88,8 +88,9 @@ class RingModel:
         self.log: list[tuple[str, list[Any]]] = []
 
     def new_state(self) -> RingState:
-        self.states.append(RingState(self.window))
-        return self.states[-1]
+        state = RingState(self.window)
+        self.states.append(state)
+        return state
 
     def prefill(self, ids: Sequence[int], state: RingState) -> None:
         assert 0 < len(ids) <= self.chunk
