@@ -1,1 +1,1 @@
-"""Where a model computes: one folder a library, and above them what they share."""
+"""The backends: one folder for each tensor library, and the modules that they share."""

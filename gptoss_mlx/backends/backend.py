@@ -1,6 +1,6 @@
-"""Which library computes on which device, from what a person asks and what this machine has.
+"""The choice of library and device, from what the user asks for and what this machine has.
 
-Asked nothing: MLX where it has a GPU; else PyTorch where there is a card it can use; else MLX on
+By default: MLX where it has a GPU; else PyTorch where there is a card it can use; else MLX on
 the CPU, and where MLX is not installed PyTorch there.
 """
 
@@ -24,8 +24,9 @@ _DEVICE = re.compile(r"cpu|gpu|cuda(?::(\d{1,3}))?", re.ASCII)
 
 @dataclass(frozen=True)
 class Backend:
-    """backend: "mlx" or "torch". device: "gpu" or "cpu" of MLX's, "cpu" or "cuda:N" of torch's.
+    """A library and the device that it computes on.
 
+    backend: "mlx" or "torch". device: "gpu" or "cpu" of MLX's, "cpu" or "cuda:N" of torch's.
     note: why a card that seems to be there was passed over, where none was asked for.
     """
 
@@ -41,7 +42,7 @@ class Backend:
 
 
 def choose_backend(backend: str | None = None, device: str | None = None) -> Backend:
-    """What computes here.
+    """Choose the library and the device for this machine.
 
     backend: one of BACKENDS, None for the best there is. device: "cpu", "cuda" (the first card that
     can be used) or "cuda:N"; with "torch" alone a card that can be used, else the CPU. MLX has one
@@ -65,14 +66,14 @@ def choose_backend(backend: str | None = None, device: str | None = None) -> Bac
 
 
 def check_device(device: str) -> str:
-    """The device, if it is the name of one. Raises ValueError in one line."""
+    """The device itself, if its name is valid. Raises ValueError with a message of one line."""
     if not isinstance(device, str) or _DEVICE.fullmatch(device) is None:
         raise ValueError(f"the device {shown(device)} is neither cpu nor cuda nor such as cuda:1")
     return device
 
 
 def machine_of(chosen: Backend) -> Machine:
-    """The machine as a plan for this backend sees it. Raises DeviceError."""
+    """The machine as a memory plan for this backend sees it. Raises DeviceError."""
     from gptoss_mlx.system import device
 
     if chosen.backend == "mlx":
@@ -83,7 +84,7 @@ def machine_of(chosen: Backend) -> Machine:
     from gptoss_mlx.plan.torch_buffers import CUDA_CONTEXT
 
     card = find_card(_number(chosen.device))
-    # By now CUDA has been started on the card; a plan counts what that took with the rest.
+    # CUDA's context is already allocated; a plan counts it with the rest, so it is added back.
     limit = min(card.total, card.free + CUDA_CONTEXT)
     return Machine(card.name, card.total, limit, True, "torch")
 
@@ -91,9 +92,9 @@ def machine_of(chosen: Backend) -> Machine:
 def open_model(
     chosen: Backend, checkpoint: Checkpoint, plan: Plan, progress: Progress | None = None
 ) -> AnyModel:
-    """Load a checkpoint as planned; only now is a tensor library imported.
+    """Load a checkpoint as planned. The tensor library is imported only here.
 
-    Raises what the backends' `open_model` raise.
+    Raises what the backend's `open_model` raises.
     """
     if chosen.backend == "mlx":
         from gptoss_mlx.backends.mlx import model as mlx

@@ -1,7 +1,7 @@
-"""How weights come from a checkpoint's files: a pool of threads, a piece at a time, with progress.
+"""Weight loading: a pool of threads reads a checkpoint's files piece by piece, with progress.
 
 A backend's `Loader` hands out arrays at once, allocated at their final size, and queues the reads
-that fill them; `finish` waits for all. So loading peaks at the arrays and a buffer a thread.
+that fill them; `finish` waits for all. So memory peaks at the arrays and one buffer a thread.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ from gptoss_mlx.spec.config import QuantizationSpec
 THREADS = max(2, min(8, os.cpu_count() or 4))
 
 Fill: TypeAlias = Callable[[Tensor, slice], None]
-"""Reads a piece of a tensor to a place among the numbers of an array, on a thread of the pool."""
+"""Reads a piece of a tensor into a slice of an array's elements, on a thread of the pool."""
 
 
 class WeightLoader:
-    """The reads of one model. Until `finish` has returned, what its arrays hold is undefined.
+    """The queued reads of one model's weights.
 
-    Used as a context manager, it stops reading when the body fails. total: bytes that will be read,
-    for the progress. reader: by default one that opens the files anew.
+    Until `finish` has returned, what its arrays hold is undefined.
+    Used as a context manager, it stops reading when the body ends or fails. total: bytes that will
+    be read, for the progress. reader: by default one that opens the files anew.
     Raises CheckpointError if they cannot be opened.
     """
 
@@ -70,14 +71,14 @@ class WeightLoader:
         return quantization.of(module)
 
     def tensors(self, names: Sequence[str], rows: int | None = None) -> list[Tensor]:
-        """The checkpoint's tensors of these names. rows: only so many of their first axis."""
+        """The checkpoint's tensors of these names. rows: how many of the first axis."""
         tensors = [self.checkpoint.tensors[name] for name in names]
         return tensors if rows is None else [tensor.rows(0, rows) for tensor in tensors]
 
     def queue(self, tensors: Sequence[Tensor], fill: Fill, piece: int, unit: int = 0) -> None:
-        """Queue the reads of tensors, one behind the other, at most `piece` bytes at a time.
+        """Queue the reads of tensors, one after the other in the array, at most `piece` bytes each.
 
-        unit: bytes of one of the array's numbers; by default, of one of the tensor's.
+        unit: bytes of an element of the array; by default, of an element of the tensor.
         """
         calls, at = [], 0
         for tensor in tensors:
@@ -113,7 +114,7 @@ def named(modules: Collection[str], part: str) -> list[str]:
 
 
 def bytes_to_read(checkpoint: Checkpoint, slots: int, without: str | None = None) -> int:
-    """Of a whole model with so many experts a layer. without: the beginning of names left out."""
+    """Bytes of a model's weights with `slots` experts a layer. without: prefix of names to skip."""
     return sum(
         (tensor.rows(0, slots) if name.endswith(("_blocks", "_scales")) else tensor).nbytes
         for name, tensor in checkpoint.tensors.items()
@@ -122,5 +123,5 @@ def bytes_to_read(checkpoint: Checkpoint, slots: int, without: str | None = None
 
 
 def count(tensor: Tensor) -> int:
-    """A tensor's numbers."""
+    """How many elements a tensor has."""
     return prod(tensor.shape)

@@ -1,8 +1,8 @@
-"""The seam: what the engine needs of a backend, and all that it knows of one.
+"""The interface between the engine and a backend: all that the engine needs and knows of one.
 
-A backend makes a `Model`; the model makes states (what a sequence remembers on the device) and
-samplers. Arrays, states and choices go back only to the model that they came from. So a backend is
-typed by its own arrays, and the engine, which only passes them on, by none: see `sealed`.
+A backend makes a `Model`; the model makes states (the KV cache of a sequence) and samplers. Arrays,
+states and choices go back only to the model that they came from. So a backend's types name its own
+arrays, while the engine, which only passes them on, needs no such type: see `sealed`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gptoss_mlx.spec.sampling import Mask, Sampling
 
 
 class SampledToken(NamedTuple):
-    """A token that has been read. logprob, top: natural logarithms, under the model itself."""
+    """A token on the host. logprob, top: natural logarithms, under the unmodified logits."""
 
     id: int
     logprob: float | None = None
@@ -32,7 +32,7 @@ class Array(Protocol):
 
 
 class Snapshot(Protocol):
-    """A sequence as it was at `offset` tokens; valid while those stay the same."""
+    """A sequence as it was at `offset` tokens; valid while those tokens stay the same."""
 
     @property
     def offset(self) -> int: ...
@@ -44,7 +44,7 @@ class Snapshot(Protocol):
 
 
 class State(Protocol):
-    """What one sequence remembers on the device: keys and values of `offset` tokens."""
+    """The KV cache of one sequence on the device: keys and values of `offset` tokens."""
 
     @property
     def offset(self) -> int: ...
@@ -52,13 +52,13 @@ class State(Protocol):
     def nbytes(self) -> int: ...
 
     def can_trim(self, offset: int) -> bool:
-        """Whether `trim(offset)` is possible; without a snapshot, that is."""
+        """Whether `trim(offset)` is possible; if not, only a snapshot brings the sequence back."""
 
     def trim(self, offset: int) -> None:
         """Forget all tokens from `offset` on. Raises ValueError where that is impossible."""
 
     def snapshot(self) -> Snapshot:
-        """What `trim` could not bring back later."""
+        """A snapshot at the present offset: a copy of what later tokens will overwrite."""
 
     def close(self) -> None:
         """Give the memory back; the sequence is gone."""
@@ -70,21 +70,21 @@ A_co = TypeVar("A_co", covariant=True)
 
 
 class Choice(Protocol[A_co]):
-    """A token that may still be on its way."""
+    """A sampled token, which the device may still have to compute."""
 
     @property
     def token(self) -> A_co:
-        """Its id, [1], on the device: what a step of the model reads."""
+        """Its id, [1], on the device: the input of the model's next step."""
 
     def read(self) -> SampledToken:
-        """Wait for it. Raises NumericalError if the logits were not finite."""
+        """Wait for the token. Raises NumericalError if the logits were not finite."""
 
 
 class Sampler(Protocol[A]):
     """Chooses the tokens of one sequence.
 
-    What it draws at a step depends on the seed and the step alone. So a step can be chosen again
-    under another mask, and a sequence repeats exactly.
+    The random numbers of a step depend on the seed and the step alone. So a step can be sampled
+    again under another mask, and a sequence can be reproduced exactly.
     """
 
     def choose(self, logits: A, step: int, mask: Mask | None) -> Choice[A]:
@@ -98,7 +98,7 @@ class Model(Protocol[S, A]):
     """A network on a device. One thread at a time computes on it.
 
     chunk: tokens prefilled at a time. rows: sequences that decode together; there may be more
-    states, those that rest give way.
+    states, of which idle ones make room.
     """
 
     chunk: int
@@ -107,13 +107,13 @@ class Model(Protocol[S, A]):
     def rows(self) -> int: ...
     @property
     def rejected(self) -> Mapping[str, str]:
-        """Kernels that it does without here, and why."""
+        """Kernels that are not used here, and why."""
 
     def new_state(self) -> S:
         """An empty sequence."""
 
     def prefill(self, ids: Sequence[int], state: S) -> None:
-        """Append a chunk and wait until it is in; nothing is predicted from it."""
+        """Append a chunk and wait until it is in the KV cache; no logits are computed."""
 
     def evaluate(self, ids: Sequence[int], state: S) -> NDArray[np.float32]:
         """Append a chunk -> the logits after each of its tokens, [tokens, vocabulary]."""
@@ -121,7 +121,7 @@ class Model(Protocol[S, A]):
     def decode(self, tokens: Sequence[Sequence[int] | A], states: Sequence[S]) -> Iterable[A]:
         """Append one token to each of several sequences -> float32 logits [vocabulary] of each.
 
-        A token is [id], or the array that it will be in; nothing is waited for.
+        A token is [id], or an array that may still have to be computed; nothing is waited for.
         Raises CapacityError, before anything is computed, for more sequences than `rows`.
         """
 
@@ -138,9 +138,9 @@ AnyModel: TypeAlias = "Model[State, Array]"
 
 
 def sealed(model: Model[S, A]) -> AnyModel:
-    """A backend's model as the engine sees it.
+    """A backend's model in the type that the engine uses.
 
-    Its methods take only its own states and arrays, not any, as the type says from here on: the
-    engine gives back to a model what that model made, and that is all it can give.
+    By this type its methods take any state and array, while they take only the model's own. The
+    cast is safe because the engine gives a model only what that model has made.
     """
     return cast(AnyModel, model)

@@ -1,8 +1,8 @@
-"""How a token is chosen: the order of the rules, the same on every device.
+"""Sampling: the order in which the rules are applied, the same on every device.
 
-Penalties, logit bias, mask, temperature, top-k, top-p and min-p, the draw; log-probabilities are
-those of the logits before all of it. A backend's `Sampler` has the operations. Nothing waits for
-the device but `SampledChoice.read`, and that for the choice alone, not for what is queued behind.
+Penalties, logit bias, mask, temperature, top-k, top-p and min-p, the draw. Log-probabilities are
+those of the logits before all of these. A backend's `Sampler` has the operations. Only
+`SampledChoice.read` waits for the device, and only for the choice, not for what is queued after it.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from gptoss_mlx.backends.protocol import Choice, SampledToken
 from gptoss_mlx.spec.sampling import SMALLEST, WEYL, WORD, Mask, Sampling, check_finite
 
 Fetch: TypeAlias = Callable[[], list[list[float]]]
-"""Waits for arrays that are on their way to the host's memory, and gives their numbers."""
+"""Waits until arrays have been copied to the host's memory, and returns their values."""
 
 
 class Numbers(Protocol):
-    """What every library's arrays can do."""
+    """The operations that every library's arrays have."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: Self, /) -> Self: ...
@@ -38,10 +38,11 @@ A = TypeVar("A", bound=Numbers)
 
 @dataclass(frozen=True)
 class SampledChoice(Generic[A]):
-    """A token that may still be on its way. token: its id, [1], on the device.
+    """A sampled token, which the device may still have to compute.
 
-    step: its number in the answer, from 0. fetch: brings the id, the logits' sum, each times 0, and
-    where they were asked for its log-probability, the most probable ids and theirs.
+    token: its id, [1], on the device. step: its number in the answer, from 0.
+    fetch: brings the id; the sum of the logits, each times 0, which is 0 if all are finite; and, if
+    asked for, the token's log-probability, the most probable ids and their log-probabilities.
     """
 
     token: A
@@ -49,7 +50,7 @@ class SampledChoice(Generic[A]):
     fetch: Fetch
 
     def read(self) -> SampledToken:
-        """Wait for it. Raises NumericalError if the logits that it comes from are not finite."""
+        """Wait for the token. Raises NumericalError if the logits it comes from are not finite."""
         (id,), (naught,), *reported = self.fetch()
         check_finite(naught, self.step)
         if not reported:
@@ -62,16 +63,17 @@ class SampledChoice(Generic[A]):
 class RuledSampler(ABC, Generic[A]):
     """Draws the tokens of one sequence under one set of options.
 
-    prompt: token ids; vocab: their number. Raises SamplingError if logit_bias names a token that
-    the model does not have. In the operations, scores are float32 [vocabulary], or [n] where a mask
-    or top-k has left n candidates; a place is an index into them, and [1].
+    prompt: token ids; vocab: size of the vocabulary. Raises SamplingError if logit_bias names a
+    token that the model does not have. In the operations, scores are float32 [vocabulary], or [n]
+    where a mask or top-k has left n candidates; a place is an index into the scores, as an array
+    [1].
     """
 
     def __init__(self, options: Sampling, seed: int, prompt: Sequence[int], vocab: int) -> None:
         options.check_vocabulary(vocab)
         self.options, self.seed, self.vocab = options, seed, vocab
-        self._seen: A | None = None  # of each token, whether prompt or answer have it
-        self._used: A | None = None  # how often the answer has it
+        self._seen: A | None = None  # flags [vocabulary]: tokens in prompt or answer
+        self._used: A | None = None  # float32 [vocabulary]: how often each is in the answer
         if options.repetition_penalty != 1:
             self._seen = self.flag(self.zeros(vocab, flags=True), self.ids(sorted(set(prompt))))
         if options.presence_penalty != 0 or options.frequency_penalty != 0:
@@ -130,7 +132,7 @@ class RuledSampler(ABC, Generic[A]):
         if options.temperature == 0 or options.top_k == 1:
             return self.argmax(scores)
         if options.temperature != 1:
-            # From the largest on, so that a low temperature overflows to minus infinity only.
+            # Relative to the largest: a low temperature can overflow to minus infinity only.
             scores = (scores - scores.max()) / max(options.temperature, SMALLEST)
         places = None
         if 0 < options.top_k < len(scores):
@@ -154,7 +156,7 @@ class RuledSampler(ABC, Generic[A]):
         return scores
 
     def _reported(self, raw: A, token: A) -> list[A]:
-        """What is read beside the token; see `SampledChoice`."""
+        """The arrays fetched together with the token; see `SampledChoice.fetch`."""
         naught = self.sum(raw * 0)
         if not (self.options.logprobs or self.options.top_logprobs):
             return [naught]
@@ -167,7 +169,7 @@ class RuledSampler(ABC, Generic[A]):
 
     @abstractmethod
     def ids(self, values: Iterable[int]) -> A:
-        """Token ids on the device; nothing queued there is waited for."""
+        """Token ids on the device, without waiting for what is queued there."""
 
     @abstractmethod
     def floats(self, values: Iterable[float]) -> A:
@@ -182,22 +184,22 @@ class RuledSampler(ABC, Generic[A]):
 
     @abstractmethod
     def flag(self, flags: A, ids: A) -> A:
-        """With those of the ids set; the argument may be written to."""
+        """The flags, with those of `ids` set; `flags` itself may be written to."""
 
     @abstractmethod
     def add(self, scores: A, ids: A, values: A) -> A:
-        """With values added at some ids, of which none is there twice."""
+        """The scores, with values added at `ids`, none of which occurs twice."""
 
     @abstractmethod
     def ban(self, scores: A, ids: A) -> A:
-        """With minus infinity at some ids."""
+        """The scores, with minus infinity at `ids`."""
 
     @abstractmethod
     def where(self, condition: A, a: A, b: A | float) -> A: ...
 
     @abstractmethod
     def sum(self, x: A) -> A:
-        """[1]"""
+        """The sum of all, [1]."""
 
     @abstractmethod
     def softmax(self, scores: A) -> A: ...
@@ -223,7 +225,7 @@ class RuledSampler(ABC, Generic[A]):
 
     @abstractmethod
     def categorical(self, scores: A, key: int) -> A:
-        """The place of a draw with the probabilities softmax(scores), always the same for a key."""
+        """The place of one draw from softmax(scores), the same for the same key."""
 
     @abstractmethod
     def fetch(self, arrays: Sequence[A]) -> Fetch:

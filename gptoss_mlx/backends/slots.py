@@ -1,7 +1,7 @@
-"""Which expert lies in which slot of one layer's bank, and which leaves next.
+"""Slot table of one layer's expert bank: which expert is in which slot, and which is evicted next.
 
-Bookkeeping only: no arrays, no files, no threads. The victim is the expert whose use, decayed with
-every step of the layer, is the smallest; of equals the one in the lowest slot.
+Bookkeeping only: no arrays, no files, no threads. The victim is the expert with the smallest count
+of uses, decayed at every step of the layer; of equals the one in the lowest slot.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import os
 from collections.abc import Collection, Iterable
 from typing import TypeAlias
 
-# What a use counts for one step later. In the mean of all routing tried 0.95 to 0.97 load alike and
-# less than other decays, LRU or LFU; only where routing drifts fast is LRU a little better.
-# Figures: benchmarks/results/memory-policies.json.
+# How much a use counts one step later. In the mean of all routing tried, 0.95 to 0.97 read equally
+# few experts, fewer than other decays, LRU or LFU; only where routing drifts fast is LRU a little
+# better. Figures: benchmarks/results/memory-policies.json.
 DECAY = 0.97
 _RESCALE = 1e100
 
 DEBUG = "GPTOSS_DEBUG_SLOTS"
-"""Environment variable: 1 proves that no slot is written while a computation may read it."""
+"""Environment variable: 1 checks that no slot is written while a computation may read it."""
 
 
 class SlotTable:
@@ -29,14 +29,14 @@ class SlotTable:
         self.expert_in: list[int | None] = [None] * slots
         self.slot_of: dict[int, int] = {}
         self._use = [0.0] * experts
-        # Older uses shrink by decay; growing what a new one counts is the same, and cheaper.
+        # A new use counts more instead of older ones less: the same proportions, and cheaper.
         self._weight, self._decay = 1.0, decay
 
     def __len__(self) -> int:
         return len(self.expert_in)
 
     def use(self, experts: Iterable[int], steps: int = 1) -> None:
-        """The layer visited these experts, once for each time they are named, in so many steps."""
+        """Count a visit for each time an expert is named, spread evenly over so many steps."""
         self._weight /= self._decay**steps
         spread = (1 - self._decay**steps) / (steps * (1 - self._decay)) if steps > 1 else 1.0
         for expert in experts:
@@ -63,7 +63,7 @@ class SlotTable:
             del self.slot_of[expert]
 
     def clear(self) -> None:
-        """Empty every slot, also where an interrupt has left the two directions apart."""
+        """Empty every slot, also if an interrupt has left the two directions inconsistent."""
         self.slot_of.clear()
         self.expert_in[:] = [None] * len(self.expert_in)
 
@@ -86,10 +86,10 @@ def debugging() -> bool:
 
 
 class Watch:
-    """A race detector for slots: what reads them and what writes them is told to it, in order.
+    """A race detector for slots: it is told, in order, what reads and what writes them.
 
-    A computation is built, launched and landed; a write begins and ends. Whatever overlaps raises
-    AssertionError at once, with the slot.
+    A computation is built, launched and landed, that is computed; a write begins and ends. A read
+    and a write that overlap, or two writes, raise AssertionError at once, with the slot.
     """
 
     def __init__(self) -> None:
@@ -103,15 +103,16 @@ class Watch:
         self._built.update(slots)
 
     def launch(self) -> None:
-        """What is built is launched, as one."""
+        """All that has been built is launched, as one computation."""
         self._flying.append(self._built)
         self._built = set()
 
     def land(self, launches: int) -> None:
-        """The first so many launches are computed."""
+        """The oldest `launches` launches have been computed."""
         del self._flying[:launches]
 
     def write(self, slot: Slot) -> None:
+        """A write begins."""
         self._check({slot} & self._built, "written before what reads it is launched")
         in_flight = any(slot in slots for slots in self._flying)
         self._check([slot] if in_flight else [], "written while what reads it is in flight")
@@ -123,7 +124,7 @@ class Watch:
         self._written.discard(slot)
 
     def forget(self) -> None:
-        """What is built is given up, and nobody writes."""
+        """Computations that are built but not launched are given up; no write is under way."""
         self._built.clear()
         self._written.clear()
 

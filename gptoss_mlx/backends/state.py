@@ -1,9 +1,9 @@
-"""How a sequence goes back: the rules for its state, the same on every device.
+"""Going back to an earlier position of a sequence: rules for its KV cache on every device.
 
 A full-attention layer can forget its newest tokens at any time. A sliding layer's ring cannot: it
 has overwritten what lay `window` tokens before. So a snapshot keeps the rings, which are small, and
-the position; restoring it puts the rings back and forgets the newer tokens: exact, and free but for
-the rings' bytes.
+the position; restoring it puts the rings back and forgets the newer tokens. That is exact, and
+costs only the rings' bytes.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ A = TypeVar("A", bound=Array)
 
 
 class Rewindable(ABC, Generic[A]):
-    """`offset` tokens are in the sequence, the next one has position `offset`; window: tokens that
-    a ring holds."""
+    """A sequence that can go back. offset: its tokens, and so the position of the next one;
+    window: tokens that a ring holds."""
 
     def __init__(self, window: int) -> None:
         self.offset, self.window = 0, window
@@ -31,7 +31,7 @@ class Rewindable(ABC, Generic[A]):
 
     @abstractmethod
     def put_back(self, rings: Sequence[A | None]) -> None:
-        """Make the rings again what they were."""
+        """Restore the rings from what `hold` gave, which stays as it is."""
 
     def snapshot(self) -> RingSnapshot[A]:
         return RingSnapshot(self, self.offset, tuple(self.hold()))
@@ -54,7 +54,7 @@ class Rewindable(ABC, Generic[A]):
 
 @dataclass(frozen=True)
 class RingSnapshot(Generic[A]):
-    """A state at one position; valid while its first `offset` tokens stay the same."""
+    """The rings of a state at one position; valid while its first `offset` tokens stay the same."""
 
     state: Rewindable[A]
     offset: int

@@ -1,4 +1,4 @@
-"""What streaming experts have in common on every device: counts, waves, and banks left in doubt.
+"""Expert streaming, as far as all devices share it: counts, waves, and recovery of banks.
 
 A layer has fewer slots than experts (slots.py). An expert that has none is read from the file when
 the router chooses it. A prompt's chunk may choose more than there are slots; it then visits them in
@@ -39,13 +39,14 @@ class Streamed(Protocol):
     """One layer's bank of slots."""
 
     def empty(self) -> None:
-        """Forget what is in the slots, now that nothing reads into them any more."""
+        """Forget what is in the slots. Called when nothing is being read into them any more."""
 
 
 class ExpertStreaming(ABC):
-    """What the streaming layers of one model share: the reader, the counts, the banks in doubt.
+    """State that the streaming layers of one model share: the reader, the counts, and the banks in
+    doubt, those of which a change has begun and not ended.
 
-    tensors: the checkpoint's, by name. slots: of a layer.
+    tensors: the checkpoint's, by name. slots: per layer.
     """
 
     def __init__(
@@ -59,9 +60,9 @@ class ExpertStreaming(ABC):
 
     @contextmanager
     def changing(self, bank: Streamed) -> Iterator[None]:
-        """What is cut short leaves a bank empty rather than in doubt.
+        """Change a bank in the body: if this fails or is interrupted, the bank is emptied.
 
-        If that is cut short as well, by a second interrupt, the next call begins with it.
+        If a second interrupt stops that too, the next call begins by emptying the bank.
         """
         self._settle()
         with self.also_changing(bank):
@@ -69,7 +70,7 @@ class ExpertStreaming(ABC):
 
     @contextmanager
     def also_changing(self, bank: Streamed) -> Iterator[None]:
-        """The same for a further bank, while one is being changed: both are then emptied."""
+        """Change a further bank while one is being changed: a failure empties both."""
         self._in_doubt.append(bank)
         try:
             yield
@@ -81,7 +82,7 @@ class ExpertStreaming(ABC):
     def _settle(self) -> None:
         if not self._in_doubt:
             return
-        self.reader.stop()  # also reads that an interrupt came too early to note down
+        self.reader.stop()  # also reads that an interrupt kept from being recorded
         self.synchronize()
         while self._in_doubt:
             self._in_doubt[-1].empty()
@@ -89,11 +90,11 @@ class ExpertStreaming(ABC):
 
     @abstractmethod
     def synchronize(self) -> None:
-        """Wait for copies that the device still makes out of buffers on the host."""
+        """Wait for the device's pending copies from host buffers."""
 
 
 def filled(experts: int, slots: int) -> SlotTable:
-    """The table of a bank whose first experts a loader has put into its slots, in order."""
+    """The table of a freshly loaded bank: expert e lies in slot e, for the first `slots`."""
     table = SlotTable(experts, slots)
     for expert in range(slots):
         table.claim(expert, keep=())
