@@ -28,15 +28,15 @@ class Attention:
         self.kernels, self.periods = loader.kernels, periods
         self.heads = Heads(config.num_attention_heads, config.num_key_value_heads, config.head_dim)
         self.norm = Norm(loader.dense(f"{prefix}.input_layernorm.weight"), config.rms_norm_eps)
-        parts = [f"{attention}.{name}_proj" for name in "qkv"]
-        joined = [parts] if loader.alike(*parts) else [[part] for part in parts]
+        names = [f"{attention}.{name}_proj" for name in "qkv"]
+        joined = [names] if loader.alike(*names) else [[name] for name in names]
         self.qkv = [(loader.matrix(*modules), loader.bias(*modules)) for modules in joined]
         self.o = loader.linear(f"{attention}.o_proj")
         self.sinks = loader.dense(f"{attention}.sinks")
         self.nothing = mx.array([], loader.dtype).reshape(
             2, self.heads.kv_heads, 0, self.heads.head_dim
         )
-        # YaRN scales queries and keys alike; their product may as well be scaled once.
+        # YaRN scales queries and keys by the same factor; here their product is scaled once.
         self.scale = magnitude(config) ** 2 * config.head_dim**-0.5
 
     def __call__(
@@ -49,8 +49,8 @@ class Attention:
         return self.o(y, residual=x)
 
     def _one(self, x: mx.array, cache: Arena | Ring, place: Place) -> mx.array:
-        """A token whose keys and values are written where they are kept: [1, heads * head_dim]."""
-        arena, page = cache.parts(self.nothing)
+        """Attention of one token, written straight into the page: [1, heads * head_dim]."""
+        arena, page = cache.buffers(self.nothing)
         q, page = self._qkv(x, place, page)
         cache.put(page)
         return self.kernels.decode_attention(q, arena, page, place, self.sinks, self.scale)
@@ -58,7 +58,7 @@ class Attention:
     def _chunk(
         self, x: mx.array, cache: LayerCache, place: Place, mask: mx.array | str | None
     ) -> mx.array:
-        """[tokens, heads * head_dim]"""
+        """Attention of tokens that `extend` appends: [tokens, heads * head_dim]."""
         q, kv = self._qkv(x, place)
         if isinstance(cache, QuantizedArena):
             seen = cache.extend(kv, place.offset)
@@ -113,7 +113,7 @@ class MoE:
 class Block:
     """Attention, then experts.
 
-    following: the next block, where experts are streamed and its choice is guessed ahead.
+    following: the next block, if experts are streamed: its router's choice is guessed here.
     """
 
     following: Block | None = None
@@ -137,7 +137,7 @@ class Block:
         return self.moe(x, guess)
 
     def foresee(self, following: Block) -> None:
-        """From now on guess what the next block will choose, where that is of use."""
+        """Guess the next block's experts from here on, if both blocks' experts are streamed."""
         ours, theirs = self.moe.experts, following.moe.experts
         if isinstance(ours, StreamedExperts) and isinstance(theirs, StreamedExperts):
             self.following, ours.following = following, theirs

@@ -1,14 +1,15 @@
-"""What a sequence remembers: keys and values of every layer.
+"""The KV cache of one sequence: keys and values of every layer.
 
-A full-attention layer keeps every token in an arena that grows by `GROWTH` tokens at a time, as
-computed or, in a `QuantizedArena`, in few bits. A sliding layer keeps the last `window` tokens in a
-ring, always as computed: the token at position p lies in slot p % window. `State` holds these for
-all layers of one sequence and nothing else, so that several sequences can live side by side.
+A full-attention layer keeps every token in an arena, a buffer contiguous by position that grows by
+`GROWTH` tokens at a time; a `QuantizedArena` keeps it quantized. A sliding layer keeps the last
+`window` tokens in a ring buffer, in the compute dtype: the token at position p lies in slot
+p % window. `State` holds the caches of all layers of one sequence and nothing else, so that several
+sequences can live side by side.
 
-Tokens come in chunks by `extend`. On a GPU a single token comes in steps, `spot`, `parts`, `put`:
-MLX copies a buffer that a step still running reads before it writes into it, so that there the
-token is written into a small page, anew each time, and an arena is left alone but for every `PAGE`
-tokens.
+A chunk of tokens is appended by `extend`. On a GPU a single token is appended in steps: `spot` says
+where it goes, `buffers` gives what it is written into, `put` takes back the page that has it. MLX
+copies a buffer before it writes into it while a step still running reads it. So the token is
+written into a small page, a new array each time, and the arena only at every `PAGE`-th token.
 
 How a sequence goes back to an earlier position: backends/state.py.
 """
@@ -29,36 +30,37 @@ from gptoss_mlx.plan.buffers import GROWTH, PAGE
 class Arena:
     """Keys and values of a full-attention layer, contiguous by position.
 
-    Single tokens are collected in a page behind it, which goes into the arena at every PAGE-th
-    position; `turn` shifts these positions, so that not all layers copy their arenas in one step.
+    Single tokens are collected in a page behind the arena, which is copied into it at every
+    PAGE-th position. `stagger` shifts these positions by so many tokens, so that not all layers
+    write, and so copy, their arenas in one step.
     """
 
-    def __init__(self, turn: int = 0) -> None:
-        self.turn = turn
+    def __init__(self, stagger: int = 0) -> None:
+        self.stagger = stagger
         self._kv: mx.array | None = None
         self._page: mx.array | None = None
         self._held = 0  # tokens in the arena; the page begins there
 
     def extend(self, kv: mx.array, offset: int) -> mx.array:
-        """Keep the tokens at positions offset, offset + 1, ... and give all that they may see.
+        """Append the tokens at positions offset, offset + 1, ... and return all they attend to.
 
-        kv [2, kv_heads, tokens, head_dim], keys and then values; so is what is given, with the
-        tokens of before.
+        kv [2, kv_heads, tokens, head_dim], keys and then values; so is the result, which has the
+        earlier tokens first.
         """
         self._settle(offset)
         return self._write(kv, offset)[..., : self._held, :]
 
     def spot(self, offset: int) -> Spot:
-        """Where the token at `offset` goes: the arena is made ready for it."""
-        if offset < self._held or (offset + self.turn) % PAGE == 0:
+        """Where the token at `offset` is written; makes the arena and the page ready for it."""
+        if offset < self._held or (offset + self.stagger) % PAGE == 0:
             self._settle(offset)
         slot = offset - self._held
         return Spot(self._held, slot, slot + 1)
 
-    def parts(self, like: mx.array) -> tuple[mx.array, mx.array]:
-        """The arena and the page that a token is written into; `put` takes the page with it.
+    def buffers(self, like: mx.array) -> tuple[mx.array, mx.array]:
+        """The arena, and the page that a token is written into; `put` takes back the new page.
 
-        All are [2, kv_heads, tokens, head_dim]; like has the dtype of keys and values.
+        All are [2, kv_heads, tokens, head_dim]; like gives kv_heads, head_dim and the dtype.
         """
         if self._kv is None:
             self._kv = _grown(None, like, 0, GROWTH)
@@ -70,7 +72,7 @@ class Arena:
         self._page = page
 
     def _settle(self, offset: int) -> None:
-        """Bring the tokens before `offset` into the arena, and forget those after."""
+        """Copy the page's tokens before `offset` into the arena, and forget those from it on."""
         if self._page is not None and offset > self._held:
             self._write(self._page[..., : offset - self._held, :], self._held)
         self._held = offset
@@ -83,16 +85,16 @@ class Arena:
         return self._kv
 
     def arrays(self) -> list[mx.array]:
-        """The buffers held, to be evaluated."""
+        """The buffers held, for `mx.eval`."""
         return [a for a in (self._kv, self._page) if a is not None]
 
 
 class QuantizedArena:
     """An `Arena` in MLX's affine quantization: `bits` a value, in groups along head_dim.
 
-    A token is quantized once, as it comes and by itself: its codes depend on no other token. Each
-    group has a scale and a bias in float32; in bfloat16 they would add up to as much error as the
-    codes, and be widened again at every step. In 8 bits a head's 64 values take 72 bytes.
+    A token is quantized once, when it is appended: its codes depend on no other token. Each group
+    has a float32 scale and bias; in bfloat16 they would add as much error as the codes do, and
+    would have to be widened at every step. In 8 bits a head's 64 values take 72 bytes.
     """
 
     def __init__(self, bits: int) -> None:
@@ -116,7 +118,7 @@ class QuantizedArena:
 
 
 def kv_group(head_dim: int) -> int:
-    """How many values share a scale and a bias. Raises ValueError where none fits head_dim."""
+    """The group size: values that share a scale and a bias. Raises ValueError if none fits."""
     for size in (64, 32):
         if head_dim % size == 0:
             return size
@@ -134,10 +136,10 @@ def _grown(buffer: mx.array | None, like: mx.array, used: int, need: int) -> mx.
 
 
 class Ring:
-    """Keys and values of a sliding layer: the last `window` tokens.
+    """Ring buffer of a sliding layer's keys and values: the last `window` tokens.
 
-    A chunk sees up to window - 1 earlier tokens and itself, oldest first. A single token sees the
-    ring as it lies: attention does not mind the order, positions were rotated in before.
+    A chunk attends to up to window - 1 earlier tokens and to itself, oldest first. A single token
+    attends to the ring in slot order: the order does not matter, since RoPE is already applied.
     """
 
     def __init__(self, window: int) -> None:
@@ -159,8 +161,8 @@ class Ring:
         """As `Arena.spot`."""
         return Spot(0, offset % self.window, min(offset + 1, self.window))
 
-    def parts(self, like: mx.array) -> tuple[mx.array, mx.array]:
-        """As `Arena.parts`: the ring is the page, there is no arena."""
+    def buffers(self, like: mx.array) -> tuple[mx.array, mx.array]:
+        """As `Arena.buffers`: the ring is the page, and is given for the unused arena too."""
         ring = self._kv if self._kv is not None else _empty(like, self.window)
         return ring, ring
 
@@ -171,7 +173,7 @@ class Ring:
         return [] if self._kv is None else [self._kv]
 
     def hold(self) -> mx.array | None:
-        """A copy of the buffer that later tokens leave alone."""
+        """A copy of the ring, for a snapshot: later tokens do not change it."""
         return _copy(self._kv)
 
     def put_back(self, held: mx.array | None) -> None:
@@ -189,7 +191,7 @@ def _copy(a: mx.array | None) -> mx.array | None:
 
 
 def _slide(ring: mx.array, new: mx.array, offset: int, window: int) -> tuple[mx.array, mx.array]:
-    """(what a chunk at `offset` sees, the ring after it)."""
+    """(keys and values that a chunk at `offset` attends to, the ring after the chunk)."""
     start = offset % window
     if offset < window:
         earlier = ring[..., :offset, :]
@@ -208,19 +210,23 @@ LayerCache: TypeAlias = Arena | QuantizedArena | Ring
 
 
 class State(Rewindable[mx.array]):
-    """One sequence. kv_bits: what full-attention layers keep a value in; None as computed."""
+    """The KV cache of one sequence.
+
+    sliding: of each layer, whether it is a sliding one. window: tokens of a ring.
+    kv_bits: bits of a value in full-attention layers; None keeps the compute dtype.
+    """
 
     def __init__(self, sliding: Sequence[bool], window: int, kv_bits: int | None = None) -> None:
         super().__init__(window)
         full = len(sliding) - sum(sliding)
-        turns = (i * PAGE // full for i in range(full))
+        staggers = (i * PAGE // full for i in range(full))
         self.layers: list[LayerCache] = [
-            Ring(window) if s else Arena(turn) if kv_bits is None else QuantizedArena(kv_bits)
-            for s, turn in ((s, 0 if s else next(turns)) for s in sliding)
+            Ring(window) if s else Arena(stagger) if kv_bits is None else QuantizedArena(kv_bits)
+            for s, stagger in ((s, 0 if s else next(staggers)) for s in sliding)
         ]
 
     def places(self, paged: bool) -> list[Place]:
-        """Where the tokens that come next go in each layer. paged: one token, written in pages."""
+        """Where the next tokens are written in each layer. paged: a single token, into pages."""
         if not paged:
             return [anywhere(self.offset)] * len(self.layers)
         spots = (
@@ -240,7 +246,7 @@ class State(Rewindable[mx.array]):
         return [layer for layer in self.layers if isinstance(layer, Ring)]
 
     def close(self) -> None:
-        """Let go of all keys and values; the sequence is gone."""
+        """Free all keys and values; the sequence is gone."""
         self.layers.clear()
 
     def arrays(self) -> list[mx.array]:

@@ -1,9 +1,9 @@
 """The embedding table: 1.2 GB in the released models, of which a token needs one row.
 
-From the file, a row is read when it is asked for; the operating system keeps the pages in use. That
-needs the token's id on the host, once a token: what can be prepared without it is prepared before
-(`Rows`). Resident, the table lies in memory and the id may still be on its way: the choice where
-there is room.
+`FileEmbedding` reads a row when it is needed; the operating system's page cache keeps the rows in
+use. It needs the token's id on the host, so a step is built first and its rows are read last
+(`Rows`). `ResidentEmbedding` holds the table in memory and takes ids that the device may still
+have to compute; it is used where there is room.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MODULE = "model.embed_tokens"
 
 
 class Rows:
-    """Rows of the table, not to be computed with before `read`.
+    """Rows of the table, filled in by `read`: before that, nothing that uses x may be evaluated.
 
     x [tokens, hidden] in the compute dtype.
     """
@@ -41,7 +41,7 @@ class Rows:
 
 class Embedding(Protocol):
     def __call__(self, ids: Sequence[int] | mx.array) -> Rows:
-        """Of [tokens] ids, which may still be on their way."""
+        """The rows of [tokens] ids, which the device may still have to compute."""
 
 
 class FileEmbedding:
@@ -50,54 +50,54 @@ class FileEmbedding:
     def __init__(self, checkpoint: Checkpoint, loader: Loader, reader: FileReader) -> None:
         self.dtype, self.reader = loader.dtype, reader
         self.spec = loader.spec(MODULE)
-        self.parts = {
+        self.tensors = {
             part: checkpoint.tensors[name]
             for part in ("weight", "scales", "biases")
             if (name := f"{MODULE}.{part}") in checkpoint.tensors
         }
 
     def __call__(self, ids: Sequence[int] | mx.array) -> Rows:
-        tables = {
+        buffers = {
             part: mx.array(np.zeros((len(ids), *tensor.shape[1:]), NUMPY[tensor.dtype]))
-            for part, tensor in self.parts.items()
+            for part, tensor in self.tensors.items()
         }
-        arrays = {part: _typed(table, self.parts[part].dtype) for part, table in tables.items()}
+        rows = {part: _typed(buffer, self.tensors[part].dtype) for part, buffer in buffers.items()}
 
         def read() -> None:
-            # The device's memory is the host's: the rows go where the computation finds them.
-            views = {part: np.asarray(table) for part, table in tables.items()}
-            parts = [
-                (self.parts[part][row], view[i].data)
+            # Memory is unified: the rows are read straight into the arrays that are computed with.
+            views = {part: np.asarray(buffer) for part, buffer in buffers.items()}
+            reads = [
+                (self.tensors[part][row], view[i].data)
                 for part, view in views.items()
                 for i, row in enumerate(np.asarray(ids).tolist())
             ]
             if len(ids) == 1:  # quicker than handing it to a thread
-                self.reader.read_here(parts)
+                self.reader.read_here(reads)
             else:
-                self.reader.read(parts).wait()
+                self.reader.read(reads).wait()
 
-        return Rows(_dequantized(arrays, self.spec, self.dtype), read)
+        return Rows(_dequantized(rows, self.spec, self.dtype), read)
 
 
 class ResidentEmbedding:
-    """The whole table in memory, as the file has it."""
+    """The whole table in memory, in the file's own format."""
 
     def __init__(self, checkpoint: Checkpoint, loader: Loader) -> None:
         self.dtype = loader.dtype
         self.spec = loader.spec(MODULE)
-        self.parts = {
+        self.tables = {
             part: loader.raw(name, dtype=_WIRE[checkpoint.tensors[name].dtype])
             for part in ("weight", "scales", "biases")
             if (name := f"{MODULE}.{part}") in checkpoint.tensors
         }
-        self.dtypes = {part: checkpoint.tensors[f"{MODULE}.{part}"].dtype for part in self.parts}
+        self.dtypes = {part: checkpoint.tensors[f"{MODULE}.{part}"].dtype for part in self.tables}
 
     def __call__(self, ids: Sequence[int] | mx.array) -> Rows:
-        rows = ids if isinstance(ids, mx.array) else mx.array(list(ids))
-        arrays = {
-            part: _typed(table[rows], self.dtypes[part]) for part, table in self.parts.items()
+        indices = ids if isinstance(ids, mx.array) else mx.array(list(ids))
+        rows = {
+            part: _typed(table[indices], self.dtypes[part]) for part, table in self.tables.items()
         }
-        return Rows(_dequantized(arrays, self.spec, self.dtype))
+        return Rows(_dequantized(rows, self.spec, self.dtype))
 
 
 _WIRE = {"BF16": mx.uint16, "F16": mx.float16, "F32": mx.float32, "U8": mx.uint8, "U32": mx.uint32}
@@ -113,7 +113,7 @@ def _dequantized(
     if spec is None:
         return rows["weight"].astype(dtype)
     scales, biases = rows["scales"], rows.get("biases")
-    if biases is not None:  # affine: MLX computes in the type of these, whatever it is to return
+    if biases is not None:  # affine: MLX computes in the dtype of these, whatever it is to return
         scales, biases = scales.astype(dtype), biases.astype(dtype)
     return mx.dequantize(
         rows["weight"],

@@ -1,8 +1,8 @@
-"""Where the experts are: one bank of slots per layer.
+"""The experts' weights in memory: one bank of slots per layer.
 
 A bank is four preallocated arrays; slot s of each holds one expert's matrices exactly as the file
-has them. With as many slots as experts, expert e lies in slot e for good; with fewer, see
-streaming.py for which lies where. Biases are small and kept by expert id.
+has them. With as many slots as experts, expert e always lies in slot e; with fewer, streaming.py
+decides which lies where. Biases are small: all are held, by expert id.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ class ExpertBank:
     ) -> mx.array:
         """x and residual [tokens, hidden], experts and weights [tokens, k] -> [tokens, hidden]
 
-        guess: of use only where experts are streamed.
+        guess: used only where experts are streamed.
         """
         slots = self.slots(experts)
         if x.shape[0] == 1:
             h = self.gate_up(x, slots, experts)
             return self.down(h, slots, experts, weights, residual=residual)
-        # Grouped by slot, every expert's weights are read once and meet all their tokens.
+        # Grouped by slot, every expert's weights are read once for all its tokens.
         tokens, k = experts.shape
         order = mx.argsort(slots.reshape(-1))
         slots, experts, weights = (a.reshape(-1, 1)[order] for a in (slots, experts, weights))
@@ -109,7 +109,7 @@ class ExpertBank:
 
     @property
     def matrices(self) -> dict[str, mx.array]:
-        """What a slot holds, by the tensors' names: [slots, ..] each."""
+        """The bank's arrays, [slots, ..] each, by the names of the tensors they hold."""
         return {
             f"{self._prefix}.gate_up_proj_blocks": self.gate_up_blocks,
             f"{self._prefix}.gate_up_proj_scales": self.gate_up_scales,

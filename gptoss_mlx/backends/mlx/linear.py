@@ -9,7 +9,7 @@ from gptoss_mlx.backends.mlx.ops.matrix import Matrix, Norm
 
 
 class Linear:
-    """y = norm(x) W^T + b + residual; b, norm and residual where there are any."""
+    """A projection, y = norm(x) W^T + b + residual; norm, b and residual are optional."""
 
     def __init__(
         self, matrix: Matrix, bias: mx.array | None = None, kernels: Kernels | None = None

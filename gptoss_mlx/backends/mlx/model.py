@@ -1,7 +1,7 @@
 """gpt-oss in MLX: embedding, blocks of attention and experts, logits.
 
-The shapes are those of one sequence: x is [tokens, hidden]. What the sequence remembers is in the
-`State` given to each call, so a model serves any number of sequences, one call at a time.
+The shapes are those of one sequence: x is [tokens, hidden]. A sequence's KV cache is in the `State`
+given to each call, so a model serves any number of sequences, one call at a time.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from gptoss_mlx.system.heap import return_freed
 
 CHUNK = 512  # tokens prefilled at a time, unless a plan says otherwise
 SCORED = 64  # tokens whose logits are on the device at a time
-ROWS = 1  # sequences at a time that a plan has memory for
+ROWS = 1  # sequences decoded at a time, for which a memory plan has room
 CACHE_LIMIT = 256 << 20  # bytes of freed buffers MLX may keep
 
 
@@ -42,7 +42,7 @@ class Transformer:
     """The whole model on MLX's default device.
 
     streaming: None where every expert is resident.
-    kv_bits: what full-attention layers of a new state keep a value in; None keeps it as computed.
+    kv_bits: bits of a value in full-attention layers of a new state; None keeps the compute dtype.
     """
 
     def __init__(
@@ -57,10 +57,10 @@ class Transformer:
         self.config, self.chunk, self.rows, self.streaming = config, chunk, ROWS, streaming
         self.kernels, self.kv_bits = loader.kernels, kv_bits
         self.sliding = tuple(config.is_sliding(i) for i in range(config.num_hidden_layers))
-        turns = mx.array(periods(config).astype(np.float32))
+        rope_periods = mx.array(periods(config).astype(np.float32))
         self.embedding = embedding
         self.blocks = [
-            Block(config, loader, layer, turns, streaming)
+            Block(config, loader, layer, rope_periods, streaming)
             for layer in range(config.num_hidden_layers)
         ]
         for block, following in pairwise(self.blocks):
@@ -70,7 +70,7 @@ class Transformer:
 
     @property
     def rejected(self) -> Mapping[str, str]:
-        """Metal kernels that it does without, and why."""
+        """Metal kernels that are not used here, and why."""
         return self.kernels.rejected
 
     def new_state(self) -> State:
@@ -82,7 +82,7 @@ class Transformer:
     ) -> mx.array:
         """Append tokens to the sequence. ids: [tokens] -> the last block's [tokens, hidden].
 
-        answered: False leaves out the last block's experts, which the sequence does not remember.
+        answered: False leaves out the last block's experts, which only logits depend on.
         """
         rows = self._embedded(ids)
         x = rows.x
@@ -92,10 +92,10 @@ class Transformer:
         for block, cache, place, sliding in layers:
             x = block.attend(x, cache, place, masks[sliding])
             if x.shape[0] > 1:
-                # A new ring nobody waits for would hold its chunk's qkv until the last layer.
+                # Evaluated here: left lazy, it would hold its chunk's qkv until the last layer.
                 mx.async_eval(*cache.arrays())  # type: ignore[no-untyped-call]
             if self.streaming is not None:
-                rows.read()  # experts wait for the router
+                rows.read()  # streamed experts wait for the router, which needs the rows
             if answered or block is not self.blocks[-1]:
                 x = block.feed_forward(x)
         rows.read()
@@ -103,9 +103,9 @@ class Transformer:
         return x
 
     def _embedded(self, ids: Sequence[int] | mx.array) -> Rows:
-        """The tokens' rows, where nothing is computed before it is asked for not read yet.
+        """The tokens' embeddings, which a lazily built step reads from the file later.
 
-        A sampled token is then waited for when the step that it begins has been built.
+        A sampled token is then waited for only after the step that follows it has been built.
         """
         rows, kernels = self.embedding(ids), self.kernels
         if len(ids) > 1 or self.kv_bits is not None or not kernels.lazy:
@@ -119,7 +119,7 @@ class Transformer:
         return self.lm_head(hidden, norm=self.norm, dtype=mx.float32)
 
     def prefill(self, ids: Sequence[int], state: State) -> None:
-        """Append a chunk and wait until it is in; nothing is predicted from it."""
+        """Append a chunk and wait until it is in the KV cache; no logits are computed."""
         self.hidden(ids, state, answered=False)
         mx.eval(state.arrays())
 
@@ -132,7 +132,7 @@ class Transformer:
         return out
 
     def stats(self) -> dict[str, float]:
-        """Bytes MLX holds now, and held at most; what streaming did (`streaming.Counts`)."""
+        """Bytes that MLX holds, and its peak; the counts of streaming (`streaming.Counts`)."""
         return {
             "active_bytes": mx.get_active_memory(),
             "peak_bytes": mx.get_peak_memory(),
@@ -145,7 +145,7 @@ class Transformer:
     ) -> list[mx.array]:
         """Append one token to each of several sequences -> float32 logits [vocabulary] of each.
 
-        Sequence by sequence: nothing is computed before all have been queued.
+        Each sequence is computed by itself; all are queued before any is computed.
         """
         return [
             self.logits(self.hidden(token, state)).squeeze(0)
@@ -157,7 +157,7 @@ class Transformer:
 
 
 def _masks(tokens: int, state: State) -> tuple[mx.array | str | None, mx.array | str | None]:
-    """What a chunk may not see in (full, sliding) layers; a single token sees all it is given."""
+    """Attention masks of a chunk in (full, sliding) layers; a single token needs none."""
     if tokens == 1:
         return None, None
     earlier = min(state.offset, state.window - 1)
@@ -186,14 +186,15 @@ def open_model(
     dtype: "bfloat16" or "float32"; by default bfloat16 on a GPU and float32 on a CPU, where MLX
     multiplies quantized bfloat16 slowly and coarsely.
     slots: experts of a layer held at a time, all by default; the others are read when they are
-    chosen. At least one token's.
-    kv_bits: 8 keeps keys and values of full-attention layers in 8 bits; None as computed.
+    chosen. At least `least_slots`.
+    kv_bits: 8 keeps keys and values of full-attention layers in 8 bits; None keeps the compute
+    dtype.
     chunk: tokens prefilled at a time. cache_limit: bytes of freed buffers that MLX may keep.
-    wired: bytes that a GPU's memory is kept resident for; of no meaning on a CPU.
+    wired: bytes of memory that a GPU keeps resident (wired); without effect on a CPU.
     kernels: by default what `choose_kernels` finds for the device.
     Raises CheckpointError if a file cannot be read, is changed meanwhile, or holds an invalid scale
     or a float that is not finite, and ConfigError if kv_bits is given and head_dim is not a
-    multiple of 32; KernelError if MLX is too old, if GPTOSS_KERNELS is none of its values, or asks
+    multiple of 32; KernelError if MLX is too old, or if GPTOSS_KERNELS has an unknown value or asks
     for a kernel that cannot be used.
     """
     require_mlx(mlx_version())

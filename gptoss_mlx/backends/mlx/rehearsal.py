@@ -1,6 +1,7 @@
-"""Calls of every kernel of a model at its real sizes, so that none is tried in an answer.
+"""Kernel warm-up: calls every kernel of a model at its real sizes, before the first answer.
 
-What is known of a pipeline from an earlier start is not computed again: nothing is then evaluated.
+So no trial of a kernel (ops/trial.py) delays an answer. A pipeline that an earlier start has tried
+is not tried again, and nothing is evaluated for it.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from gptoss_mlx.backends.mlx.ops.metal import DECODED
 from gptoss_mlx.backends.mlx.ops.place import anywhere
 from gptoss_mlx.plan.buffers import PAGE
 
-CONTEXTS = (WHOLE - PAGE, WHOLE + RANGE)  # tokens: one range of them, and several
+CONTEXTS = (WHOLE - PAGE, WHOLE + RANGE)  # tokens: in one range, and split into several
 
 
 def rehearse(model: Any) -> None:
-    """Try what has not been tried. model: a `Transformer`, its weights loaded.
+    """Try every pipeline that has not been tried. model: a `Transformer`, its weights loaded.
 
     Raises KernelError if a kernel that is insisted on cannot be used.
     """
@@ -36,7 +37,7 @@ def rehearse(model: Any) -> None:
 
 
 def _counts() -> tuple[int, ...]:
-    """Numbers of tokens that a kernel is compiled for each."""
+    """The numbers of tokens that decode kernels are compiled for: powers of two to DECODED."""
     return tuple(1 << i for i in range(DECODED.bit_length()))
 
 
@@ -68,7 +69,7 @@ def _experts(moe: Any, x: mx.array, chunk: int) -> None:
     one, each = chosen[None], chosen[:, None]
     halves = bank.gate_up(h[:1], one, one)
     bank.down(halves, one, one, weights, residual=x[:1])
-    if bank is not moe.experts:  # streamed, a token's first halves may come in parts
+    if bank is not moe.experts:  # streamed, a token's experts may compute gate_up in waves
         bank.gate_up(mx.repeat(h[:1], moe.k, axis=0), each, each)
     visits = chunk * moe.k
     slots = (mx.arange(visits, dtype=mx.uint32) * bank.size // visits)[:, None]

@@ -1,5 +1,5 @@
-"""The sampler's operations in MLX. Arrays are lazy: the step behind a choice is queued before it is
-read."""
+"""The sampler's operations in MLX. Arrays are lazy: the step after a choice is queued before the
+choice is read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gptoss_mlx.backends.sampler import Fetch, RuledSampler
 
 
 class Sampler(RuledSampler[mx.array]):
-    """See `RuledSampler`."""
+    """A `RuledSampler` on MLX arrays."""
 
     def ids(self, values: Iterable[int]) -> mx.array:
         return mx.array(list(values), mx.uint32)

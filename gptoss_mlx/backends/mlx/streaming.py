@@ -1,16 +1,16 @@
-"""Experts that do not all fit: the output of a resident bank, from fewer slots than experts.
+"""Expert streaming in MLX: the output of a resident bank, from fewer slots than experts.
 
-Each layer's choice is read back from the device. Experts that have a slot start at once; the others
-are read from the file into slots of experts this step does not need, and start when they are there.
-While they compute, the experts that the next layer will probably choose are read into its bank. A
-prompt's chunk, which may need more experts than there are slots, visits them in waves, those
-already present first, each wave computing while the next one is read.
+The router's choice in each layer is read back from the device. Experts that have a slot compute at
+once; the others are read from the file into slots of experts this step does not need, and compute
+when they are there. Meanwhile the experts that the next layer will probably choose are prefetched
+into its bank. A prompt's chunk, which may need more experts than there are slots, visits them in
+waves, those already present first, each wave computing while the next one is read.
 
-Why no slot is written while a computation may read it: what is computed on a bank is put in flight
-before the call returns, and `Streaming.land` waits for everything in flight, of any layer and any
-sequence, before a call claims its first slot; within the call, a claim spares the experts of the
+No slot is written while a computation may read it. A call launches every computation on a bank
+before it returns, and `Streaming.land` waits for all that is in flight, of any layer and any
+sequence, before a call claims its first slot. Within the call, a claim spares the experts of the
 wave in flight. With the environment variable GPTOSS_DEBUG_SLOTS=1 every computation that reads a
-slot and every write to one is recorded, and one that overlaps another raises AssertionError at once
+slot and every write to one is recorded, and an overlap raises AssertionError at once
 (`slots.Watch`).
 """
 
@@ -41,7 +41,9 @@ from gptoss_mlx.files.shard import Tensor
 
 @dataclass
 class GuessCounts(Counts):
-    """guessed, guessed_right: experts foreseen for the next layer, and how many of them it chose.
+    """Counts of a model's streaming, with those of its guesses.
+
+    guessed, guessed_right: experts foreseen for the next layer, and how many of them it chose.
     prefetched, prefetch_used: experts read because of a guess, and how many were then chosen.
     """
 
@@ -52,7 +54,7 @@ class GuessCounts(Counts):
 
 
 class Streaming(ExpertStreaming):
-    """See `ExpertStreaming`; and what is in flight."""
+    """`ExpertStreaming` in MLX, with the computations that are in flight."""
 
     counts: GuessCounts
 
@@ -62,11 +64,11 @@ class Streaming(ExpertStreaming):
         self._flying: list[mx.array] = []
 
     def synchronize(self) -> None:
-        """Nothing is copied: reads go to the slots themselves."""
+        """Nothing to wait for: reads go straight into the slots, without copies."""
 
     def launch(self, output: mx.array) -> None:
-        """Start to compute what reads a bank."""
-        self._flying.append(output)  # before it flies, should an interrupt come between
+        """Start to compute an output that reads a bank, and record it as in flight."""
+        self._flying.append(output)  # recorded first: an interrupt may come in between
         if self.watch is not None:
             self.watch.launch()
         self.compute(output)
@@ -75,11 +77,11 @@ class Streaming(ExpertStreaming):
         mx.async_eval(output)  # type: ignore[no-untyped-call]
 
     def land(self, flying: int = 0) -> None:
-        """Wait for what was launched, but for the last `flying`; mostly it is computed by now."""
+        """Wait for all launched outputs but the last `flying`; most are computed already."""
         landing = self._flying[: len(self._flying) - flying]
         try:
             mx.eval(landing)
-        except Exception:  # of the computation, which is not to fail again in the next call
+        except Exception:  # the computation failed: drop it, or the next call would fail too
             mx.synchronize()
             self._landed(len(self._flying))
             raise
@@ -92,7 +94,7 @@ class Streaming(ExpertStreaming):
 
 
 class StreamedExperts:
-    """One layer's experts on a bank of fewer slots. Called as `ExpertBank` is."""
+    """One layer's experts, streamed into a bank of fewer slots; called as `ExpertBank` is."""
 
     def __init__(self, bank: ExpertBank, streaming: Streaming) -> None:
         self.bank, self.streaming = bank, streaming
@@ -130,11 +132,11 @@ class StreamedExperts:
 
     @property
     def size(self) -> int:
-        """Slots."""
+        """Slots of the bank."""
         return len(self.table)
 
     def expect(self, guess: Sequence[int]) -> None:
-        """Begin to read experts that will probably be chosen, surest first, where slots allow."""
+        """Prefetch experts that will probably be chosen, surest first, where slots allow."""
         self.streaming.land()
         with self.streaming.also_changing(self):
             for expert in self._guesses.make(guess):
@@ -142,7 +144,7 @@ class StreamedExperts:
                     self.streaming.counts.prefetched += 1
 
     def _grouped(self, step: _Step, guess: mx.array | None) -> mx.array:
-        """Every expert visited once by all its tokens, in waves if they are too many."""
+        """A chunk: every expert once for all its tokens, in waves if the slots are too few."""
         outputs, order = [], []
         for wave in self._waves(np.unique(step.chosen).tolist(), guess):
             pairs, slots = self._pairs(step.chosen, wave)
@@ -155,10 +157,10 @@ class StreamedExperts:
         return y if step.residual is None else step.residual + y
 
     def _one_token(self, step: _Step, guess: mx.array | None) -> mx.array:
-        """Experts that are there compute their first half while the others come.
+        """One token: experts that are present compute gate_up while the others are read.
 
-        The second half is one call for all of them, as in a resident bank: their sum must be
-        rounded in the same way.
+        The down projection is one call for all of them, as in a resident bank, so that their sum
+        is rounded in the same way.
         """
         halves, order = [], []
         for wave in self._waves(np.unique(step.chosen).tolist(), guess):
@@ -174,13 +176,13 @@ class StreamedExperts:
         return y
 
     def _waves(self, needed: list[int], guess: mx.array | None) -> Iterator[list[int]]:
-        """The experts needed, in turn: every list is in its slots when it is given.
+        """Yield the needed experts in waves; its experts are in their slots when it is yielded.
 
-        The caller launches what it was given before it asks for more.
+        The caller must launch a wave's computation before it asks for the next wave.
         """
         slots = len(self.table)
         if len(needed) > slots:
-            self._await(needed)  # those foretold are then among the ready
+            self._await(needed)  # prefetched ones are then among the ready
         missing = [e for e in needed if e not in self.table.slot_of or e in self._coming]
         ready = [e for e in needed if e not in missing]
         if len(needed) <= slots:
@@ -204,7 +206,7 @@ class StreamedExperts:
             before = wave
 
     def _arrive(self, needed: Sequence[int]) -> None:
-        """Account for the choice; let go of reads that it does not need, or that went wrong."""
+        """Count hits and misses; abandon reads that are not needed or have failed."""
         counts, chosen = self.streaming.counts, set(needed)
         for expert, load in [*self._coming.items()]:
             if expert not in chosen or load.failed():
@@ -220,7 +222,7 @@ class StreamedExperts:
         counts.prefetch_used += len(self._coming)
 
     def _request(self, expert: int, keep: Collection[int]) -> bool:
-        """Begin to read an expert that has no slot, into one of those not to keep."""
+        """Begin to read an expert into the slot of one not in `keep`; whether a read began."""
         if expert in self.table.slot_of:
             return False
         slot = self.table.claim(expert, {*keep, *self._coming})
@@ -242,7 +244,7 @@ class StreamedExperts:
         self.streaming.counts.stall += time.perf_counter() - begun
 
     def _came(self, expert: int) -> None:
-        """Nobody writes to an expert's slot any more."""
+        """Record that the read into an expert's slot is over, completed or abandoned."""
         del self._coming[expert]
         if self.streaming.watch is not None:
             self.streaming.watch.wrote((self._name, self.table.slot_of[expert]))
@@ -256,7 +258,7 @@ class StreamedExperts:
     def _pairs(
         self, chosen: NDArray[np.uint32], wave: list[int]
     ) -> tuple[NDArray[np.uint32], mx.array]:
-        """Which of the (token, choice) pairs visit these experts, and their slots, ascending.
+        """The (token, choice) pairs that visit these experts, and their slots, which ascend.
 
         [pairs], [pairs, 1]
         """
@@ -267,7 +269,7 @@ class StreamedExperts:
         return pairs[order], mx.array(slots[order])[:, None]
 
     def _slots_read(self, experts: Sequence[int]) -> list[int]:
-        """Their slots, for a computation that reads them."""
+        """The experts' slots, which a computation that is being built will read."""
         slots = [self.table.slot_of[expert] for expert in experts]
         if self.streaming.watch is not None:
             self.streaming.watch.build([(self._name, slot) for slot in slots])
@@ -275,7 +277,10 @@ class StreamedExperts:
 
 
 class _Step:
-    """What a layer is called with. x and residual [tokens, hidden], the rest [tokens, k]."""
+    """The arguments of a call of a layer's experts.
+
+    x and residual [tokens, hidden], the rest [tokens, k].
+    """
 
     def __init__(
         self, x: mx.array, experts: mx.array, weights: mx.array, residual: mx.array | None
@@ -290,6 +295,6 @@ class _Step:
 
 
 def _in_order(outputs: list[mx.array], order: list[NDArray[np.uint32]]) -> mx.array:
-    """Outputs of pairs, in the orders given -> in the pairs' own order."""
+    """The waves' outputs, joined in ascending order of pairs. order: the pairs of each wave."""
     y = outputs[0] if len(outputs) == 1 else mx.concatenate(outputs)
     return y[mx.array(np.argsort(np.concatenate(order)))]

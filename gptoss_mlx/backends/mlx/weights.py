@@ -1,7 +1,7 @@
-"""From the checkpoint's files into the memory the model computes on.
+"""Weight loading from a checkpoint's files into MLX arrays.
 
-Bytes come with `pread` to where they stay if the file already holds what is wanted, and are widened
-from bfloat16 to float32 in passing where it does not. Nothing is converted as a whole.
+Where the file already has the wanted dtype, `pread` writes straight into the array. Where it has
+not, floats are widened to float32 piece by piece as they are read.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ Array = NDArray[Any]
 
 
 class Loader(WeightLoader):
-    """See `WeightLoader`. kernels: what projections and experts compute with; by default the
-    references."""
+    """A `WeightLoader` of MLX arrays.
+
+    kernels: what projections and experts compute with; by default the references.
+    """
 
     def __init__(
         self,
@@ -59,7 +61,7 @@ class Loader(WeightLoader):
     def raw(self, *names: str, dtype: mx.Dtype, rows: int | None = None) -> mx.array:
         """The named tensors' bytes as they are, stacked, their last axis seen as `dtype`.
 
-        rows: only so many of the first axis.
+        rows: how many of the first axis to read; all by default.
         """
         tensors = self.tensors(names, rows)
         *outer, last = stacked(tensors)

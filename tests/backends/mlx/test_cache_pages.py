@@ -23,7 +23,7 @@ WINDOW = 8
 def _decode(layer: Arena | Ring, value: int, offset: int) -> list[int]:
     """What a token sees that is written as the kernels do it."""
     held, slot, count = layer.spot(offset)
-    arena, page = layer.parts(NOTHING)
+    arena, page = layer.buffers(NOTHING)
     assert page.shape[2] == (layer.window if isinstance(layer, Ring) else PAGE)
     page = mx.array(page)
     page[..., slot : slot + 1, :] = mx.concatenate([_tokens([value]), -_tokens([value])])
