@@ -3,8 +3,8 @@
 MLX's fast attention takes sinks but no quantized keys. Here the keys are visited block by block
 with a running maximum and sum (Milakov and Gimelshein, "Online normalizer calculation for softmax",
 2018), so that scores take no more room in a longer context, and the cache is never dequantized as
-a whole. A head's sink is one more score, over a value of zeros: the running maximum begins at the
-sink and the running sum at exp(0).
+a whole. A head's sink is one more score, whose value vector is zero: the running maximum begins at
+the sink and the running sum at exp(0).
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ def attention_quantized(
 ) -> mx.array:
     """softmax(scale q k^T) v where each head's sink adds to the denominator; causal.
 
-    q [1, heads, tokens, width] are the last `tokens` of the positions that k and v hold; each sees
-    itself and what lies before. k and v have kv_heads, and heads / kv_heads neighbours share one.
-    sinks [heads]. Gives q's shape and dtype; computed in float32.
+    q [1, heads, tokens, width] are the last `tokens` of the positions that k and v hold; each
+    attends to itself and to earlier ones. k and v have kv_heads, each shared by heads / kv_heads
+    neighbouring heads of q. sinks [heads]. Returns q's shape and dtype; computed in float32.
     Scratch: about three times scores_bytes. Up to that many bytes of scores nothing is evaluated
-    (one token among 131,072 with 64 heads is just within); beyond, each block is waited for.
+    (one token among 131,072 with 64 heads is just within); beyond, each block is evaluated.
     """
     _, heads, tokens, width = q.shape
     kv_heads, held = k.codes.shape[1:3]

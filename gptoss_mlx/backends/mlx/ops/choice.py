@@ -1,7 +1,7 @@
 """Which implementation of each operation a model computes with.
 
-On a GPU that is the Metal kernel, where a trial on that device lets it (trial.py); where not, its
-reference computes in its place, and `Kernels.rejected` says why. Elsewhere it is the reference.
+On a GPU that is the Metal kernel if a trial on the device has accepted it (trial.py); if not, its
+reference computes in its place, and `Kernels.rejected` says why. On a CPU it is the reference.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from gptoss_mlx.files.paths import cache_folder
 class Kernels:
     """One implementation of each operation; by default the references.
 
-    trials: of those that are `Tried`, what decides. lazy: a call only queues what it computes; on a
-    CPU some references compute at once.
+    trials: what decides for the operations that are `Tried`, None if there are none. lazy: a call
+    only queues what it computes; on a CPU some references compute at once.
     """
 
     quantized_matvec: quantized_matvec.QuantizedMatvec = quantized_matvec.quantized_matvec
@@ -50,12 +50,12 @@ class Kernels:
 
     @property
     def rejected(self) -> Mapping[str, str]:
-        """Metal kernels that were wanted but cannot be used, all or some pipelines, and why."""
+        """Metal kernels of which some or all pipelines are not used, and why."""
         return {} if self.trials is None else self.trials.rejected
 
     @property
     def pages(self) -> bool:
-        """Whether a token's keys and values go to a page: the references have no use for one."""
+        """Whether a token's keys and values are written into a page, as only the kernels need."""
         attention: Any = self.decode_attention
         if isinstance(attention, Tried):
             return not attention.rejected
@@ -71,7 +71,7 @@ MODULES: Mapping[str, ModuleType] = {
     "moe_gate_up": moe_gate_up,
     "moe_down": moe_down,
 }
-"""Where each operation is: `metal(factory, threads)` builds its KERNELS, `examples(dtype)` are
+"""The module of each operation: `metal(factory, threads)` builds its KERNELS, `examples(dtype)` are
 small calls of them."""
 
 
@@ -84,11 +84,11 @@ def choose_kernels(
 ) -> Kernels:
     """The kernels for MLX's default device.
 
-    policy: "metal", which fails rather than leave a kernel out, "reference", or "" for either as
-    the device allows; by default what the environment's GPTOSS_KERNELS says.
-    factory: what builds Metal kernels in place of MLX's, wherever it may run them.
-    verdicts: by default those of the cache folder. raced: whether a slower kernel is left out; by
-    default where MLX's own are built and none is insisted on.
+    policy: "metal" insists on every kernel, "reference" uses none, "" uses those that the device
+    allows; by default the value of the environment variable GPTOSS_KERNELS.
+    factory: builds Metal kernels in place of `mx.fast.metal_kernel`, on any device.
+    verdicts: by default those of the cache folder. raced: whether a kernel slower than its
+    reference is left out; by default only without a factory and where none is insisted on.
     Raises KernelError; so does the first call of a kernel that is insisted on and cannot be used.
     """
     possible = factory is not None or mx.default_device() == mx.Device(mx.gpu)
@@ -96,7 +96,8 @@ def choose_kernels(
     policy = policy_of(policy, "metal", possible=lambda: possible, where=where)
     if policy == "reference" or not possible:
         return Kernels()
-    # What is insisted on is not raced, which a later start would take it for.
+    # Kernels insisted on are not raced: their verdicts are not kept, or later starts would trust
+    # them as raced.
     verdicts = verdicts or Verdicts(this_machine(), None if factory or policy else cache_folder())
     raced = (factory is None and not policy) if raced is None else raced
     trials = Trials(verdicts, time.perf_counter if raced else None, insist=policy == "metal")
@@ -108,7 +109,7 @@ def choose_kernels(
 
 
 def metal_kernels(factory: Factory | None = None, threads: Threads = largest) -> Kernels:
-    """Every Metal kernel, untried; to be looked at, or run by something other than a Mac."""
+    """Every Metal kernel, untried: to inspect it, or to run it on something other than a Mac."""
     built: dict[str, Any] = {
         name: module.metal(factory, threads) for name, module in MODULES.items()
     }
@@ -116,7 +117,7 @@ def metal_kernels(factory: Factory | None = None, threads: Threads = largest) ->
 
 
 def implementations(kernels: Kernels) -> dict[str, str]:
-    """Of each operation "metal", "reference", or which of its kernels are not used, and why."""
+    """By operation: "metal", "reference", or which of its kernels are not used, and why."""
     references = Kernels()
     found = {}
     for name in MODULES:
@@ -128,8 +129,8 @@ def implementations(kernels: Kernels) -> dict[str, str]:
 
 
 def found_here() -> dict[str, str]:
-    """The `implementations` of MLX's default device: what small calls find, in the dtype a model
-    has there, and what a model's own calls have found before."""
+    """The `implementations` of MLX's default device, as trials of small calls in bfloat16 find
+    them, and as a model's own calls have found them before."""
     kernels = choose_kernels(verdicts=Verdicts({}, None), raced=False)
     if kernels.trials is None:
         return implementations(kernels)

@@ -1,4 +1,8 @@
-"""Attention of one token over keys and values that lie in two parts."""
+"""Decode attention: one token over keys and values in two buffers, an arena and a page.
+
+Where there are many tokens, they are divided into ranges, computed separately and then merged
+(split-KV).
+"""
 
 from __future__ import annotations
 
@@ -19,11 +23,11 @@ from gptoss_mlx.backends.mlx.ops.metal import (
 )
 from gptoss_mlx.backends.mlx.ops.place import Place, Spot, places
 
-WHOLE = 1024  # tokens up to which one range is enough
-RANGE = 512  # tokens a range has at least, beyond that
+WHOLE = 1024  # tokens up to which one range is used
+RANGE = 512  # tokens of a range at most, beyond that and until there are MOST_RANGES
 MOST_RANGES = 32
-QUERIES = 8  # heads to a key head, of 64 elements: what a lane has registers for
-SIZES = (256, 128, 64)  # threads of a threadgroup: of weighted values 2 KB to a simdgroup
+QUERIES = 8  # query heads of 64 elements to a key head: what a lane has registers for
+SIZES = (256, 128, 64)  # threads of a threadgroup; a simdgroup's weighted values take 2 KB
 MERGE_SIZES = (128, 64, 32)
 KERNELS = ("decode_attention", "decode_attention_merge")  # of metal/
 
@@ -45,10 +49,10 @@ class DecodeAttention(Protocol):
 def decode_attention(
     q: mx.array, arena: mx.array, page: mx.array, place: Place, sinks: mx.array, scale: float
 ) -> mx.array:
-    """One token's attention to the first tokens of both parts, as many as its place says.
+    """Attention of one token over the first tokens of arena and page, as many as `place` says.
 
     q [heads, 1, head_dim]; arena and page [2, kv_heads, tokens, head_dim], keys and then values;
-    sinks [heads]: logits of attention to nothing -> [1, heads * head_dim]
+    sinks [heads]: logits that only add to the softmax's denominator -> [1, heads * head_dim]
     """
     held, _, count = place.spot
     seen = mx.concatenate([arena[..., :held, :], page[..., :count, :]], axis=2)
@@ -113,7 +117,7 @@ def _served(q: mx.array, kv_heads: int) -> bool:
 
 
 def _ranges(tokens: int) -> int:
-    """Into how many the tokens are divided."""
+    """The number of ranges that the tokens are divided into."""
     if tokens <= WHOLE:
         return 1
     return min(MOST_RANGES, 1 << (-(-tokens // RANGE) - 1).bit_length())

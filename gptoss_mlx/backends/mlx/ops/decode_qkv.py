@@ -35,7 +35,7 @@ KERNELS = ("decode_qkv",)  # of metal/
 
 
 class Heads(NamedTuple):
-    """Which rows of the projection are what: queries, then keys, then values."""
+    """Numbers of heads and their size; the projection has rows of queries, keys, then values."""
 
     heads: int
     kv_heads: int
@@ -66,11 +66,11 @@ def decode_qkv(
     place: Place,
     page: mx.array | None = None,
 ) -> tuple[mx.array, mx.array]:
-    """Rotated queries, and rotated keys beside values as a cache takes them.
+    """Queries and keys with RoPE applied, and values; keys and values as a cache takes them.
 
-    x [tokens, hidden]; projections: matrices [.., hidden] and biases, all queries, keys and values
-    in one or, where they are kept in different forms, one for each;
-    periods [head_dim / 2] float32, tokens per radian; place: the first token's
+    x [tokens, hidden]; projections: matrices [.., hidden] and biases, one for queries, keys and
+    values together or, where they are quantized differently, one for each;
+    periods [head_dim / 2] float32, tokens per radian; place: where the first token is written;
     page [2, kv_heads, any, head_dim]: keys and values of other tokens, with room for these
     -> q [heads, tokens, head_dim], kv [2, kv_heads, tokens, head_dim]; with a page, in kv's place
     the page with the tokens in it, as a new array
@@ -91,7 +91,7 @@ def decode_qkv(
     kv = mx.concatenate([turned[heads.heads :], y[count:]])
     kv = kv.reshape(2, heads.kv_heads, tokens, heads.head_dim)
     if page is not None:
-        full, slot = mx.array(page), place.spot.slot  # a new handle: the page is left alone
+        full, slot = mx.array(page), place.spot.slot  # a new handle: `page` itself is unchanged
         full[..., slot : slot + tokens, :] = kv
         kv = full
     return turned[: heads.heads], kv

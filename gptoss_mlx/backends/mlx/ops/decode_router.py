@@ -19,7 +19,7 @@ from gptoss_mlx.backends.mlx.ops.matrix import template as described
 from gptoss_mlx.backends.mlx.ops.metal import Factory, MetalKernel, Threads, largest, number
 from gptoss_mlx.spec.config import QuantizationSpec
 
-ROWS = 4  # of a threadgroup: one set for one simdgroup, since there are so few in all
+ROWS = 4  # rows of a threadgroup: one simdgroup's set, since a router has few rows in all
 SIZES = (128, 64)  # threads of a threadgroup
 KERNELS = ("decode_router",)  # of metal/
 
@@ -35,7 +35,9 @@ class DecodeRouter(Protocol):
 def decode_router(
     x: mx.array, matrix: Matrix, bias: mx.array, norm: Norm
 ) -> tuple[mx.array, mx.array]:
-    """x [tokens, hidden], matrix [experts, hidden], bias [experts]
+    """The router's logits, and the RMS norm of x, which the experts read.
+
+    x [tokens, hidden], matrix [experts, hidden], bias [experts]
     -> logits float32 [tokens, experts], norm(x) [tokens, hidden]
     """
     h = mx.fast.rms_norm(x, norm.weight, norm.eps)

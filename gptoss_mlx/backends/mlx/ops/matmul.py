@@ -1,8 +1,8 @@
-"""x W^T for a dense W: MLX's own, but on a CPU under Linux numpy's.
+"""x W^T for a dense W: computed by MLX, but on a CPU under Linux by numpy.
 
-MLX's wheels for Linux carry the reference BLAS, one thread and no vectors: 24 ms where numpy's
-OpenBLAS takes 1.5 for one token through [5760, 2880] in float32, and far more in a prefill. Arrays
-share their memory, so numpy can take over; it costs waiting for x.
+MLX's wheels for Linux carry the reference BLAS, one thread and no SIMD: 24 ms where numpy's
+OpenBLAS takes 1.5 ms for one token through [5760, 2880] in float32, and far more in a prefill.
+numpy reads MLX's arrays in place; the price is to wait for x.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The matrix of a projection, in any form MLX keeps one in; what metal/matvec.metal asks of it."""
+"""The matrix of a projection, dense or quantized, and the arguments metal/matvec.metal takes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Matrix:
 
 
 class Norm(NamedTuple):
-    """RMSNorm: its weight [inputs], and what is added to the mean square."""
+    """RMSNorm: its weight [inputs], and eps, which is added to the mean square."""
 
     weight: mx.array
     eps: float
@@ -42,7 +42,7 @@ class Norm(NamedTuple):
 def product(x: mx.array, matrix: Matrix, dtype: mx.Dtype | None = None) -> mx.array:
     """x W^T by MLX's own operations: [tokens, inputs] -> [tokens, outputs].
 
-    dtype: float32 to have sums of bfloat16 as they are; MLX rounds them to x's.
+    dtype: of the result, by default x's; float32 keeps sums of bfloat16 products unrounded.
     """
     x = x.astype(dtype or x.dtype)
     if matrix.spec is None or matrix.scales is None:
@@ -61,7 +61,7 @@ def product(x: mx.array, matrix: Matrix, dtype: mx.Dtype | None = None) -> mx.ar
 
 
 def _widened(x: mx.array, weight: mx.array) -> mx.array:
-    """As `matmul`, of a weight that is widened to x's dtype, and never as a whole."""
+    """As `matmul`, with the weight widened to x's dtype one block of rows at a time."""
     rows = range(0, weight.shape[0], BLOCK)
     blocks = [matmul(x, weight[i : i + BLOCK].astype(x.dtype)) for i in rows]
     return mx.concatenate(blocks, axis=-1)
@@ -83,7 +83,7 @@ def supported(x: mx.array, matrix: Matrix) -> bool:
 def template(x: mx.array, matrix: Matrix) -> Template:
     """The template arguments that describe x and the matrix.
 
-    TOKENS may be more than there are: a kernel is given x, and so knows.
+    TOKENS is rounded up; a kernel takes the number of tokens from x's shape.
     """
     spec, scales = matrix.spec, matrix.scales
     return {
@@ -99,13 +99,13 @@ def template(x: mx.array, matrix: Matrix) -> Template:
 
 
 def inputs(x: mx.array, matrix: Matrix) -> tuple[mx.array, mx.array, mx.array]:
-    """weight, scales, biases as a kernel takes them: what is absent is something it never reads."""
+    """weight, scales, biases as a kernel's inputs; for an absent one any array, never read."""
     scales = x if matrix.scales is None else matrix.scales
     return matrix.weight, scales, scales if matrix.biases is None else matrix.biases
 
 
 def random_matrix(rows: int, inputs: int, spec: QuantizationSpec | None, dtype: mx.Dtype) -> Matrix:
-    """Always the same; rows about as long as 1."""
+    """A random matrix, the same at every call, with rows of a norm of about 1."""
     weight = mx.random.normal((rows, inputs), scale=inputs**-0.5, key=mx.random.key(rows))
     if spec is None:
         return Matrix(weight.astype(dtype))

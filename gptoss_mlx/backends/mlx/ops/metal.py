@@ -1,8 +1,8 @@
 """The Metal kernels of `metal/`: their source, and how MLX is asked to run them.
 
-A file of `metal/` is what `mx.fast.metal_kernel` wants, in two parts: functions, and after the line
-`// kernel` the body of the kernel itself, in which inputs, outputs and template arguments go by
-their names. `#include "other.metal"` takes another file's functions in, once.
+A file of `metal/` has the two texts that `mx.fast.metal_kernel` takes: a header of functions and,
+after the line `// kernel`, the kernel's body, in which inputs, outputs and template arguments have
+their names. `#include "other.metal"` inserts another file's functions, once.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ Template: TypeAlias = dict[str, mx.Dtype | int | bool]
 """A kernel's template arguments."""
 
 OLDEST_MLX = (0, 32)
-"""The first whose text of these kernels can be had, and so has been compiled and run, without a
-Mac; and that compiles kernels in the safe math mode, where exp(-inf) is 0. Attention with sinks and
-MXFP4 are older."""
+"""The oldest MLX that is supported, (major, minor). It is the first that gives a kernel's full text
+without a Mac, so that the kernels have been compiled and run there, and the first that compiles
+kernels in the safe math mode, where exp(-inf) is 0. Attention with sinks and MXFP4 are older."""
 
 DECODED = 8
-"""Tokens that the kernels for decoding serve at most."""
+"""The most tokens that a decode kernel serves in one call."""
 
 SIMDGROUP = 32
-"""Threads that run together."""
+"""Threads of a simdgroup, which run together."""
 
 CONSTANT = 8
-"""Elements below which MLX hands an array over in Metal's constant address space."""
+"""Elements below which MLX passes an array in Metal's constant address space, not in device."""
 
 _BODY = re.compile(r"^// kernel$", re.MULTILINE)
 _UNREAD = re.compile(r"[ \t]*//[^\n]*|^[ \t]+", re.MULTILINE)
@@ -92,12 +92,12 @@ def _text(name: str) -> str:
 
 @cache
 def number(value: float) -> mx.array:
-    """A setting of the model as a kernel takes it, made once and not for every token."""
+    """A scalar input of a kernel, made once and not for every token."""
     return mx.array(value)
 
 
 def many_cores() -> bool:
-    """Whether the GPU is a Max or an Ultra: 24 cores and more, by the last letter of its name."""
+    """Whether the GPU is a Max or an Ultra: 24 cores or more, by the last letter of its name."""
     if not mx.metal.is_available():
         return False
     return str(mx.device_info().get("architecture", ""))[-1:] in ("s", "c", "d")
@@ -110,9 +110,9 @@ def index(value: int) -> mx.array:
 
 
 def padded(tokens: int) -> int:
-    """For how many tokens a kernel is compiled that serves so few: 1, 2, 4 or 8.
+    """Tokens rounded up to 1, 2, 4 or 8, the numbers that decode kernels are compiled for.
 
-    Of a pipeline for each number a person would wait for eight.
+    With a pipeline for each number, a user would wait for eight to compile.
     """
     return 1 << (tokens - 1).bit_length()
 
@@ -132,7 +132,7 @@ def require_mlx(version: str) -> None:
 
 
 class Pipeline(NamedTuple):
-    """A kernel compiled for one set of template arguments, but for its threads."""
+    """A kernel and one set of template arguments, without the threads of its threadgroup."""
 
     kernel: str
     arguments: tuple[mx.Dtype | int | bool, ...]
@@ -142,12 +142,12 @@ class Pipeline(NamedTuple):
 
 
 Threads: TypeAlias = Callable[[Pipeline, Sequence[int]], int]
-"""How many threads a threadgroup of a pipeline has, one of the numbers given, or 0: its reference
-computes in its place. A GPU may refuse a pipeline's threadgroup, by what registers it takes."""
+"""Chooses the threads of a pipeline's threadgroup among the numbers given, or 0: the reference
+computes in its place. A GPU may refuse a threadgroup, depending on the registers it takes."""
 
 
 def largest(pipeline: Pipeline, sizes: Sequence[int]) -> int:
-    """Of threads of a threadgroup: what a kernel is meant to have."""
+    """`Threads` that always chooses the first number, which the kernel is designed for."""
     return sizes[0]
 
 
@@ -155,7 +155,7 @@ class MetalKernel:
     """One kernel; MLX compiles it when it first meets a set of template arguments.
 
     factory: `mx.fast.metal_kernel`, or what runs kernels in its place.
-    threads: what chooses among `sizes`, threads that a threadgroup may have, the best first.
+    threads: chooses among `sizes`, the numbers of threads a threadgroup may have, the best first.
     """
 
     def __init__(
@@ -179,7 +179,7 @@ class MetalKernel:
         )
 
     def threads(self, template: Template) -> int:
-        """Of a threadgroup; 0 where the reference is to compute."""
+        """The threads of a threadgroup; 0 if the reference is to compute."""
         return self._choose(Pipeline(self.name, tuple(template.values())), self.sizes)
 
     def __call__(
@@ -190,7 +190,8 @@ class MetalKernel:
         threads: int,
         outputs: Sequence[tuple[Sequence[int], mx.Dtype]],
     ) -> list[mx.array]:
-        """outputs: shape and dtype of each; `threads` a threadgroup, along x: THREADS."""
+        """Run the kernel. outputs: shape and dtype of each. threads: of a threadgroup, all along x;
+        the kernel's THREADS."""
         across, *others = threadgroups
         options: dict[str, Any] = {
             "template": [*template.items(), ("THREADS", threads)],

@@ -18,7 +18,7 @@ from gptoss_mlx.backends.mlx.ops.metal import (
 )
 from gptoss_mlx.backends.mlx.ops.mxfp4 import gathered_matmul, random_bank
 
-ROWS = 96
+ROWS = 96  # rows of a threadgroup
 SIZES = (768, 512, 384, 256)  # threads of a threadgroup
 KERNELS = ("moe_decode_down", "moe_prefill_down")  # of metal/
 

@@ -22,7 +22,7 @@ from gptoss_mlx.backends.mlx.ops.mxfp4 import gathered_matmul, random_bank
 
 ALPHA = 1.702
 ROWS = 384  # rows of a threadgroup: the vector, read once for them, is 1 % of their bytes
-MANY_CORES_ROWS = 192  # or a Max or Ultra, with 15 of them to an expert, would wait for the last
+MANY_CORES_ROWS = 192  # with 384, only 15 threadgroups an expert: a Max would wait for the last
 SIZES = (512, 256, 128)  # threads of a threadgroup
 MANY_CORES_SIZES = SIZES[1:]
 KERNELS = ("moe_decode_gate_up", "moe_prefill_gate_up")  # of metal/
@@ -82,7 +82,7 @@ def moe_gate_up(
     return activation(y[..., ::2], y[..., 1::2], limit)
 
 
-# One kernel instead of nine. On a CPU, MLX would run a C++ compiler first.
+# One kernel instead of nine. Not used on a CPU, where MLX would run a C++ compiler first.
 _FUSED = mx.compile(swiglu, shapeless=True)
 
 

@@ -1,6 +1,6 @@
-"""How the product of many tokens, sorted by slot, and their slots' matrices is divided.
+"""The grid of the experts' prefill kernels: many tokens, sorted by slot, by their slots' matrices.
 
-The same for both halves of an expert; the kernels' side is metal/moe_prefill.metal.
+It is the same for both halves of an expert; the kernels' side is metal/moe_prefill.metal.
 """
 
 from __future__ import annotations
@@ -13,23 +13,24 @@ from gptoss_mlx.backends.mlx.ops.metal import CONSTANT, SIMDGROUP
 from gptoss_mlx.backends.mlx.ops.mxfp4 import random_bank
 
 TILE_ROWS = 32  # tokens of one slot that a threadgroup takes
-OUTPUTS = 32  # of a simdgroup
+OUTPUTS = 32  # outputs of a simdgroup
 SIZES = (256, 128)  # threads of a threadgroup: x is read once for 256 outputs
-TILES = 4  # that take the same outputs one after the other, so that weights are still in a cache
+TILES = 4  # tiles next to each other with the same outputs: weights are still in a cache
 
 
 def takes(grouped: bool, slots: mx.array, scales: mx.array) -> bool:
-    """Whether a call is one for the prefill kernels.
+    """Whether the prefill kernels serve a call.
 
-    However few its tokens: a token's bits must not depend on how many come with it.
+    That does not depend on its number of tokens: how many others there are must not change a
+    token's result in any bit.
     """
     return grouped and slots.shape[1] == 1 and scales.size >= CONSTANT
 
 
 def division(tokens: int, bank: mx.array, threads: int) -> dict[str, Any]:
-    """Threadgroups, of so many threads, for the matrices of a bank, [slots, outputs, ..].
+    """The threadgroups, and their threads, for the matrices of a bank, [slots, outputs, ..].
 
-    Tiles are numbered by slot + first token / TILE_ROWS, so that no more are possible.
+    A tile's number is its slot + its first token / TILE_ROWS, so that `tiles` bounds the numbers.
     """
     slots, outputs = bank.shape[:2]
     tiles = slots + (tokens - 1) // TILE_ROWS
@@ -41,8 +42,8 @@ def division(tokens: int, bank: mx.array, threads: int) -> dict[str, Any]:
 
 
 def example(dtype: mx.Dtype, outputs: int) -> tuple[mx.array, ...]:
-    """x, blocks, scales, bias, slots and experts of a small call that reaches every part: slots
-    of one, no and several tiles, a whole and a shorter part of the inputs.
+    """x, blocks, scales, bias, slots and experts of a small call that reaches every part of a
+    kernel: slots with one tile, none and several, a whole and a shorter part of the inputs.
     """
     inputs, experts = 224, 4
     bias = mx.random.normal((experts, outputs), key=mx.random.key(1)).astype(dtype)

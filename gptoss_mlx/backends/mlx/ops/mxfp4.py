@@ -1,4 +1,4 @@
-"""MXFP4 as MLX knows it: 32 four-bit floats to one power-of-two scale."""
+"""MXFP4 as MLX has it: 32 four-bit floats share one power-of-two scale."""
 
 import mlx.core as mx
 

@@ -1,7 +1,7 @@
-"""Where a step's token goes in each layer, and what it sees there: one table a step.
+"""Slot mapping of a step: where its token is written in each layer, and which tokens it attends to.
 
-A kernel is given the table and the layer's row. A device array for each of these numbers and each
-layer would be a hundred allocations a token.
+All layers' numbers are in one table a step, of which a kernel is given the layer's row. A device
+array for each of these numbers and each layer would be a hundred allocations a token.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from gptoss_mlx.backends.mlx.ops.metal import index
 
 
 class Spot(NamedTuple):
-    """In one layer: tokens in the arena; the token's slot in the page, and the page's tokens that
-    are seen once it is there."""
+    """A token in one layer. held: tokens in the arena. slot: the token's slot in the page.
+    seen: tokens of the page that it attends to, itself among them."""
 
     held: int
     slot: int
@@ -25,7 +25,7 @@ class Spot(NamedTuple):
 
 
 class Place(NamedTuple):
-    """A layer's row of the table. offset: the position of the first token that comes."""
+    """A layer's row of the table. offset: the position of the step's first token."""
 
     offset: int
     spot: Spot
@@ -36,7 +36,7 @@ class Place(NamedTuple):
 
 
 NOWHERE = Spot(0, 0, 0)
-"""Where keys and values are given back instead."""
+"""The spot of tokens that no page takes: their keys and values are returned instead."""
 
 
 def places(offset: int, spots: Sequence[Spot]) -> list[Place]:
@@ -46,5 +46,5 @@ def places(offset: int, spots: Sequence[Spot]) -> list[Place]:
 
 
 def anywhere(offset: int) -> Place:
-    """Of tokens whose keys and values are given back, for any layer."""
+    """The place, in any layer, of tokens whose keys and values are returned, not written."""
     return places(offset, [NOWHERE])[0]

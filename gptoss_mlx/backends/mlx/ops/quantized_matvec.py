@@ -1,4 +1,4 @@
-"""A projection of a few tokens, with what stands before and after it: norm, bias, residual."""
+"""A projection of a few tokens, fused with the norm before it and the bias and residual after."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from gptoss_mlx.backends.mlx.ops.matrix import template as described
 from gptoss_mlx.backends.mlx.ops.metal import Factory, MetalKernel, Threads, largest, number, padded
 from gptoss_mlx.spec.config import QuantizationSpec
 
-GROUPS = 64  # threadgroups wanted of a smaller matrix, for the cores of a larger chip
-SHARE = 50  # bytes of weights a threadgroup reads for one of the vector, in a larger matrix
+GROUPS = 64  # least threadgroups wanted, so that a small matrix occupies a large chip's cores
+SHARE = 50  # most bytes of weights that a threadgroup reads for a byte of the vector
 KERNELS = ("quantized_matvec",)  # of metal/
 
 
@@ -52,7 +52,7 @@ def quantized_matvec(
     """norm(x) W^T + bias + residual; all but the product optional.
 
     x [tokens, inputs], bias [outputs], residual [tokens, outputs], all of one dtype
-    -> [tokens, outputs] of that dtype, or of the one given, to which nothing before is rounded
+    -> [tokens, outputs] of that dtype, or of `dtype`, without rounding the product to x's before
     """
     if norm is not None:
         x = mx.fast.rms_norm(x, norm.weight, norm.eps)
@@ -63,7 +63,7 @@ def quantized_matvec(
 
 
 def _rows(x: mx.array, matrix: Matrix, normed: bool) -> int:
-    """Rows of a threadgroup: many enough to pay for the vector, few enough for many cores."""
+    """Rows of a threadgroup: enough to pay for reading the vector, few enough for many cores."""
     tokens, count = padded(x.shape[0]), matrix.weight.shape[0]
     bits = 8 * x.itemsize if matrix.spec is None else matrix.spec.bits
     paying = SHARE * 8 * x.itemsize * (1 + normed) // bits
@@ -128,7 +128,7 @@ def examples(dtype: mx.Dtype) -> Iterator[tuple[Any, ...]]:
         yield x[:tokens], matrix, bias, Norm(gain, 1e-5), residual[:tokens]
     yield x, random_matrix(rows, width, specs[3], dtype)
     yield x[:1], random_matrix(rows, width, specs[5], dtype), None, None, None, mx.float32
-    # Of eight tokens so wide, a part at a time is held.
+    # Eight tokens this wide do not fit in threadgroup memory: it holds one part at a time.
     x = mx.random.normal((8, 1472), key=mx.random.key(2)).astype(dtype)
     gain = mx.random.normal((1472,), key=mx.random.key(3)).astype(dtype)
     yield x, random_matrix(2 * rows, 1472, specs[0], dtype), None, Norm(gain, 1e-5)

@@ -16,7 +16,7 @@ from gptoss_mlx.backends.mlx.ops.metal import (
     largest,
 )
 
-EXPERTS = 1024  # up to which a simdgroup holds a token's logits in registers
+EXPERTS = 1024  # at most, so that a simdgroup holds a token's logits in registers
 KERNELS = ("router_topk",)  # of metal/
 
 

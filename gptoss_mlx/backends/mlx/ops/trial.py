@@ -1,9 +1,10 @@
-"""Trials of Metal kernels beside their references, at the first use of each pipeline.
+"""Trials of Metal kernels against their references, at the first use of each pipeline.
 
-A GPU may refuse a pipeline, give something else, or be slower with it. So before a pipeline is
-used it is run on the arguments of its first call, with fewer and fewer threads to a threadgroup
-until the GPU takes it, compared with its reference, and raced against it. What is found holds for
-that pipeline alone: a kernel for one token may be refused where the one for prompts is not.
+A GPU may refuse a pipeline, compute something else with it, or be slower with it. So before a
+pipeline is used it is run on the arguments of its first call, with fewer and fewer threads to a
+threadgroup until the GPU takes it, compared with its reference, and raced against it. The verdict
+holds for that pipeline alone: a kernel for one token may be refused where the one for prompts is
+not.
 """
 
 from __future__ import annotations
@@ -23,21 +24,21 @@ from gptoss_mlx.backends.mlx.ops.verdicts import Verdict, Verdicts
 from gptoss_mlx.errors import KernelError
 
 WIDENED = 128 << 20  # bytes of an array up to which the reference is given it in float32
-SLOWER = 1.05  # of the reference's time: what is less is noise
-PAIRS = 7  # times that both are timed, in turn
-SAMPLE = 2e-3  # seconds that a timing takes at least
-MOST_CALLS = 16  # in a timing
+SLOWER = 1.05  # times the reference's time; a smaller difference is noise
+PAIRS = 7  # timings of each, alternating
+SAMPLE = 2e-3  # seconds that a timing takes at least, within MOST_CALLS
+MOST_CALLS = 16  # calls in one timing
 
 Clock = Callable[[], float]
 Call = Callable[[], Any]
 
 
 class Untried(Exception):
-    """Nothing is known of a pipeline that a call would take."""
+    """A call needs a pipeline that has no verdict yet."""
 
 
 class Trials:
-    """Says how many threads a threadgroup of a pipeline has, and finds it out.
+    """Verdicts on pipelines, found by trials: the threads of each one's threadgroup, as `Threads`.
 
     clock: in seconds; None where nothing is raced. insist: raise KernelError rather than fall back.
     """
@@ -47,15 +48,15 @@ class Trials:
         self.rejected: dict[str, str] = {}
         """Kernels of which some pipeline is not used, and why."""
         self.before: Callable[[], None] | None = None
-        """What is called before anything is computed for a trial."""
+        """Called before anything is computed for a trial."""
         self.known: dict[Pipeline, int] = {}
-        """Threads of a threadgroup of each pipeline met, 0 where the reference computes."""
+        """Threads of a threadgroup of each pipeline with a verdict, 0 if the reference computes."""
         self._attempt: int | None = None
         self._tried: dict[Pipeline, int] = {}
         self._fewer = self._failed = False
 
     def __call__(self, pipeline: Pipeline, sizes: Sequence[int]) -> int:
-        """As `Threads`. Raises Untried."""
+        """As `Threads`. Raises Untried if the pipeline has no verdict and no trial is running."""
         known = self.known.get(pipeline)
         if known is None:
             known = self._kept(pipeline, sizes)
@@ -68,7 +69,7 @@ class Trials:
         return self._tried[pipeline]
 
     def _kept(self, pipeline: Pipeline, sizes: Sequence[int]) -> int | None:
-        """What an earlier start has found."""
+        """The threads that an earlier start has found, None if it has not or they do not apply."""
         verdict = self.verdicts.of(pipeline)
         if verdict is None or verdict.threads not in (0, *sizes):
             return None
@@ -83,8 +84,9 @@ class Trials:
             self.rejected[pipeline.kernel] = verdict.why
 
     def run(self, kernel: Call, reference: Call, exact: Call) -> None:
-        """Find out about all pipelines that a call of the kernel takes and of which nothing is
-        known. exact: the reference on the same arguments in float32.
+        """Try all pipelines that a call of the kernel needs and that have no verdict.
+
+        exact: the reference on the same arguments in float32.
 
         Raises KernelError if the kernel cannot be used and is insisted on.
         """
@@ -104,7 +106,7 @@ class Trials:
         found = {p: Verdict(0 if why else n, why) for p, n in self._tried.items()}
         for pipeline, verdict in found.items():
             self._note(pipeline, verdict)
-        if not self._failed:  # which may be for lack of memory, and not so at the next start
+        if not self._failed:  # a failure may be a lack of memory: it is tried at the next start
             self.verdicts.add(found)
 
     def _why_not(
@@ -122,7 +124,7 @@ class Trials:
             taken = 0.0 if self._clock is None else race(kernel, reference, self._clock)
             return f"it takes {taken:.2f} times its reference's time" if taken > SLOWER else ""
         except (RuntimeError, ValueError) as error:
-            # What MLX raises where Metal does not compile a kernel or refuses its threadgroup.
+            # MLX raises these where Metal does not compile a kernel or refuses its threadgroup.
             self._failed = True
             return " ".join(str(error).split()) or type(error).__name__
         finally:
@@ -130,8 +132,8 @@ class Trials:
 
 
 class Tried:
-    """An operation by its Metal kernels, of these names, where trials let it, else by its
-    reference."""
+    """An operation computed by its Metal kernels, if trials have accepted them, else by its
+    reference. names: the kernels'."""
 
     def __init__(
         self,
@@ -164,7 +166,7 @@ class Tried:
 
 
 def race(kernel: Call, reference: Call, clock: Clock) -> float:
-    """The kernel's time over its reference's: the median of pairs, each timed in turn."""
+    """The kernel's time over its reference's: the median ratio of alternating timings."""
     once = max(_timed(reference, 1, clock), 1e-9)
     calls = min(MOST_CALLS, math.ceil(SAMPLE / once))
     ratios = []
@@ -181,7 +183,7 @@ def _timed(call: Call, calls: int, clock: Clock) -> float:
 
 
 def disagreement(found: Sequence[mx.array], expected: Sequence[mx.array]) -> float:
-    """The largest relative L2 of the outputs; infinite where whole numbers or shapes differ."""
+    """The largest relative L2 error of the outputs; infinite where integers or shapes differ."""
     return max(map(_disagreement, found, expected), default=0.0)
 
 
@@ -197,7 +199,7 @@ def _disagreement(found: mx.array, expected: mx.array) -> float:
 
 
 def _widened(argument: Any) -> Any:
-    """The argument with its bfloat16 arrays, also those inside, in float32."""
+    """The argument with its bfloat16 arrays, also nested ones, in float32 if not too large."""
     if isinstance(argument, mx.array):
         wide = argument.dtype == mx.bfloat16 and argument.nbytes <= WIDENED
         return argument.astype(mx.float32) if wide else argument

@@ -1,7 +1,8 @@
-"""What trials of kernels have found on this machine, kept in the cache folder.
+"""Verdicts of kernel trials on this machine, kept in the cache folder.
 
-One file for each chip, system, MLX and state of this package's kernels: what was found under any
-other may be wrong here. A file that is damaged or of another machine counts as none.
+There is one file for each chip, system, MLX version and digest of this package's kernels, since a
+verdict found under any other may be wrong here. A file that is damaged or of another machine counts
+as none.
 """
 
 from __future__ import annotations
@@ -31,14 +32,16 @@ WHY = 300  # characters of a reason
 
 @dataclass(frozen=True)
 class Verdict:
-    """threads: of a threadgroup, or 0 where the reference computes instead; `why` it does."""
+    """The result of a trial. threads: of a threadgroup, or 0 where the reference computes instead;
+    why: the reason that it does."""
 
     threads: int
     why: str = ""
 
 
 class Verdicts:
-    """By pipeline. machine: what they hold for; folder: where they are kept, None nowhere."""
+    """Verdicts by pipeline. machine: what they hold for. folder: where they are kept; None keeps
+    them in memory only."""
 
     def __init__(self, machine: Mapping[str, str], folder: Path | None) -> None:
         self.machine = dict(machine)
@@ -55,7 +58,7 @@ class Verdicts:
         return {name.split()[0]: verdict.why for name, verdict in found if not verdict.threads}
 
     def add(self, new: Mapping[Pipeline, Verdict]) -> None:
-        """Keep these too. Where nothing can be kept, they are found again at the next start."""
+        """Add verdicts and write them. If that fails, they are found again at the next start."""
         self._found = {**self._read(), **self._found, **{str(p): v for p, v in new.items()}}
         if self._path is None:
             return
@@ -85,7 +88,7 @@ class Verdicts:
 
 
 def _verdict(entry: Any) -> Verdict | None:
-    """None if it is none."""
+    """A file's entry as a verdict; None if it is not a valid one."""
     if not isinstance(entry, dict) or entry.keys() != {"threads", "why"}:
         return None
     threads, why = entry["threads"], entry["why"]
