@@ -1,21 +1,24 @@
-// Attention of one token over keys and values kept in two parts, an arena and a page.
+// Decode attention: one token over keys and values in two buffers, an arena and a page.
 //
-// A threadgroup serves all query heads of one key head for a range of the tokens, so that these are
-// read once. A simdgroup takes a token, each half of its lanes for half of the heads, a lane four
-// of every 64 elements of the key: every load is of whole lines, and a lane holds 32 numbers of
-// queries and sums, since registers are 128 a lane, and fewer threads run where a kernel takes many.
-// A simdgroup meets a block of tokens before it changes any maximum. The lanes of a half exchange
-// their products such that every fourth holds the scores of one head: these keep that head's
-// maximum and sum. Maxima begin at the head's sink, so that none is infinite.
+// A threadgroup serves all query heads of one key head for a range of the tokens (split-KV), so
+// that keys and values are read once. A simdgroup takes one token at a time: each half of its lanes
+// serves half of the heads, and a lane takes four of every 64 elements of the key, so that every
+// load is of whole cache lines. A lane holds only 32 numbers of queries and sums: it has 128
+// registers, and fewer threads run where a kernel takes many.
+//
+// The softmax is computed online: a simdgroup scores a block of tokens before it changes any
+// maximum. The lanes of a half exchange their products such that every fourth lane holds the scores
+// of one head and keeps that head's maximum and sum. Maxima begin at the head's sink, so that none
+// is infinite.
 
 #include "place.metal"
 #include "places.metal"
 
 constant constexpr int LANES = 16;  // of half a simdgroup
 constant constexpr int BLOCK = 8;   // tokens of a simdgroup at a time
-constant constexpr int OWNERS = 4;  // heads of a half, of which every lane keeps one
+constant constexpr int OWNERS = 4;  // heads of a half; a lane keeps maximum and sum of one
 
-// Four bfloats.
+// Four bfloats as floats.
 inline float4 two_words(uint2 w) {
     return as_type<float4>(uint4(w.x << 16, w.x & 0xFFFF0000u, w.y << 16, w.y & 0xFFFF0000u));
 }
@@ -27,7 +30,7 @@ inline float4 four(const device bfloat* values, int quad) {
     return two_words(((const device uint2*)values)[quad]);
 }
 
-// What a lane holds of a head's values: four in every 64.
+// A lane's part of a query, key, value or sum of values: four of every 64 elements.
 template <int HEAD_DIM>
 struct Share {
     static constant constexpr int ALL = HEAD_DIM / 4;  // quads of all lanes
@@ -75,8 +78,8 @@ struct Share {
     }
 };
 
-// Of four sums over the lanes of a half, the one that bears the lane's number in four; all lanes
-// take part.
+// Sums each of four numbers over the lanes of a half, and returns number `lane % 4` of the sums.
+// All lanes take part.
 inline float own_sum(float4 sums, int lane) {
     const bool high = lane & 2, odd = lane & 1;
     const float2 two = (high ? sums.zw : sums.xy) + simd_shuffle_xor(high ? sums.xy : sums.zw, 2);
@@ -101,8 +104,8 @@ threadgroup float maxima[SIMDS * RATIO];
 threadgroup float sums[SIMDS * RATIO];
 
 const int simdgroup = simdgroup_index_in_threadgroup, lane = thread_index_in_simdgroup;
-const int part = lane % LANES, begin = lane / LANES * EACH;  // the half's first head
-const ushort owners = lane / LANES * LANES;                  // the lane that keeps it
+const int part = lane % LANES, begin = lane / LANES * EACH;  // first head of the half
+const ushort owners = lane / LANES * LANES;                  // lane that keeps its sum
 const int head = threadgroup_position_in_grid.x, range = threadgroup_position_in_grid.y;
 const int ranges = threadgroups_per_grid.y;
 const int in_arena = places[layer * COLUMNS + IN_ARENA];

@@ -1,6 +1,6 @@
-// What decode_attention.metal found in ranges of the tokens, put together.
+// The merge of split-KV attention: joins what decode_attention.metal found in ranges of the tokens.
 //
-// A thread computes one value.
+// A thread computes one element of a head's result.
 
 #include "place.metal"
 

@@ -1,16 +1,16 @@
 // Attention's queries, keys and values for a few tokens: norm, product, bias, RoPE.
 //
 // A threadgroup computes ROWS / HEAD_DIM heads of every token: first their rows of the product,
-// then a thread the two elements of a pair (i, i + HEAD_DIM / 2), turned together. Keys and values
-// take their places among those of other tokens, a page, whose rest is copied.
+// then each thread rotates a pair of elements (i, i + HEAD_DIM / 2). Keys and values are written to
+// their slots of a new page; the slots of other tokens are copied from the old one.
 
 #include "matvec.metal"
 #include "places.metal"
 
 // position / period modulo 2 pi, for positions up to 2^24, to within 3e-7.
 //
-// The quotient is taken with its remainder, and a multiple of 2 pi off it in three parts, of which
-// the first is so short that its product is exact (Cody and Waite, "Software Manual for the
+// The remainder of the division is added at the end. A multiple of 2 pi is subtracted in three
+// parts, the first so short that its product is exact (Cody and Waite, "Software Manual for the
 // Elementary Functions", 1980).
 inline float angle(float position, float period) {
     const float turn = position / period;
@@ -29,7 +29,7 @@ inline float angle(float position, float period) {
 // page [2, KV_HEADS, PAGE, HEAD_DIM] T, never read if PAGE is 0
 // -> q [HEADS, tokens, HEAD_DIM] T, kv [2, KV_HEADS, PAGE, HEAD_DIM] T, the page with the tokens;
 // if PAGE is 0 the tokens alone.
-// N = (HEADS + 2 * KV_HEADS) * HEAD_DIM: queries, keys, values; values are not turned.
+// N = (HEADS + 2 * KV_HEADS) * HEAD_DIM: queries, keys, values; values are not rotated.
 // grid: ceil(N / ROWS) threadgroups of THREADS
 
 typedef Product<T, S, FORMAT, BITS, GROUP, K, TOKENS, ROWS, true> P;

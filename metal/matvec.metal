@@ -1,13 +1,13 @@
-// The product of a matrix's rows and up to eight vectors, the tokens.
+// Matrix-vector products: rows of a matrix times up to eight vectors, the tokens.
 //
 // The vectors lie in threadgroup memory, as much of them at a time as fits, so that a threadgroup
 // reads them once for many rows, and each weight is read once for all tokens. A simdgroup takes
-// four rows together, a lane one unit of each at a time. The four rows are such as begin at the
-// same place of a 128-byte line, and the lanes' units are those of a window that begins with a
-// line, so that every load is of whole lines although a row of 2880 is not.
+// four rows together, a lane one unit of each at a time. The four rows begin at the same offset in
+// a 128-byte line, and the lanes' units form a window that begins with a line. So every load is of
+// whole lines, although a row of 2880 weights does not fill whole lines.
 //
 // An RMS norm before the product costs one more multiplication an element and one an output: the
-// vectors are multiplied by its weight, and the products by what the sum of squares gives.
+// vectors are multiplied by the norm's weight, the products by the inverse root mean square.
 
 #include "place.metal"
 #include "weights.metal"
@@ -22,7 +22,7 @@ constexpr int common(int a, int line) {
     return line;
 }
 
-// Of one group of four rows.
+// The scales and biases of one quantization group in each of four rows.
 template <int FORMAT>
 struct Factors {
     float4 scales, biases;
@@ -40,11 +40,12 @@ struct Factors {
     }
 };
 
-// y = W norm(x) for up to `TOKENS` vectors, without what follows it.
+// y = W norm(x) for up to `TOKENS` vectors: `run` gives W (x * gain), and `norm` the factor that
+// its caller multiplies it by.
 //
-// x [tokens, K], those up to TOKENS count as zeros; gain [K] the norm's weight, W [.., K]. The
-// threadgroup's memory: held[SPACE],
-// unit_sums[SUMS], squares[TOKENS * simdgroups], sums[TOKENS * ROWS].
+// x [tokens, K], more vectors up to TOKENS count as zeros; gain [K] the norm's weight; W [.., K].
+// Threadgroup memory: held[SPACE], unit_sums[SUMS], squares[TOKENS * simdgroups] and
+// sums[TOKENS * ROWS].
 template <
     typename T,
     typename S,
@@ -56,26 +57,27 @@ template <
     int ROWS,
     bool NORM>
 struct Product {
-    // Elements of a unit, four of which are a quad; units of a row.
+    // Elements of a unit; quads of a unit, four elements each; units of a row.
     static constant constexpr int SIZE = unit_size(FORMAT, BITS);
     static constant constexpr int QUADS = SIZE / 4;
     static constant constexpr int UNITS = K / SIZE;
-    // Units of a line, or 1; rows to the next that begins at the same place of a line; the last
-    // of those places.
+    // LINE: units of a 128-byte line, or 1 if they do not divide it. STEP: rows to the next one
+    // that begins at the same offset in a line. LAST: the largest of these offsets, in units.
     static constant constexpr int LINE =
         LINE_BYTES % unit_bytes(FORMAT, BITS) == 0 ? LINE_BYTES / unit_bytes(FORMAT, BITS) : 1;
     static constant constexpr int STEP = LINE / common(UNITS, LINE);
     static constant constexpr int LAST = LINE - LINE / STEP;
-    // Parts of the vectors held one after the other; units of each besides LAST it shares.
+    // The vectors are held in parts, one after the other. FIT: units of a token that fit. WINDOW:
+    // units of a part, besides the LAST that it shares with the part before. PART: all its units.
     static constant constexpr int FIT = HELD / TOKENS / SIZE;
     static constant constexpr int WINDOW = UNITS <= FIT ? UNITS + LAST
         : FIT - LAST >= 32                              ? (FIT - LAST) / 32 * 32
                                                         : 16;
     static constant constexpr int PARTS = (UNITS + LAST + WINDOW - 1) / WINDOW;
     static constant constexpr int PART = PARTS == 1 ? UNITS : WINDOW + LAST;
-    // Lanes that take the units of a group.
+    // Lanes that take the units of a quantization group, one each.
     static constant constexpr int LANES = GROUP / SIZE;
-    // float4 from token to token, with one unused after eight, or banks would collide.
+    // float4s from token to token; one in nine is unused, which avoids bank conflicts.
     static constant constexpr int STRIDE = (PART * QUADS + 7) / 8 * 9;
     static constant constexpr int SPACE = TOKENS * STRIDE;
     static constant constexpr int SUMS = FORMAT == AFFINE ? TOKENS * PART : 1;
@@ -90,7 +92,7 @@ struct Product {
     threadgroup float* squares;
     threadgroup float* sums;
 
-    // sums[token][i] = W[row + i] . (x * gain) for i < count; all threads of the threadgroup.
+    // sums[token][i] = W[row + i] . (x * gain) for i < count; all threads take part.
     void run(int row, int count) const {
         const int sets = (count + 4 * STEP - 1) / (4 * STEP) * STEP;
         float square[TOKENS] = {};
@@ -125,7 +127,7 @@ struct Product {
         threadgroup_barrier(mem_flags::mem_threadgroup);
     }
 
-    // What the norm multiplies x * gain by, after `run`.
+    // The norm's factor for a token, 1 / its root mean square; to be called after `run`.
     float norm(int token, float eps) const {
         if (!NORM) {
             return 1.0f;
@@ -137,7 +139,7 @@ struct Product {
         return precise::rsqrt(total / K + eps);
     }
 
-    // First and last unit of a part.
+    // First unit of a part, and the one after its last.
     int part_begin(int part) const {
         return max(0, part * WINDOW - LAST);
     }
@@ -145,7 +147,7 @@ struct Product {
         return min(UNITS, (part + 1) * WINDOW);
     }
 
-    // Holds a part of x * gain; square[token] += its squares, of what no part before had.
+    // Holds a part of x * gain; square[token] += squares of x's elements that no earlier part had.
     void load(int part, bool count_squares, thread float* square) const {
         const int begin = part_begin(part), quads = (part_end(part) - begin) * QUADS;
         const device vec<T, 4>* weights = (const device vec<T, 4>*)gain + begin * QUADS;
@@ -189,9 +191,11 @@ struct Product {
         held[token * STRIDE + i + i / 8] = v * factor;
     }
 
-    // The lane's share of rows row, row + STEP, .. and a part of x; the first `present` exist.
+    // Adds the lane's share of the products of rows row, row + STEP, .. and a part of x; only the
+    // first `present` rows exist.
     //
-    // A lane reads the scales of one of 32 groups, for its and other lanes' units of LANES rounds.
+    // Each lane reads the scales of one of 32 groups. In LANES rounds the lanes take the units of
+    // these groups, each with the scales from the lane that has read them.
     void add_four_rows(int row, int present, int part, thread float4* products) const {
         const int begin = part * WINDOW - row * UNITS % LINE, end = min(begin + WINDOW, UNITS);
         for (int first = begin; first < end; first += 32 * LANES) {
@@ -231,7 +235,7 @@ struct Product {
         return row + (r < present ? r * STEP : 0);
     }
 
-    // Four rows' scales and biases of the group that begins with a unit, if that is before `end`.
+    // Four rows' scales and biases of the group that begins at `unit`; zeros beyond `end`.
     Factors<FORMAT> read_factors(int row, int present, int unit, int end) const {
         Factors<FORMAT> factors = {0.0f, 0.0f};
         if (FORMAT != DENSE && unit >= 0 && unit < end) {

@@ -1,7 +1,7 @@
-// Second half of an expert for a few tokens: down, bias, routing weights, sum over the experts, residual.
+// Second half of an expert for a few tokens: down, bias, weighted sum over the experts, residual.
 //
 // A threadgroup computes ROWS elements of one token's result: the products of the token's experts
-// one after the other, in the order of the routing, each added to its row's sum by the same thread.
+// one after the other, in the router's order, all added to a row's sum by the same thread.
 
 #include "rows.metal"
 

@@ -1,6 +1,6 @@
 // First half of an expert for a few tokens: gate and up, bias, clamped SwiGLU.
 //
-// A threadgroup computes ROWS / 2 activations of one token's one expert: first ROWS rows of the
+// A threadgroup computes ROWS / 2 activations of one expert for one token: first ROWS rows of the
 // product, of which even ones are gates and odd ones ups, then the activations, one a thread.
 
 #include "rows.metal"

@@ -1,21 +1,23 @@
-// The product of many tokens, sorted by slot, and the MXFP4 matrices of their slots.
+// The grouped product of many tokens, sorted by slot, and the MXFP4 matrices of their slots.
 //
 // A tile is up to TILE_ROWS tokens of one slot. A threadgroup multiplies a tile by 32 outputs for
-// each of its simdgroups: x goes through threadgroup memory, 128 of K at a time, weights from
-// device memory into the registers that the 8x8 products take them from. Weights are the left
-// operand, of which a lane holds two elements of one row: of a word of eight the pairs (0, 4),
+// each of its simdgroups. x goes through threadgroup memory, 128 elements of K at a time; weights
+// go from device memory into the registers that the 8x8 products take them from. Weights are the
+// left operand, of which a lane holds two elements of one row: of a word of eight the pairs (0, 4),
 // (1, 5), (2, 6), (3, 7), as `Eight` gives them. The four lanes of a row load 64 bytes of it, a
 // group each. x lies in threadgroup memory in the order of K that follows from that.
 //
-// Operations: 12 on bits and 8 multiplications for a word's eight weights, 2.5 a weight, which a
-// full tile divides by 32 tokens: 0.08 a multiply-accumulate. One load of x from threadgroup
-// memory, without bank conflicts, for four products of 8x8; two barriers for 128 of K.
+// Operations to dequantize: 12 on bits and 8 multiplications for a word's eight weights, 2.5 a
+// weight, which a full tile divides by 32 tokens: 0.08 a multiply-accumulate. There is one load of
+// x from threadgroup memory, without bank conflicts, for four products of 8x8, and two barriers for
+// 128 elements of K.
+//
 // Device bytes requested for 2048 tokens of 2880 bfloat16, 64 for each of 32 slots, 5760 outputs in
 // threadgroups of 256: weights twice (a slot has two tiles) 564 MB, x 23 times 271 MB, biases and
-// results 15 MB; 2.8 times the 306 MB of everything once. With 16 tokens for each of 128 slots it is
-// 1.2 times 1.15 GB. Threadgroups with tiles of one slot and the same outputs are neighbours in the
-// grid, so that a cache has what the second one reads. Eight rows to a load are eight to twelve
-// lines of 128 bytes, of which the next load takes the other half.
+// results 15 MB; 2.8 times the 306 MB of everything once. With 16 tokens for each of 128 slots it
+// is 1.2 times 1.15 GB. Threadgroups with tiles of one slot and the same outputs are neighbours in
+// the grid, so that a cache has what the second one reads. A load of eight rows touches eight to
+// twelve lines of 128 bytes, of which the next load takes the other half.
 
 #include "mxfp4.metal"
 
@@ -25,8 +27,8 @@ constant constexpr int FRAGMENTS = TILE_ROWS / 8;  // of tokens, eight each
 constant constexpr int OUTPUTS = 4;                // of a lane: adjacent ones
 constant constexpr int PART = 4;                   // groups of K held at a time
 
-// Floats from one of K to the next, and from one of a lane's words to the next: loads of fragments
-// meet all banks alike, stores at most two of a bank.
+// Floats from one element of K to the next, and from one of a lane's words to the next. So loads of
+// fragments are spread evenly over the banks, and of stores at most two fall into one bank.
 constant constexpr int STRIDE = TILE_ROWS + 4;
 constant constexpr int WORD = GROUP * STRIDE + 2;
 constant constexpr int SPACE = PART * WORD;
@@ -51,8 +53,9 @@ int search(Slots slots, int rows, int step, int value, int lane) {
     return begin;
 }
 
-// The tile with a number. That of a tile is its slot + its first token / TILE_ROWS: different for
-// all tiles, below slots + tokens / TILE_ROWS, and found without counting the tiles before.
+// The tile with a given number. A tile's number is its slot + its first token / TILE_ROWS:
+// different for all tiles, below slots + tokens / TILE_ROWS, and found without counting the tiles
+// before.
 template <typename Slots>
 Tile find_tile(Slots slots, int rows, int number, int lane) {
     const int past = search(slots, rows, TILE_ROWS, number + 1, lane);
@@ -66,8 +69,8 @@ Tile find_tile(Slots slots, int rows, int number, int lane) {
     return Tile{slot, first, min(TILE_ROWS, end - first)};
 }
 
-// Where a thread is. A lane of a simdgroup holds of an 8x8 matrix row `row`, columns
-// 2 * pair and 2 * pair + 1.
+// A thread's place in its threadgroup, and the elements of an 8x8 matrix that its lane holds: row
+// `row`, columns 2 * pair and 2 * pair + 1.
 struct Position {
     int thread_index, threads, row, pair;
 
@@ -141,8 +144,8 @@ struct Words {
     }
 };
 
-// Adds the products of two fragments of weights for each output and those of the tokens of
-// fragment m. PRECISE: the 16 products are summed first, so that few are added to a large sum.
+// Adds the products of each output's two fragments of weights and the x of fragment m's tokens.
+// PRECISE: the 16 products are summed first, so that few are added to a large sum.
 template <bool PRECISE>
 void add_fragments(
     const thread Weights& weights, const threadgroup float* from, thread Sums& sums, int m) {
@@ -165,8 +168,8 @@ void add_fragments(
     }
 }
 
-// Adds the product of GROUPS groups of K, of x from `x` on and of the weights from `group` of each
-// of the lane's rows on, but EIGHT_SCALE times too small.
+// Adds the products over GROUPS groups of K, from group `first` on, but EIGHT_SCALE times too
+// small. groups: where each of the lane's rows begins, in groups.
 template <typename T, int K, int GROUPS>
 void add_part(
     const device T* x,

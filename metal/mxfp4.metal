@@ -1,4 +1,4 @@
-// MXFP4: 32 four-bit floats (E2M1, sign on top) to one power-of-two scale (E8M0).
+// MXFP4: 32 four-bit floats (E2M1, sign on top) share one power-of-two scale (E8M0).
 // OCP, "Microscaling Formats (MX) Specification", v1.0, 2023.
 
 #include <metal_stdlib>
@@ -29,7 +29,7 @@ struct Eight {
     }
 };
 
-// acc + the product of eight values and x[0 .. 8), given as two vectors.
+// acc + the dot product of eight values and x[0 .. 8), given as two vectors.
 inline float dot8(Eight w, float4 low, float4 high, float acc) {
     acc = fma(float(w.v04.x), low.x, acc);
     acc = fma(float(w.v15.x), low.y, acc);

@@ -1,9 +1,9 @@
 // Codes of 2 to 8 bits as mx.quantize packs them: a stream of bits, the lowest first, in words.
 //
 // A run of codes that fills whole 16-bit halves is unpacked together with the run after it, one in
-// the lower and one in the upper half of a word. Up to 2047 a half's bits, read as a half, are
-// linear: n means n * 2^-24, denormal or not. So a code that stands in the lower eleven bits needs
-// a mask for two codes and no conversion, and comes out code * 2^(code_shift - 24).
+// the lower and one in the upper half of a word. As a half-precision float, a 16-bit pattern n up
+// to 2047 means n * 2^-24, denormal or not. So one mask unpacks two codes that lie in the lower
+// eleven bits, without a conversion, and gives code * 2^(code_shift - 24).
 
 #include <metal_stdlib>
 
@@ -25,7 +25,7 @@ constexpr int half_shift(int bits, int place) {
     return place + bits <= 11 ? 0 : place + bits > 16 || place < 8 ? place : 8;
 }
 
-// The power of two by which an unpacked code is too large, besides 2^-24.
+// Log2 of the factor by which an unpacked code is too large, apart from 2^-24.
 constexpr int code_shift(int bits, int code) {
     return code_place(bits, code) - half_shift(bits, code_place(bits, code));
 }

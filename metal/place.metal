@@ -1,4 +1,4 @@
-// Where a thread is.
+// A thread's place in its threadgroup and simdgroup.
 
 #include <metal_stdlib>
 

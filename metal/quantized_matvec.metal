@@ -1,4 +1,4 @@
-// A projection for a few tokens: norm, product, bias, residual; all but the product optional.
+// A projection for a few tokens: norm, product, bias, residual; all but the product are optional.
 //
 // A threadgroup computes ROWS outputs of every token.
 

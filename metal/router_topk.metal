@@ -1,14 +1,14 @@
 // The router's choice: the largest logits of a token, and the softmax over just those.
 //
-// A simdgroup chooses for one token. A lane holds every 32nd expert; a round finds the largest of
-// what is left, of equals the lowest expert. Logits are compared as integers that rise with them,
-// so that the order is total: -0 is 0, and NaN is the smallest of all, chosen last.
+// A simdgroup chooses for one token. A lane holds every 32nd expert; each round finds the largest
+// of the remaining logits, of equal ones the lowest expert. Logits are compared as integers in the
+// same order, so that the order is total: -0 equals 0, and NaN is the smallest of all, chosen last.
 
 #include <metal_stdlib>
 
 using namespace metal;
 
-// Rises with the logit from 1 on; 0 is free for what is taken.
+// A logit's rank, an integer that rises with it from 1 on; 0 marks experts already chosen.
 inline uint rank_of(float logit) {
     const uint bits = as_type<uint>(logit), magnitude = bits & 0x7FFFFFFFu;
     if (magnitude > 0x7F800000u) {

@@ -1,10 +1,10 @@
 // The product of rows of MXFP4 matrices and one vector, as both halves of an expert need it.
 //
 // The vector lies in threadgroup memory, a tile at a time, so that a threadgroup reads it once for
-// all its rows. A simdgroup takes four rows together: a lane holds 32 elements of the vector and
-// meets them with one load of 16 bytes a row. The four rows are such as begin at the same place of
-// a 128-byte line, and the lanes are shifted by that place, so that every load is of whole lines
-// although a row of 2880 is not.
+// all its rows. A simdgroup takes four rows together: a lane multiplies 32 elements of the vector
+// by weights that it loads, 16 bytes a row. The four rows begin at the same offset in a 128-byte
+// line, and the lanes are shifted by that offset. So every load is of whole lines, although a row
+// of 2880 weights does not fill whole lines.
 
 #include "mxfp4.metal"
 #include "place.metal"
@@ -12,13 +12,13 @@
 constant constexpr int GROUP = 32;              // values to a scale; 16 bytes of blocks
 constant constexpr int LINE = 8;                // groups to a line of 128 bytes
 constant constexpr int TILE = 128;              // groups of the vector held at a time
-constant constexpr int STRIDE = GROUP / 4 + 1;  // float4 from group to group: odd, or banks collide
+constant constexpr int STRIDE = GROUP / 4 + 1;  // float4s a group: odd, or banks collide
 
 constexpr int tile_size(int k) {
     return (k / GROUP < TILE ? k / GROUP : TILE) * STRIDE;
 }
 
-// Rows from one to the next that begins at the same place of a line.
+// Rows from one to the next that begins at the same offset in a line.
 constexpr int row_step(int k) {
     return k / GROUP % 8 == 0 ? 1 : k / GROUP % 4 == 0 ? 2 : k / GROUP % 2 == 0 ? 4 : 8;
 }
@@ -75,8 +75,8 @@ float4 four_rows(
 
 // Adds factor * (the rows' products with a tile) to sums[0 .. count), for rows row .. row + count.
 //
-// The simdgroups divide the rows in sets of four. The thread that adds to a row's sum is the same
-// in every call, so that calls need no barrier between them for the sums' sake.
+// The simdgroups divide the rows into sets of four. The thread that adds to a row's sum is the same
+// in every call, so that the sums need no barrier between calls.
 template <int K>
 void add_rows(
     const device uint4* blocks,

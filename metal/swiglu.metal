@@ -1,4 +1,4 @@
-// OpenAI, gpt-oss/torch/model.py, `swiglu`.
+// The clamped SwiGLU: OpenAI, gpt-oss/torch/model.py, `swiglu`.
 
 #include <metal_stdlib>
 

@@ -1,7 +1,7 @@
-// A few neighbouring weights of one row, a unit, in any of the ways a matrix is kept.
+// Units of a matrix: a few neighbouring weights of one row, in any of the formats of a matrix.
 //
-// A unit is 16 bytes or less, so that a simdgroup's load of one a lane is of whole lines. 5-bit
-// codes are the exception: they come in units of 20.
+// A unit is 16 bytes or less, so that a simdgroup's load of one unit a lane is of whole lines.
+// 5-bit codes are the exception: they come in units of 20 bytes.
 
 #include "mxfp4.metal"
 #include "packed.metal"
@@ -17,7 +17,7 @@ constexpr int unit_bytes(int format, int bits) {
     return unit_size(format, bits) * bits / 8;
 }
 
-// Where a matrix lies; scales and biases are not read where the format has none.
+// A matrix in device memory; scales and biases are not read where the format has none.
 template <typename S>
 struct Matrix {
     const device uint* words;
@@ -25,7 +25,8 @@ struct Matrix {
     const device S* biases;
 };
 
-// What the vector's element at `place` in a unit is multiplied by in advance.
+// The factor of the vector's element at `place` in a unit, applied before the product: it makes up
+// for the power of two by which unpacked weights are off.
 template <int FORMAT, int BITS>
 float element_scale(int place) {
     if (FORMAT == DENSE) {
@@ -82,8 +83,8 @@ struct Words<2> {
     }
 };
 
-// `read` takes unit `at` of a matrix's; `add` gives acc + its product with x, of which `sum` is the
-// sum. x is multiplied by element_scale, `sum` is not.
+// `read` loads unit `at` of a matrix; `add` returns acc + its dot product with x, which is already
+// multiplied by element_scale. `sum` is the sum of x without that factor.
 template <int FORMAT, int BITS>
 struct Unit;
 
