@@ -48,8 +48,8 @@ class Interrupt:
 @cache
 def _looks_for_signals(code: CodeType, at: int, event: str) -> bool:
     """False where Python never does, since it does so after calls and where loops and functions
-    begin: at a yield, at a `try`, and before the `__exit__` of a `with`. None of these is covered by
-    the block it belongs to: an interrupt there would leave a lock held."""
+    begin: at a yield, at a `try`, and before the `__exit__` of a `with`. None of these is covered
+    by the block it belongs to: an interrupt there would leave a lock held."""
     if event != "line":
         return event != "return" or not code.co_flags & inspect.CO_GENERATOR
     ahead = [one for one in dis.get_instructions(code) if one.offset >= at]
