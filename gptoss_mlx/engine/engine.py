@@ -16,7 +16,8 @@ from typing import Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from gptoss_mlx.backends.backend import choose_backend, machine_of, open_model
+from gptoss_mlx.backends.backend import choose_backend, machine_of
+from gptoss_mlx.backends.opening import open_model
 from gptoss_mlx.backends.protocol import AnyModel
 from gptoss_mlx.engine.events import Event
 from gptoss_mlx.engine.inbox import Inbox

@@ -39,8 +39,9 @@ SHAPE = Shape(
     vocab=VOCAB_SIZE,
     window=16,
 )
-RNG = np.random.default_rng(5)
-PROMPT: list[int] = RNG.integers(0, 199998, 40).tolist()  # past the window, many chunks
+PROMPT: list[int] = (
+    np.random.default_rng(5).integers(0, 199998, 40).tolist()
+)  # past the window, many chunks
 CALLS = {"tools": [F], "response_format": {"type": "json_object"}}
 ANALYSIS = 35644  # the channel's name, an ordinary token
 PERMITTED = {
@@ -176,7 +177,8 @@ def test_greedy_with_the_grammar_is_the_plain_loop_under_its_masks(
 
 def improvised() -> Engine:
     """The real sampler on logits drawn at random: as much as grammar and loop see of a model."""
-    logits = [mx.array(RNG.normal(0, 2, VOCAB_SIZE).astype(np.float32)) for _ in range(7)]
+    rng = np.random.default_rng(6)
+    logits = [mx.array(rng.normal(0, 2, VOCAB_SIZE).astype(np.float32)) for _ in range(7)]
     model: Any = RingModel(
         chunk=64,
         predict=lambda tokens: logits[len(tokens) % len(logits)],
@@ -284,9 +286,9 @@ def test_streams_side_by_side_are_as_if_alone(engine: Engine) -> None:
 
 def test_reuse_gives_what_reading_all_again_gives(engine: Engine) -> None:
     """Turns that go on, go back, or part ways inside and outside of the window."""
-    sequence = PROMPT
+    sequence, rng = PROMPT, np.random.default_rng(7)
     for cut, new in ((None, 9), (None, 20), (-12, 3), (45, 10), (40, 1), (3, 50), (None, 2)):
-        sequence = [*sequence[:cut], *RNG.integers(0, 199998, new).tolist()]
+        sequence = [*sequence[:cut], *rng.integers(0, 199998, new).tolist()]
         found = run(engine, sequence, raw=True, **SEEDED)
         session, engine._loop.kept = engine._loop.kept, None
         assert_same(found, run(engine, sequence, raw=True, **SEEDED))

@@ -95,14 +95,17 @@ class Loader(WeightLoader):
 
     def _fill(self, out: torch.Tensor, piece: Tensor, place: slice) -> None:
         with launching_on(self.device):
-            buffer = getattr(self._buffers, "pinned", None)
-            if buffer is None:
-                pinned = self.device.type == "cuda"
-                buffer = torch.empty(PIECE, dtype=torch.uint8, pin_memory=pinned)
-                self._buffers.pinned = buffer
-            held = buffer[: piece.nbytes]
-            self.reader.read_here([(piece, held.numpy().data)])
-            out[place].copy_(held.view(_DTYPES[piece.dtype]))
+            self._copy(piece, out[place])
+
+    def _copy(self, piece: Tensor, out: torch.Tensor) -> None:
+        buffer = getattr(self._buffers, "pinned", None)
+        if buffer is None:
+            pinned = self.device.type == "cuda"
+            buffer = torch.empty(PIECE, dtype=torch.uint8, pin_memory=pinned)
+            self._buffers.pinned = buffer
+        held = buffer[: piece.nbytes]
+        self.reader.read_here([(piece, held.numpy().data)])
+        out.copy_(held.view(_DTYPES[piece.dtype]))
 
 
 def _as_bytes(tensor: Tensor) -> Tensor:
