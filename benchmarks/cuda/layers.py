@@ -30,10 +30,10 @@ Inputs = torch.Tensor | None
 
 
 class Given(NamedTuple):
-    """What a block gave. x: the residual stream behind attention; parts: of the experts."""
+    """What a block gave. x: the residual stream behind attention; updates: the experts' sum."""
 
     x: torch.Tensor
-    parts: torch.Tensor
+    updates: torch.Tensor
     experts: torch.Tensor
 
 
@@ -45,12 +45,12 @@ class Side:
     cache: Cache
     dtype: torch.dtype
 
-    def compute(self, block: Block, x: torch.Tensor, parts: Inputs, take: Take) -> Given:
+    def compute(self, block: Block, x: torch.Tensor, updates: Inputs, take: Take) -> Given:
         kernels, chosen = watched(self.kernels)
         own = with_kernels(block, kernels)
         if self.dtype != x.dtype:
             widen(own, self.dtype)
-        out, added = own(x.to(self.dtype), parts, take(self.cache))
+        out, added = own(x.to(self.dtype), updates, take(self.cache))
         return Given(out, added.sum(1), chosen[0])
 
 
@@ -66,14 +66,14 @@ def layers(bench: Bench) -> Section:
     for layer, block in enumerate(model.blocks):
         compared = layer % bench.amounts.layers_apart == 0
         for name, (_, take) in forms.items():
-            x, parts = streams[name]
-            given = [s.compute(block, x, parts, take) for s in (sides if compared else sides[:1])]
-            streams[name] = (given[0].x, given[0].parts[:, None])
+            x, updates = streams[name]
+            given = [s.compute(block, x, updates, take) for s in (sides if compared else sides[:1])]
+            streams[name] = (given[0].x, given[0].updates[:, None])
             if compared:
                 rows.append({"form": name, "layer": layer, **_apart(*given)})
                 yield rows[-1]
-    for name, (x, parts) in streams.items():
-        yield {"form": name, "layer": "logits", **_logits(bench, model, x, parts)}
+    for name, (x, updates) in streams.items():
+        yield {"form": name, "layer": "logits", **_logits(bench, model, x, updates)}
     for name in forms:
         of = [row for row in rows if row["form"] == name]
         worst = max(of, key=lambda row: row["off"])
@@ -130,19 +130,19 @@ def _apart(ours: Given, plain: Given, truth: Given) -> Row:
         alike = same if given is ours else both
         found = {"attention": relative(given.x, truth.x)}
         if bool(alike.any()):
-            found["experts"] = relative(given.parts[alike], truth.parts[alike])
+            found["experts"] = relative(given.updates[alike], truth.updates[alike])
         row[name] = max(found.values())
         if given is ours:
             row["of"] = max(found, key=lambda part: found[part])
     return row
 
 
-def _logits(bench: Bench, model: Transformer, x: torch.Tensor, parts: Inputs) -> Row:
+def _logits(bench: Bench, model: Transformer, x: torch.Tensor, updates: Inputs) -> Row:
     plain = Kernels()
 
     def of(kernels: Kernels, dtype: torch.dtype) -> torch.Tensor:
         weight = model.norm.weight.to(dtype)
-        _, h = kernels.add_norm(x.to(dtype), parts, weight, model.norm.eps)
+        _, h = kernels.add_norm(x.to(dtype), updates, weight, model.norm.eps)
         head = copied(model.lm_head, dtype) if dtype != bench.dtype else model.lm_head
         return kernels.linear(h, head, None, torch.float32)
 

@@ -132,9 +132,9 @@ def _add_norm(bench: Bench, tokens: int) -> Piece:
     model = bench.opened(1, 1)
     hidden, k = bench.config.hidden_size, bench.config.num_experts_per_tok
     x = _normal(bench, tokens, hidden)
-    parts = _normal(bench, tokens, k, hidden, dtype=torch.float32)
-    arguments = [(x, parts, block.before.weight, block.before.eps) for block in model.blocks]
-    nbytes = 3 * x.nbytes + parts.nbytes
+    updates = _normal(bench, tokens, k, hidden, dtype=torch.float32)
+    arguments = [(x, updates, block.before.weight, block.before.eps) for block in model.blocks]
+    nbytes = 3 * x.nbytes + updates.nbytes
     return _alike(bench, "add_norm", f"{k} experts' parts", arguments, nbytes, 0, 0)
 
 

@@ -1,1 +1,1 @@
-"""gpt-oss in PyTorch: the twin of model.py for one NVIDIA card, or for a CPU to compare with."""
+"""The PyTorch backend: gpt-oss on one NVIDIA card, or on a CPU to compare with."""

@@ -1,6 +1,6 @@
-"""How far a kernel is from its reference on the arguments of one call.
+"""The error of a kernel against its reference on the arguments of one call.
 
-Compared is what a call gives and what it writes into its arguments; each side gets its own copy.
+Outputs are compared, and also what a call writes into its arguments; each side gets its own copy.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from gptoss_mlx.backends.torch.operands import Groups
 
 FLOAT32 = frozenset({"logits", "periods", "weights"})
-"""Arguments that are float32 in every model, whatever its own dtype."""
+"""Parameters of references that are float32 in every model, whatever its own dtype."""
 
 
 def difference(
@@ -25,9 +25,9 @@ def difference(
     arguments: Sequence[Any],
     wide: torch.dtype = torch.float32,
 ) -> float:
-    """The largest relative L2 of the outputs, with the reference computing in `wide`.
+    """The largest relative L2 error of an output, with the reference computing in `wide`.
 
-    Infinite where whole numbers, shapes or what is not a number differ.
+    Infinite if integers or shapes differ, or a compared value is not finite.
     """
     names = list(inspect.signature(reference).parameters)
     before, given, widened = (
@@ -48,7 +48,7 @@ def difference(
 
 
 def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """|found - expected| / |expected|; 0 or infinite for whole numbers."""
+    """Relative L2 error |found - expected| / |expected|; of integers 0 if equal, else infinite."""
     if found.shape != expected.shape or found.is_floating_point() != expected.is_floating_point():
         return math.inf
     if not expected.is_floating_point():
@@ -61,13 +61,13 @@ def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
 def written(
     before: torch.Tensor, found: torch.Tensor, expected: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Those elements of an argument that one of two calls has changed, as each has left them."""
+    """The elements of an argument that either call has changed, as each call left them."""
     changed = ~(_same(found, before) & _same(expected, before))
     return found[changed], expected[changed]
 
 
 def copied(argument: Any, wide: torch.dtype | None) -> Any:
-    """A copy, with its floats in `wide`; of strided tensors with their strides."""
+    """A copy of an argument: tensors keep their strides, floats become `wide` if it is given."""
     if isinstance(argument, torch.Tensor):
         twin = torch.empty_strided(
             argument.shape, argument.stride(), dtype=argument.dtype, device=argument.device
@@ -82,7 +82,7 @@ def copied(argument: Any, wide: torch.dtype | None) -> Any:
 
 
 def tensors(outputs: Any) -> Iterator[torch.Tensor]:
-    """Everything a call gives, in order; of tiles not in use, only that they are empty."""
+    """The output tensors of a call, in order; of unused tiles only whether they are empty."""
     if isinstance(outputs, Groups):
         used = outputs.slot >= 0
         begin = torch.where(used, outputs.begin, outputs.begin - outputs.end)

@@ -1,8 +1,8 @@
-"""The blocks of the model in PyTorch: attention, then a mixture of experts, each behind a norm.
+"""The transformer blocks in PyTorch: attention, then a mixture of experts, each after a norm.
 
-What is computed for a chunk of one sequence and for a step of several differs in attention only,
-so a block takes a `Chunk` or a `Step` that knows where keys and values are. A sum on the way into
-the residual stream travels beside it as `parts` and is added by the norm that follows.
+A chunk of one sequence and a step of several differ in attention only, so a block takes a `Chunk`
+or a `Step` that knows where keys and values are. A block returns the residual x and, beside it,
+residual updates that the next norm adds to x: sum and norm are one operation.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gptoss_mlx.spec.rope import magnitude
 
 
 class Attention:
-    """Grouped-query attention with one learned sink logit a head."""
+    """Grouped-query attention with one learned sink logit per head."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class Attention:
             Heads(config.num_attention_heads, config.num_key_value_heads, config.head_dim),
             periods,
             loader.dense(f"{prefix}.sinks"),
-            # YaRN scales queries and keys alike; their product may as well be scaled once.
+            # YaRN scales queries and keys by one factor; here its square scales their product.
             magnitude(config) ** 2 * config.head_dim**-0.5,
             config.sliding_window if config.is_sliding(layer) else None,
         )
@@ -53,7 +53,7 @@ class Attention:
         )
 
     def keep(self, h: torch.Tensor, chunk: Chunk) -> None:
-        """Only remember the tokens' keys and values."""
+        """Write the tokens' keys and values to the cache, without attending."""
         chunk.write(self.kernels.linear(h, self.qkv, self.qkv_bias), self.layer, self.kernels)
 
 
@@ -80,26 +80,29 @@ class MoE:
             )
 
     def __call__(self, h: torch.Tensor) -> torch.Tensor:
-        """[tokens, hidden] -> what is to be added up, float32 [tokens, k, hidden]"""
+        """h [tokens, hidden] -> the experts' residual updates, float32 [tokens, k, hidden]"""
         logits = self.kernels.linear(h, self.router, self.router_bias, torch.float32)
         return self.experts(h, logits)
 
 
 class Norm:
-    """Adds what is still to be added to the residual stream, and normalizes the sum."""
+    """Adds residual updates to the residual x and normalizes the sum: -> (sum, its RMSNorm)."""
 
     def __init__(self, config: ModelConfig, loader: Loader, kernels: Kernels, name: str) -> None:
         self.kernels, self.eps = kernels, config.rms_norm_eps
         self.weight = loader.dense(f"{name}.weight")
 
     def __call__(
-        self, x: torch.Tensor, parts: torch.Tensor | None
+        self, x: torch.Tensor, updates: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.kernels.add_norm(x, parts, self.weight, self.eps)
+        return self.kernels.add_norm(x, updates, self.weight, self.eps)
 
 
 class Block:
-    """Attention, then experts, each behind a norm."""
+    """Attention, then experts, each after a norm.
+
+    Takes and returns the residual x and the residual updates that are still to be added to it.
+    """
 
     def __init__(
         self,
@@ -117,13 +120,13 @@ class Block:
         self.moe = MoE(config, loader, kernels, layer, streaming)
 
     def __call__(
-        self, x: torch.Tensor, parts: torch.Tensor | None, places: Places
+        self, x: torch.Tensor, updates: torch.Tensor | None, places: Places
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        x, h = self.before(x, parts)
+        x, h = self.before(x, updates)
         x, h = self.between(x, self.attention(h, places)[:, None])
         return x, self.moe(h)
 
-    def keep(self, x: torch.Tensor, parts: torch.Tensor | None, chunk: Chunk) -> None:
-        """What the sequence remembers of this block, and nothing else."""
-        _, h = self.before(x, parts)
+    def keep(self, x: torch.Tensor, updates: torch.Tensor | None, chunk: Chunk) -> None:
+        """Write the block's keys and values to the cache, and compute nothing else."""
+        _, h = self.before(x, updates)
         self.attention.keep(h, chunk)

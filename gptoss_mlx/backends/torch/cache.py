@@ -1,14 +1,14 @@
-"""What sequences remember: keys and values of every layer, in memory that never moves.
+"""The KV cache: keys and values of every layer and sequence, at addresses that never change.
 
-A `Cache` has rows for as many sequences as were planned. A full-attention layer keeps every token
-of a row in an arena of `context` places, by position; a sliding layer the last `window` in a ring:
-the token at position p lies in place p % window.
+A `Cache` has a fixed number of rows, one for each sequence that computes. A full-attention layer
+keeps all tokens of a row in an arena of `context` places, by position; a sliding layer keeps the
+last `window` in a ring buffer: the token at position p lies in place p % window.
 
-`State` is a sequence. It has a row while it computes; where there are more sequences than rows, the
-one that has rested longest gives way and is parked, bit for bit, in the host's memory until it
-computes again. Which rows are free is asked of the states that live, so that none can be lost.
+`State` is a sequence. It has a row while it computes; if there are more sequences than rows, the
+least recently used one is parked: its row is copied, bit for bit, to the host's memory until it
+computes again. Free rows are derived from the live states, so that no row can be lost.
 
-How a sequence goes back to an earlier position: backends/state.py.
+backends/state.py has the rules for going back to an earlier position.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ class Cache:
         width = (config.num_key_value_heads, config.head_dim)
 
         def room(count: int, tokens: int) -> torch.Tensor:
-            # Zeros, because what a kernel masks it may still multiply.
+            # Zeros, because a kernel may multiply masked places by 0, which must not give NaN.
             shape = (count, rows, 2, width[0], tokens, width[1])
             return torch.zeros(shape, dtype=dtype, device=device)
 
         self.arenas, self.rings = room(len(full), context), room(len(sliding), self.window)
         self.layers = {i: self.arenas[at] for at, i in enumerate(full)}
         self.layers |= {i: self.rings[at] for at, i in enumerate(sliding)}
-        """Of each layer [rows, 2, kv_heads, places, head_dim]."""
+        """By layer number: [rows, 2, kv_heads, places, head_dim]."""
         self._states: WeakSet[State] = WeakSet()
         self._clock = count()
 
@@ -66,7 +66,7 @@ class Cache:
         return state
 
     def seat(self, states: Sequence[State]) -> list[int]:
-        """The rows of sequences that are to compute together; others give way where they must.
+        """Rows for sequences that are to compute together; others are parked where necessary.
 
         Raises CapacityError, before anything is moved, if there are fewer rows.
         """
@@ -88,7 +88,7 @@ class Cache:
             resting = min(taken.values(), key=lambda other: other.used)
             row = resting.park()
         if isinstance(state.place, Parked):
-            tokens = min(state.offset, state.place.arenas.shape[-2])  # what was cut back stays away
+            tokens = min(state.offset, state.place.arenas.shape[-2])  # none that were trimmed
             self.arenas[:, row, :, :, :tokens] = state.place.arenas[..., :tokens, :]
             self.rings[:, row] = state.place.rings
         state.place = row
@@ -97,7 +97,7 @@ class Cache:
 
 @dataclass(frozen=True)
 class Parked:
-    """A sequence that has no row, in the host's memory.
+    """The keys and values of a sequence without a row, in the host's memory.
 
     arenas [full layers, 2, kv_heads, tokens, head_dim]; rings likewise, of `window` tokens.
     """
@@ -112,8 +112,9 @@ Place: TypeAlias = "int | Parked | None"
 class State(Rewindable[torch.Tensor]):
     """One sequence.
 
-    place: its row, or what is parked; None as long as it is empty. Only this is ever assigned when
-    a sequence moves, and what it says is complete before. used: when it last computed.
+    place: its row, or its parked copy; None as long as it is empty. When a sequence moves only this
+    is assigned, after the copying, so that it is valid at any time. used: the cache's clock
+    when it was last seated.
     """
 
     def __init__(self, cache: Cache) -> None:
@@ -124,11 +125,11 @@ class State(Rewindable[torch.Tensor]):
 
     @property
     def row(self) -> int:
-        """The row it has, or takes now."""
+        """The sequence's row; it is given one if it has none."""
         return self.place if isinstance(self.place, int) else self.cache.seat([self])[0]
 
     def park(self) -> int:
-        """Leave the row, and give its number."""
+        """Copy the row to the host's memory and give it up -> its number."""
         row = self.row
         arenas, rings = self.cache.arenas[:, row, :, :, : self.offset], self.cache.rings[:, row]
         self.place = Parked(arenas.to("cpu", copy=True), rings.to("cpu", copy=True))

@@ -1,9 +1,10 @@
-"""Which implementation of each operation the model in PyTorch computes with.
+"""The choice of an implementation for each operation: its Triton kernel or its reference.
 
-On a card that is the Triton kernel, once it has agreed with its reference on small calls, on this
-card and in this dtype. One that does not compile or does not agree is left out: its reference
-computes in its place, and `Kernels.rejected` says why. Kernels of different modules are compiled
-side by side. Elsewhere it is the reference. Triton is imported only where its kernels are wanted.
+On a card an operation uses its Triton kernel, once that has agreed with its reference on small
+calls, on this card and in this dtype. For a kernel that does not compile or does not agree the
+reference computes, and `Kernels.rejected` says why. Kernels of different modules are compiled in
+parallel. On a CPU every operation uses its reference, unless Triton's interpreter is asked for.
+Triton is imported only where its kernels are wanted.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ MODULES: Mapping[str, str] = {
 """The module under triton/ that has each operation's Triton kernel."""
 
 WAITING = frozenset({"decode_attention", "moe_gate_up", "moe_down"})
-"""Operations of a decoding step whose references wait for the device, as no CUDA graph can."""
+"""Operations of a decoding step whose references wait for the device: no graph captures them."""
 
 BUILDERS = 4  # threads that compile
 
@@ -52,7 +53,7 @@ Two = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True)
 class Kernels:
-    """One implementation of each operation; by default the references, which say what it does."""
+    """One implementation of each operation, by default its reference in reference.py."""
 
     linear: Callable[..., torch.Tensor] = reference.linear
     add_norm: Callable[..., Two] = reference.add_norm
@@ -65,7 +66,7 @@ class Kernels:
     moe_gate_up: Callable[..., torch.Tensor] = reference.moe_gate_up
     moe_down: Callable[..., torch.Tensor] = reference.moe_down
     tile_for: Callable[[int, int], int] = reference.tile_for
-    """(pairs, slots) -> how many pairs to a tile of `group_pairs`."""
+    """(pairs, slots) -> pairs per tile of `group_pairs`."""
     rejected: Mapping[str, str] = field(default_factory=dict)
     """Operations whose Triton kernel was wanted but cannot be used, and why."""
 
@@ -78,10 +79,10 @@ class Kernels:
 def choose_kernels(device: torch.device, dtype: torch.dtype, policy: str | None = None) -> Kernels:
     """The kernels for a device.
 
-    policy: "triton", which fails rather than leave a kernel out, and on a CPU asks for Triton's
-    interpreter; "reference"; or "" for either as the device allows; by default what the
-    environment's GPTOSS_KERNELS says.
-    Raises KernelError.
+    policy: "triton" insists on every kernel, on a CPU in Triton's interpreter; "reference" uses
+    none; "" uses the kernels that agree on a card, and none on a CPU. By default it is the
+    environment variable GPTOSS_KERNELS.
+    Raises KernelError if the policy is unknown or a kernel it insists on cannot be used.
     """
     where = f"the model computes on the {device.type.upper()} here"
     on_card = device.type == "cuda"
@@ -100,7 +101,7 @@ def choose_kernels(device: torch.device, dtype: torch.dtype, policy: str | None 
 
 
 def _tried(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[..., Any] | str]:
-    """Of each operation its kernel, or why it cannot be used."""
+    """Of each operation its kernel, or the reason why that cannot be used."""
     tried: dict[str, Callable[..., Any] | str] = {}
 
     def build(names: list[str]) -> None:
@@ -116,7 +117,7 @@ def _tried(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[..., 
             pool.start(calls).wait()
         finally:
             pool.close()
-    else:  # in the interpreter, which knows one thread
+    else:  # the interpreter supports one thread only
         for call in calls:
             call()
     return {name: tried[name] for name in MODULES}
@@ -132,7 +133,7 @@ def _kernel_or_why(name: str, device: torch.device, dtype: torch.dtype) -> Calla
 
 
 def _is_theirs(error: Exception) -> bool:
-    """Whether a compiler, the driver or the agreement says it, and no mistake of our own."""
+    """Whether an error is from a compiler, the driver or the agreement, not a bug of our own."""
     if isinstance(error, KernelError | CalledProcessError | torch.OutOfMemoryError):
         return True
     from triton.errors import TritonError
@@ -160,7 +161,7 @@ def checked(name: str, device: torch.device, dtype: torch.dtype) -> Callable[...
 
 
 def examples_of(name: str, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[Any, ...]]:
-    """Arguments of small calls; the module of several operations says of which each is."""
+    """An operation's examples. A module of several operations yields (operation, arguments)."""
     several = list(MODULES.values()).count(MODULES[name]) > 1
     for example in module_of(name).examples(dtype, device):
         if not several:
@@ -176,7 +177,7 @@ def triton_kernels(device: torch.device) -> Kernels:
 
 
 def tile_of(found: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """How pairs are tiled for the experts' kernels; their references take any tile."""
+    """`Kernels.tile_for` for the experts' kernels, if any is found; references take any tile."""
     if not found.keys() & {"moe_gate_up", "moe_down"}:
         return {}
     from gptoss_mlx.backends.torch.triton.build import capability_of
@@ -186,7 +187,7 @@ def tile_of(found: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
 
 
 def implementations(kernels: Kernels) -> dict[str, str]:
-    """Of each operation "triton", "reference", or why it is the reference."""
+    """Of each operation "triton", "reference", or why its kernel was rejected."""
     return {
         name: kernels.rejected.get(name)
         or ("reference" if is_reference(kernels, name) else "triton")

@@ -1,4 +1,4 @@
-"""The card that a thread's calls go to. CUDA keeps one for each thread, the first unless told."""
+"""The current CUDA device, which each thread has for itself; by default it is the first card."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ import torch
 
 
 def launching_on(device: torch.device) -> AbstractContextManager[object]:
-    """Triton launches, and memory is pinned, on the thread's current card: make it this one."""
+    """Make `device` the thread's current card, on which Triton launches and memory is pinned."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

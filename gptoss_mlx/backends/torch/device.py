@@ -1,6 +1,6 @@
-"""The NVIDIA cards of this machine, asked through torch, and in one line why one cannot be used.
+"""The NVIDIA cards of this machine, found through torch, or in one line why one cannot be used.
 
-Nothing here warns: what torch would warn of is either an error or of no consequence.
+Torch's warnings are silenced: what they warn of is either an error or of no consequence.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _DRIVERS = ("libcuda.so.1", "nvcuda.dll")
 
 @dataclass(frozen=True)
 class Card:
-    """One card. capability: times ten. total, free: bytes. driver: its version where it is told."""
+    """One card. capability: times ten. total, free: bytes. driver: its version, if it is known."""
 
     index: int
     name: str
@@ -41,12 +41,12 @@ class Card:
 
     @property
     def device(self) -> str:
-        """As torch names it."""
+        """Its name in torch."""
         return f"cuda:{self.index}"
 
 
 def is_installed() -> bool:
-    """Whether torch is there to be imported; it is not imported."""
+    """Whether torch is installed; it is not imported."""
     return find_spec("torch") is not None
 
 
@@ -62,7 +62,7 @@ def has_driver() -> bool:
 
 
 def find_card(index: int | None = None) -> Card:
-    """The card of that number, or without one the first that can be used.
+    """The card of that index, by default the first that can be used.
 
     Raises DeviceError.
     """
@@ -81,7 +81,7 @@ def find_card(index: int | None = None) -> Card:
 
 
 def count_cards() -> int:
-    """Cards this process may use, at least one; CUDA has been started. Raises DeviceError."""
+    """Start CUDA -> how many cards this process may use, at least one. Raises DeviceError."""
     torch = load_torch()
     if torch.version.cuda is None:
         made_for = "AMD's ROCm" if getattr(torch.version, "hip", None) else "the CPU only"
@@ -101,7 +101,7 @@ def count_cards() -> int:
 
 
 def ask_card(index: int) -> Card:
-    """What a card says of itself, be it of use or not. Raises DeviceError."""
+    """The properties of a card, whether it can be used or not. Raises DeviceError."""
     torch = load_torch()
     with _quiet():
         try:
@@ -134,7 +134,7 @@ def check_card(card: Card) -> Card:
 
 
 def load_torch() -> Any:
-    """The module. Raises DeviceError if it is not installed or cannot be loaded."""
+    """Import torch. Raises DeviceError if it is not installed or cannot be loaded."""
     if not is_installed():
         raise DeviceError(f"PyTorch is not installed: {INSTALL}")
     try:
@@ -146,7 +146,7 @@ def load_torch() -> Any:
 
 
 def built_for() -> str:
-    """The version of CUDA that torch is made for, or what else. Raises DeviceError."""
+    """The CUDA version torch is made for, "ROCm" or "CPU only". Raises DeviceError."""
     version = load_torch().version
     if version.cuda is not None:
         return str(version.cuda)
@@ -154,7 +154,7 @@ def built_for() -> str:
 
 
 def driver_version(path: Path = _VERSION) -> str | None:
-    """As the kernel module tells it on Linux; None elsewhere."""
+    """The driver's version, from its kernel module on Linux; None elsewhere."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -164,7 +164,7 @@ def driver_version(path: Path = _VERSION) -> str | None:
 
 
 def _why_not(text: str, needed: str) -> str:
-    """What CUDA failed with when it was started, as one line."""
+    """Why CUDA could not be started, in one line. text: torch's error; needed: CUDA's version."""
     if match := re.search(r"driver on your system is too old \(found version (\d+)\)", text):
         found = f"{int(match[1]) // 1000}.{int(match[1]) % 1000 // 10}"
         return (
@@ -188,9 +188,9 @@ def _not_there(index: int, count: int) -> str:
 def _runs(code: str, capability: int) -> bool:
     """Whether code such as "sm_86" runs on a card.
 
-    NVIDIA, CUDA C++ Programming Guide, application compatibility: code runs on cards of the same
-    major number and a minor at least its own, with an "a" at its end on just the one it names;
-    what is compiled when it is loaded ("compute_90") on all later ones.
+    NVIDIA, CUDA C++ Programming Guide, application compatibility: binary code runs on cards of the
+    same major number and at least its minor number, with the suffix "a" only on the one it names;
+    PTX ("compute_90"), which is compiled when it is loaded, runs on all later ones too.
     """
     match = re.fullmatch(r"(sm|compute)_(\d+)([af]?)", code)
     if match is None:

@@ -1,7 +1,7 @@
-"""Where the experts are: one bank of slots per layer.
+"""The experts of a layer, in a bank of slots on the device.
 
-With as many slots as experts, expert e lies in slot e for good; with fewer, see streaming.py for
-which lies where. Biases are small and kept by expert id.
+With as many slots as experts, expert e always lies in slot e; with fewer, streaming.py decides
+which expert lies in which slot. Biases are small: all are on the device, indexed by expert id.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ class Experts:
         self._biases = [loader.dense(f"{self.prefix}.{n}_proj_bias") for n in ("gate_up", "down")]
 
     def pack(self) -> None:
-        """Arrange what was loaded for the kernels; nothing can be computed before.
+        """Rearrange the loaded weights for the kernels; to be called before anything is computed.
 
-        Where there are none, a file's arrangement stays: it is quicker to load, and to dequantize.
+        Without kernels the file's layout is kept: it is quicker to load, and to dequantize.
         """
         packed = on_kernels(self.kernels)
         gate_up, gate_up_scales, down, down_scales = self._loaded
@@ -58,9 +58,9 @@ class Experts:
         del self._loaded, self._biases
 
     def __call__(self, x: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """x [tokens, hidden], the router's logits [tokens, experts] -> float32 [tokens, k, hidden]
+        """The residual updates of the k experts chosen for each token, in the order of choice.
 
-        What each expert adds to the residual stream, by choice.
+        x [tokens, hidden], the router's logits [tokens, experts] -> float32 [tokens, k, hidden]
         """
         tile = self.kernels.tile_for(len(x) * self.k, self.size)
         experts, weights, groups = self.kernels.route(logits, self.k, tile)
@@ -69,7 +69,7 @@ class Experts:
     def visit(
         self, x: torch.Tensor, groups: Groups, experts: torch.Tensor, weights: torch.Tensor
     ) -> torch.Tensor:
-        """The same for experts chosen [tokens, k], grouped by the slots they lie in."""
+        """The residual updates of experts chosen before [tokens, k], whose pairs `groups` holds."""
         h = self.kernels.moe_gate_up(x, self.bank, groups, experts, self.limit)
         return self.kernels.moe_down(h, self.bank, groups, experts, weights)
 

@@ -1,7 +1,7 @@
 """A decoding step as a CUDA graph: one launch instead of hundreds.
 
-A graph is bound to a number of sequences and to fixed addresses, so there is one for each bucket,
-captured when it is first needed, with inputs of its own that are filled before it is replayed.
+A graph is bound to a batch size and to fixed addresses, so there is one for each bucket of batch
+sizes, captured when it is first needed, with inputs of its own that are filled before each replay.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ Step = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class Graph(NamedTuple):
-    """ids [bucket], where [2, bucket], logits [bucket, vocabulary]; replay fills logits anew."""
+    """A captured step, whose `replay` computes logits [bucket, vocabulary] from the other two.
+
+    ids [bucket]; where [2, bucket], positions and rows.
+    """
 
     ids: torch.Tensor
     where: torch.Tensor
@@ -27,7 +30,7 @@ class Graph(NamedTuple):
 
 
 class Graphs:
-    """A step, replayed. Called as the step itself: ids [n], where int32 [2, n] -> logits."""
+    """The graphs of a step. Called like the step itself: ids [n], where int32 [2, n] -> logits."""
 
     def __init__(self, step: Step, device: torch.device) -> None:
         self.step, self.device = step, device
@@ -38,7 +41,7 @@ class Graphs:
         n = len(ids)
         size = bucket(n)
         if n < size:
-            # What is missing repeats the first sequence: the same values go to the same places.
+            # Padded with the first sequence, which writes the same values to the same places.
             ids = torch.cat((ids, ids[:1].expand(size - n)))
             where = torch.cat((where, where[:, :1].expand(2, size - n)), dim=1)
         if size not in self._graphs:
@@ -47,11 +50,12 @@ class Graphs:
         graph.ids.copy_(ids)
         graph.where.copy_(where)
         graph.replay()
-        # A copy: another stream may take a step before this one's sampler is done.
+        # A copy: another stream may replay the graph before the sampler has read these logits.
         return graph.logits[:n].clone()
 
     def capture(self, ids: torch.Tensor, where: torch.Tensor) -> Graph:
-        """Capture a step of this many sequences. It is taken for these, which does no harm."""
+        """Capture a step of this many sequences. The warm-up calls compute it for these inputs,
+        which is harmless: a replay writes the same keys and values."""
         ids, where = ids.clone(), where.clone()
         side = torch.cuda.Stream(self.device)
         side.wait_stream(torch.cuda.current_stream(self.device))

@@ -1,7 +1,7 @@
-"""gpt-oss in PyTorch: embedding, blocks of attention and experts, logits. The twin of model.py.
+"""gpt-oss in PyTorch: embedding, blocks of attention and experts, logits.
 
-x is [tokens, hidden]: a chunk of one sequence while a prompt is read, one token each of up to
-MOST_ROWS sequences while answers are written.
+x is [tokens, hidden]: a chunk of one sequence in prefill, one token of each of up to MOST_ROWS
+sequences in decoding.
 Formulas: OpenAI, gpt-oss/torch/model.py.
 """
 
@@ -74,21 +74,21 @@ class Transformer:
 
     @property
     def rejected(self) -> Mapping[str, str]:
-        """Triton kernels that it does without, and why."""
+        """Operations that fell back from their Triton kernel to the reference, and why."""
         return self.kernels.rejected
 
     def new_state(self) -> State:
-        """An empty sequence. There may be more than rows: see cache.py."""
+        """An empty sequence. There may be more sequences than rows: see cache.py."""
         return self.cache.new_state()
 
     @torch.inference_mode()
     def prefill(self, ids: Sequence[int], state: State) -> None:
-        """Append a chunk and wait until it is in; nothing is predicted from it."""
+        """Append a chunk to the KV cache and wait for the device; no logits are computed."""
         with launching_on(self.device):
-            x, parts, places = self._begin(ids, state)
+            x, updates, places = self._begin(ids, state)
             for block in self.blocks[:-1]:
-                x, parts = block(x, parts, places)
-            self.blocks[-1].keep(x, parts, places)
+                x, updates = block(x, updates, places)
+            self.blocks[-1].keep(x, updates, places)
             state.offset += len(ids)
             if self.device.type == "cuda":
                 torch.cuda.synchronize()
@@ -98,11 +98,11 @@ class Transformer:
         """Append a chunk -> the logits after each of its tokens, float32 [tokens, vocabulary]."""
         out = np.empty((len(ids), self.config.vocab_size), np.float32)
         with launching_on(self.device):
-            x, parts, places = self._begin(ids, state)
+            x, updates, places = self._begin(ids, state)
             for block in self.blocks:
-                x, parts = block(x, parts, places)
+                x, updates = block(x, updates, places)
             state.offset += len(ids)
-            _, h = self.norm(x, parts)
+            _, h = self.norm(x, updates)
             for i in range(0, len(out), SCORED):
                 out[i : i + SCORED] = self._logits(h[i : i + SCORED]).cpu().numpy()
         return out
@@ -113,7 +113,7 @@ class Transformer:
     ) -> torch.Tensor:
         """Append one token to each of several sequences -> logits float32 [n, vocabulary].
 
-        Raises CapacityError, before anything is computed, if they are more than there are rows.
+        Raises CapacityError, before anything is computed, if there are more sequences than rows.
         """
         ids = torch.cat([self._on_device(token) for token in tokens])
         rows = self.cache.seat(states)
@@ -128,8 +128,10 @@ class Transformer:
         return Sampler(options, seed, prompt, self.config.vocab_size, self.device)
 
     def stats(self) -> dict[str, float]:
-        """Bytes PyTorch holds on the card now, held at most, and keeps to use again; on a CPU those
-        of the whole process. And what streaming did (`streaming.Counts`).
+        """Memory in bytes, and what streaming did (`streaming.Counts`).
+
+        active, peak, cache: on a card what PyTorch has allocated, its peak, and what it keeps for
+        reuse; on a CPU the resident memory of the process, its peak, and 0.
         """
         counts = {} if self.streaming is None else self.streaming.stats()
         if self.device.type != "cuda":
@@ -147,12 +149,13 @@ class Transformer:
         }
 
     def _one_each(self, ids: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
-        """ids [n], where int32 [2, n], positions and rows -> logits. What a CUDA graph holds."""
-        x, parts = self._embed(ids), None
+        """A decoding step, as a CUDA graph captures it: ids [n], where int32 [2, n], positions and
+        rows -> logits [n, vocabulary]."""
+        x, updates = self._embed(ids), None
         places = Step(self.cache, where[0], where[1])
         for block in self.blocks:
-            x, parts = block(x, parts, places)
-        _, h = self.norm(x, parts)
+            x, updates = block(x, updates, places)
+        _, h = self.norm(x, updates)
         return self._logits(h)
 
     def _begin(self, ids: Sequence[int], state: State) -> tuple[torch.Tensor, None, Chunk]:
@@ -173,7 +176,7 @@ class Transformer:
         return ids.long() if isinstance(ids, torch.Tensor) else self._indices(ids).long()
 
     def _indices(self, values: Sequence[int] | Sequence[Sequence[int]]) -> torch.Tensor:
-        """int32 on the device, without waiting for it."""
+        """The values as int32 on the device, without waiting for it."""
         if self.device.type != "cuda":
             return torch.tensor(values, dtype=torch.int32)
         pinned = torch.tensor(values, dtype=torch.int32, pin_memory=True)
@@ -192,14 +195,14 @@ def open_model(
     kernels: Kernels | None = None,
     progress: Progress | None = None,
 ) -> Transformer:
-    """Load a checkpoint onto a device of PyTorch's.
+    """Load a checkpoint onto a PyTorch device.
 
     dtype: "bfloat16" or "float32"; by default bfloat16 on a card and float32 on a CPU.
     context: tokens a sequence may have, by default the model's limit; rows: sequences at a time.
-    slots: experts of a layer on the device, all by default; the others are brought when chosen.
+    slots: experts of a layer on the device, all by default; the others are streamed when chosen.
     kernels: by default what `choose_kernels` finds for the device.
     Raises CheckpointError if a file cannot be read, is changed meanwhile, or holds an invalid scale
-    or a float that is not finite; KernelError.
+    or a float that is not finite; KernelError as `choose_kernels` does.
     """
     return_freed()
     keep_few_shapes()

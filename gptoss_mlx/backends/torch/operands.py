@@ -1,4 +1,4 @@
-"""What the operations in PyTorch take besides plain tensors.
+"""Argument types of the operations in PyTorch, besides plain tensors.
 
 Pairs: a token that visits k experts makes k pairs, pair p = token * k + choice.
 """
@@ -42,9 +42,9 @@ class Bank:
 
     packed: whether they are as `mxfp4.pack` arranges them for the kernels, or as files have them.
 
-    Slot s of each array of the first two lines holds one expert; biases are kept by expert id.
-    gate_up: blocks [slots, 2 * intermediate, hidden / 2] uint8, gate and up rows in turn, scales
-    down: blocks [slots, hidden, intermediate / 2] uint8, scales
+    Slot s of the blocks and scales holds one expert; biases are indexed by expert id.
+    gate_up: blocks [slots, 2 * intermediate, hidden / 2] uint8, gate and up rows interleaved, and
+    their scales; down: blocks [slots, hidden, intermediate / 2] uint8, and their scales
     gate_up_bias [experts, 2 * intermediate], down_bias [experts, hidden], the compute dtype
     """
 
@@ -62,17 +62,17 @@ class Bank:
 
     @property
     def matrices(self) -> tuple[torch.Tensor, ...]:
-        """What a slot holds: blocks and scales of gate_up, then of down."""
+        """The arrays indexed by slot: blocks and scales of gate_up, then of down."""
         return self.gate_up_blocks, self.gate_up_scales, self.down_blocks, self.down_scales
 
 
 @dataclass(frozen=True)
 class Groups:
-    """Pairs by the slot they visit, cut into tiles of at most `tile` pairs of one slot.
+    """Pairs grouped by the slot they visit, cut into tiles of at most `tile` pairs of one slot.
 
     order [pairs] int32: the pairs' numbers, ascending by slot and then by pair. Tile i is
-    order[begin[i] : end[i]], all of slot[i]; the tiles in use come first, by slot and position, and
-    of those not in use slot is -1 and begin equals end. slot, begin, end [most_tiles(..)] int32.
+    order[begin[i] : end[i]], all of slot[i]; the used tiles come first, by slot and position, and
+    an unused tile has slot -1 and begin equal to end. slot, begin, end [most_tiles(..)] int32.
     """
 
     order: torch.Tensor
@@ -87,6 +87,6 @@ Routed: TypeAlias = tuple[torch.Tensor, torch.Tensor, Groups]
 
 
 def most_tiles(pairs: int, slots: int, tile: int) -> int:
-    """Tiles there can be at most: each slot visited may end with one that is not full."""
+    """The largest possible number of tiles: each visited slot may end with one not full."""
     visited = min(pairs, slots)
     return visited + (pairs - visited) // tile

@@ -1,7 +1,7 @@
-"""Where a layer's keys and values go, and what the tokens then see.
+"""The slot mapping of attention: where keys and values go in the cache, and what tokens attend to.
 
-A `Step` is one token each of several sequences: everything it knows is on the device, so that a
-CUDA graph can hold it. A `Chunk` is some tokens of one sequence.
+A `Step` is one token of each of several sequences; all that it uses is on the device, so that a
+CUDA graph can capture it. A `Chunk` is consecutive tokens of one sequence.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from gptoss_mlx.backends.torch.operands import Heads
 
 @dataclass(frozen=True)
 class Layer:
-    """Attention in one layer, without its projections.
+    """The parameters of one layer's attention, without its projections.
 
-    periods: radians a token for each rotary pair; window: tokens a sliding layer sees, or None.
+    periods: tokens per radian of each rotary pair; window: tokens a sliding layer sees, or None.
     """
 
     number: int
@@ -34,11 +34,11 @@ class Layer:
 
 class Places(Protocol):
     def attend(self, qkv: torch.Tensor, layer: Layer, kernels: Kernels) -> torch.Tensor:
-        """Remember the tokens' keys and values, and look: -> [tokens, heads * head_dim]."""
+        """Write the tokens' keys and values to the cache, attend -> [tokens, heads * head_dim]."""
 
 
 class Step:
-    """positions and rows [sequences], int32."""
+    """One token of each of several sequences. positions, rows: int32 [sequences]."""
 
     def __init__(self, cache: Cache, positions: torch.Tensor, rows: torch.Tensor) -> None:
         self.cache, self.positions, self.rows = cache, positions, rows
@@ -70,10 +70,11 @@ class Step:
 
 
 class Chunk:
-    """`tokens` tokens of one sequence, from its present end on.
+    """The next `tokens` tokens of one sequence.
 
-    On a sliding layer they may see more than the ring holds once they are in: so they look at a
-    copy of its last window - 1 tokens with their own behind, and the ring is filled last.
+    On a sliding layer, writing them to the ring at once could overwrite tokens that the first of
+    them still see. So they attend to a copy of the ring's last window - 1 tokens followed by their
+    own keys and values, and the ring is updated last.
     """
 
     def __init__(self, cache: Cache, state: State, tokens: int) -> None:
@@ -91,14 +92,14 @@ class Chunk:
         return y
 
     def write(self, qkv: torch.Tensor, layer: Layer, kernels: Kernels) -> None:
-        """Only remember the tokens' keys and values."""
+        """Write the tokens' keys and values to the cache, without attending."""
         _, kv = self._rotate(qkv, layer, kernels)
         self._settle(kv, layer)
 
     def _rotate(
         self, qkv: torch.Tensor, layer: Layer, kernels: Kernels
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Queries, and all keys and values that they see: [2, kv_heads, seen, head_dim]."""
+        """Rotated queries, and the keys and values they see: [2, kv_heads, seen, head_dim]."""
         held = self.cache.layers[layer.number]
         rows, places = self.rows, self.positions
         if layer.window is not None:
@@ -111,7 +112,7 @@ class Chunk:
         return q, held[row, :, :, : self.end]
 
     def _settle(self, kv: torch.Tensor, layer: Layer) -> None:
-        """Bring the last tokens into the ring, where the layer has one."""
+        """Copy the last tokens into the ring, if the layer has one."""
         if layer.window is not None:
             last = self._last
             ring = self.cache.layers[layer.number][self.row]
@@ -133,7 +134,7 @@ class Chunk:
 
     @cached_property
     def _behind(self) -> torch.Tensor:
-        """The places of the chunk behind the earlier tokens."""
+        """The places of the chunk's tokens in the copy, after the earlier tokens."""
         return self.positions - self.positions[0] + self.earlier
 
     def _ring(self, begin: int, end: int) -> torch.Tensor:

@@ -1,7 +1,8 @@
-"""Matrices that MLX has quantized, back in floats.
+"""Dequantization of matrices in MLX's quantized formats.
 
-Codes of `bits` lie one behind the other, the lowest bits first. Affine: code * scale + bias by
-group. mxfp4, mxfp8, nvfp4: e2m1 or e4m3 codes times a power of two (e8m0) or, in nvfp4, an e4m3.
+Codes of `bits` bits are stored consecutively, the lowest bits first. Affine: code * scale + bias by
+group. mxfp4, mxfp8, nvfp4: e2m1 or e4m3 codes times a scale, a power of two (e8m0) or in nvfp4 an
+e4m3.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import torch
 from gptoss_mlx.backends.torch.mxfp4 import BIAS, VALUES
 from gptoss_mlx.spec.config import QuantizationSpec
 
-PIECE = 16 << 20  # values widened at a time: what it takes beside the result stays bounded
+PIECE = 16 << 20  # values dequantized at a time, which bounds the temporary memory
 
 
 def dequantize(
@@ -21,8 +22,10 @@ def dequantize(
     spec: QuantizationSpec,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """codes [outputs, inputs * bits / 8] uint8; scales and biases [outputs, inputs / group_size],
-    floats in affine mode and else uint8 -> [outputs, inputs], each value rounded once.
+    """Dequantize a matrix -> [outputs, inputs] in `dtype`, each value rounded once.
+
+    codes [outputs, inputs * bits / 8] uint8; scales and biases [outputs, inputs / group_size],
+    floats in affine mode and else uint8.
     """
     outputs, inputs = codes.shape[0], codes.shape[1] * 8 // spec.bits
     out = torch.empty(outputs, inputs, dtype=dtype, device=codes.device)

@@ -1,8 +1,9 @@
-"""Every operation of the model in plain PyTorch: what the kernels must agree with.
+"""The reference implementation of every operation of the model, in plain PyTorch.
 
-Runs on any device and in any dtype. The largest products are taken in the operands' dtype, all
-else in float32. One call is either a chunk of one sequence or one token each of several; the
-operations do not ask which. Indices are int32.
+The Triton kernels must agree with it. It runs on any device and in any dtype. Linear layers and
+experts are multiplied in the operands' dtype, everything else is computed in float32. The tokens of
+a call are a chunk of one sequence or one token of each of several; the operations treat both alike.
+Indices are int32.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ def linear(
     bias: torch.Tensor | None = None,
     dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """x W^T + bias: x [tokens, inputs] -> [tokens, outputs], by default of x's dtype.
+    """x W^T + bias: x [tokens, inputs] -> [tokens, outputs] in `dtype`, by default x's.
 
-    Of another dtype the product is taken in it, so that no sum is rounded to x's.
+    With another dtype than x's the product is computed in it, so that no sum is rounded to x's.
     """
     if dtype in (None, x.dtype):
         return F.linear(x, dense(matrix, x.dtype), bias)
@@ -45,7 +46,7 @@ def _blocks(matrix: Matrix) -> Iterator[Matrix]:
 
 
 def dense(matrix: Matrix, dtype: torch.dtype) -> torch.Tensor:
-    """The matrix in floats [outputs, inputs]."""
+    """The matrix as floats [outputs, inputs]: dequantized to `dtype`, or unquantized `weight`."""
     if matrix.scales is None or matrix.biases is None:
         return matrix.weight
     codes = matrix.weight.reshape(len(matrix.weight), -1, matrix.group).float()
@@ -54,17 +55,18 @@ def dense(matrix: Matrix, dtype: torch.dtype) -> torch.Tensor:
 
 
 def add_norm(
-    x: torch.Tensor, parts: torch.Tensor | None, weight: torch.Tensor, eps: float
+    x: torch.Tensor, updates: torch.Tensor | None, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The residual sum and its RMSNorm: x [tokens, hidden], parts [tokens, n, hidden] -> both.
+    """The residual sum and its RMSNorm: x [tokens, hidden], updates [tokens, n, hidden] -> both.
 
-    The parts are added up in order, in float32, then to x; the sum is rounded to x's dtype.
+    The n residual updates of a token are added up in order, in float32, and then to x; the sum is
+    rounded to x's dtype before it is normalized.
     """
-    if parts is not None:
+    if updates is not None:
         total = x.float()
         added = torch.zeros_like(total)
-        for part in parts.float().unbind(1):
-            added = added + part
+        for update in updates.float().unbind(1):
+            added = added + update
         x = (total + added).to(x.dtype)
     t = x.float()
     t = t * torch.rsqrt(t.square().mean(-1, keepdim=True) + eps)
@@ -80,12 +82,12 @@ def rope_write(
     periods: torch.Tensor,
     heads: Heads,
 ) -> torch.Tensor:
-    """Rotate queries and keys by their positions; keep keys and values in the cache.
+    """Apply the rotary embedding to queries and keys; write keys and values to the cache.
 
     qkv [tokens, (heads + 2 * kv_heads) * head_dim]; positions, rows, places [tokens]: token i goes
     to cache[rows[i], :, :, places[i]]; cache [rows, 2, kv_heads, capacity, head_dim], keys and then
     values; periods float32 [head_dim / 2], tokens per radian
-    -> queries [tokens, heads, head_dim]. A pair is a dimension and the one head_dim / 2 further on.
+    -> queries [tokens, heads, head_dim]. Dimensions d and d + head_dim / 2 form a rotated pair.
     """
     q, k, v = torch.split(
         qkv.reshape(len(qkv), -1, heads.head_dim),
@@ -112,10 +114,11 @@ def decode_attention(
     sinks: torch.Tensor,
     scale: float,
 ) -> torch.Tensor:
-    """One query of each sequence over the first lengths[i] tokens of its row, in any order.
+    """Decode attention: query i attends to the first lengths[i] places of cache row rows[i].
 
-    q [tokens, heads, head_dim], cache [rows, 2, kv_heads, capacity, head_dim], rows and lengths
-    [tokens], sinks [heads] -> [tokens, heads * head_dim]. Waits for the device.
+    The keys of a row may lie in any order, as in a ring buffer. q [tokens, heads, head_dim], cache
+    [rows, 2, kv_heads, capacity, head_dim], rows and lengths [tokens], sinks [heads]
+    -> [tokens, heads * head_dim]. Waits for the device.
     """
     seen = int(lengths.max())
     k, v = cache[:, :, :, :seen][rows.long()].unbind(1)
@@ -131,10 +134,10 @@ def prefill_attention(
     scale: float,
     window: int | None = None,
 ) -> torch.Tensor:
-    """A chunk's queries over all keys so far, of which its own are the last.
+    """Causal attention of a chunk's queries to all keys so far; the chunk's own are the last.
 
     q [tokens, heads, head_dim], kv [2, kv_heads, seen, head_dim], seen >= tokens, may be strided;
-    query i sees the keys j <= seen - tokens + i, and of those the last `window` if one is given.
+    query i sees the keys j <= seen - tokens + i, with a window only the last `window` of those.
     sinks [heads] -> [tokens, heads * head_dim]
     """
     tokens, seen = q.shape[0], kv.shape[2]
@@ -155,7 +158,11 @@ def _attend(
     sinks: torch.Tensor,
     scale: float,
 ) -> torch.Tensor:
-    """q [n, heads, queries, d], k and v [n, kv_heads, keys, d], visible [.., queries, keys]."""
+    """Softmax attention with a sink logit per head -> [n, heads, queries, d].
+
+    q [n, heads, queries, d], k and v [n, kv_heads, keys, d], visible [.., queries, keys], sinks
+    [heads].
+    """
     n, heads, queries, _ = q.shape
     kv_heads = k.shape[1]
     q = q.float().reshape(n, kv_heads, heads // kv_heads, queries, -1)
@@ -179,12 +186,12 @@ def router_topk(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tenso
 
 
 def tile_for(pairs: int, slots: int) -> int:
-    """Pairs to a tile: any number will do here."""
+    """Pairs per tile: the reference takes any number."""
     return 64
 
 
 def group_pairs(visits: torch.Tensor, slots: int, tile: int) -> Groups:
-    """Group pairs by slot: visits [tokens, k], each below `slots`; see `Groups`."""
+    """Group pairs by slot: visits [tokens, k], each pair's slot, below `slots`; see `Groups`."""
     flat = visits.flatten().long()
     order = torch.argsort(flat, stable=True)
     counts = torch.zeros(slots, dtype=torch.int64, device=flat.device)
@@ -207,7 +214,7 @@ def group_pairs(visits: torch.Tensor, slots: int, tile: int) -> Groups:
 
 
 def route(logits: torch.Tensor, k: int, tile: int) -> Routed:
-    """`router_topk`, and the pairs grouped with expert e in slot e."""
+    """`router_topk`, and `group_pairs` of the chosen experts, with expert e in slot e."""
     experts, weights = router_topk(logits, k)
     return experts, weights, group_pairs(experts, logits.shape[1], tile)
 
@@ -232,7 +239,7 @@ def moe_gate_up(
 
 
 def swiglu(y: torch.Tensor, limit: float) -> torch.Tensor:
-    """gpt-oss's own: [.., 2n] of gate and up in turn -> [.., n]"""
+    """gpt-oss's clamped SwiGLU: [.., 2n], gate and up interleaved -> [.., n]"""
     gate, up = y[..., ::2].clamp(max=limit), y[..., 1::2].clamp(-limit, limit)
     return gate * torch.sigmoid(SWIGLU_ALPHA * gate) * (up + 1)
 
@@ -244,7 +251,7 @@ def moe_down(
     experts: torch.Tensor,
     weights: torch.Tensor,
 ) -> torch.Tensor:
-    """Down projections, each with its bias and times its routing weight, not yet added up.
+    """Down projection of every pair's expert, plus bias, times its routing weight, not summed.
 
     h [tokens * k, intermediate] by pair, experts and weights [tokens, k]
     -> float32 [tokens, k, hidden]

@@ -1,4 +1,4 @@
-"""The sampler's operations in PyTorch. A choice stays on its device, and no card is waited for."""
+"""The sampler's operations in PyTorch. They leave choices on the device and do not wait for it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 from gptoss_mlx.backends.sampler import Fetch, RuledSampler
 from gptoss_mlx.spec.sampling import WORD, Sampling
 
-_WHOLE = 2**52  # what a probability of 1 is when counted in whole numbers
+_WHOLE = 2**52  # a probability of 1 in fixed point
 
 
 class Sampler(RuledSampler[torch.Tensor]):
-    """See `RuledSampler`. device: the logits'."""
+    """`RuledSampler` on tensors. device: the logits'."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class Sampler(RuledSampler[torch.Tensor]):
         return self._send(torch.tensor(list(values), dtype=torch.float32))
 
     def _send(self, host: torch.Tensor) -> torch.Tensor:
-        """To the device, without waiting for what is queued there."""
+        """Copy to the device, without waiting for what is queued there."""
         if self._device.type != "cuda":
             return host.to(self._device)
         return host.pin_memory().to(self._device, non_blocking=True)
@@ -77,31 +77,30 @@ class Sampler(RuledSampler[torch.Tensor]):
         return self.largest(scores, k)
 
     def largest(self, x: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of equals the first ones. Sorted, because which of equal values topk takes is open."""
+        """Of equal values the first. By a stable sort: topk does not say which of them it takes."""
         values, places = x.sort(descending=True, stable=True)
         return values[:k], places[:k]
 
     def least_of_top(self, p: torch.Tensor, top_p: float) -> torch.Tensor:
         descending = p.sort(descending=True).values
-        # Counted in whole numbers: a card adds floats in another order every time.
+        # In fixed point, because the order in which a card adds floats varies.
         parts = (descending.double() * _WHOLE).long()
         before = parts.cumsum(0) - parts
         return descending.masked_fill(before >= math.ceil(top_p * _WHOLE), torch.inf).min()
 
     def categorical(self, scores: torch.Tensor, key: int) -> torch.Tensor:
-        """By the exponential race: the place whose time, exponentially distributed at the rate
-        exp(score), is the smallest.
+        """By the Gumbel-max trick: the place of the largest score plus Gumbel noise.
 
-        In float64: in float32 a token of one in a hundred million would never come.
+        In float64: in float32 a token with a probability of 1e-8 would never be drawn.
         """
         self._generator.manual_seed(_mixed(key))
         uniform = torch.rand(
             scores.shape, generator=self._generator, dtype=torch.float64, device=scores.device
-        )  # below 1, so that no time is 0
+        )  # below 1, so that its logarithm is not 0
         return (scores - uniform.log_().neg_().log_()).argmax(0, keepdim=True)
 
     def fetch(self, arrays: Sequence[torch.Tensor]) -> Fetch:
-        """In one copy: beside float32, ids become that, which is exact below 2^24."""
+        """In a single copy: joined with float32, ids become float32, exact below 2^24."""
         numbers, sizes = torch.cat([*arrays]), [len(array) for array in arrays]
         if not numbers.is_cuda:
             return lambda: [part.tolist() for part in numbers.split(sizes)]
@@ -120,7 +119,7 @@ class Sampler(RuledSampler[torch.Tensor]):
 def _mixed(key: int) -> int:
     """The last steps of splitmix64 (Steele, Lea and Flood, 2014).
 
-    Mixed, because a CPU's generator looks at 32 bits only.
+    Keys are mixed because torch's generator on a CPU uses only 32 bits of its seed.
     """
     z = (key ^ key >> 30) * 0xBF58476D1CE4E5B9 & WORD
     z = (z ^ z >> 27) * 0x94D049BB133111EB & WORD

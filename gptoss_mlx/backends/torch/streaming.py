@@ -1,14 +1,14 @@
-"""Experts that do not all fit on the device: the output of a resident bank, from fewer slots.
+"""Expert streaming: the output of a resident bank, from a bank with fewer slots than experts.
 
-Each layer's choice is read back. Experts that have a slot compute at once, while the others are
-read from the files, which the system keeps in the host's memory as far as there is room, into
-pinned buffers; from there they go to slots of experts that this wave does not need. A chunk that
-needs more experts than there are slots visits them in waves.
+The router's choice of each layer is read back to the host. Experts that have a slot are computed at
+once; meanwhile the others are read from the files, which the system's page cache holds as far as
+there is room, into pinned buffers. From there they are copied to slots of experts that the wave
+does not need. A chunk that needs more experts than there are slots visits them in waves.
 
-Why no slot is written while a computation may read it: both are queued on one stream, in order.
-With the environment variable GPTOSS_DEBUG_SLOTS=1 that is checked at every visit and every write,
-and so is that a buffer is given to the next expert only when nothing is read into it or copied out
-of it any more; what is not so raises AssertionError at once.
+No slot is written while a computation may read it, because both are queued on one CUDA stream, in
+order. With the environment variable GPTOSS_DEBUG_SLOTS=1 this is checked at every visit and every
+write. It is then also checked that a buffer is reused only after the reads into it and the copies
+out of it have ended. A violation raises AssertionError at once.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from gptoss_mlx.files.reader import FileReader
 from gptoss_mlx.files.shard import Tensor
 
 STAGED = 8
-"""Experts on their way at a time: of gpt-oss 13 MB each, 106 MB of pinned memory."""
+"""Experts in flight at a time: for gpt-oss 13 MB each, 106 MB of pinned memory in all."""
 
 
 class Streaming(ExpertStreaming):
-    """See `ExpertStreaming`; and the buffers that experts are read into."""
+    """`ExpertStreaming` with a ring of STAGED buffers that experts are read into."""
 
     def __init__(
         self, tensors: Mapping[str, Tensor], reader: FileReader, device: torch.device, slots: int
@@ -50,10 +50,10 @@ class Streaming(ExpertStreaming):
         self._buffers: list[Buffer] = []
         self._next = 0
         self._debugging = debugging()
-        self._stream: int | None = None  # that slots have been read and written on
+        self._stream: int | None = None  # the one that slots are read and written on
 
     def buffer(self, nbytes: int) -> Buffer:
-        """The buffer that has waited longest, once the device has taken what was in it."""
+        """The least recently used buffer, once its content has been copied to the device."""
         if len(self._buffers) < STAGED:
             self._buffers.append(Buffer(nbytes, self.device))
             return self._buffers[-1]
@@ -65,7 +65,7 @@ class Streaming(ExpertStreaming):
         return buffer
 
     def check_stream(self) -> None:
-        """With debugging: slots are read and written on one stream only."""
+        """When debugging, check that slots are read and written on one stream only."""
         if not self._debugging or self.device.type != "cuda":
             return
         stream = torch.cuda.current_stream(self.device).cuda_stream
@@ -79,21 +79,21 @@ class Streaming(ExpertStreaming):
 
 
 class Buffer:
-    """Room for one expert on the host."""
+    """A host buffer for one expert, pinned if the device is a card."""
 
     def __init__(self, nbytes: int, device: torch.device) -> None:
         self.on_card = device.type == "cuda"
         self.data = torch.empty(nbytes, dtype=torch.uint8, pin_memory=self.on_card)
         self._taken: torch.cuda.Event | None = None
-        self.load: Tasks | None = None  # the latest into it
+        self.load: Tasks | None = None  # the latest reads into it
 
     def free(self) -> bool:
-        """Whether nothing reads into it, and what was in it has been copied."""
+        """Whether the reads into it and the copies of its content have ended."""
         read = self.load is None or self.load.idle()
         return read and (self._taken is None or bool(self._taken.query()))
 
     def sent(self) -> None:
-        """The copies to the device are queued."""
+        """Record an event behind the copies to the device, which have been queued."""
         if self.on_card:
             self._taken = torch.cuda.Event()
             self._taken.record()
@@ -105,16 +105,16 @@ class Buffer:
 
 @dataclass(frozen=True)
 class _Coming:
-    """An expert on its way to a buffer; parts: views of the buffer, in the order of the files."""
+    """An expert being read into a buffer. views: of the buffer, in the order of `Experts.files`."""
 
     expert: int
     buffer: Buffer
-    parts: tuple[torch.Tensor, ...]
+    views: tuple[torch.Tensor, ...]
     load: Tasks
 
 
 class StreamedExperts:
-    """One layer's experts on a bank of fewer slots. Called as `Experts` is."""
+    """One layer's experts, in a bank with fewer slots than experts. Called like `Experts`."""
 
     def __init__(self, experts: Experts, streaming: Streaming) -> None:
         self.experts, self.streaming = experts, streaming
@@ -128,8 +128,9 @@ class StreamedExperts:
         self.table.clear()
 
     def __call__(self, x: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """x [tokens, hidden], the router's logits [tokens, experts] -> float32 [tokens, k, hidden]
+        """The residual updates of the k experts chosen for each token, in the order of choice.
 
+        x [tokens, hidden], the router's logits [tokens, experts] -> float32 [tokens, k, hidden]
         Raises CheckpointError if a read fails; the bank is then empty, and the next call fills it.
         """
         kernels = self.experts.kernels
@@ -151,7 +152,7 @@ class StreamedExperts:
         return out.reshape(*chosen.shape, -1)
 
     def _waves(self, needed: Sequence[int]) -> Iterator[list[int]]:
-        """The experts needed: those present, then the others as they come, none twice."""
+        """Waves of the needed experts, each once: those in slots, then others as they arrive."""
         present = [e for e in needed if e in self.table.slot_of]
         missing = [e for e in needed if e not in self.table.slot_of]
         counts = self.streaming.counts
@@ -175,11 +176,11 @@ class StreamedExperts:
         tensors = [tensor[expert] for tensor in self._files]
         sizes = [tensor.nbytes for tensor in tensors]
         buffer = self.streaming.buffer(sum(sizes))
-        parts = torch.split(buffer.data, sizes)
-        reads = [(t, part.numpy().data) for t, part in zip(tensors, parts, strict=True)]
+        views = torch.split(buffer.data, sizes)
+        reads = [(t, view.numpy().data) for t, view in zip(tensors, views, strict=True)]
         self.streaming.counts.bytes_read += sum(sizes)
         buffer.load = self.streaming.reader.read(reads)
-        return _Coming(expert, buffer, parts, buffer.load)
+        return _Coming(expert, buffer, views, buffer.load)
 
     def _await(self, coming: Sequence[_Coming]) -> None:
         begun = time.perf_counter()
@@ -188,15 +189,15 @@ class StreamedExperts:
         self.streaming.counts.stall += time.perf_counter() - begun
 
     def _place(self, coming: _Coming, keep: Sequence[int]) -> None:
-        """Give an expert that has been read a slot, and queue its way there."""
+        """Claim a slot for an expert that has been read, and queue its copy into it."""
         slot = self.table.claim(coming.expert, keep)
         assert slot is not None  # a wave is never larger than the bank
         bank, device = self.experts.bank, self.streaming.device
         self.streaming.check_stream()
-        parts = [part.to(device, non_blocking=True) for part in coming.parts]
+        copies = [view.to(device, non_blocking=True) for view in coming.views]
         coming.buffer.sent()
         shaped = [
-            part.reshape(array.shape[1:]) for part, array in zip(parts, bank.matrices, strict=True)
+            copy.reshape(array.shape[1:]) for copy, array in zip(copies, bank.matrices, strict=True)
         ]
         if bank.packed:
             shaped = [*mxfp4.pack(*shaped[:2]), *mxfp4.pack(*shaped[2:])]

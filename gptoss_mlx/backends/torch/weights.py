@@ -1,8 +1,8 @@
-"""From the checkpoint's files onto the device, through a few pinned buffers.
+"""Loading weights from a checkpoint's files onto the device, through a few pinned buffers.
 
-Each thread reads a piece into a buffer of its own, from where the device takes it, converting a
-float in passing. So the host holds a piece a thread, whatever the model's size, and reading and
-copying overlap.
+Each thread reads a piece into a buffer of its own and copies it to the device, which converts
+floats to the array's dtype. So the host holds one piece per thread, whatever the model's size, and
+reading and copying overlap.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "
 
 
 class Loader(WeightLoader):
-    """See `WeightLoader`."""
+    """`WeightLoader` for tensors on one device. dtype: the compute dtype."""
 
     def __init__(
         self,
@@ -47,17 +47,18 @@ class Loader(WeightLoader):
         return self._filled(self.tensors(names), self.dtype)
 
     def raw(self, *names: str, rows: int | None = None) -> torch.Tensor:
-        """The named tensors' bytes, stacked: uint8, the last axis as many as it has bytes.
+        """The named tensors' bytes, stacked: uint8, the last axis counted in bytes.
 
-        rows: only so many of the first axis.
+        rows: only so many of each tensor's first axis.
         """
         tensors = [_as_bytes(tensor) for tensor in self.tensors(names, rows)]
         return self._filled(tensors, torch.uint8)
 
     def matrix(self, *modules: str) -> Matrix:
-        """The named modules' matrices as one, their outputs in order.
+        """The named modules' matrices as one, stacked along their outputs.
 
-        In 8 bits where the checkpoint has them all alike so, else in the compute dtype.
+        Quantized if the checkpoint has all of them in the same affine 8-bit form, else in the
+        compute dtype.
         """
         specs = {self.spec(module) for module in modules}
         if specs == {None}:
@@ -72,7 +73,7 @@ class Loader(WeightLoader):
         return Matrix(parts[0] if len(parts) == 1 else torch.cat(parts))
 
     def bias(self, *modules: str) -> torch.Tensor:
-        """The named modules' biases as one."""
+        """The named modules' biases, concatenated."""
         return self.dense(*named(modules, "bias"))
 
     def _widened(self, module: str) -> torch.Tensor:

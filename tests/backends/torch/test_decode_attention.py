@@ -154,17 +154,17 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
     block=st.sampled_from([32, 64, 128]),
     part_of=st.floats(0, 1),
 )
-def test_parts_hold_every_sequence(
+def test_splits_hold_every_sequence(
     capacity: int, tokens: int, kv_heads: int, processors: int, block: int, part_of: float
 ) -> None:
-    fewest, parts = split(capacity, tokens * kv_heads, processors, block)
+    fewest, splits = split(capacity, tokens * kv_heads, processors, block)
     length = max(1, round(part_of * capacity))
-    assert 1 <= fewest <= parts
-    assert -(-length // share(length, fewest, block)) <= parts
+    assert 1 <= fewest <= splits
+    assert -(-length // share(length, fewest, block)) <= splits
 
 
 def share(length: int, fewest: int, block: int) -> int:
-    """The keys of a part, by its promise: whole blocks, shared evenly, but at most LONGEST."""
+    """The keys of a split, by its promise: whole blocks, shared evenly, but at most LONGEST."""
     even = -(-length // fewest)
     return min(-(-even // block) * block, module.LONGEST)
 

@@ -112,8 +112,8 @@ def test_what_is_planned_for_follows_the_code_that_takes_it() -> None:
     for processors in (82, 108, 128, 132, 148, 188):
         for rows in (1, 4, 32):
             for context in (4096, 131072):
-                _, parts = decode_attention.split(context, rows * 8, processors, 64)
-                assert parts <= torch_buffers.SPLITS
+                _, splits = decode_attention.split(context, rows * 8, processors, 64)
+                assert splits <= torch_buffers.SPLITS
 
 
 SHAPES = """

@@ -1,4 +1,4 @@
-"""What is compiled for a card, without one: a kernel, its arguments' types and its constants."""
+"""Ahead-of-time compilation of kernels for a card that need not be there."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CAPABILITIES = (80, 86, 89, 90, 100, 120)
 """Compute capabilities, times ten, that every kernel is compiled for."""
 
 INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
-"""Whether kernels run in Triton's interpreter, in which products of bfloat16 must be widened."""
+"""Whether kernels run in Triton's interpreter, where operands in bfloat16 must be widened."""
 
 KIB = 1024
 SHARED = {80: 163 * KIB, 86: 99 * KIB, 90: 227 * KIB, 120: 99 * KIB}
@@ -51,7 +51,7 @@ class Build:
 
 
 def capability_of(device: torch.device) -> int:
-    """A card's compute capability, times ten; for the interpreter, that of the card measured."""
+    """A card's compute capability, times ten; 90 for the interpreter."""
     if device.type != "cuda":
         return 90
     major, minor = torch.cuda.get_device_capability(device)
@@ -65,7 +65,7 @@ def nearest(table: Mapping[int, T], capability: int) -> T:
 
 @dataclass(frozen=True)
 class Compiled:
-    """What a kernel takes of a card.
+    """A compiled kernel and what it takes of a card.
 
     registers: of a thread; shared: bytes of a block; spilled: bytes of a thread's stack, which is
     in global memory; seconds: to compile it.

@@ -1,9 +1,9 @@
-"""Attention of one query of each sequence over what its row of the cache holds.
+"""Decode attention with split-KV: one query of each sequence attends to its row of the cache.
 
-The keys of a sequence are shared among several programs where there are too few sequences to keep a
-card busy, and a second kernel then adds up what they found. How many programs are launched depends
-on nothing but sizes, so that a CUDA graph may hold the launch; how many keys each takes, on how
-long its sequence is when it runs.
+Where there are too few sequences to keep a card busy, the keys of each are split among several
+programs, and a second kernel merges their results. The number of programs depends only on sizes, so
+that a CUDA graph can capture the launch; the number of keys per split depends on the length that
+the sequence has when the kernel runs.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from gptoss_mlx.backends.torch.triton.attention import (
 )
 from gptoss_mlx.backends.torch.triton.build import Build, capability_of, nearest
 
-ROWS = tl.constexpr(16)  # of a product: the queries that share a key-value head, at most
-LONGEST = 4096  # keys a program takes at most: those of a long sequence go to more programs
-BUSY = 2  # programs a multiprocessor has at once: 64 KiB of each are on their way, of 25 needed
-UNDIVIDED = 256  # keys of a cache that are not worth a second kernel
-MERGED = 32  # parts that are added up at a time
+ROWS = tl.constexpr(16)  # of a matrix product: at most so many queries share a key-value head
+LONGEST = 4096  # keys per split at most: a longer sequence has more splits
+BUSY = 2  # programs per multiprocessor: each has 64 KiB of loads in flight, 25 KiB are needed
+UNDIVIDED = 256  # capacity of a cache, in keys, up to which a second kernel is not worth it
+MERGED = 32  # splits that are merged at a time
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class Config:
     stages: int
 
 
-# Three blocks of keys and values: 96 KiB in bfloat16 would be too much for 8.6, 8.9 and 12.0, whose
-# multiprocessors have 100 KiB, to hold two programs. Two of the stages are in shared memory.
+# Two of the three stages are in shared memory, 32 KiB each for 128 keys and values in bfloat16. On
+# 8.6, 8.9 and 12.0 a multiprocessor has 100 KiB, which hold two programs only with blocks of 64.
 CONFIGS: Mapping[int, Config] = {
     80: Config(128, 4, 3),
     86: Config(64, 4, 3),
@@ -57,7 +57,7 @@ COMBINE_WARPS = 2
 
 @triton.jit
 def _share(length, fewest, LONGEST: tl.constexpr, BLOCK: tl.constexpr):
-    """The keys that each part of a sequence takes; the last may have less."""
+    """Keys per split of a sequence, in whole blocks; the last split may have fewer."""
     return tl.minimum(tl.cdiv(tl.cdiv(length, fewest), BLOCK) * BLOCK, LONGEST)
 
 
@@ -66,10 +66,10 @@ def _gather(
     query, sink, cache, begin, end, half_stride, place_stride, scale,
     DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    """The keys from begin to end -> the maximum of their logits and the sink, and sums over them.
+    """Online softmax over the keys from begin to end -> maximum, sum of weights, weighted values.
 
-    Every lane, a warp, goes through its own keys of each block with a maximum and sums of its own,
-    so that warps wait for each other only for what is loaded.
+    The sink counts for the maximum, but not in the sums. Every lane, one warp, has its own keys of
+    each block and its own maximum and sums, so that warps wait for each other only for loads.
     """
     queries = tl.broadcast_to(query[None], (LANES, ROWS, WIDTH))
     maximum = tl.broadcast_to(sink[None], (LANES, ROWS))
@@ -100,18 +100,19 @@ def _gather(
     return top, tl.sum(total * of_lane, 0), tl.sum(y * of_lane[:, :, None], 0)
 
 
-@triton.jit(do_not_specialize=["parts", "fewest"])
+@triton.jit(do_not_specialize=["splits", "fewest"])
 def _attend(
     q, cache, rows, lengths, sinks, out, stats, scale,
-    row_stride, half_stride, head_stride, place_stride, parts, fewest,
+    row_stride, half_stride, head_stride, place_stride, splits, fewest,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr,
     BLOCK: tl.constexpr, LANES: tl.constexpr, LONGEST: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
-    # A program: a part of a sequence's keys, or the whole, and all queries of one key-value head.
-    part, kv_head, token = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    # A program: one split of a sequence's keys, or all of them, and all queries of one key-value
+    # head.
+    split_id, kv_head, token = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     length = tl.load(lengths + token)
     share = _share(length, fewest, LONGEST, BLOCK)
-    begin = part * share
+    begin = split_id * share
     if not WHOLE and begin >= length:
         return
     head = tl.arange(0, ROWS)
@@ -130,20 +131,20 @@ def _attend(
         y = y / (total + tl.exp2(sink - top))[:, None]
         place = first
     else:
-        place = first * parts + part
+        place = first * splits + split_id
         tl.store(stats + place * 2, top, mask=ours)
         tl.store(stats + place * 2 + 1, total, mask=ours)
     y = narrow(y, out.dtype.element_ty)
     tl.store(out + place[:, None] * DIM + dim[None, :], y, mask=mask)
 
 
-@triton.jit(do_not_specialize=["parts", "fewest"])
+@triton.jit(do_not_specialize=["splits", "fewest"])
 def _combine(
-    sums, stats, lengths, sinks, out, parts, fewest,
+    sums, stats, lengths, sinks, out, splits, fewest,
     HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, MERGED: tl.constexpr,
     BLOCK: tl.constexpr, LONGEST: tl.constexpr,
 ):  # fmt: skip
-    # A program: one head of one sequence. It takes the parts in order, MERGED at a time.
+    # A program: one head of one sequence. It merges the splits in order, MERGED at a time.
     head, token = tl.program_id(0), tl.program_id(1)
     length = tl.load(lengths + token)
     used = tl.cdiv(length, tl.maximum(_share(length, fewest, LONGEST, BLOCK), 1))
@@ -152,18 +153,18 @@ def _combine(
     maximum = sink
     total = tl.full((), 1.0, tl.float32)
     y = tl.zeros((WIDTH,), tl.float32)
-    first = (token * HEADS + head) * parts
+    first = (token * HEADS + head) * splits
     for start in range(0, used, MERGED):
-        part = start + tl.arange(0, MERGED)
-        here = part < used
-        tops = tl.load(stats + (first + part) * 2, mask=here, other=-float("inf"))
-        totals = tl.load(stats + (first + part) * 2 + 1, mask=here, other=0.0)
-        at = (first + part)[:, None] * DIM + dim[None, :]
-        parts_y = tl.load(sums + at, mask=here[:, None] & (dim < DIM)[None, :], other=0.0)
+        split_ids = start + tl.arange(0, MERGED)
+        here = split_ids < used
+        tops = tl.load(stats + (first + split_ids) * 2, mask=here, other=-float("inf"))
+        totals = tl.load(stats + (first + split_ids) * 2 + 1, mask=here, other=0.0)
+        at = (first + split_ids)[:, None] * DIM + dim[None, :]
+        splits_y = tl.load(sums + at, mask=here[:, None] & (dim < DIM)[None, :], other=0.0)
         higher = tl.maximum(maximum, tl.max(tops, 0))
-        shrink, of_part = tl.exp2(maximum - higher), tl.exp2(tops - higher)
-        total = total * shrink + tl.sum(totals * of_part, 0)
-        y = y * shrink + tl.sum(parts_y * of_part[:, None], 0)
+        shrink, of_split = tl.exp2(maximum - higher), tl.exp2(tops - higher)
+        total = total * shrink + tl.sum(totals * of_split, 0)
+        y = y * shrink + tl.sum(splits_y * of_split[:, None], 0)
         maximum = higher
     y = narrow(y / total, out.dtype.element_ty)
     tl.store(out + (token * HEADS + head) * DIM + dim, y, mask=dim < DIM)
@@ -187,30 +188,31 @@ def decode_attention(
     if group > ROWS.value or cache.stride(-1) != 1:
         raise ValueError(f"{group} queries to a key-value head, or a cache with other strides")
     config = _config(q.dtype, capability_of(q.device))
-    fewest, parts = split(capacity, tokens * kv_heads, processors(q.device), config.block)
+    fewest, splits = split(capacity, tokens * kv_heads, processors(q.device), config.block)
     out = torch.empty(tokens, heads * dim, dtype=cache.dtype, device=q.device)
     sums, stats = out, out
-    if parts > 1:
-        sums = torch.empty(tokens, heads, parts, dim, dtype=torch.float32, device=q.device)
-        stats = torch.empty(tokens, heads, parts, 2, dtype=torch.float32, device=q.device)
-    _attend[(parts, kv_heads, tokens)](
+    if splits > 1:
+        sums = torch.empty(tokens, heads, splits, dim, dtype=torch.float32, device=q.device)
+        stats = torch.empty(tokens, heads, splits, 2, dtype=torch.float32, device=q.device)
+    _attend[(splits, kv_heads, tokens)](
         q.contiguous(), cache, rows, lengths, sinks, sums, stats, scale * LOG2E.value,
-        *cache.stride()[:4], parts, fewest,
-        **_shape(kv_heads, group, dim, config, parts == 1),
+        *cache.stride()[:4], splits, fewest,
+        **_shape(kv_heads, group, dim, config, splits == 1),
         num_warps=config.warps, num_stages=config.stages,
     )  # fmt: skip
-    if parts > 1:
+    if splits > 1:
         _combine[(heads, tokens)](
-            sums, stats, lengths, sinks, out, parts, fewest,
+            sums, stats, lengths, sinks, out, splits, fewest,
             **_merge(heads, dim, config), num_warps=COMBINE_WARPS,
         )  # fmt: skip
     return out
 
 
 def split(capacity: int, pairs: int, processors: int, block: int) -> tuple[int, int]:
-    """(the parts that a sequence is cut into if it is not too long for them, the most there can be)
+    """Splits per sequence: (as many as keep the card busy, the most that a long sequence has).
 
-    pairs: of sequences and key-value heads.
+    capacity: keys per row of the cache; pairs: sequences times key-value heads; processors: the
+    card's multiprocessors.
     """
     if capacity <= UNDIVIDED:
         return 1, 1
@@ -274,7 +276,7 @@ def builds(capability: int) -> Iterator[Build]:
     for dtype in (torch.bfloat16, torch.float32):
         config, t = _config(dtype, capability), TYPES[dtype]
         types = dict.fromkeys(("q", "cache"), f"*{t}") | {"rows": "*i32", "lengths": "*i32"}
-        numbers = ("row_stride", "half_stride", "head_stride", "place_stride", "parts", "fewest")
+        numbers = ("row_stride", "half_stride", "head_stride", "place_stride", "splits", "fewest")
         for whole in (True, False):
             out = f"*{t}" if whole else "*fp32"
             constants = _shape(kv_heads, heads // kv_heads, dim, config, whole)
@@ -293,7 +295,7 @@ def builds(capability: int) -> Iterator[Build]:
             f"decode_attention combined {t}",
             _combine,
             {"sums": "*fp32", "stats": "*fp32", "lengths": "*i32", "sinks": f"*{t}"}
-            | {"out": f"*{t}", "parts": "i32", "fewest": "i32"}
+            | {"out": f"*{t}", "splits": "i32", "fewest": "i32"}
             | dict.fromkeys(constants, "constexpr"),
             constants,
             ("sums", "stats", "lengths", "sinks", "out"),

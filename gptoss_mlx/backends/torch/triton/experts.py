@@ -1,12 +1,14 @@
-"""One tile of W x^T with W in MXFP4: what the two kernels of the experts have in common.
+"""One tile of W x^T with W in MXFP4, shared by the two kernels of the experts.
 
 The weights are the left operand, so that their rows fill a tensor core's 16 or 64 rows and 8 to 64
-tokens are its columns: decoding and prefill are the same kernel. Bytes go to shared memory as
-they are, from there to registers in the order in which the tensor cores want bfloat16, and become
-that eight numbers at a time: 9 integer instructions for 8 weights and one product for each 2.
+tokens are its columns: decoding and prefill use the same kernel. Packed bytes go unchanged to
+shared memory and from there to registers, in the tensor cores' operand order. There they are
+converted to bfloat16 eight at a time: 9 integer instructions for 8 weights and one multiplication
+for each 2.
 
-Worse, by instructions a weight for a capability of 9.0: tl.dot_scaled, 5.9 to 6.8; scales loaded as
-single bytes, after which Triton orders operands by fours and moves registers, 3.4 instead of 3.0.
+Alternatives that take more instructions per weight, on capability 9.0: tl.dot_scaled, 5.9 to 6.8;
+scales loaded as single bytes, after which Triton orders operands by fours and moves registers, 3.4
+instead of 3.0.
 """
 
 from __future__ import annotations
@@ -14,24 +16,25 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from gptoss_mlx.backends.torch.mxfp4 import HELD, PARTS, PLACE
+from gptoss_mlx.backends.torch.mxfp4 import FIELDS, HELD, PLACE
 from gptoss_mlx.backends.torch.triton.build import INTERPRETED
 
-_OFFSET = tl.constexpr((126 - HELD) * 0x00800080)  # in the exponents of two multipliers
+_OFFSET = tl.constexpr((126 - HELD) * 0x00800080)  # added to the exponents of two multipliers
 _UNDO = tl.constexpr(2.0**HELD)
-_PLACE, _FIRST, _SECOND = tl.constexpr(PLACE), tl.constexpr(PARTS[3][2]), tl.constexpr(PARTS[4][2])
-_TURN_1, _TURN_2 = tl.constexpr(PARTS[1][1]), tl.constexpr(PARTS[2][1])
-_TURN_3, _TURN_4 = tl.constexpr(PARTS[3][1]), tl.constexpr(PARTS[4][1])
+_PLACE = tl.constexpr(PLACE)
+_FIRST, _SECOND = tl.constexpr(FIELDS[3][2]), tl.constexpr(FIELDS[4][2])
+_ROTATION_1, _ROTATION_2 = tl.constexpr(FIELDS[1][1]), tl.constexpr(FIELDS[2][1])
+_ROTATION_3, _ROTATION_4 = tl.constexpr(FIELDS[3][1]), tl.constexpr(FIELDS[4][1])
 
 
 def _ptx() -> str:
-    """A word $4 of a bank -> $0 to $3, two bfloat16 of each quarter, times the two in $5."""
+    """PTX: a bank's word $4 -> $0 to $3, two bfloat16 of each quarter, times the two in $5."""
     lines = [".reg .b32 w, zero;", "mov.b32 zero, 0x80008000;"]
-    for i, (quarter, turn, bits) in enumerate(PARTS):
-        word, mask = "w" if turn else "$4", f"0x{bits << 16 | bits:08X}"
-        if turn:
-            lines.append(f"shf.l.wrap.b32 w, $4, $4, {turn};")
-        if i and PARTS[i - 1][0] == quarter:  # (word & mask) | what there is
+    for i, (quarter, rotation, bits) in enumerate(FIELDS):
+        word, mask = "w" if rotation else "$4", f"0x{bits << 16 | bits:08X}"
+        if rotation:
+            lines.append(f"shf.l.wrap.b32 w, $4, $4, {rotation};")
+        if i and FIELDS[i - 1][0] == quarter:  # (word & mask) | the quarter's other bits
             lines.append(f"lop3.b32 ${quarter}, {word}, {mask}, ${quarter}, 0xEA;")
         else:
             lines.append(f"and.b32 ${quarter}, {word}, {mask};")
@@ -44,14 +47,14 @@ REGISTERS = tl.constexpr("=&r,=&r,=&r,=&r,r,r,r")
 
 
 @triton.jit
-def left(word, turn: tl.constexpr):
-    """A uint32 turned left."""
-    return (word << turn) | (word >> (32 - turn))
+def left(word, rotation: tl.constexpr):
+    """A uint32 rotated left."""
+    return (word << rotation) | (word >> (32 - rotation))
 
 
 @triton.jit
 def number(code):
-    """A code where bfloat16 has it -> float32."""
+    """A code at PLACE of 16 bits -> its value in float32."""
     magnitude = (code >> 6) & 7
     bits = ((magnitude >> 1) + 126) << 23 | (magnitude & 1) << 22
     small = magnitude.to(tl.float32) * 0.5
@@ -61,22 +64,22 @@ def number(code):
 
 @triton.jit
 def numbers(word, power, BK: tl.constexpr):
-    """Words uint32, each there for both of its pieces, and scales -> float32, by quarter."""
+    """uint32 words, each repeated for its two pieces, and scales -> float32 weights per quarter."""
     half = (tl.arange(0, BK // 4) % 2 * 16)[None, :].to(tl.uint32)
     bits = tl.where(power == 0, 1 << 22, power << 23)
     scale = bits.to(tl.float32, bitcast=True)
     a = number((word & (_PLACE * 0x10001)) >> half) * scale
-    b = number((left(word, _TURN_1) & (_PLACE * 0x10001)) >> half) * scale
-    c = number((left(word, _TURN_2) & (_PLACE * 0x10001)) >> half) * scale
-    d = left(word, _TURN_3) & (_FIRST * 0x10001) | left(word, _TURN_4) & (_SECOND * 0x10001)
+    b = number((left(word, _ROTATION_1) & (_PLACE * 0x10001)) >> half) * scale
+    c = number((left(word, _ROTATION_2) & (_PLACE * 0x10001)) >> half) * scale
+    d = left(word, _ROTATION_3) & (_FIRST * 0x10001) | left(word, _ROTATION_4) & (_SECOND * 0x10001)
     return a, b, c, number(d >> half) * scale
 
 
 @triton.jit
 def powers(pairs, BM: tl.constexpr, BK: tl.constexpr):
-    """Scales of two rows each, int16 [BM / 2, groups] -> int32 [BM, pieces].
+    """Scales, int16 of two rows' bytes [BM / 2, groups] -> int32 [BM, pieces], 8 pieces a group.
 
-    Two bytes are of rows r and r + 8: of those a lane has both, so it reads shared memory once.
+    The two bytes are of rows r and r + 8. A lane needs both, so it reads shared memory once.
     """
     two = pairs.to(tl.uint16, bitcast=True).to(tl.uint32)
     one = tl.reshape(tl.join(two & 255, two >> 8), [BM // 16, 8, BK // 32, 2])
@@ -97,7 +100,7 @@ def load(
     BK: tl.constexpr,
     WHOLE: tl.constexpr,
 ):
-    """Pieces, scales and columns of x of the next BK inputs, of which HERE are there."""
+    """Load the pieces, scales and columns of x of the next BK inputs, of which HERE exist."""
     piece = tl.arange(0, BK // 4)
     group = tl.arange(0, BK // 32)
     row = first + tl.arange(0, BM)
@@ -119,7 +122,7 @@ def load(
 
 @triton.jit
 def columns(x, used, HERE: tl.constexpr, BK: tl.constexpr, WHOLE: tl.constexpr):
-    """The next BK inputs of x's rows: [BK / 4, BN] of each quarter, or all of them [BK, BN]."""
+    """Load the next BK inputs of x's rows: [BK / 4, BN] of each quarter, or if WHOLE [BK, BN]."""
     if not WHOLE:
         k = tl.arange(0, BK // 4)
         seen = used[None, :]
@@ -142,7 +145,7 @@ def columns(x, used, HERE: tl.constexpr, BK: tl.constexpr, WHOLE: tl.constexpr):
 
 @triton.jit
 def multiply(w, scale, x, acc, BM: tl.constexpr, BK: tl.constexpr, WHOLE: tl.constexpr):
-    """acc + W x of what `load` brought."""
+    """acc + W x^T for what `load` returned."""
     power = powers(scale, BM, BK)
     if w.dtype == tl.uint32:
         a, b, c, d = numbers(w, power, BK)
@@ -187,10 +190,10 @@ def product(
     STAGES: tl.constexpr,
     WHOLE: tl.constexpr,
 ):
-    """Outputs first .. first + BM of one slot for BN rows of x -> float32 [BM, BN].
+    """W x^T for outputs first .. first + BM of one slot and BN rows of x -> float32 [BM, BN].
 
-    blocks *int16 and scales *int16 as `mxfp4.pack` has them: 8 pieces of 16 bits to a group of 32
-    inputs, the scales of two rows. What is left over by BK is loaded first and multiplied last.
+    blocks and scales *int16, as `mxfp4.pack` arranges them: 8 pieces of 16 bits per group of 32
+    inputs, and two rows' scales. The remainder of INPUTS by BK is loaded first and multiplied last.
     """
     slot = slot.to(tl.int64)
     blocks += slot * (OUTPUTS * INPUTS // 4)

@@ -1,7 +1,8 @@
-"""Pairs of a token and an expert, grouped by the slot they visit.
+"""Grouping of (token, expert) pairs by the slot they visit: a stable sort.
 
-A few pairs are compared with each other in one program; many are counted by blocks, and then every
-block places its own. Whole numbers only, and nobody writes where another does: the same every time.
+Few pairs are sorted by one program that compares each with each. For many, one kernel counts the
+pairs of each block by slot, and a second one places each block's pairs. All sums are of integers
+and no two programs write to one place, so that the result is deterministic.
 """
 
 from __future__ import annotations
@@ -19,17 +20,17 @@ from gptoss_mlx.backends.torch.triton.build import Build
 
 FEW = 128  # pairs up to which one program compares each with each: 16,384 comparisons
 BLOCK = 128  # pairs to a program where there are more
-ROWS = 32  # blocks whose counts are added up at a time
+ROWS = 32  # blocks whose counts are summed at a time
 MOST_SLOTS = 256  # a block compares each of its pairs with each slot
 
-_FAR = tl.constexpr(2**30)  # behind every slot
-_FIELD = tl.constexpr(2**10)  # above FEW
+_FAR = tl.constexpr(2**30)  # sorts behind every slot
+_FIELD = tl.constexpr(2**10)  # base of the packed sums, above FEW
 
 
 @triton.jit
 def group(visit, pair, used, order, slot, begin, end, tiles, TILE: tl.constexpr, P: tl.constexpr):
-    """Place all pairs: visit [P], the slots, of those used; pair [P], their numbers, ascending."""
-    # Summed over rows, which lie in a thread's registers; several small sums in one number.
+    """Group all pairs: visit [P], their slots; used [P]; pair [P], their numbers, ascending."""
+    # Sums are over rows, which lie in one thread's registers; an integer packs several small sums.
     place = tl.arange(0, P)
     key = tl.where(used, visit, _FAR // P) * P + place
     earlier = (key[:, None] < key[None, :]).to(tl.int32)
@@ -149,7 +150,7 @@ def group_pairs(visits: torch.Tensor, slots: int, tile: int) -> Groups:
 
 
 def empty_groups(pairs: int, slots: int, tile: int, device: torch.device) -> Groups:
-    """Room for the groups of so many pairs, to be written by a kernel."""
+    """Uninitialized `Groups` for so many pairs, to be written by a kernel."""
     tiles = most_tiles(pairs, slots, tile)
     order, slot, begin, end = (
         torch.empty(size, dtype=torch.int32, device=device) for size in (pairs, tiles, tiles, tiles)
@@ -158,7 +159,7 @@ def empty_groups(pairs: int, slots: int, tile: int, device: torch.device) -> Gro
 
 
 def warps(size: int) -> int:
-    """For `group` of so many pairs: about 64 comparisons a thread."""
+    """Warps for `group` with so many pairs: about 64 comparisons per thread."""
     return min(max(size * size // (32 * 64), 1), 8)
 
 
@@ -171,7 +172,7 @@ def examples(dtype: torch.dtype, device: torch.device | str) -> Iterator[tuple[A
 
 
 def builds(capability: int) -> Iterator[Build]:
-    """Each number of sequences decoded at a time, and prompts."""
+    """Kernels for each batch size of decoding, and for prefill."""
     columns = ("order", "slot", "begin", "end")
     for size in (4, 8, 16, 32, 64, FEW):
         types = dict.fromkeys(("visits", *columns), "*i32")

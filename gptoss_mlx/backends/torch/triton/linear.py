@@ -1,9 +1,9 @@
-"""x W^T + bias: of few tokens at the speed W is read, of many through cuBLAS.
+"""x W^T + bias: for few tokens by a kernel at the speed W is read, for many by cuBLAS.
 
 W is floats, or bytes with a scale and a bias by group. Bytes are exact in bfloat16, so few tokens
 are multiplied with the bytes themselves, and scale and bias are applied to each group's sum. For
-many, and in float32, W is widened a slice of rows at a time into SCRATCH bytes: writing and reading
-it takes a fifth of the time of a product with 2048 tokens, and cuBLAS is at its best on every card.
+many, and in float32, W is dequantized into SCRATCH bytes, a slice of rows at a time: writing and
+reading it takes a fifth of the time of a product with 2048 tokens, and cuBLAS is fast on any card.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from gptoss_mlx.backends.torch.operands import Matrix
 from gptoss_mlx.backends.torch.triton.attention import narrow
 from gptoss_mlx.backends.torch.triton.build import INTERPRETED, Build, capability_of, nearest
 
-FEW = 32  # tokens that are multiplied in one program
-SCRATCH = 64 << 20  # bytes of a widened slice
-WIDENED = 4096  # weights a program widens
+FEW = 32  # tokens that one program multiplies at most
+SCRATCH = 64 << 20  # bytes of a dequantized slice
+WIDENED = 4096  # weights a program dequantizes
 FOUR_BYTES = tl.constexpr("""{
     .reg .b32 a, b, c, d;
     prmt.b32 a, $2, 0x4B000000, 0x7440;
@@ -36,7 +36,7 @@ FOUR_BYTES = tl.constexpr("""{
     cvt.rn.bf16x2.f32 $0, b, a;
     cvt.rn.bf16x2.f32 $1, d, c;
 }""")
-"""Four bytes to four numbers, in ten instructions where the compiler finds fourteen."""
+"""PTX: four bytes to four bfloat16, in ten instructions where the compiler takes fourteen."""
 
 SPARSE_ROWS, MANY_ROWS = 1024, 8192
 
@@ -82,8 +82,8 @@ def _few(
         if GROUP == 0:
             total = tl.dot(wt.to(xt.dtype), xt, total, input_precision="ieee")
         else:
-            # A slice is a group: scale * (q . x) + bias * (1 . x). Ones made of the bytes lie as
-            # they do, so that x is read once for both; the compiler sees what they are.
+            # A slice is a group: scale * (q . x) + bias * (1 . x). Ones derived from the bytes have
+            # their layout, so that x is read once for both; the compiler sees that they are ones.
             ones = ((wt >> 4) >> 4) + 1
             product = tl.dot(_floats(wt, xt.dtype), xt, input_precision="ieee")
             sums = tl.dot(ones.to(xt.dtype), xt, input_precision="ieee")
@@ -101,7 +101,7 @@ def _few(
 
 @triton.jit
 def _of_groups(scales, biases, rows, group, groups):
-    # [slices, rows], asked for a step before they are needed.
+    # Scales and biases [slices, rows], loaded one step before they are used.
     at = rows[None, :] * groups + group[:, None]
     known = (group < groups)[:, None]
     scale = tl.load(scales + at, mask=known, other=0).to(tl.float32)
@@ -110,7 +110,7 @@ def _of_groups(scales, biases, rows, group, groups):
 
 @triton.jit
 def _floats(codes, dtype: tl.constexpr):
-    # A byte as the last bits of 2^23 is a float, exactly: conversions run at half the speed.
+    # A byte in the low bits of the float 2^23 adds exactly itself; conversions are half as fast.
     if INTERPRETED or dtype != tl.bfloat16:
         high = codes.to(tl.uint32) | 0x4B000000
         q = (high.to(tl.float32, bitcast=True) - 8388608.0).to(dtype)
@@ -121,7 +121,7 @@ def _floats(codes, dtype: tl.constexpr):
 
 @triton.jit
 def _widen(codes, scales, biases, out, count, GROUP: tl.constexpr, WIDENED: tl.constexpr):
-    # A program: WIDENED weights in a row; groups end with rows, so their scales are in a row too.
+    # A program: WIDENED consecutive weights; groups end with rows, so scales are consecutive too.
     at = tl.program_id(0).to(tl.int64) * WIDENED + tl.arange(0, WIDENED)
     live = at < count
     q = _floats(tl.load(codes + at, mask=live, other=0), tl.float32)
@@ -132,7 +132,7 @@ def _widen(codes, scales, biases, out, count, GROUP: tl.constexpr, WIDENED: tl.c
 
 @dataclass(frozen=True)
 class Tile:
-    """What a program of `_few` computes, and in how many steps at once it reads."""
+    """The tile of a program of `_few`. stages: steps whose loads are in flight."""
 
     rows: int
     slices: int
@@ -143,15 +143,15 @@ class Tile:
 
 
 STAGES = {80: 5, 86: 4, 90: 7, 120: 4}
-"""Steps at once, by shared memory: on a multiprocessor of 9.0 more than 32 KB are on their way."""
+"""Stages by capability, as shared memory allows: on 9.0 over 32 KB a multiprocessor in flight."""
 
 
 def tile(capability: int, tokens: int, rows: int, group: int, itemsize: int) -> Tile:
-    """For x [tokens, inputs] of `itemsize` bytes a number and W [rows, inputs].
+    """The tile for x [tokens, inputs] of `itemsize` bytes a number and W [rows, inputs].
 
-    Rows: as few as a tensor core takes where there would not be two programs a multiprocessor;
-    where there is not even one, with twice the warps. Otherwise more, for x is read once a
-    program, and what is done once a group of bytes is done once for all rows.
+    A program has as few rows as a tensor core takes if more would leave under two programs per
+    multiprocessor, and twice the warps if there is not even one. Otherwise it has more, because x
+    is read once per program, and the work per group of bytes is done once for all its rows.
     """
     stages = nearest(STAGES, capability)
     if itemsize == 4:
@@ -175,7 +175,7 @@ def linear(
     bias: torch.Tensor | None = None,
     dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """As in reference.py. Float32 wanted of bfloat16 is never rounded on the way."""
+    """As `reference.linear`. A float32 result of bfloat16 operands is never rounded to bfloat16."""
     wanted = dtype or x.dtype
     exactly = wanted != x.dtype
     if (len(x) > FEW and not exactly) or (matrix.group and x.dtype == torch.float32):
@@ -249,7 +249,7 @@ def examples(dtype: torch.dtype, device: torch.device) -> Iterator[tuple[Any, ..
         yield normal(tokens, inputs), Matrix(normal(rows, inputs)), normal(rows)
     for tokens, rows in ((3, 32), (35, 32), (9, SPARSE_ROWS + 3)):
         yield normal(tokens, 64), Matrix(normal(rows, 64)), normal(rows), torch.float32
-    if dtype != torch.float32:  # whose tile is one for all
+    if dtype != torch.float32:  # which has a single tile
         yield normal(2, 64), Matrix(normal(MANY_ROWS + 5, 64)), None, torch.float32
     for tokens, rows, inputs, group in ((1, 33, 192, 64), (3, 5, 96, 32), (9, 7, 384, 128)):
         for scale_dtype, some in ((dtype, tokens), (torch.float32, FEW + tokens)):

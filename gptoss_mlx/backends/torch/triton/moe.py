@@ -1,8 +1,8 @@
 """The experts: gate, up and SwiGLU in one kernel, down, bias and routing weight in another.
 
-A program takes some rows of one expert and one tile of the pairs that visit it; programs of the
-same rows and neighbouring tiles are neighbours, so that an expert comes from memory once however
-many tiles it has. The experts of a token are not added up here.
+A program takes some rows of one expert and one tile of the pairs that visit it. Programs with the
+same rows and neighbouring tiles run side by side, so that an expert is read from memory once,
+however many tiles it has. The outputs of a token's experts are not summed here.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ EVERY = tl.constexpr(tl.PropagateNan.ALL)
 
 
 class Shape(NamedTuple):
-    """Of a program: its rows, inputs at a time, warps and stages of loading.
+    """The tile of a program: its rows, inputs per step, warps and pipeline stages.
 
-    whole: one product of all inputs at a time, as wgmma and tcgen05 want, or one of each quarter,
-    which takes fewer registers.
+    whole: a step is one product of all its inputs, as wgmma and tcgen05 want, or else one per
+    quarter, which takes fewer registers.
     """
 
     rows: int
@@ -44,25 +44,25 @@ _MMA = {32: Shape(64, 128, 2, 3), 64: Shape(128, 128, 4, 2)}
 _WGMMA = {32: Shape(128, 128, 4, 3, True), 64: Shape(128, 128, 4, 3, True)}
 TABLE: Mapping[int, Mapping[int, Shape]] = {80: _DECODE | _MMA, 90: _DECODE | _WGMMA}
 TABLE = {**TABLE, 120: TABLE[80]}
-"""By capability and tile of pairs.
+"""Shapes by capability and pairs per tile.
 
-From arithmetic: a lane has at least 128 weights at a time, so that it loads four bytes of scales
-(fewer are not loaded ahead), and what is not a weight costs it little: 2.4 instructions a weight.
-To decode, 64 rows of 256 inputs are 8 KiB, two of them on the way to each of the 6 programs for
-which a multiprocessor has registers. A tile of 128 pairs spills, and saves what wgmma hides.
+They are calculated: a lane has at least 128 weights per step, so that it loads four bytes of scales
+(fewer are not loaded ahead) and all other work is small: 2.4 instructions per weight. In decoding,
+64 rows of 256 inputs are 8 KiB; two such steps are in flight for each of the 6 programs for which a
+multiprocessor has registers. A tile of 128 pairs spills, and saves only what wgmma hides anyway.
 """
 FEW = 1024  # programs, eight to a multiprocessor, below which each takes 32 rows
 FLOAT32 = Shape(64, 64, 8, 2)
-"""In float32, which no tensor core multiplies exactly."""
+"""The shape for float32, which no tensor core multiplies exactly."""
 
 
 def tile_for(pairs: int, slots: int, capability: int) -> int:
-    """Pairs to a tile: the smallest tile that holds what visits a slot on average, if one does."""
+    """Pairs per tile: the smallest tile that holds the average slot's pairs, else the largest."""
     tiles = nearest(TABLE, capability)
     return min((t for t in tiles if t * slots >= pairs), default=max(tiles))
 
 
-# A program: BM rows of one expert, gate and up in turn, for one tile of pairs.
+# A program: BM rows of one expert, gate and up interleaved, for one tile of pairs.
 @triton.jit
 def gate_up_kernel(
     x,
@@ -105,7 +105,7 @@ def gate_up_kernel(
     gate = tl.minimum(gate, limit, propagate_nan=EVERY)
     up = tl.clamp(up, -limit, limit, propagate_nan=EVERY)
     y = gate / (1 + tl.exp(gate * -ALPHA)) * (up + 1)
-    # Again, as registers are short until here; volatile, or it would be the same load.
+    # Loaded again, to save registers until here; volatile, lest the two loads are merged.
     pair = tl.load(order + place, mask=used, other=0, volatile=True)
     row = first // 2 + tl.arange(0, BM // 2)
     at = pair[None, :] * (OUTPUTS // 2) + row[:, None]
@@ -146,7 +146,7 @@ def down_kernel(
     y = product(
         x, pair, used, blocks, scales, slot, first, OUTPUTS, INPUTS, BM, BN, BK, STAGES, WHOLE
     )
-    # Again, as registers are short until here; volatile, or it would be the same load.
+    # Loaded again, to save registers until here; volatile, lest the two loads are merged.
     pair = tl.load(order + place, mask=used, other=0, volatile=True)
     row = first + tl.arange(0, BM)
     fits = row < OUTPUTS
@@ -192,7 +192,7 @@ def moe_down(
     experts: torch.Tensor,
     weights: torch.Tensor,
 ) -> torch.Tensor:
-    """Down projections, each with its bias and times its routing weight, not yet added up.
+    """Down projection of every pair's expert, plus bias, times its routing weight, not summed.
 
     h [tokens * k, intermediate] by pair, experts and weights [tokens, k]
     -> float32 [tokens, k, hidden]

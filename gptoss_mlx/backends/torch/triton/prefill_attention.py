@@ -26,7 +26,7 @@ from gptoss_mlx.backends.torch.triton.build import Build, capability_of, nearest
 
 @dataclass(frozen=True)
 class Config:
-    """queries, of all heads that share a key-value head, times block, keys at a time."""
+    """A program's tile. queries: tokens times heads per key-value head; block: keys per step."""
 
     queries: int
     block: int
@@ -34,9 +34,9 @@ class Config:
     stages: int
 
 
-# 128 queries to a key, lest the card's cache be read more than it can give. Four warps would need
-# 255 registers of each thread; with eight and 64 keys it is 125 on 9.0, and two programs fit there,
-# of which one multiplies while the other takes exponents. On 10.0 sums have a memory of their own.
+# 128 queries share each load of a key, which the L2 cache's bandwidth requires. Four warps would
+# need 255 registers per thread; eight with 64 keys need 125 on 9.0, so that two programs fit there
+# and one multiplies while the other computes exponentials. On 10.0 sums are in tensor memory.
 CONFIGS: Mapping[int, Config] = {
     80: Config(128, 64, 8, 3),
     100: Config(128, 128, 8, 3),
@@ -56,7 +56,7 @@ def _visit(
     queries, kv, half_stride, at, seen, visible, scale, maximum, total, y,
     MASKED: tl.constexpr,
 ):  # fmt: skip
-    """A block of keys: `seen` are loaded, `visible` counted, all of them unless MASKED."""
+    """Online-softmax step over a block of keys: `seen` masks loads, `visible` logits if MASKED."""
     keys = _held(kv + at, seen)
     zero = tl.zeros((queries.shape[0], keys.shape[0]), tl.float32)
     logits = dot(queries, tl.trans(keys), zero)
@@ -77,8 +77,8 @@ def _attend(
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr,
     QUERIES: tl.constexpr, BLOCK: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
-    # A program: QUERIES rows, of successive tokens all heads that share a key-value head, so that
-    # it visits few keys outside a window. The last tokens, which see the most, go first.
+    # A program: QUERIES rows, all heads that share a key-value head for consecutive tokens, so that
+    # it visits few keys outside a window. The last tokens, which see the most keys, start first.
     kv_head = tl.program_id(1)
     base = (tl.num_programs(0) - 1 - tl.program_id(0)) * QUERIES
     row = base + tl.arange(0, QUERIES)
@@ -91,7 +91,7 @@ def _attend(
     maximum = sink_logits(sinks, head, real)
     total = tl.full((QUERIES,), 1.0, tl.float32)
     y = tl.zeros((QUERIES, WIDTH), tl.float32)
-    last = seen - tokens + row // GROUP  # key that a query sees
+    last = seen - tokens + row // GROUP  # the last key that each query sees
     first = seen - tokens + base // GROUP
     end = tl.minimum(seen - tokens + (base + QUERIES - 1) // GROUP, seen - 1) + 1
     kv += kv_head.to(tl.int64) * head_stride
@@ -101,7 +101,7 @@ def _attend(
     start = 0
     if WINDOW > 0:
         start = tl.maximum(first + 1 - WINDOW, 0)
-    else:  # keys that all of the queries see
+    else:  # blocks of keys that all queries see
         start = (first + 1) // BLOCK * BLOCK
         for k in range(0, start, BLOCK):
             maximum, total, y = _visit(

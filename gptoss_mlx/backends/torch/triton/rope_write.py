@@ -1,7 +1,7 @@
-"""Rotary embedding of queries and keys; keys and values go to their places in the cache.
+"""Rotary embedding of queries and keys; keys and values are written to the cache.
 
-An angle is a token's position over a pair's period, rounded to float32. Its cosine and sine are
-computed here, alike on every card: what a card offers is coarse for large angles, or long.
+An angle is a token's position divided by a pair's period, rounded to float32. Its cosine and sine
+are computed here, alike on every card: the built-in ones are inexact for large angles, or slow.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from gptoss_mlx.backends.torch.operands import Heads
 from gptoss_mlx.backends.torch.triton.attention import TYPES, narrow
 from gptoss_mlx.backends.torch.triton.build import Build
 
-BLOCK = 16  # heads a program rotates: 80 are five programs a token, 4 pairs to a thread
+BLOCK = 16  # heads per program: 80 heads are five programs per token, 4 pairs per thread
 WARPS = 4
 
 TWO_OVER_PI = tl.constexpr(0.6366197723675814)
-# pi / 2 in three float32s, each what the ones before leave.
+# pi / 2 as a sum of three float32, each the remainder of the ones before.
 PART_1 = tl.constexpr(1.57079637050628662109375)
 PART_2 = tl.constexpr(-4.37113900018624283e-08)
 PART_3 = tl.constexpr(-1.71512467e-15)
@@ -31,15 +31,15 @@ PART_3 = tl.constexpr(-1.71512467e-15)
 def cos_sin(x):
     """Cosine and sine of 0 <= x <= 131072, each within 8e-8.
 
-    Cody and Waite: x less the nearest multiple of pi / 2. The first difference is exact: it is a
-    multiple of 2^-23, as PART_1 and every x from 1 are, and less than 1.
+    Cody-Waite range reduction: x minus the nearest multiple of pi / 2. The first difference is
+    exact: it is a multiple of 2^-23, as PART_1 and every x from 1 on are, and less than 1.
     """
     quarters = tl.floor(x * TWO_OVER_PI + 0.5)
     rest = tl.fma(-quarters, tl.full(x.shape, PART_1, tl.float32), x)
     rest = tl.fma(-quarters, tl.full(x.shape, PART_2, tl.float32), rest)
     rest = tl.fma(-quarters, tl.full(x.shape, PART_3, tl.float32), rest)
     square = rest * rest
-    # Taylor's, less the coefficients' errors at pi / 4 (Cephes, sinf.c and cosf.c).
+    # Taylor polynomials with coefficients adjusted up to pi / 4 (Cephes, sinf.c and cosf.c).
     sine = ((-1.9515295891e-4 * square + 8.3321608736e-3) * square - 1.6666654611e-1) * square
     sine = sine * rest + rest
     cosine = (2.443315711809948e-5 * square - 1.388731625493765e-3) * square
@@ -69,7 +69,7 @@ def _rope_write(
     position = tl.load(positions + token).to(tl.float32)
     period = tl.load(periods + pair, mask=pair < HALF, other=1.0)
     cos, sin = cos_sin(tl.div_rn(tl.broadcast_to(position, period.shape), period))
-    kept = head - HEADS  # of keys and then values
+    kept = head - HEADS  # index among the heads of keys, then of values
     rotated = kept < KV_HEADS
     x = narrow(tl.where(rotated, a * cos - b * sin, a), out.dtype.element_ty)
     y = narrow(tl.where(rotated, b * cos + a * sin, b), out.dtype.element_ty)
@@ -96,7 +96,7 @@ def rope_write(
 ) -> torch.Tensor:
     """As `reference.rope_write`, for positions up to 131072 and periods of at least 1.
 
-    The last dimension of the cache must be contiguous; tokens that share a place must be equal.
+    The last dimension of the cache must be contiguous; tokens written to one place must be equal.
     """
     tokens = len(qkv)
     if cache.stride(-1) != 1:

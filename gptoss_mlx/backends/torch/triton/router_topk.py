@@ -1,7 +1,7 @@
-"""The router's choice: which experts a token visits, and how much each counts.
+"""The router's top-k: which experts a token visits, and their weights.
 
-Logits are compared as whole numbers in the same order, of which a warp finds the largest in one
-instruction, and which are never equal to that of an expert already chosen.
+Logits are compared as integer keys of the same order: a warp finds the largest integer in one
+instruction, and an expert already chosen gets a key below that of any logit.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from gptoss_mlx.backends.torch.operands import Routed
 from gptoss_mlx.backends.torch.triton.build import Build
 from gptoss_mlx.backends.torch.triton.group_pairs import FEW, empty_groups, group, group_pairs
 
-EXPERTS = 1024  # up to which a program holds a token's logits in registers
-CHOSEN = 8
+EXPERTS = 1024  # experts whose logits a program holds, at most
+CHOSEN = 8  # experts per token, at most
 
 _LOWEST = tl.constexpr(-(2**31))  # below minus infinity
 _NAN = tl.constexpr(0x7FC00000)
@@ -33,7 +33,7 @@ def number(key):
 
 @triton.jit
 def choose(x, experts, K: tl.constexpr, KB: tl.constexpr):
-    """x float32 [T, E], the first `experts` of them real -> ids and weights [T, KB], K real."""
+    """Top-k of x float32 [T, E], the first `experts` real -> ids and weights [T, KB], K real."""
     expert = tl.arange(0, x.shape[1])[None, :]
     bits = tl.where(x == 0.0, 0.0, x).to(tl.int32, bitcast=True)  # -0 equals 0
     bits = tl.where(x != x, _NAN, bits)
@@ -58,7 +58,7 @@ def choose(x, experts, K: tl.constexpr, KB: tl.constexpr):
 
 @triton.jit
 def load(logits, token, tokens, experts, E: tl.constexpr):
-    """Rows token [T] of logits [tokens, experts] -> [T, E]"""
+    """Load rows token [T] of logits [tokens, experts] -> [T, E]."""
     expert = tl.arange(0, E)[None, :]
     if token.shape[0] == 1:  # a lane takes every 32nd, or each would do the group's work four times
         expert = tl.max_contiguous(expert, [1, 1])
@@ -68,7 +68,7 @@ def load(logits, token, tokens, experts, E: tl.constexpr):
 
 @triton.jit
 def keep(ids, shares, chosen, weights, token, tokens, K: tl.constexpr, KB: tl.constexpr):
-    """Write what was chosen for rows token [T] -> chosen and weights [tokens, K]."""
+    """Write the ids and shares of rows token [T] to chosen and weights [tokens, K]."""
     nth = tl.arange(0, KB)[None, :]
     inside = (token[:, None] < tokens) & (nth < K)
     tl.store(chosen + token[:, None] * K + nth, ids, mask=inside)
@@ -167,7 +167,7 @@ def _sizes(experts: int, k: int) -> dict[str, int]:
 
 
 def _warps(tokens: int) -> int:
-    """For `route`: a token to a warp, up to 8 of them."""
+    """Warps for `route`: one per token, up to 8."""
     return min(tokens, 8)
 
 
@@ -185,7 +185,7 @@ def examples(
 
 
 def builds(capability: int) -> Iterator[Build]:
-    """gpt-oss: four of 32 or 128 experts."""
+    """What gpt-oss compiles: four of 32 or 128 experts."""
     k, columns = 4, ("order", "slot", "begin", "end")
     for experts in (32, 128):
         types = {"logits": "*fp32", "chosen": "*i32", "weights": "*fp32"}
