@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -46,6 +48,22 @@ SMALL = Shape(
     vocab=8192,
 )
 """Odd enough that no two sizes are equal; each embedding takes a megabyte."""
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Last, what was skipped for want of what."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    for reason, count in Counter(wanting(report.longrepr[2]) for report in skipped).most_common():
+        terminalreporter.write_line(f"{count} skipped: {reason}")
+
+
+def wanting(reason: str) -> str:
+    """What a skipped test says it wants, the same for all that want the same."""
+    reason = reason.removeprefix("Skipped: ")
+    library = re.search(r"could not import '(\w+)|(\w+) is not installed", reason)
+    if library is not None:
+        return f"{library[1] or library[2]} is not installed (pip install -e '.[oracles]')"
+    return "there is no NVIDIA card" if re.search("NVIDIA|CUDA", reason) else reason
 
 
 @pytest.fixture(autouse=True, scope="session")
