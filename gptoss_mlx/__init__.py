@@ -1,7 +1,7 @@
 """A runtime for OpenAI's gpt-oss models; importing it loads no tensor library.
 
-`load` opens a model: an `Engine`, whose streams are events and whose answers are `Result`s. These
-and the errors that are raised are named here, and are imported when they are first asked for.
+`load` opens a model and gives an `Engine`, which streams events and collects them into `Result`s.
+The public names are listed here; the modules of the engine are imported on first use.
 """
 
 from gptoss_mlx import launch
@@ -106,20 +106,21 @@ def load(
 
     backend: "mlx", "torch" or "cuda", which is torch on an NVIDIA card; by default MLX where it has
     a GPU, else a card that PyTorch can use, else MLX on the CPU.
-    device: of PyTorch, "cpu", "cuda" or such as "cuda:1"; by default a card if one can be used.
+    device: PyTorch's, "cpu", "cuda" or one such as "cuda:1"; by default a card if one can be used.
     dtype: "bfloat16" or "float32"; by default bfloat16 on a GPU and float32 on a CPU.
     context: the most tokens a sequence may have, or a text such as "32k"; by default what the plan
     has room for.
     memory: the most bytes to use, or a text such as "10GiB"; by default what the machine has for a
-    model. Experts that do not fit are read from the file when they are chosen.
+    model. Experts that do not fit are read from the file when the router chooses them.
     embedding: "file" reads the embedding's rows from the file, "resident" keeps it in memory; by
     default the plan decides.
-    kv_bits: 8 keeps the keys and values of full-attention layers in 8 bits, in 0.56 of the room
-    that bfloat16 takes; by default they are kept as computed.
-    batch: sequences at a time (`Engine.stream_many`), 1 to 32, with PyTorch; by default 1, and on a
-    card up to 4 where there is room.
+    kv_bits: 8 quantizes the KV cache of full-attention layers to 8 bits, 0.56 of the bytes that
+    bfloat16 takes; by default it stays in the compute dtype.
+    batch: sequences decoded at the same time (`Engine.stream_many`), 1 to 32, with PyTorch; by
+    default 1, and on a card up to 4 where there is room.
     progress: called with (bytes read, bytes in all) while the weights are read.
-    Raises GptOssError (OptionError, ModelNotFoundError, CheckpointError, ...) in one line.
+    Raises GptOssError (OptionError, ModelNotFoundError, CheckpointError, ...), whose text is one
+    line.
     """
     from gptoss_mlx.engine.engine import open_engine
     from gptoss_mlx.settings import Settings

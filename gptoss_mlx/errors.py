@@ -11,7 +11,7 @@ class GptOssError(Exception):
 
 
 class OptionError(GptOssError, ValueError):
-    """An argument of `load` that cannot be."""
+    """An argument of `load` with an invalid value."""
 
 
 class ClosedError(GptOssError):
@@ -23,7 +23,7 @@ class ModelNotFoundError(GptOssError):
 
 
 class CheckpointError(GptOssError):
-    """A broken or foreign file of a checkpoint."""
+    """A checkpoint file that is broken, or not one this package can read."""
 
 
 class ConfigError(CheckpointError):
@@ -47,15 +47,15 @@ class ContextError(GptOssError):
 
 
 class ConversionError(GptOssError):
-    """A conversion that cannot begin, go on or be believed."""
+    """A conversion that cannot start or resume, or whose result differs from its source."""
 
 
 class MemoryBudgetError(GptOssError):
-    """What is asked does not fit the memory there is."""
+    """A model or context that does not fit the available memory."""
 
 
 class DeviceError(GptOssError):
-    """A device or backend that is asked for, but is not there or cannot be used."""
+    """A requested device or backend that is missing or cannot be used."""
 
 
 class CapacityError(GptOssError):
@@ -63,8 +63,8 @@ class CapacityError(GptOssError):
 
 
 class NumericalError(GptOssError):
-    """Logits that are infinite or no numbers: no token can be drawn from them."""
+    """Logits that are infinite or NaN: no token can be sampled from them."""
 
 
 class KernelError(GptOssError):
-    """A kernel that was insisted on, but cannot be used."""
+    """A kernel that was explicitly requested, but cannot be used."""

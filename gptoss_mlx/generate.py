@@ -1,7 +1,7 @@
 """The command that asks gpt-oss once: `python -m gptoss_mlx.generate [PROMPT]`.
 
-Opens the model, streams its answer to stdout and everything else to stderr. Nothing heavy is
-imported before the request is known to be sound.
+It opens the model, streams the answer to stdout and everything else to stderr. Nothing heavy is
+imported before the arguments have been validated.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from gptoss_mlx.engine.events import Event, FinishEvent, PrefillEvent
 if TYPE_CHECKING:
     from gptoss_mlx.engine.engine import Engine
 
-BAR_AFTER = 1.0  # seconds; what is quicker needs no bar
+BAR_AFTER = 1.0  # seconds; shorter work shows no bar
 
 _LOADING = ("backend", "device", "memory", "context", "dtype", "embedding", "kv_bits")
 _LIMITS = {
@@ -40,7 +40,7 @@ _LIMITS = {
     "max_time": "--max-time was reached",
     "repetition": "it repeats itself",
 }
-"""What ended an answer early, in words."""
+"""`FinishEvent.limit` -> why an answer ended early, in words."""
 
 
 @click.command(cls=Command, context_settings=CONTEXT_SETTINGS, epilog=CACHE)
@@ -82,7 +82,7 @@ def main(
     on_terminal = err.terminal and not quiet
     reasoning = out if show_reasoning else err if on_terminal else None
     printer = Printer(None, None) if as_json else Printer(out, reasoning)
-    # What goes elsewhere is followed here, so that a long answer is seen to live.
+    # An answer that is not written to the terminal is counted there, so that progress is seen.
     followed = on_terminal and (as_json or not out.terminal)
 
     start = time.perf_counter()
@@ -125,10 +125,11 @@ def _answer(
     bar_shown: bool,
     followed: bool,
 ) -> tuple[list[Event], FinishEvent]:
-    """Print while the model speaks. Ctrl-C ends the stream early, with what it has.
+    """Stream the answer to the printer; returns the token events and the last event.
 
-    followed: whether a bar counts tokens that are written out of sight.
-    Raises BrokenPipeError as soon as nobody reads the answer any more.
+    Ctrl-C ends the stream early, with the tokens so far.
+    followed: whether a bar counts the tokens, because they are not written to the terminal.
+    Raises BrokenPipeError as soon as the reader of stdout has left.
     """
     events: list[Event] = []
     with (

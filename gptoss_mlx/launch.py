@@ -1,7 +1,7 @@
 """The first steps of a command's process, taken before anything else is imported.
 
-Only modules that are part of the interpreter are imported here, and no `__future__`: until the
-current folder is off the path, any other name may be that of a file in a model's folder.
+Only modules that are part of the interpreter are imported here, and no `__future__`: while the
+current folder is on sys.path, any other import might load a file from a model's folder.
 """
 
 import os
@@ -17,7 +17,7 @@ _SCRIPTS = ("gptoss-mlx", "gptoss-convert")
 def is_command() -> bool:
     """Whether this process is `python -m` of one of our packages, or a script that pip made.
 
-    Asked while the package is imported: then `sys.argv[0]` of `python -m` is "-m".
+    Called while the package is being imported, when `python -m` has set `sys.argv[0]` to "-m".
     """
     if sys.argv[:1] != ["-m"]:
         script = os.path.basename(sys.argv[0]) if sys.argv else ""
@@ -29,9 +29,9 @@ def is_command() -> bool:
 
 
 def begin(package: str) -> None:
-    """Nothing is imported from the current folder, Ctrl-C ends quietly, all streams are open.
+    """Set up the process: nothing from the current folder, a quiet Ctrl-C, all streams open.
 
-    package: the folder of the package; the one that holds it stays on the path.
+    package: the folder of the package; its parent stays on sys.path.
     """
     leave_current_folder(os.path.dirname(package))
     _end_quietly()
@@ -39,17 +39,17 @@ def begin(package: str) -> None:
 
 
 def leave_current_folder(root: str) -> None:
-    """Take the current folder, which `python -m` puts first, off the path, unless it is `root`."""
+    """Take the current folder, which `python -m` puts first, off sys.path, unless it is `root`."""
     try:
         here = os.getcwd()
-    except OSError:  # it is gone, and nothing can be imported from it
+    except OSError:  # it was deleted, so nothing can be imported from it
         return
     if here != root:
         sys.path[:] = [path for path in sys.path if os.path.abspath(path) != here]
 
 
 def end_at_once(number: int, frame: object) -> None:
-    """A handler of Ctrl-C where there is nothing to finish and nothing to say."""
+    """SIGINT handler that ends the process at once, for phases with nothing to finish or report."""
     if os.isatty(2):
         try:  # noqa: SIM105 (contextlib would be imported)
             os.write(2, b"\n")  # the terminal has shown ^C
@@ -59,16 +59,16 @@ def end_at_once(number: int, frame: object) -> None:
 
 
 def _end_quietly() -> None:
-    import _signal  # type: ignore[import-not-found]  # signal itself is Python, and takes a while
+    import _signal  # type: ignore[import-not-found]  # signal is Python, slow to import
 
     if _signal.getsignal(_signal.SIGINT) == _signal.default_int_handler:
         _signal.signal(_signal.SIGINT, end_at_once)
 
 
 def _open_streams() -> None:
-    """Streams that were closed read or write nothing.
+    """Open /dev/null for every standard stream that was closed.
 
-    Left closed, their numbers would go to the next files opened, and what libraries print with
+    Otherwise the next files opened would get their descriptors, and libraries would print into
     them.
     """
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):

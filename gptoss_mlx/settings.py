@@ -20,9 +20,9 @@ KV_BITS = (8,)
 class Settings:
     """How a model is opened; None leaves a choice to the machine and the plan.
 
-    backend, device: as `backends.backend.choose_backend` takes them. dtype: what is computed in.
+    backend, device: as `backends.backend.choose_backend` takes them. dtype: the compute dtype.
     context: the most tokens of a sequence. memory: the most bytes to use. embedding: "file" or
-    "resident". kv_bits: bits of quantized keys and values. batch: sequences at a time.
+    "resident". kv_bits: bits of a quantized KV cache. batch: sequences at a time.
     """
 
     backend: str | None = None
@@ -47,9 +47,9 @@ class Settings:
         kv_bits: int | None = None,
         batch: int | None = None,
     ) -> Settings:
-        """From what Python gives: sizes may be texts such as "10GiB" and "32k".
+        """Validated settings; sizes may be texts such as "10GiB" and "32k".
 
-        Raises OptionError; the plan knows the least and the most of a context.
+        Raises OptionError. The range of `context` is checked by the plan.
         """
         _one_of("dtype", dtype, DTYPES)
         _one_of("embedding", embedding, EMBEDDINGS)
@@ -67,7 +67,7 @@ class Settings:
 
 
 def _one_of(name: str, value: object, choices: Sequence[object]) -> None:
-    """Raises OptionError unless the value is None, which is left out, or a choice."""
+    """Raises OptionError unless the value is None (not given) or one of the choices."""
     if value is not None and value not in choices:
         known = " or ".join(str(choice) for choice in choices)
         raise OptionError(f"{name} is {shown(value)}, but must be {known}")
@@ -76,14 +76,14 @@ def _one_of(name: str, value: object, choices: Sequence[object]) -> None:
 def _whole(
     name: str, value: object, parse: Callable[[str], int], says: str, low: int | None = 1
 ) -> int | None:
-    """A whole number, `low` or more, or a text that says one; None is left out.
+    """An integer of at least `low`, or a text that `parse` reads as one; None stays None.
 
     Raises OptionError.
     """
     if value is None:
         return None
     number: float = math.nan
-    with suppress(ValueError, OverflowError):  # what is no number is refused below
+    with suppress(ValueError, OverflowError):  # anything else is refused below
         if isinstance(value, str):
             number = parse(value)
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
