@@ -1,1 +1,1 @@
-"""What gpt-oss is: its config, rotary frequencies, recipes and sampling options."""
+"""The model's specification: config, rotary frequencies, recipes and sampling options."""

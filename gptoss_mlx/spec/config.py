@@ -35,7 +35,7 @@ _YARN_FIELDS = {
     "type",
     "rope_theta",
 }
-# What the model's arithmetic is written for; a config that says otherwise is another model.
+# Values that the model's arithmetic assumes; a config with others is another model's.
 _FIXED = {
     "hidden_act": "silu",
     "attention_bias": True,

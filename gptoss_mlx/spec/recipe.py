@@ -43,10 +43,10 @@ RECIPES: Mapping[str, Recipe] = {
     **{str(bits): Recipe(str(bits), bits, bits, bits, bits) for bits in (8, 6, 5, 4)},
     "mixed": Recipe("mixed", attention=8, embedding=8, head=6),
 }
-"""`mixed` spends bits where `benchmarks.quality --explore` finds that they count. A coarse
-embedding does the most harm, for everything is computed from it, and it saves no memory here, where
-its rows stay in the file; the head does the least for the bytes it takes in memory and in every
-token; the router takes next to none.
+"""`mixed` spends bits where `benchmarks.quality --explore` finds that they count. Few bits for the
+embedding harm quality most, for everything is computed from it, and save no memory here, where its
+rows stay in the file. The head loses least quality for the bytes it saves in memory and in every
+token's reads. The router takes next to no bytes.
 """
 
 
@@ -54,7 +54,7 @@ def quantization(recipe: Recipe, config: ModelConfig) -> dict[str, Any] | None:
     """config.json's `quantization`: the experts' format by default, every other module by name.
 
     A matrix whose width is no multiple of the group stays in bfloat16. None for a recipe that
-    quantizes nothing: such a folder says what the release says.
+    quantizes nothing: config.json then stays as released.
     """
     specs = {
         module: recipe.of(module) if width % GROUP == 0 else None
@@ -69,7 +69,7 @@ def quantization(recipe: Recipe, config: ModelConfig) -> dict[str, Any] | None:
 
 
 def matrices(config: ModelConfig) -> Iterator[tuple[str, int]]:
-    """Every module with a matrix that is no expert's, and the width of its rows."""
+    """Every module with a weight matrix outside the experts, and the width of its rows."""
     yield "model.embed_tokens", config.hidden_size
     for layer in range(config.num_hidden_layers):
         for part in ("q_proj", "k_proj", "v_proj"):

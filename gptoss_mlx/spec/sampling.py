@@ -1,4 +1,4 @@
-"""How the next token is chosen: the options a person may set, checked once.
+"""Sampling options, checked once.
 
 Order: penalties, logit bias, mask, temperature, top-k, top-p, min-p, draw. Log-probabilities are
 those of the model's own distribution, before all of it.
@@ -17,10 +17,10 @@ from gptoss_mlx.files.jsonfile import shown
 
 MAX_TOP_LOGPROBS = 20
 MAX_SEED = 2**63 - 1
-DRAWN_SEEDS = 2**53  # those below are whole in every reader of JSON
+DRAWN_SEEDS = 2**53  # integers below it are exact in every JSON reader
 WEYL = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: neighbouring steps get unrelated keys
 WORD = 2**64 - 1
-SMALLEST = 1e-30  # temperature or top-p: one below it might be 0 in float32
+SMALLEST = 1e-30  # least temperature or top-p: a smaller one might be 0 in float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +41,8 @@ class Sampling:
     repetition_penalty: divides (multiplies, if negative) the logits of all tokens seen, prompt
     included. presence_penalty, frequency_penalty: subtracted once, and once per use, from tokens
     already generated. logit_bias: token id -> added to its logit.
-    seed: None draws a fresh one. logprobs: report them; top_logprobs: for this many alternatives.
-    Raises SamplingError for a value out of range.
+    seed: None draws a fresh one. logprobs: report the log-probability of every token; top_logprobs:
+    and those of this many alternatives. Raises SamplingError for a value out of range.
     """
 
     temperature: float = 1.0
@@ -59,7 +59,7 @@ class Sampling:
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Sampling:
-        """Raises TypeError for a name that is no field's."""
+        """Options given by name. Raises TypeError for an unknown one."""
         known = {field.name for field in fields(cls)}
         for name in given:
             if name not in known:
@@ -93,14 +93,16 @@ class Sampling:
 
 
 def check_finite(naught: float, step: int) -> None:
-    """Raises NumericalError unless the sum of a step's logits, each times 0, is 0: infinity times
-    0 is no number, and nor is a sum with one that is none."""
+    """Raises NumericalError if a step's logits are infinite or NaN.
+
+    naught: the sum of the logits, each times 0: 0 if all are finite, else NaN. step: from 0.
+    """
     if naught != 0:
         raise not_finite(f"token {step + 1} of the answer")
 
 
 def not_finite(what: str) -> NumericalError:
-    """That the logits for a token are infinite or no numbers. what: which token."""
+    """The error for logits that are infinite or NaN. what: the token they are for."""
     return NumericalError(
         f"the model's logits for {what} are not finite: its weights are damaged, or its numbers"
         " leave the range of the dtype it computes in"
