@@ -1,1 +1,1 @@
-"""Conversations on a model: requests, streams of events, and what they leave."""
+"""The engine: requests, continuous batching, event streams, and their results."""

@@ -8,7 +8,7 @@ from gptoss_mlx.engine.events import Timings
 
 
 class Clock:
-    """Runs from its making on; told when the prompt is read and when a token is."""
+    """A timer of one generation, started when it is made."""
 
     def __init__(self) -> None:
         self.tokens = 0
@@ -20,12 +20,12 @@ class Clock:
         return perf_counter() - self._start
 
     def prefilled(self, tokens: int, reused: int) -> None:
-        """The prompt is in: so many tokens were read, so many were there before."""
+        """Note that the prompt has been read: tokens computed, and tokens reused from before."""
         self._prefilled = self._first = self._last = perf_counter()
         self._prefill_tokens, self._reused = tokens, reused
 
     def token(self) -> None:
-        """One more token is generated."""
+        """Note that one more token has been generated."""
         self._last = perf_counter()
         self.tokens += 1
         if self.tokens == 1:

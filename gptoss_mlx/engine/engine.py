@@ -1,7 +1,7 @@
-"""A model with its tokenizer: conversations on it, and the events they give.
+"""The engine: a model with its tokenizer, which turns prompts into streams of events.
 
-The engine keeps the session of the last stream; a prompt that begins the same way goes on from it.
-An engine serves one thread; its streams may be interleaved, each then has a session of its own.
+It keeps the session (the KV cache) of the last stream; a prompt with the same prefix reuses it. An
+engine serves one thread; its streams may be interleaved, and each then has a session of its own.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Engine:
         name: str = "",
     ) -> None:
         self.notes = tuple(notes)
-        """What a person should know once of how the model was opened."""
+        """Notes for the user on how the model was opened, such as kernels that are not used."""
         self.name = name
         self.tokenizer, self.config, self.plan = tokenizer, config, plan
         self.context, self.defaults = context, dict(defaults)
@@ -99,14 +99,14 @@ class Engine:
         prompt: a user's message, a list of chat messages, or token ids, which are read as they
         are: in Harmony they end after `<|start|>assistant`. options, all by name:
         max_tokens: tokens to generate; by default until the context is full.
-        max_time: seconds to take at most, those for reading the prompt included.
-        stop_repetition: False lets an answer go round in a circle: otherwise it ends when its last
-        2048 tokens repeat the same 128 or fewer.
+        max_time: the most seconds to take, prefill included.
+        stop_repetition: end an answer whose last 2048 tokens repeat the same 128 or fewer; False
+        lets it go on.
         raw: continue the text as it is, without Harmony.
-        tools, system, reasoning, response_format: what Harmony tells the model.
-        constrain_headers: False lets the model write any header.
+        tools, system, reasoning, response_format: rendered into the Harmony prompt.
+        constrain_headers: False lets the model write any Harmony header.
         stop: a text that ends the answer, or several.
-        cancel: asked before every token; True ends the stream.
+        cancel: called before every token; True ends the stream.
         And the fields of `Sampling`; those left out are the checkpoint's defaults.
         Raises MessageError, ContextError or SamplingError before anything is computed.
         """
@@ -119,8 +119,10 @@ class Engine:
     def stream_many(
         self, prompts: Sequence[Prompt], **options: Unpack[Options]
     ) -> Iterator[tuple[int, Event]]:
-        """Generate for several prompts side by side, as many at a time as the model has rows:
-        events, each with the number of its prompt. One that ends makes room for the next.
+        """Generate for several prompts by continuous batching, up to the model's rows at a time.
+
+        Yields events, each with the index of its prompt. A prompt that ends makes room for the
+        next.
 
         options and errors: as `stream`; they hold for every prompt.
         """
@@ -138,8 +140,10 @@ class Engine:
         return [collect(one) for one in events]
 
     def add(self, prompt: Prompt, outlet: Outlet, **options: Unpack[Options]) -> Running:
-        """Queue a prompt beside those that run. From then on every `step` moves it on, and its
-        events go to the outlet, on the thread that takes the step. Any thread may add.
+        """Queue a prompt beside those that run. Any thread may add one.
+
+        From then on every `step` advances it and puts its events into the outlet, on the thread
+        that takes the step.
 
         options and errors: as `stream`. The sequence that is returned can be cancelled, or given to
         `drop`.
@@ -149,15 +153,15 @@ class Engine:
         return sequence
 
     def step(self) -> None:
-        """Read one chunk of one prompt, and a token for every sequence that decodes.
+        """Take a step: prefill a chunk of one prompt, decode a token of every one past its prompt.
 
-        Whoever reads a stream takes such steps as well. What fails is told to the outlets.
-        Raises ClosedError.
+        Reading a stream takes such steps as well. An error goes to the outlets of the sequences it
+        concerns. Raises ClosedError.
         """
         self._loop.step()
 
     def drop(self, sequences: Collection[Running]) -> None:
-        """Let go of sequences that were added, wherever they are."""
+        """Remove sequences that were added, whether they wait, run or have finished."""
         self._loop.drop(sequences)
 
     @property
@@ -168,7 +172,8 @@ class Engine:
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """The logits after every token of a sequence: float32 [tokens, vocabulary].
 
-        That is 0.8 MB a token beside all that is planned; `logits_parts` gives them bit by bit.
+        That is 0.8 MB a token, which the memory plan does not include; `logits_parts` gives them a
+        few tokens at a time.
         """
         parts = self.logits_parts(ids)
         out = np.empty((len(ids), self.config.vocab_size), np.float32)
@@ -189,7 +194,7 @@ class Engine:
 
     def stats(self) -> dict[str, float]:
         """Bytes in use, by purpose, as the model's device reports them; and where experts are
-        streamed, what that took (`streaming.Counts`).
+        streamed, the counters of that (`streaming.Counts`).
         """
         model, session = self.model, self._loop.kept
         return {
@@ -200,11 +205,11 @@ class Engine:
         }
 
     def _request(self, prompt: Prompt, options: Options) -> Request:
-        _ = self.model  # which must be open
+        _ = self.model  # raises if it is closed
         return self._preprocessor.request(prompt, **options)
 
     def _drive(self, requests: Sequence[Request]) -> Generator[tuple[int, Event], None, None]:
-        """Take steps until these have finished, and give their events as they come."""
+        """Take steps until these requests have finished, and yield their events as they come."""
         inbox, loop = Inbox(len(requests)), self._loop
         sequences = [
             Running(request, self.tokenizer, outlet)
@@ -217,7 +222,7 @@ class Engine:
                 loop.step()
                 for event in inbox.take():
                     yield event
-                    _ = self.model  # which must still be open
+                    _ = self.model  # raises if it was closed meanwhile
         finally:
             loop.drop(sequences)
 

@@ -1,4 +1,4 @@
-"""What an engine says while it works, and what remains when it is done.
+"""The events of a stream.
 
 A stream is any number of `PrefillEvent`s, then `TokenEvent`s, then one `FinishEvent`.
 """
@@ -15,7 +15,7 @@ Kind = Literal["content", "header"]
 
 @dataclass(frozen=True)
 class PrefillEvent:
-    """The prompt so far, in tokens: `done` of `total`, `reused` of them from before."""
+    """Prefill progress in tokens: `done` of `total`, `reused` of them from an earlier KV cache."""
 
     done: int
     total: int
@@ -31,11 +31,11 @@ class TokenEvent:
     text: its text; "" while a character or a possible stop string is incomplete.
     channel, recipient, content_type: of the Harmony message the text is in; None in raw mode. The
     texts of the channel "final" without a recipient, joined, are the answer.
-    kind: "content", or "header" for a piece of Harmony's own markup: that is no text of anybody's
-    and stands in `markup`, beside an empty text.
+    kind: "content", or "header" for a piece of Harmony's own markup, which stands in `markup` while
+    `text` is empty.
     logprob: natural logarithm of its probability under the model itself, before any sampling
-    option; top_logprobs: the same of the most probable tokens, as (id, logprob). If asked for, and
-    where it is finite.
+    option; top_logprobs: the same of the most probable tokens, as (id, logprob). Both only if asked
+    for, and where finite.
     """
 
     id: int | None
@@ -79,7 +79,7 @@ class Timings:
 class FinishEvent:
     """Why the stream ended, and what it took.
 
-    seed: the one that repeats the same output. limit: which one ended it, where the reason is
+    seed: given again, it repeats the output. limit: the one that was reached, where the reason is
     "length".
     """
 

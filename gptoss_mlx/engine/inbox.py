@@ -9,7 +9,10 @@ from gptoss_mlx.engine.events import Event, FinishEvent
 
 
 class Inbox:
-    """Outlets for a number of sequences. All of them rest while an event is unread."""
+    """A queue of events with an outlet for each of several sequences.
+
+    Backpressure: while an event is unread every outlet is full, and none of the sequences computes.
+    """
 
     def __init__(self, sequences: int) -> None:
         self.outlets = [_Numbered(i, self) for i in range(sequences)]
@@ -18,7 +21,8 @@ class Inbox:
         self.unfinished = sequences
 
     def take(self) -> Iterator[tuple[int, Event]]:
-        """What is unread, each with the number of its sequence. Raises what made one fail."""
+        """Yields the unread events, each with the index of its sequence; then raises the error of a
+        sequence that failed, if one did."""
         while self.unread:
             yield self.unread.popleft()
         if self.error is not None:

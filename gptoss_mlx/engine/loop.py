@@ -24,10 +24,10 @@ T = TypeVar("T")
 
 
 class Loop:
-    """Sequences that wait for a session, and those that have one.
+    """The scheduler: sequences that wait for a session, and active ones that have one.
 
     Any thread may call any method; steps are taken one after the other. `kept`: the session of the
-    sequence that ended last, from which the next one goes on.
+    sequence that ended last, whose prefix the next one may reuse.
     """
 
     def __init__(self, model: AnyModel) -> None:
@@ -37,7 +37,7 @@ class Loop:
         self._dropped: SimpleQueue[Sequence] = SimpleQueue()
         self._waiting: deque[Sequence] = deque()
         self._active: list[Sequence] = []
-        self._computed: list[Sequence] = []  # by this step, or by one that an interrupt has ended
+        self._computed: list[Sequence] = []  # in this step, or in one that was interrupted
         self._lock = Lock()
         self._stepper: int | None = None  # the thread that takes a step
 
@@ -62,27 +62,27 @@ class Loop:
         self._added.put(sequence)
 
     def step(self) -> None:
-        """A chunk of one prompt, and a token for every sequence that decodes.
+        """Prefill a chunk of one prompt, and decode a token of every sequence past its prompt.
 
-        What fails is told to its sequences. Raises ClosedError, and interrupts.
+        An error fails the sequences it concerns. Raises ClosedError; interrupts pass through.
         """
         self.run(self._step)
 
     def drop(self, sequences: Collection[Sequence]) -> None:
-        """Let go of sequences, whether they have finished or not."""
+        """Remove sequences, whether they have finished or not."""
         for sequence in sequences:
             self._dropped.put(sequence)
-        if not self._lock.locked():  # else it is left to the next step
+        if not self._lock.locked():  # else the next step does it
             self.run(self._settle)
 
     def close(self) -> None:
-        """Fail every sequence, and let go of the model."""
+        """Fail every sequence, and release the model."""
         self._model = None
         if not self._is_stepping():  # else that step does it when it ends
             self.run(self._settle)
 
     def run(self, call: Callable[[], T]) -> T:
-        """Make a call while nothing else computes on the model.
+        """Make a call with exclusive use of the model: no step runs meanwhile.
 
         Raises RuntimeError within such a call, which would wait for itself.
         """
@@ -98,7 +98,7 @@ class Loop:
                     self._let_go()
 
     def _is_stepping(self) -> bool:
-        """Whether this thread is within a step: a callback has come back to the engine."""
+        """Whether this thread is within a step, as when a callback calls the engine."""
         return self._stepper == get_ident() and self._lock.locked()
 
     def _step(self) -> None:
@@ -109,7 +109,7 @@ class Loop:
         self._retire()
 
     def _settle(self) -> None:
-        """Take in what was added and dropped, and what an interrupt has left."""
+        """Take in added sequences, remove dropped ones, and fail those an interrupt left behind."""
         self._fail(ClosedError("the step was interrupted"))
         while not self._added.empty():
             self._waiting.append(self._added.get())
@@ -121,10 +121,11 @@ class Loop:
             self._retire(gone)
 
     def _admit(self) -> list[Sequence]:
-        """Give sessions to those that wait, and return those that this step computes for.
+        """Give sessions to waiting sequences, and return the active ones that this step computes.
 
-        If all that are active rest, one is admitted beyond the rows: what rests computes nothing,
-        and its caller may be waiting for just that one.
+        Those are the ones whose outlets are not full. If all outlets are full, one sequence is
+        admitted beyond the model's rows: full ones compute nothing, and their reader may be waiting
+        for just that one.
         """
         model = self.model
         ready = [sequence for sequence in self._active if not sequence.outlet.is_full()]
@@ -141,7 +142,7 @@ class Loop:
         return ready
 
     def _prefill(self, ready: list[Sequence]) -> None:
-        """A chunk for the first that has not read all of its prompt."""
+        """Prefill a chunk of the first sequence whose prompt has not been read in full."""
         for sequence in ready:
             if sequence.in_prefill:
                 with self._failing([sequence]):
@@ -149,7 +150,8 @@ class Loop:
                 return
 
     def _decode(self, ready: list[Sequence]) -> None:
-        """Queue a step for all that decode, and then read the tokens of the step before."""
+        """Queue the next decode step for all that decode, then read the tokens of the step
+        before."""
         batch = [s for s in ready if not (s.in_prefill or s.finished)][: self.model.rows]
         with self._failing(batch):
             asking = [sequence for sequence in batch if sequence.wants_logits]
@@ -162,7 +164,7 @@ class Loop:
                 _try(sequence, sequence.read)
 
     def _retire(self, gone: Collection[Sequence] = ()) -> None:
-        """Keep the session of what has finished, or is gone."""
+        """Remove finished and dropped sequences, and keep the session of the last one."""
         for sequence in [s for s in self._active if s.finished or s in gone]:
             self._active.remove(sequence)
             session, sequence.session = sequence.session, None
@@ -171,7 +173,7 @@ class Loop:
                 self.kept = session
 
     def _let_go(self) -> None:
-        """Of everything on the device."""
+        """Fail every sequence, and free all that is on the device."""
         self._settle()
         while self._active or self._waiting:
             (self._active or self._waiting).pop().fail(ClosedError("the engine is closed"))
@@ -184,7 +186,7 @@ class Loop:
 
     @contextmanager
     def _failing(self, sequences: list[Sequence]) -> Iterator[None]:
-        """What goes wrong within fails these."""
+        """Fail these sequences if the block raises; only interrupts are raised again."""
         self._computed = [*sequences]
         try:
             yield
@@ -196,7 +198,8 @@ class Loop:
         self._computed = []
 
     def _fail(self, error: Exception) -> None:
-        """Fail what is being computed. What an interrupt leaves of that, the next call fails."""
+        """Fail the sequences being computed. If an interrupt stops this, the next call fails the
+        rest."""
         while self._computed:
             sequence = self._computed[-1]
             if sequence.session is self.kept:  # it was to be taken just now
@@ -207,7 +210,7 @@ class Loop:
 
 
 def _try(sequence: Sequence, call: Callable[[], None]) -> None:
-    """What goes wrong with a sequence's own logits fails it alone."""
+    """Make a call for one sequence; an error fails that sequence alone."""
     try:
         if not sequence.finished:
             call()

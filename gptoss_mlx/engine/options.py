@@ -1,4 +1,4 @@
-"""What may be asked of a stream, all by name. What each means: `Engine.stream`, `Sampling`."""
+"""The options of a stream, all by name; `Engine.stream` and `Sampling` explain them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Prompt: TypeAlias = str | Sequence[int] | Sequence[Message]
 
 
 class SamplingOptions(TypedDict, total=False):
-    """The fields of `Sampling`; None, as leaving it out, is the checkpoint's default."""
+    """The fields of `Sampling`; None, or leaving one out, takes the checkpoint's default."""
 
     temperature: float | None
     top_p: float | None
@@ -28,7 +28,7 @@ class SamplingOptions(TypedDict, total=False):
 
 
 class Options(SamplingOptions, total=False):
-    """Of `Engine.stream` and its relatives."""
+    """The options of `Engine.stream`, `stream_many`, `generate`, `generate_many` and `add`."""
 
     max_tokens: int | None
     max_time: float | None

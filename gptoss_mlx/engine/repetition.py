@@ -1,17 +1,17 @@
-"""A text that has begun to go round in a circle, as a model may do without end."""
+"""Detects an answer that repeats itself, as a model may do without end."""
 
 from __future__ import annotations
 
 PERIOD = 128  # tokens, at most
 LENGTH = 2048  # tokens, which is at least sixteen times round
-_BETWEEN = 256  # tokens between two looks, so that a look costs little
+_BETWEEN = 256  # tokens between two checks, so that a check costs little
 
 
 class Repetition:
-    """Told every token, tells whether the last LENGTH of them repeat the same PERIOD or fewer.
+    """Detects that the last LENGTH tokens repeat the same PERIOD or fewer.
 
-    Exactly the same tokens, sixteen times or more, over several pages: nobody asks for that, and
-    a table, a list or code differs somewhere in every line.
+    These are exactly the same tokens, sixteen times or more, over several pages. No wanted answer
+    does that: a table, a list or code differs somewhere in every line.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""One stream as it was asked for, checked against the model before anything is computed."""
+"""A request: a prompt with its options, checked against the model before anything is computed."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ Render: TypeAlias = Callable[[Sequence[Message]], list[int]]
 
 @dataclass(frozen=True)
 class Request:
-    """What is read, how it goes on, and when it ends.
+    """One checked request: the prompt's token ids, how to sample, and when to end.
 
-    marks: positions in ids where a later prompt may part from this one: the beginnings of the
-    first user message, behind instructions and tools, and of the last.
-    limit: what max_tokens is, the person's own limit or the room in the context.
-    max_time: seconds, from the beginning of the prompt.
-    stop_repetition: end an answer that goes round in a circle (`Loop`).
+    marks: positions in ids where a later prompt may diverge, at which snapshots are taken: the
+    beginnings of the first user message (after instructions and tools) and of the last.
+    limit: where max_tokens comes from, the option of that name or the room left in the context.
+    max_time: seconds, from the beginning of the prefill.
+    stop_repetition: end an answer that repeats itself (`Repetition`).
     encoding: Harmony's; None in raw mode.
     """
 
@@ -54,7 +54,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Preprocessor:
-    """Makes requests of prompts and options, for one model.
+    """Makes requests from prompts and options, for one model.
 
     defaults: sampling options the checkpoint asks for.
     """
@@ -81,7 +81,10 @@ class Preprocessor:
         cancel: Callable[[], bool] | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> Request:
-        """Raises MessageError, ContextError or SamplingError; see `Engine.stream`."""
+        """The checked request. Options and errors: see `Engine.stream`.
+
+        Raises MessageError, ContextError or SamplingError.
+        """
         encoding = None if raw else self.tokenizer.harmony
         if encoding is None and (tools or system or response_format):
             raise MessageError("raw mode knows no system message, tools or response format")
@@ -119,7 +122,7 @@ class Preprocessor:
         )
 
     def _read(self, prompt: Prompt, rendered: Render | None) -> list[int]:
-        """The prompt's token ids. rendered: what makes them of messages; None in raw mode."""
+        """The prompt's token ids. rendered: renders messages to ids; None in raw mode."""
         if isinstance(prompt, bytes) or not isinstance(prompt, (str, Sequence, np.ndarray)):
             raise MessageError("the prompt must be a text, token ids or a list of messages")
         if not isinstance(prompt, str) and all(isinstance(id, Integral) for id in prompt):
@@ -129,7 +132,7 @@ class Preprocessor:
                 return rendered(_messages(prompt))
             if isinstance(prompt, str):
                 return self.tokenizer.encode(prompt, self.context)
-        except ContextError:  # which knows no more than that there is no end
+        except ContextError:  # raised before the prompt was read in full
             raise ContextError(
                 f"the prompt has more than the {self.context} tokens that the context holds;"
                 f" the model allows a context of {self.config.max_position_embeddings}"
@@ -168,7 +171,7 @@ class Preprocessor:
         return max_tokens, "max_tokens"
 
     def _options(self, sampling: SamplingOptions) -> Sampling:
-        """Those given, else the checkpoint's, else the defaults; None is not given."""
+        """The options given, else the checkpoint's, else the defaults; None counts as not given."""
         given = {name: value for name, value in sampling.items() if value is not None}
         options = Sampling.of({**self.defaults, **given})
         options.check_vocabulary(self.config.vocab_size)
@@ -207,7 +210,7 @@ def _is_whole(value: object) -> bool:
 
 
 def _seconds(max_time: float | None) -> float:
-    """Infinity for None. Raises SamplingError."""
+    """max_time in seconds, infinity for None. Raises SamplingError."""
     if max_time is None:
         return math.inf
     if isinstance(max_time, bool) or not isinstance(max_time, Real) or not 0 < max_time < math.inf:

@@ -1,4 +1,4 @@
-"""A whole generation: a stream's events, collected by what they are to the user."""
+"""The result of a generation: a stream's events, sorted into answer, reasoning and tool calls."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Result:
     """A whole generation.
 
     text: the answer (all content in raw mode); reasoning: the analysis; preamble: what the model
-    tells the user before it calls a tool. limit: which one ended it, where finish_reason is
+    tells the user before it calls a tool. limit: the one that was reached, where finish_reason is
     "length". tokens: the events with their log-probabilities.
     """
 
@@ -53,10 +53,11 @@ class Result:
 
     @property
     def message(self) -> dict[str, object]:
-        """The assistant's message in OpenAI's form, to go on from: `[*messages, result.message]`.
+        """The assistant's message in OpenAI's form: `[*messages, result.message]` continues from
+        it.
 
-        content: the answer, or beside tool calls the preamble; None where there is neither, but a
-        call or reasoning.
+        content: the answer, or beside tool calls the preamble; if that is empty, None beside a tool
+        call or reasoning, else "".
         """
         text = self.preamble if self.tool_calls else self.text or self.preamble
         nothing = None if self.tool_calls or self.reasoning else ""
@@ -98,7 +99,7 @@ def collect(events: Iterable[Event]) -> Result:
 
 
 def _tool_calls(tokens: Iterable[TokenEvent]) -> tuple[ToolCall, ...]:
-    """The messages to a recipient: from the header that names it, or from the first content."""
+    """The messages to a recipient, each from the header that names it or from its first content."""
     calls: list[tuple[str, list[str]]] = []
     inside = False
     for event in tokens:

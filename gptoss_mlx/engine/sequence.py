@@ -1,8 +1,8 @@
 """A sequence: one request on its way through the engine, and the events it gives.
 
-It waits, prefills chunk by chunk, decodes token by token and finishes; `Loop` says when. Decoding
-is pipelined: the step behind a token is queued before the token is read. Where the token then turns
-out to change the grammar's mask, only the choice is made again, from the same logits.
+It waits, prefills chunk by chunk, decodes token by token and finishes, as `Loop` schedules it.
+Decoding is pipelined: the step after a token is queued before the token is read. If the token then
+changes the grammar's mask, the next token is chosen again, from the same logits.
 """
 
 from __future__ import annotations
@@ -33,11 +33,12 @@ class Outlet(Protocol):
         """The sequence ends with an error instead of a `FinishEvent`."""
 
     def is_full(self) -> bool:
-        """Whether the sequence rests until events have been taken."""
+        """Whether the sequence must pause until events have been taken (backpressure)."""
 
 
 class Sequence:
-    """A request. session: what it has on the device, from when it is admitted until it retires."""
+    """A request in progress. `session`: its state on the device, from when it is admitted until it
+    retires."""
 
     def __init__(self, request: Request, tokenizer: Tokenizer, outlet: Outlet) -> None:
         self.request, self.outlet = request, outlet
@@ -52,8 +53,8 @@ class Sequence:
         self._prefilling: Iterator[int] = iter(())
         self._sampler: Sampler[Array] | None = None
         self._choice: Choice[Array] | None = None  # the token to be read next
-        self._ahead: Choice[Array] | None = None  # the one behind it
-        self._logits: Array | None = None  # that `_ahead` was chosen from
+        self._ahead: Choice[Array] | None = None  # the one after it
+        self._logits: Array | None = None  # those that `_ahead` was chosen from
         self._chosen = 0  # tokens chosen, those not read yet included
 
     def cancel(self) -> None:
@@ -61,13 +62,13 @@ class Sequence:
         self._cancelled = True
 
     def cancelled_early(self) -> bool:
-        """Whether it was cancelled while it waited; then it has finished with that."""
+        """Finish it if it was cancelled while it waited; returns whether it was."""
         if self._cancelled:
             self._finish(("cancelled", None))
         return self._cancelled
 
     def fail(self, error: BaseException) -> None:
-        """End with an error; what the sequence has on the device is in doubt and given back."""
+        """End with an error. The session's state may be inconsistent by then, and is freed."""
         session, self.session, self.finished = self.session, None, True
         if session is not None:
             session.close()
@@ -89,24 +90,24 @@ class Sequence:
 
     @property
     def wants_logits(self) -> bool:
-        """Whether there is to be a token behind the one chosen last."""
+        """Whether another token is to be chosen after the last one."""
         return self._chosen < self.request.max_tokens
 
     def begin(self) -> None:
-        """Keep what the session has in common with the prompt."""
+        """Reuse the prefix that the session has in common with the prompt."""
         self._clock = Clock()
         session, ids = self._open, self.request.ids
         self._reused = session.resume(ids)
         self.outlet.put(PrefillEvent(self._reused, len(ids), self._reused))
-        # A snapshot is taken behind the last token prefilled, where the next turn's prompt has the
-        # same beginning. The prompt's last token is read by the first decode step.
+        # A snapshot after the last prefilled token serves the next turn, whose prompt begins the
+        # same. The prompt's last token is read by the first decode step.
         marks = (*self.request.marks, len(ids) - 1)
         self._prefilling = session.prefill(ids[self._reused : -1], marks)
 
     def prefill(self, model: AnyModel) -> None:
-        """Read the next chunk of the prompt; if there is none, make the sampler."""
+        """Prefill the next chunk of the prompt; if there is none, make the sampler."""
         request, before = self.request, self.state.offset
-        if before > self._reused:  # a caller has seen how far it is
+        if before > self._reused:  # a chunk has been read and reported
             if self._is_cancelled():
                 return self._finish(("cancelled", None))
             if self._clock.elapsed() > request.max_time:
@@ -136,7 +137,7 @@ class Sequence:
         if choice is None:
             return
         id, logprob, top = choice.read()
-        if self._choice is not None:  # the step that it was read by has been queued
+        if self._choice is not None:  # the decode step that takes it as input is queued
             self._open.note(id)
         if self._is_cancelled():
             return self._finish(("cancelled", None))
@@ -148,8 +149,8 @@ class Sequence:
         return self._advance(id)
 
     def _advance(self, id: int) -> None:
-        """Move the grammar on. Where its mask is another now, what was chosen under the one before
-        is chosen again."""
+        """Advance the grammar. If its mask changes, the token chosen under the old one is chosen
+        again."""
         if self._grammar is None:
             return
         before, self._grammar = self._mask, self._grammar.advance(id)

@@ -1,9 +1,9 @@
-"""One sequence on a model, and how much of it the next prompt can keep.
+"""A session: the KV cache of one sequence, and how much of it the next prompt can reuse.
 
 A session knows which tokens its state holds. `resume` takes a new prompt and keeps the longest
-part it can: by going on, by cutting back while the rings still hold everything, or by restoring a
-snapshot. Snapshots are taken where a later prompt is likely to part from this one, and the oldest
-go when they exceed their budget. Nothing here imports a tensor library.
+prefix it can: by continuing, by trimming while the ring buffers still hold everything, or by
+restoring a snapshot. Snapshots are taken where a later prompt is likely to diverge, and the oldest
+are dropped when they exceed their budget. Nothing here imports a tensor library.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Session:
         self.snapshots: list[Snapshot] = []
 
     def resume(self, ids: Sequence[int]) -> int:
-        """Keep what the state has in common with `ids`, but leave the last to be read again.
+        """Keep the prefix shared with `ids`, but leave the last token of `ids` to be read again.
 
         Returns how many tokens are kept; the state then holds exactly those.
         """
@@ -42,7 +42,7 @@ class Session:
         return self.state.offset
 
     def prefill(self, ids: Sequence[int], marks: Sequence[int] = ()) -> Iterator[int]:
-        """Append tokens chunk by chunk; gives the number appended so far after each.
+        """Append tokens chunk by chunk; yields the number appended so far after each.
 
         marks: positions in the sequence at which a snapshot is taken when they are reached.
         """
@@ -59,11 +59,11 @@ class Session:
                 self.mark()
 
     def note(self, id: int) -> None:
-        """The id of the token that was appended last."""
+        """Record the id of the token that a decode step has appended."""
         self.tokens.append(id)
 
     def mark(self) -> None:
-        """Take a snapshot here."""
+        """Take a snapshot at the current position, if there is none of it yet."""
         if self.snapshots and self.snapshots[-1].offset == self.state.offset:
             return
         self.snapshots.append(self.state.snapshot())
@@ -71,13 +71,13 @@ class Session:
             del self.snapshots[0]
 
     def close(self) -> None:
-        """Give back what the sequence takes; nothing can be done with it any more."""
+        """Free the state and the snapshots; the session cannot be used afterwards."""
         self.snapshots.clear()
         self.state.close()
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """The length of the longest common beginning."""
+    """The length of the longest common prefix."""
     for i, (x, y) in enumerate(zip(a, b, strict=False)):
         if x != y:
             return i

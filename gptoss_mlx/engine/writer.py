@@ -1,4 +1,4 @@
-"""Generated ids to text events: Harmony's messages or plain text, cut at stop strings."""
+"""Turns generated ids into text events: Harmony's messages or plain text, cut at stop strings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gptoss_mlx.harmony import Parser, Piece
 
 
 class Source(Protocol):
-    """Where text pieces come from, token by token."""
+    """A source of text pieces, fed token by token."""
 
     def feed(self, id: int) -> list[Piece]: ...
     def finish(self) -> list[Piece]: ...
@@ -24,7 +24,7 @@ class TextDecoder(Protocol):
 
 
 class PlainText:
-    """The pieces of a stream that is no Harmony: content, all of it."""
+    """The pieces of a raw stream, without Harmony: all of it is content."""
 
     def __init__(self, decoder: TextDecoder, stop_ids: frozenset[int]) -> None:
         self._decoder, self._stop_ids = decoder, stop_ids
@@ -41,15 +41,15 @@ def _plain(text: str) -> list[Piece]:
 
 
 class StopString:
-    """How far a text has come into a string, by Knuth, Morris and Pratt: a step a character.
+    """Finds a string in a growing text (Knuth, Morris and Pratt), one step a character.
 
-    length: of the string. begun: the most of its characters that the text ends with.
+    length: of the string. begun: of its longest prefix that the text ends with.
     """
 
     def __init__(self, string: str) -> None:
         self.length, self.begun = len(string), 0
         self._string = string
-        self._border = [0]  # of its first 1, 2, ... characters: how many of them they end with
+        self._border = [0]  # longest border of its first 1, 2, ... characters
         for letter in string[1:]:
             self._border.append(self._next(self._border[-1], letter))
 
@@ -67,9 +67,10 @@ class StopString:
 class Writer:
     """Turns ids into `TokenEvent`s.
 
-    `stopped` is set once a stop string is complete in text meant for the user, which reasoning and
-    the arguments of a tool call are not. Text from there on is dropped, and text that may be the
-    beginning of one is held back until it is decided. Of several, the one complete first counts.
+    `stopped` is set once a stop string is complete in text for the user, which reasoning and the
+    arguments of a tool call are not. The stop string and all text after it are dropped; text that
+    may be the beginning of one is held back until that is decided. Of several stop strings the one
+    complete first counts.
     """
 
     def __init__(self, source: Source, stop: Sequence[str] = ()) -> None:
@@ -97,7 +98,7 @@ class Writer:
             yield _event(piece)
 
     def finish(self) -> Iterator[TokenEvent]:
-        """What was held back, when nothing follows."""
+        """The events of the text still held back, at the end of the stream."""
         if not self.stopped:
             for piece in self._cut(self.source.finish()):
                 yield _event(piece)
@@ -120,7 +121,8 @@ class Writer:
                 yield _with_text(piece, text)
 
     def _until_stop(self, text: str) -> str:
-        """What may be shown now that `text` has come; the rest is held, or dropped at a stop."""
+        """Take in `text` and return what can be shown; the rest is held back, or dropped at a
+        stop."""
         for at, letter in enumerate(text):
             done = [stop.length for stop in self._stops if stop.push(letter)]
             if done:
@@ -139,7 +141,7 @@ class Writer:
         self._held_length += len(text)
 
     def _release(self, length: int) -> str:
-        """The first `length` characters of what is held, which is held no longer."""
+        """Remove the first `length` characters that are held back, and return them."""
         self._held_length -= length
         released = []
         while length > 0:
