@@ -37,8 +37,7 @@ class Outlet(Protocol):
 
 
 class Sequence:
-    """A request in progress. `session`: its state on the device, from when it is admitted until it
-    retires."""
+    """A request in progress. `session`: its state on the device while it runs, else None."""
 
     def __init__(self, request: Request, tokenizer: Tokenizer, outlet: Outlet) -> None:
         self.request, self.outlet = request, outlet

@@ -121,7 +121,7 @@ class Writer:
                 yield _with_text(piece, text)
 
     def _until_stop(self, text: str) -> str:
-        """Take in `text` and return what can be shown; the rest is held back, or dropped at a
+        """Take in `text`, and return what can be shown; hold the rest back, or drop it at a
         stop."""
         for at, letter in enumerate(text):
             done = [stop.length for stop in self._stops if stop.push(letter)]

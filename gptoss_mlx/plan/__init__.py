@@ -1,1 +1,1 @@
-"""What a model takes in memory: pure arithmetic, before anything is loaded."""
+"""Memory planning: what a model takes in memory, computed before anything is loaded."""

@@ -1,11 +1,11 @@
 """What a model holds in memory, buffer by buffer, from its config and a few choices.
 
-Pure arithmetic: no device, no file. `Sizes` is what a plan asks, a class for each kind of machine:
-MLX's are here, PyTorch's in torch_buffers.py. Where a buffer is no tensor of the model, its
-docstring says how it was measured: on x86-64 Linux with MLX 0.32.4 on the CPU, as the growth of
-resident anonymous memory, freed memory being returned (see heap.py). Nothing has been measured on a
-GPU: there MLX allocates ahead of what runs, so everything it allocates for a layer counts, which
-was measured as its own peak on the CPU.
+Pure arithmetic: no device, no file. `Sizes` has a subclass for each kind of machine: MLX's are
+here, PyTorch's in torch_buffers.py. Buffers that are no tensors of the model were measured, as
+their docstrings say: on x86-64 Linux with MLX 0.32.4 on the CPU, as the growth of resident
+anonymous memory, freed memory being returned (see heap.py). Nothing has been measured on a GPU: MLX
+allocates ahead of execution there, so everything it allocates for a layer counts; that was measured
+as MLX's own peak on the CPU.
 """
 
 from __future__ import annotations
@@ -27,42 +27,44 @@ CHUNKS = (512, 256, 128, 64)
 """Tokens prefilled at a time, the preferred number first."""
 
 GROWTH = 256
-"""Tokens an arena of keys and values grows by."""
+"""Tokens by which an arena of keys and values grows."""
 
 PAGE = 64
-"""Tokens written one by one on a GPU that are kept apart from an arena before they go into it."""
+"""Tokens decoded on a GPU that are collected in a page before they are copied into the arena."""
 
 SNAPSHOT_BUDGET = 64 * MiB
 """Bytes of snapshots a session keeps."""
 
 RUNTIME = 98 * MiB
-"""Python, MLX, numpy and the other libraries 22 MiB, the vocabulary 75: after three turns with
-tools and every sampling option, what was resident beyond what MLX held, the same for two models."""
+"""Python, MLX, numpy and the other libraries 22 MiB, the vocabulary 75. Measured after three turns
+with tools and every sampling option, as resident memory beyond what MLX held; two models had the
+same."""
 
 LOGITS = 18
 """Arrays of float32 [vocabulary] alive while a token is chosen: 17.6 at MLX's peak, with
 penalties, top-p and log-probabilities, two steps under way."""
 
 SCORES_BYTES = 32 * MiB
-"""Scores that attention over quantized keys computes at a time."""
+"""Bytes of scores that attention over quantized keys computes at a time."""
 
 HEADROOM = 20 * MiB
-"""More than benchmarks/memory/plan.py has found at most above the sum of the rest, 13 MiB: peaks of
-the same case differ by several MiB from run to run. What the system and other programs need is no
-part of it; see machine.SYSTEM_SHARE."""
+"""A margin: benchmarks/memory/plan.py has found peaks up to 13 MiB above the sum of the other
+buffers, and peaks of the same case differ by several MiB from run to run. It leaves out what the
+system and other programs need; see machine.SYSTEM_SHARE."""
 
 _KV_GROUP = 64  # values to a scale and bias of quantized keys and values
 _WIDTHS = {"bfloat16": 2, "float32": 4}
 
 
 def least_slots(config: ModelConfig) -> int:
-    """A token's experts; two, where that is one, so that one computes while another is read."""
+    """The fewest expert slots of a layer: the experts of a token, but two at least, where the model
+    has two, so that one computes while another is read."""
     return min(max(2, config.num_experts_per_tok), config.num_local_experts)
 
 
 @dataclass(frozen=True)
 class Buffer:
-    """One purpose memory is held for."""
+    """Memory held for one purpose, in bytes."""
 
     name: str
     nbytes: int
@@ -70,7 +72,7 @@ class Buffer:
 
 @dataclass(frozen=True)
 class Allocation:
-    """What is free to choose; see `memory.Plan`."""
+    """The choices of a plan; see `memory.Plan` for their meaning."""
 
     context: int
     slots: int
@@ -82,7 +84,7 @@ class Allocation:
 
 @dataclass(frozen=True)
 class Sizes(ABC):
-    """Sizes of one model on one kind of machine, and what may be chosen there."""
+    """Buffer sizes of one model on one kind of machine, and the choices allowed there."""
 
     config: ModelConfig
     dtype: str
@@ -92,30 +94,30 @@ class Sizes(ABC):
     chunks: ClassVar[tuple[int, ...]] = CHUNKS
     """Tokens prefilled at a time, the preferred number first."""
     sacrificed: ClassVar[int] = 0
-    """How many chunks are given up for a smaller one before an expert goes."""
+    """How many times a smaller chunk is tried before experts are streamed."""
     cache_limits: ClassVar[tuple[int, ...]]
-    """Freed buffers MLX may keep; the last where memory is short."""
+    """Bytes of freed buffers MLX may keep, preferred first; the last where memory is short."""
     embeddings: ClassVar[tuple[str, ...]]
-    """Where the embedding may be, unasked; the last if all else fits too."""
+    """Places for the embedding, unless asked for: the first, or the last if all else fits too."""
     rows: ClassVar[tuple[int, ...]] = (1,)
-    """Sequences at a time, unasked, the preferred number first."""
+    """Sequences at a time if no number is asked for, the preferred number first."""
 
     @abstractmethod
     def buffers(self, choice: Allocation) -> tuple[Buffer, ...]:
-        """Everything in the memory that the budget is of."""
+        """All buffers in the memory that the budget limits."""
 
     def host(self, choice: Allocation) -> tuple[Buffer, ...]:
-        """What lies in the host's memory beside that of a card."""
+        """Buffers in the host's memory, beside those on a card."""
         return ()
 
     @property
     def width(self) -> int:
-        """Bytes of a number of the compute dtype."""
+        """Bytes of a value in the compute dtype."""
         return _WIDTHS[self.dtype]
 
     @cached_property
     def held(self) -> dict[str, int]:
-        """Bytes of the checkpoint's tensors as they lie in memory; "experts" are one slot's."""
+        """Bytes of the checkpoint's tensors in memory; "experts" is one slot in every layer."""
         config = self.config
         held = dict.fromkeys(("weights", "expert biases", "embedding", "experts"), 0)
         for name, (dtype, shape) in expected_tensors(config, Path("config.json")).items():
@@ -148,11 +150,11 @@ class Sizes(ABC):
 
     @property
     def token(self) -> int:
-        """Keys and values of one token in one layer, as computed."""
+        """Bytes of the keys and values of one token in one layer, in the compute dtype."""
         return 2 * self.config.num_key_value_heads * self.config.head_dim * self.width
 
     def arena(self, context: int) -> int:
-        """Keys, or values, of one full-attention layer and sequence."""
+        """Bytes of the arena of keys (or of values) of one full-attention layer and sequence."""
         tokens = -(-context // GROWTH) * GROWTH
         values = self.config.num_key_value_heads * self.config.head_dim
         if self.kv_bits is None:
@@ -161,18 +163,18 @@ class Sizes(ABC):
 
     @cached_property
     def rings(self) -> int:
-        """Keys and values of all sliding layers of one sequence."""
+        """Bytes of one sequence's ring buffers: keys and values of all sliding layers."""
         return self.sliding_layers * self.config.sliding_window * self.token
 
     @property
     def snapshots(self) -> int:
-        """Those of one session."""
+        """Bytes of the snapshots of one session."""
         return SNAPSHOT_BUDGET // self.rings * self.rings if self.rings else 0
 
 
 @dataclass(frozen=True)
 class MLXSizes(Sizes):
-    """On MLX: one sequence at a time."""
+    """Buffers on MLX: one sequence at a time."""
 
     def buffers(self, choice: Allocation) -> tuple[Buffer, ...]:
         held, resident = self.held, choice.embedding == "resident"
@@ -200,12 +202,12 @@ class MLXSizes(Sizes):
 
     @property
     def pages(self) -> int:
-        """The newest tokens of full layers where they are kept apart."""
+        """Bytes of the pages with the newest tokens of full layers, where there are pages."""
         return 0
 
     def scratch(self, choice: Allocation) -> int:
-        """What is held for a moment: a chunk's attention or experts in one layer while prompts
-        are read; a growing arena and the choice among logits while tokens are written."""
+        """Peak bytes of temporary arrays: in prefill a chunk's attention or experts in one layer,
+        in decoding a growing arena and the sampling of a token."""
         arena = 2 * self.arena(choice.context) if self.full_layers else 0
         writing = arena + LOGITS * self.config.vocab_size * 4
         blocks = 3 * SCORES_BYTES if self.kv_bits and self.full_layers else 0
@@ -213,11 +215,15 @@ class MLXSizes(Sizes):
 
     @abstractmethod
     def reading(self, choice: Allocation, arena: int, blocks: int) -> int:
-        """The most a chunk holds in one layer. arena: one that grows; blocks: scores over
-        quantized keys, which come in blocks; see mlx/ops/attention_quantized.py."""
+        """Peak bytes of a prefill chunk in one layer.
 
-    def _parts(self, choice: Allocation) -> tuple[int, int, int]:
-        """Of a chunk: queries, keys and values; x; a value of each of its chosen experts."""
+        arena: of a growing one. blocks: of scores over quantized keys, which are computed in
+        blocks; see mlx/ops/attention_quantized.py.
+        """
+
+    def _chunk_bytes(self, choice: Allocation) -> tuple[int, int, int]:
+        """Bytes of a chunk's queries, keys and values; of x; and of one value for each chosen
+        expert of each of its tokens."""
         config, width = self.config, self.width
         chunk = min(choice.chunk, choice.context)
         heads = config.num_attention_heads + 2 * config.num_key_value_heads
@@ -227,7 +233,7 @@ class MLXSizes(Sizes):
 
 @dataclass(frozen=True)
 class MetalSizes(MLXSizes):
-    """On a Mac's GPU."""
+    """Buffers on a Mac's GPU."""
 
     gpu = True
     cache_limits = (256 * MiB, 64 * MiB)
@@ -235,25 +241,28 @@ class MetalSizes(MLXSizes):
 
     @property
     def pages(self) -> int:
-        """The newest tokens of full layers; and, of two steps under way, what each writes anew of
-        these and of the sliding layers, while what was before is still read."""
+        """Bytes of the pages with the newest tokens of full-attention layers; and of what each of
+        two steps under way writes anew, pages and ring buffers, while the old ones are still
+        read."""
         newest = self.full_layers * PAGE * self.token if self.kv_bits is None else 0
         return newest + 2 * (newest + self.rings)
 
     def reading(self, choice: Allocation, arena: int, blocks: int) -> int:
-        """Attention is fused; MLX allocates 8 queries, keys and values, and for experts 8 arrays
-        of `intermediate` and 6 of `hidden`."""
+        """Peak bytes of a prefill chunk in one layer, with fused attention: MLX allocates 8 arrays
+        of queries, keys and values, and for the chosen experts 8 of `intermediate` and 6 of
+        `hidden`."""
         config = self.config
-        qkv, x, experts = self._parts(choice)
+        qkv, x, experts = self._chunk_bytes(choice)
         values = 8 * config.intermediate_size + 6 * config.hidden_size
         return 8 * qkv + 2 * x + experts * values + blocks + arena
 
 
 @dataclass(frozen=True)
 class MLXCPUSizes(MLXSizes):
-    """Where MLX computes on a CPU.
+    """Buffers where MLX computes on a CPU.
 
-    0, 16, 32, 64 and 256 MiB of freed buffers made no difference to the time of a decoded token.
+    The cache limit is small, because keeping 0, 16, 32, 64 and 256 MiB of freed buffers made no
+    difference to the time of a decoded token.
     """
 
     gpu = False
@@ -261,11 +270,12 @@ class MLXCPUSizes(MLXSizes):
     embeddings = ("file",)
 
     def reading(self, choice: Allocation, arena: int, blocks: int) -> int:
-        """The scores [heads, chunk, context] are there twice, queries, keys and values twice, and
-        x; the experts' phase holds 4 arrays of `intermediate` and 2 of `hidden` for every chosen
-        expert. Each fits 20 shapes and chunks within 2 % of the phase."""
+        """Peak bytes of a prefill chunk in one layer. Attention holds the scores [heads, chunk,
+        context], queries, keys and values, and x twice each; the experts hold 4 arrays of
+        `intermediate` and 2 of `hidden` for every chosen expert. Each fits 20 shapes and chunks
+        within 2 % of the phase."""
         config = self.config
-        qkv, x, experts = self._parts(choice)
+        qkv, x, experts = self._chunk_bytes(choice)
         chunk, seen = min(choice.chunk, choice.context), choice.context
         if self.kv_bits or not self.full_layers:
             seen = min(seen, chunk + config.sliding_window - 1)

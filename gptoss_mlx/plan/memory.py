@@ -2,7 +2,7 @@
 
 Pure arithmetic on a config. `make_plan` chooses the context, the slots for experts, the prefill
 chunk, the sequences at a time, MLX's cache limit and the embedding's place so that the sum stays
-within a budget, or refuses in one line that shows the sum and the largest thing that would fit.
+within a budget, or refuses in one line that shows the sum and the longest context that would fit.
 """
 
 from __future__ import annotations
@@ -40,35 +40,34 @@ SIZES: Mapping[str, type[Sizes]] = {
 """By the machine's kind."""
 
 WORTHWHILE = 512 * MiB
-"""What halving the chunk must save."""
+"""Bytes that halving the chunk must save to be done."""
 
 DEFAULT_CONTEXT = 8192
-"""Tokens planned for, unasked, where not every expert fits: a longer context costs slots."""
+"""Context planned for, if none is asked for and not every expert fits: a longer one costs slots."""
 
 SHARED_CONTEXT = 32768
-"""Tokens that each of several sequences must have room for, before more than one is planned for
-unasked."""
+"""Context each sequence must have room for, before more than one is planned for unasked."""
 
 MOST_ROWS = 32
-"""Sequences at a time."""
+"""The most sequences at a time."""
 
 _LEAST_CONTEXT = 1024
 _STAYING = ("weights", "expert biases", "embedding", "experts", "keys and values", "sliding layers")
-_OUTSIDE = ("runtime", "CUDA context", "headroom")  # of what the tensor library counts
+_OUTSIDE = ("runtime", "CUDA context", "headroom")  # not counted by the tensor library
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is held, and the choices it follows from.
+    """A memory plan: the buffers, and the choices they follow from.
 
-    budget: bytes it must stay within, None if nobody knows. context: tokens of prompt and answer.
+    budget: bytes it must stay within, None if not known. context: tokens of prompt and answer.
     slots: experts in memory, of `experts`, in each layer. chunk: tokens prefilled at a time.
     cache_limit: bytes of freed buffers MLX may keep. embedding: "file" or "resident".
-    dtype: "bfloat16" or "float32". kv_bits: 8, or None for keys and values as computed.
-    gpu: whether one computes. backend: "mlx" or "torch". rows: sequences at a time. host: what the
-    host's memory holds beside a card's, which is not in the sum.
-    `Engine.logits`, which keeps them for every token, takes more than is planned here, and so do
-    on MLX streams that run at the same time, of which each has keys and values of its own.
+    dtype: "bfloat16" or "float32". kv_bits: 8, or None for keys and values in the compute dtype.
+    gpu: whether a GPU computes. backend: "mlx" or "torch". rows: sequences at a time. host: buffers
+    in the host's memory beside a card's, which are not in the sum.
+    Not planned for: `Engine.logits`, which keeps the logits of every token, and on MLX streams that
+    run at the same time, each with a KV cache of its own.
     """
 
     budget: int | None
@@ -112,7 +111,7 @@ def wired_bytes(plan: Plan) -> int:
 
 
 def device_bytes(plan: Plan) -> int:
-    """The most MLX or PyTorch should hold, cached memory included: all but the process itself."""
+    """The most bytes MLX or PyTorch should hold, caches included: all but the process itself."""
     return plan.total - plan.of(*_OUTSIDE)
 
 
@@ -121,18 +120,19 @@ DEFAULTS = Settings()
 
 
 def make_plan(config: ModelConfig, machine: Machine, settings: Settings = DEFAULTS) -> Plan:
-    """The plan of a model on a machine, whose backend it is for.
+    """The plan of a model on a machine, for the machine's backend.
 
     memory: bytes; by default `machine.budget`.
-    context: tokens; by default the most with which every expert stays in memory, the model's
-    limit or a power of two, but if that is below DEFAULT_CONTEXT, then DEFAULT_CONTEXT, or the
-    largest power of two below it that fits at all.
+    context: tokens; by default the longest, of the model's limit and the powers of two, with which
+    every expert stays in memory. If that is below DEFAULT_CONTEXT, experts are streamed, with
+    DEFAULT_CONTEXT or the largest power of two below it that fits at all.
     dtype: by default bfloat16 on a GPU and float32 on a CPU.
     embedding: by default resident on MLX's GPU, if all else fits too, and always with PyTorch.
     kv_bits: 8 for quantized keys and values of full-attention layers, on MLX.
-    batch: sequences at a time, more than one with PyTorch only; by default on a card as many of 4,
-    2 and 1 as leave every expert in memory and each sequence SHARED_CONTEXT tokens or those asked.
-    Raises MemoryBudgetError with the sum and the largest thing that would fit, ContextError, and
+    batch: sequences at a time, more than one with PyTorch only; by default on a card the most of 4,
+    2 and 1 that leave every expert in memory and each sequence SHARED_CONTEXT tokens, or the
+    context asked for.
+    Raises MemoryBudgetError with the sum and the longest context that would fit, ContextError, and
     DeviceError for what the machine's backend does not have.
     """
     most, context, memory = config.max_position_embeddings, settings.context, settings.memory
@@ -173,7 +173,7 @@ def _check_backend(backend: str, settings: Settings) -> None:
 
 @dataclass(frozen=True)
 class _Planner:
-    """One question: the sizes, and what was asked; what is None was left open."""
+    """Chooses a plan for one model and machine. Fields that are None were left open."""
 
     sizes: Sizes
     budget: int | None
@@ -183,7 +183,8 @@ class _Planner:
     batch: int | None
 
     def resident(self) -> Allocation | None:
-        """Every expert in a slot, with the longest context that allows it."""
+        """The choice with every expert in a slot and the longest context that allows it, or
+        None."""
         experts = self.sizes.config.num_local_experts
         for context, chunk, rows in self._ways():
             for cache in self.sizes.cache_limits:
@@ -195,7 +196,7 @@ class _Planner:
         return None
 
     def _ways(self) -> Iterator[tuple[int, int, int]]:
-        """Contexts, chunks and rows to keep every expert with, the preferred first."""
+        """Candidates (context, chunk, rows) for keeping every expert, the preferred first."""
         for smaller in range(self.sizes.sacrificed + 1):
             for rows in (self.batch,) if self.batch else self.sizes.rows:
                 least = DEFAULT_CONTEXT if self.batch or rows == 1 else SHARED_CONTEXT
@@ -204,7 +205,7 @@ class _Planner:
                         yield context, chunk, rows
 
     def streaming(self) -> Allocation | None:
-        """As many slots as fit, if they are enough for one token."""
+        """The choice with as many slots as fit; None if they are not enough for one token."""
         assert self.budget is not None  # without one everything is resident
         config = self.sizes.config
         cache, rows = self.sizes.cache_limits[-1], self.batch or 1
@@ -217,10 +218,11 @@ class _Planner:
         return None
 
     def _chunks(self, context: int, rows: int) -> tuple[int, ...]:
-        """The chunk for a context, and smaller ones for where nothing would fit with it.
+        """The chunk for a context, then the smaller ones, for where nothing fits with it.
 
-        The largest whose half would not save WORTHWHILE. It does not depend on the budget: another
-        chunk adds in another order, and the output must be the same to the last bit at any budget.
+        The first is the largest whose half would not save WORTHWHILE. It does not depend on the
+        budget: another chunk adds in another order, and the output must be the same to the last bit
+        at any budget.
         """
         cache, chunks = self.sizes.cache_limits[-1], self.sizes.chunks
         totals = [self._total(self._choice(context, chunk, cache, 0, rows)) for chunk in chunks]
@@ -228,7 +230,7 @@ class _Planner:
         return chunks[max(saved, default=0) :]
 
     def _contexts(self, least: int, most: int) -> Iterator[int]:
-        """What was asked; else the model's limit or `most`, and the powers of two to `least`."""
+        """The context asked for; else the model's limit or `most`, and powers of two to `least`."""
         if self.context is not None:
             yield self.context
             return
@@ -268,18 +270,19 @@ class _Planner:
         )
 
     def refusal(self) -> str:
-        """The least sum and its largest parts, and the longest context that would fit."""
+        """The message of a refusal: the least sum with its largest buffers, and the longest context
+        that would fit."""
         config = self.sizes.config
         least = min(_LEAST_CONTEXT, config.max_position_embeddings)
         context = self.context or least
         buffers = sorted(self.sizes.buffers(self._least(context)), key=lambda b: -b.nbytes)
-        parts = [f"{buffer.name} {show_bytes(buffer.nbytes)}" for buffer in buffers[:4]]
-        parts.append(f"the rest {show_bytes(sum(buffer.nbytes for buffer in buffers[4:]))}")
+        summands = [f"{buffer.name} {show_bytes(buffer.nbytes)}" for buffer in buffers[:4]]
+        summands.append(f"the rest {show_bytes(sum(buffer.nbytes for buffer in buffers[4:]))}")
         needed = self._total(self._least(context))
         line = (
             f"a context of {context} tokens with {least_slots(config)} of"
             f" {config.num_local_experts} experts a layer takes {show_bytes(needed)}"
-            f" ({', '.join(parts)}), but there are {show_bytes(self.budget or 0)}"
+            f" ({', '.join(summands)}), but there are {show_bytes(self.budget or 0)}"
         )
         shorter = range(GROWTH, context, GROWTH)  # each takes more than the one before
         fitting = bisect_left(shorter, True, key=lambda n: not self._fits(self._least(n)))
@@ -290,7 +293,7 @@ class _Planner:
         return line
 
     def _least(self, context: int) -> Allocation:
-        """The choice of this context that takes the least."""
+        """The choice with this context that takes the fewest bytes."""
         sizes = self.sizes
         cache, slots = sizes.cache_limits[-1], least_slots(sizes.config)
         return self._choice(context, sizes.chunks[-1], cache, slots, self.batch or 1)

@@ -1,10 +1,11 @@
 """What a model holds in memory with PyTorch: on one NVIDIA card, or on a CPU.
 
-Weights lie in the compute dtype, 8-bit affine ones as bytes with their scales and biases; what a
-conversion keeps in other bits is widened when it is loaded. The embedding is always resident, and
-keys and values are allocated at once for every row (a sequence at a time). Figures of the CPU were
-measured on x86-64 Linux with PyTorch 2.13.0, as the growth of resident memory, freed memory being
-returned (see heap.py). Nothing has been measured on a card: what is an estimate there says so.
+Weights are in the compute dtype; 8-bit affine ones stay bytes with their scales and biases, and
+those in other bits are dequantized when they are loaded. The embedding is always resident, and the
+KV cache is allocated at once for every row (a row serves one sequence at a time). Figures of the
+CPU were measured on x86-64 Linux with PyTorch 2.13.0, as the growth of resident memory, freed
+memory being returned (see heap.py). Nothing has been measured on a card: the docstrings say which
+figures are estimates.
 """
 
 from __future__ import annotations
@@ -20,21 +21,22 @@ from gptoss_mlx.plan.buffers import Allocation, Buffer, MiB, Sizes
 from gptoss_mlx.spec.config import QuantizationSpec
 
 CUDA_CONTEXT = 504 * MiB
-"""What a process takes of a card before it has a tensor there. An estimate, of Hopper; where the
-card is asked what is free, its error does not matter (see backend.machine_of)."""
+"""Bytes a process takes on a card before its first tensor. An estimate, for Hopper; where the card
+is asked for its free memory, the error does not matter (see backend.machine_of)."""
 
 CUBLAS = 96 * MiB
 """Workspaces of cuBLAS, 32 MiB for each of three streams on Hopper. An estimate."""
 
 GRAPH = 16 * MiB
-"""A captured step of decoding: 500 launches and what the driver keeps of each. An estimate."""
+"""Bytes of a CUDA graph of one decode step: 500 launches and what the driver keeps of each. An
+estimate."""
 
 SPLITS = 64
-"""Parts that a sequence's attention is divided in at most while a token is decoded: 132
-multiprocessors twice over 8 heads make 33, 131072 tokens by 4096 make 32."""
+"""The most splits of a sequence's attention in a decode step (split-KV): 132 multiprocessors twice
+over 8 heads make 33, 131072 tokens by 4096 make 32."""
 
 CARD_HEADROOM = 256 * MiB
-"""What PyTorch's allocator loses to rounding and holes. An estimate."""
+"""Bytes that PyTorch's allocator loses to rounding and fragmentation. An estimate."""
 
 CARD_RUNTIME = 1536 * MiB
 """Python, PyTorch with CUDA, Triton, the vocabulary, in the host's memory. An estimate."""
@@ -46,41 +48,44 @@ STAGED = 8
 """Experts on their way from the file at a time. See torch/streaming.py."""
 
 PACKED = 2
-"""Experts rearranged at a time after loading, each there twice, and 10 of one beside them. See
-torch/experts.py."""
+"""Experts repacked at a time after loading. Each is held twice, beside temporaries of 10 experts'
+size. See torch/experts.py."""
 
 SLICE = 64 * MiB
-"""Of an 8-bit matrix, widened for a chunk. See torch/triton/linear.py."""
+"""Bytes of an 8-bit matrix that are dequantized at a time for a prefill chunk. See
+torch/triton/linear.py."""
 
 WIDENED = 16 * MiB
-"""Values a conversion's matrix is widened by at a time: 3 arrays of a byte for each of its bits.
-See torch/quantized.py."""
+"""Values of a conversion's matrix that are dequantized at a time, with 3 arrays of a byte for each
+of their bits. See torch/quantized.py."""
 
 SAMPLED, SAMPLED_ROW = 12, 4
-"""Arrays of float32 [vocabulary] alive while a token is chosen: 10.6 at the peak, whatever the
-options; and what each sequence keeps: logits of two steps, what was said."""
+"""Arrays of float32 [vocabulary] alive while a token is sampled: 10.6 at the peak, whatever the
+options; and those each sequence keeps: logits of two steps, and which tokens were seen and used."""
 
 CPU_RUNTIME = 224 * MiB
 """Python, PyTorch, numpy 145 MiB, the vocabulary 75."""
 
 CPU_SHAPES = 32 * MiB
-"""What oneDNN, which multiplies bfloat16, keeps of shapes it has met; see heap.keep_few_shapes."""
+"""Bytes that oneDNN, which multiplies bfloat16, caches for shapes it has met; see
+heap.keep_few_shapes."""
 
 CPU_HEADROOM = 48 * MiB
-"""With it, peaks of benchmarks/memory/plan.py --torch are 94 to 98 % of the sum; 86 to 88 % where
-four sequences take fewer snapshots than they may, and where a conversion's matrices are widened."""
+"""A margin: with it, peaks of benchmarks/memory/plan.py --torch are 94 to 98 % of the sum; 86 to
+88 % where four sequences take fewer snapshots than they may, and where a conversion's matrices are
+dequantized."""
 
 _FLOAT = 4  # bytes
 
 
 @dataclass(frozen=True)
 class TorchSizes(Sizes):
-    """On PyTorch."""
+    """Buffers on PyTorch."""
 
     cache_limits = (0,)
     embeddings = ("resident",)
     packs: ClassVar[bool] = True
-    """Whether experts are rearranged for kernels."""
+    """Whether experts are repacked for kernels."""
 
     def spec(self, module: str) -> QuantizationSpec | None:
         """How the checkpoint quantizes a module's matrix."""
@@ -110,7 +115,7 @@ class TorchSizes(Sizes):
         return 0
 
     def lasting(self, choice: Allocation) -> dict[str, int]:
-        """What stays from the first token to the last."""
+        """Bytes of the buffers that stay from the first token to the last, by name."""
         held, rows = self.held, choice.rows
         return {
             "weights": held["weights"],
@@ -124,12 +129,13 @@ class TorchSizes(Sizes):
 
     @cached_property
     def expert(self) -> int:
-        """One expert as a file has it."""
+        """Bytes of one expert of one layer, as stored in the file."""
         return self.held["experts"] // self.config.num_hidden_layers
 
     @cached_property
     def matrices(self) -> dict[str, int]:
-        """Values of the matrices that are joined and multiplied as one, by a module of each."""
+        """How many values each matrix that is multiplied as one has, by the name of a module in it:
+        queries, keys and values are joined."""
         config = self.config
         width = config.num_attention_heads * config.head_dim
         qkv = width + 2 * config.num_key_value_heads * config.head_dim
@@ -142,7 +148,7 @@ class TorchSizes(Sizes):
 
     @cached_property
     def loading(self) -> int:
-        """The most that is there for a moment while a model is opened, beside what stays."""
+        """Peak bytes of temporary buffers while a model is opened."""
         return max(self.packing(PACKED), STAGING + max(self._widening(), default=0))
 
     def _widening(self) -> Iterator[int]:
@@ -153,18 +159,19 @@ class TorchSizes(Sizes):
                 yield values * spec.bits // 8 + joined + 3 * spec.bits * WIDENED
 
     def packing(self, experts: int) -> int:
-        """So many experts, being rearranged."""
+        """Bytes that repacking so many experts takes."""
         return (2 * experts + 10) * self.expert if self.packs else 0
 
     @cached_property
     def pair(self) -> int:
-        """What a token holds for each expert it visits: the activation, and float32 of hidden."""
+        """Bytes of a token's chosen experts: for each the activation, and float32 of hidden."""
         config = self.config
         each = config.intermediate_size * self.width + config.hidden_size * _FLOAT
         return config.num_experts_per_tok * each
 
     def streamed(self, choice: Allocation, tokens: int) -> int:
-        """Where experts are brought: one of them, a wave's tokens, and what it adds to the rest."""
+        """Bytes added where experts are streamed: repacking one, and the inputs and float32 outputs
+        of a wave's tokens; 0 if all are resident."""
         config = self.config
         if choice.slots == config.num_local_experts:
             return 0
@@ -173,27 +180,27 @@ class TorchSizes(Sizes):
 
     @cached_property
     def qkv(self) -> int:
-        """A token's queries, keys and values, its rotated queries, and what attention gives."""
+        """Bytes of a token's queries, the same rotated, its keys, values and attention output."""
         config = self.config
         heads = 3 * config.num_attention_heads + 2 * config.num_key_value_heads
         return heads * config.head_dim * self.width
 
     def routing(self, tokens: int) -> int:
-        """Logits in float32, sorted, with the experts' numbers."""
+        """Bytes of the router's float32 logits, the same sorted, and the experts' numbers."""
         return tokens * self.config.num_local_experts * (2 * _FLOAT + 8)
 
     def window(self, tokens: int) -> int:
-        """Keys and values a chunk sees in a sliding layer, put in order."""
+        """Bytes of the keys and values that a chunk sees in a sliding layer, gathered in order."""
         return (tokens + self.config.sliding_window) * self.token if self.sliding_layers else 0
 
     def choosing(self, rows: int) -> int:
-        """The choice among logits."""
+        """Bytes of sampling a token of each row."""
         return (SAMPLED + SAMPLED_ROW * rows) * self.config.vocab_size * _FLOAT
 
 
 @dataclass(frozen=True)
 class CudaSizes(TorchSizes):
-    """On one NVIDIA card."""
+    """Buffers on one NVIDIA card."""
 
     gpu = True
     chunks = (2048, 1024, 512)
@@ -203,7 +210,7 @@ class CudaSizes(TorchSizes):
     def buffers(self, choice: Allocation) -> tuple[Buffer, ...]:
         lasting = self.lasting(choice)
         decoding, graphs = self.decoding(choice.rows), self.graphs(choice)
-        later = lasting["snapshots"] + decoding + graphs  # than the model is opened
+        later = lasting["snapshots"] + decoding + graphs  # allocated after the model is opened
         sizes = {
             **lasting,
             "scratch": max(self.reading(choice), self.loading - later),
@@ -216,13 +223,14 @@ class CudaSizes(TorchSizes):
 
     def host(self, choice: Allocation) -> tuple[Buffer, ...]:
         streaming = choice.slots < self.config.num_local_experts
-        # Pinned memory comes in powers of two.
+        # Pinned memory is allocated in powers of two.
         experts = STAGED << (self.expert - 1).bit_length() if streaming else 0
         return (Buffer("runtime", CARD_RUNTIME), Buffer("pinned buffers", STAGING + experts))
 
     def reading(self, choice: Allocation) -> int:
-        """A chunk in one layer: x before and after, its norm and what is added to it; attention
-        and experts both, for the allocator keeps the blocks of one while the other runs."""
+        """Peak bytes of a prefill chunk in one layer: x before and after, its norm, and the update
+        added to it; attention and experts both, for the allocator keeps the blocks of one while the
+        other runs."""
         tokens = min(choice.chunk, choice.context)
         x = self.config.hidden_size * self.width
         chunk = tokens * (4 * x + self.qkv + self.pair) + self.routing(tokens)
@@ -230,16 +238,18 @@ class CudaSizes(TorchSizes):
         return chunk + self.window(tokens) + slices + self.streamed(choice, tokens)
 
     def decoding(self, rows: int) -> int:
-        """The choice among logits, and a step's arrays, which graphs keep: those of a chunk as
-        long as the rows are many, and attention's parts, each with a maximum and a sum."""
+        """Bytes of sampling and of a decode step's arrays, which CUDA graphs keep: those of a chunk
+        with one token of each row, and attention's split-KV partial results, each with a maximum
+        and a sum."""
         config = self.config
-        parts = config.num_attention_heads * SPLITS * (config.head_dim + 2) * _FLOAT
+        partials = config.num_attention_heads * SPLITS * (config.head_dim + 2) * _FLOAT
         x = 4 * config.hidden_size * self.width
-        step = rows * (parts + x + self.qkv + self.pair) + self.routing(rows)
+        step = rows * (partials + x + self.qkv + self.pair) + self.routing(rows)
         return step + self.choosing(rows)
 
     def graphs(self, choice: Allocation) -> int:
-        """Each has logits of its own. Experts that are brought cannot be captured."""
+        """Bytes of the CUDA graphs, each with logits of its own; 0 where experts are streamed,
+        which cannot be captured."""
         if choice.slots < self.config.num_local_experts:
             return 0
         captured = buckets(choice.rows)
@@ -247,13 +257,13 @@ class CudaSizes(TorchSizes):
 
 
 def buckets(rows: int) -> tuple[int, ...]:
-    """Sequences that a step of decoding is captured for: 1, 2, 4, .. until it holds all rows."""
+    """Batch sizes that a decode step is captured for: 1, 2, 4, .. until one holds all rows."""
     return tuple(1 << i for i in range((rows - 1).bit_length() + 1))
 
 
 @dataclass(frozen=True)
 class TorchCPUSizes(TorchSizes):
-    """On a CPU, with the plain operations of torch/reference.py."""
+    """Buffers on a CPU, with the plain operations of torch/reference.py."""
 
     gpu = False
     packs = False
@@ -269,10 +279,12 @@ class TorchCPUSizes(TorchSizes):
         return tuple(Buffer(name, nbytes) for name, nbytes in sizes.items())
 
     def scratch(self, choice: Allocation) -> int:
-        """The most that one phase holds for a moment: opening the model, a chunk's attention or
-        experts in one layer, a step's attention, a matrix or an expert becoming floats, a choice.
+        """Peak bytes of temporary arrays, over all phases: opening the model, a chunk's attention
+        or experts in one layer, a decode step's attention, dequantizing a matrix or an expert,
+        sampling.
 
-        An expert's gate and up take 6 bytes a value, and the phases fit 6 shapes within 8 %.
+        Dequantizing an expert's gate and up takes 6 bytes a value. The phases fit 6 shapes within
+        8 %.
         """
         config, tokens = self.config, min(choice.chunk, choice.context)
         seen = choice.context
@@ -286,16 +298,16 @@ class TorchCPUSizes(TorchSizes):
             experts + self.streamed(choice, tokens),
             self.matrix,
         )
-        loading = self.loading - self.snapshots * choice.rows  # of which none is taken then
+        loading = self.loading - self.snapshots * choice.rows  # none exists yet
         return max(reading, self.step(choice), loading, self.choosing(choice.rows))
 
     def scores(self, tokens: int, seen: int) -> int:
-        """[heads, tokens, seen + 1] in float32, 3 times."""
+        """Bytes of the scores: [heads, tokens, seen + 1] in float32, 3 times."""
         return 3 * self.config.num_attention_heads * tokens * (seen + 1) * _FLOAT
 
     def step(self, choice: Allocation) -> int:
-        """A token of every row: its row's keys and values copied, one of both once more in
-        float32, and the scores."""
+        """Bytes of a decode step: for every row a copy of its keys and values, a float32 copy of
+        one of both, and the scores."""
         tokens, config = choice.context, self.config
         if not self.full_layers:
             tokens = min(tokens, config.sliding_window)
@@ -304,6 +316,6 @@ class TorchCPUSizes(TorchSizes):
 
     @cached_property
     def matrix(self) -> int:
-        """The largest that is kept in 8 bits while it becomes floats: 3 times in float32."""
+        """Bytes of dequantizing the largest 8-bit matrix: its values 3 times in float32."""
         kept = (values for name, values in self.matrices.items() if self.kept(name))
         return 3 * _FLOAT * max(kept, default=0)
