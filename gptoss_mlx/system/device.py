@@ -1,6 +1,6 @@
-"""The machine this runs on, asked: what it is, its memory, and how much of it a model may take.
+"""Queries this machine: what it is, its memory, and how much of it a model may take.
 
-Whatever cannot be found out is None. MLX is imported only where it is asked.
+Whatever cannot be found out is None. MLX is imported only by the functions that query it.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import psutil
 from gptoss_mlx.system.machine import Machine
 
 RESERVED, RESERVED_BY_CORE = 512 << 20, 64 << 20
-"""Of `ulimit -v`, for what is reserved and hardly used: libraries, stacks and heaps of threads.
-With two cores MLX needed 210 to 400 MiB."""
+"""Bytes of `ulimit -v` that are set aside for address space reserved and hardly used: libraries,
+thread stacks and heaps. With two cores MLX needed 210 to 400 MiB."""
 
 _UNLIMITED = 1 << 60
 _RUSAGE_INFO_V4, _LIFETIME_MAX_PHYS_FOOTPRINT = 4, 28  # <sys/resource.h>
@@ -28,7 +28,8 @@ _MEMBERSHIP = Path("/proc/self/cgroup")
 
 
 def this_machine() -> Machine:
-    """This machine as MLX has it; its limit is asked of Metal, or is that of `this_computer`."""
+    """This machine as MLX sees it: with a GPU its limit is what Metal recommends, else it is
+    `this_computer`."""
     info = device_info()
     if not info["gpu"]:
         return this_computer()
@@ -38,10 +39,10 @@ def this_machine() -> Machine:
 
 
 def this_computer(backend: str = "mlx") -> Machine:
-    """This machine where its CPU computes: the limit is what is free.
+    """This machine with its CPU computing: the limit is the free memory.
 
-    Its memory is that which this process may have, where it was limited: more is refused, however
-    it is asked for.
+    If this process is limited, `memory` is what it may have: more is refused, however it is asked
+    for.
     """
     total = int(psutil.virtual_memory().total)
     allowed = min(n for n in (total, group_limit(), process_bytes()) if n is not None)
@@ -58,7 +59,7 @@ def mlx_device() -> str | None:
 
 
 def device_info() -> Mapping[str, Any]:
-    """What MLX says of its default device, and "gpu": whether that is one."""
+    """MLX's description of its default device, and "gpu": whether that is a GPU."""
     import mlx.core as mx
 
     ask = getattr(mx, "device_info", None) or mx.metal.device_info
@@ -66,18 +67,19 @@ def device_info() -> Mapping[str, Any]:
 
 
 def free_bytes() -> int | None:
-    """What could be taken without swapping: of the machine, of this process's group, or of what the
-    process was limited to."""
+    """Bytes that could be taken without swapping: the least that the machine, this process's
+    control group and its own limits leave."""
     found = (int(psutil.virtual_memory().available), group_bytes(), process_bytes())
     return min((nbytes for nbytes in found if nbytes is not None), default=None)
 
 
 def process_bytes() -> int | None:
-    """What `ulimit -v` and `ulimit -d` still let this process take, on Linux; None: any amount.
+    """Bytes that `ulimit -v` and `ulimit -d` still let this process take, on Linux; None is no
+    limit.
 
-    A library that is refused memory there ends the process by a signal.
+    A library that is refused memory by them ends the process by a signal.
     """
-    if sys.platform != "linux":  # macOS takes no notice of them
+    if sys.platform != "linux":  # macOS ignores these limits
         return None
     import resource
 
@@ -92,10 +94,10 @@ def process_bytes() -> int | None:
 
 
 def peak_bytes() -> int:
-    """The most memory this process has held so far, as the system counts it.
+    """Peak bytes of this process so far, as the system counts them.
 
-    On macOS its footprint, in which what a GPU holds counts too; elsewhere what was resident,
-    pages of programs and libraries included.
+    On macOS the footprint, which includes GPU memory; elsewhere the resident set, pages of programs
+    and libraries included.
     """
     if sys.platform == "darwin" and (footprint := _peak_footprint()) is not None:
         return footprint
@@ -118,7 +120,7 @@ def _peak_footprint() -> int | None:
 
 
 def group_bytes(groups: Path = _GROUPS, membership: Path = _MEMBERSHIP) -> int | None:
-    """What the kernel's control groups (v1 or v2) still let this process take; None: any amount.
+    """Bytes that control groups (v1 or v2) still let this process take; None is no limit.
 
     Pages of files that a group holds in memory count as free: the kernel drops them first.
     """
@@ -130,12 +132,14 @@ def group_bytes(groups: Path = _GROUPS, membership: Path = _MEMBERSHIP) -> int |
 
 
 def group_limit(groups: Path = _GROUPS, membership: Path = _MEMBERSHIP) -> int | None:
-    """What the control groups let this process and those beside it have in all."""
+    """The least total that control groups set for this process and its neighbours; None is no
+    limit."""
     return min((limit for _, limit, _, _ in _limits(groups, membership)), default=None)
 
 
 def _limits(groups: Path, membership: Path) -> Iterator[tuple[Path, int, str, str]]:
-    """Each limit there is: its folder and bytes, and the names of what is used of it."""
+    """Each limit in force: its folder, its bytes, the file with the bytes used, and the field of
+    memory.stat with the bytes of cached pages."""
     for folder in _folders(groups, membership):
         for limit_name, used_name, cached_name in _FILES:
             limit = _number(folder / limit_name)
@@ -147,11 +151,12 @@ _FILES = (
     ("memory.max", "memory.current", "file"),
     ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache"),
 )
-"""v2 and v1: a group's limit, its use, and the name of the part of it that is files' pages."""
+"""For v2 and v1: the files with a group's limit and use, and memory.stat's field for pages of
+files."""
 
 
 def _folders(groups: Path, membership: Path) -> Iterator[Path]:
-    """The folders of this process's memory groups, each with all above it."""
+    """The folders of this process's memory groups, each with its parents up to the root."""
     try:
         lines = membership.read_text(encoding="utf-8").splitlines()
     except OSError:

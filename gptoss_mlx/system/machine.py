@@ -1,6 +1,6 @@
-"""What a machine has for a model, and the Macs and NVIDIA cards by name.
+"""`Machine`, the memory and limits that a plan is made for; and Macs and NVIDIA cards by name.
 
-Which one this is, `device.py` asks of MLX and the system, and `backends/torch/device.py` of a card.
+The machine this runs on is queried in `device.py`, and its cards in `backends/torch/device.py`.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ _MAC = re.compile(
     re.ASCII,
 )
 _CARD = re.compile(r"(\d{1,4})\s*(gi?b?)?\s*card", re.ASCII)
-_MEMORY = (8, 1024)  # GB of the smallest and the largest Mac that is believed
+_MEMORY = (8, 1024)  # GB of the smallest and the largest Mac that is accepted
 _CARD_MEMORY = (4, 1024)
 
 SYSTEM_SHARE = (512 << 20, 16, 2 << 30)
-"""Of what macOS recommends to the GPU, left to the system and other programs: a sixteenth, from
-512 MiB to 2 GiB. They draw on the same limit (windows, browsers, video), and Metal's own memory is
-in no plan. An estimate: nothing of it has been measured on a Mac. `--memory` takes its place."""
+"""The share of the GPU memory macOS recommends that is left to the system and other programs: a
+sixteenth, from 512 MiB to 2 GiB. They draw on the same limit (windows, browsers, video), and
+Metal's own memory is in no plan. An estimate, not measured on a Mac. `--memory` takes its place."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """A machine, in bytes; None is what is not known.
+    """A machine and its memory in bytes; None means unknown.
 
     memory: physical, of the card where one computes. limit: what a model may take of it: the
     working set macOS recommends for the GPU, what a card has free, or what is free where a CPU
@@ -51,7 +51,7 @@ class Machine:
 
     @property
     def budget(self) -> int | None:
-        """What a plan may take unasked: on a Mac's GPU the limit less SYSTEM_SHARE."""
+        """Bytes a plan may take by default: the limit; on a Mac's GPU less SYSTEM_SHARE."""
         if self.limit is None or self.kind != "metal":
             return self.limit
         least, part, most = SYSTEM_SHARE
@@ -73,10 +73,10 @@ _CHIPS = MappingProxyType(
         **{"M4": 120, "M4 Pro": 273, "M4 Max": 546, "M5": 153},
     }
 )
-"""GB of memory read a second, as Apple states them; none has been measured by us."""
+"""Memory bandwidth in GB/s, as Apple states it; none has been measured by us."""
 
 _NARROWER = MappingProxyType({("M3 Max", 36): 300, ("M3 Max", 96): 300, ("M4 Max", 36): 410})
-"""The chips with fewer cores, told by the memory they are sold with."""
+"""Bandwidth of chip variants with fewer cores, which are told by the memory they are sold with."""
 
 
 def mac(memory: int, chip: str | None = None) -> Machine:
@@ -84,7 +84,7 @@ def mac(memory: int, chip: str | None = None) -> Machine:
 
     Its limit is what macOS recommends as the GPU's working set at first: two thirds of the memory,
     three quarters from 36 GB on. Newer versions of macOS allow more (16 GB: 11.8 GiB instead of
-    10.7; 128 GB: 107.5 GiB instead of 96), so a real machine is asked.
+    10.7; 128 GB: 107.5 GiB instead of 96), so on a real machine the limit is queried.
     """
     nbytes = memory << 30
     share = nbytes * 2 // 3 if memory < 36 else nbytes * 3 // 4
@@ -95,10 +95,11 @@ def mac(memory: int, chip: str | None = None) -> Machine:
 
 
 def card(name: str, mebibytes: int) -> Machine:
-    """An NVIDIA card with so much memory, of which nothing else takes any.
+    """An NVIDIA card with this much memory, none of it taken by anything else.
 
     Its limit leaves 256 MiB and a hundredth to the driver. A desktop takes more, and so does error
-    correction where the name says nothing of it (a sixteenth of GDDR), so a real card is asked.
+    correction where the name says nothing of it (a sixteenth of GDDR), so on a real card the limit
+    is queried.
     """
     nbytes = mebibytes << 20
     return Machine(name, nbytes, nbytes - nbytes // 100 - (256 << 20), True, "torch")
