@@ -133,9 +133,9 @@ class Checkpoint:
 
 
 def _how_to_resume(folder: Path) -> str:
-    """The command that goes on, made from the options in the journal's first line.
+    """The command that resumes the conversion, from the options in the journal's first line.
 
-    Only options the converter knows are believed: the file may be anyone's.
+    Only options the converter knows are used: the file may be anyone's.
     """
     try:
         line = read_regular(folder / UNFINISHED, _JOURNAL_LIMIT).partition(b"\n")[0]
@@ -260,7 +260,7 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def is_plain_name(value: object) -> bool:
-    """Whether it can be the name of a shard: it leads nowhere else and can be shown."""
+    """Whether it can be a shard's file name: printable, and leading to no other folder."""
     return (
         isinstance(value, str)
         and value.endswith(".safetensors")
@@ -302,7 +302,7 @@ def _mapped(path: Path) -> mmap.mmap:
 
 
 def _scale_checks(reader: FileReader, tensor: Tensor, most: int) -> Iterator[Call]:
-    """By expert, or of the whole where there are none."""
+    """A check for each expert, or one for the whole tensor if it has no experts."""
     if not tensor.name.endswith("_scales"):
         yield partial(_check_scales, reader, tensor, "", most)
         return

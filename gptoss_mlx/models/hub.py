@@ -34,13 +34,13 @@ FILES = (
     "chat_template.jinja",
 )
 NOT_FILES = ("*/*", "*\\*", "*:*", ".*")
-"""A checkpoint's files lie side by side; a name that leads elsewhere is not asked for, whatever
-the server lists."""
+"""Patterns that are never downloaded: a checkpoint's files lie in one folder, so a name that leads
+elsewhere is not asked for, whatever the server lists."""
 
 _RECEIVED = "Downloading bytes"
 _PART = r"[A-Za-z0-9](?:[\w.-]{0,94}\w)?"
 _ID = re.compile(f"{_PART}/{_PART}", re.ASCII)
-_REASON = 100  # characters of what a library says
+_REASON = 100  # characters of a library's message
 _HINT = f"--model {TINY} runs the small model that ships with this package"
 
 Progress = Callable[[int, int], None]
@@ -79,7 +79,7 @@ def locate(model: str, progress: Progress | None = None, also: tuple[str, ...] =
 def local_folder(model: str) -> Path | None:
     """The folder of a model that is on this machine, in the Hugging Face cache or not, else None.
 
-    Of a model in the cache only config.json is sure to be there.
+    In the cache only the model's config.json is sure to be there.
     """
     model = full_name(model)
     if model == TINY or (model and os.path.isdir(expanded(model))):
@@ -146,7 +146,7 @@ def _not_cached(model: str) -> str:
 
 
 def _bar_class(progress: Progress) -> Any:
-    """A tqdm that shows nothing and whose bar of bytes written reports to `progress`."""
+    """A tqdm class that shows nothing; its bar of bytes written reports to `progress`."""
     from huggingface_hub.utils.tqdm import tqdm
 
     lock = threading.Lock()

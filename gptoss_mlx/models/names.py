@@ -1,4 +1,4 @@
-"""What people call the released models elsewhere -> their ids on Hugging Face."""
+"""Other names of the released models -> their ids on Hugging Face."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
 """The tiny model that ships with the package, written out once as a released checkpoint.
 
 `data/tiny.safetensors` holds what was trained: the rows of the vocabulary that occur, experts in
-MXFP4, the rest in bfloat16.  `materialise` gives it the released layout: full-size embedding and
+MXFP4, the rest in bfloat16. `materialise` gives it the released layout: full-size embedding and
 head with zeros for all other rows, shards and their index, config and tokenizer files. The zeros
 are holes: the files are 170 MB long and take a tenth of that on the disk.
-The folder appears under its name only when it is whole, whoever else is writing it too, and what
-was changed in it since is noticed and written anew.
+The folder gets its name only when it is complete, even if several processes write it at once; a
+folder that was changed since is detected and written anew.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Progress = Callable[[int, int], None]
 
 STORE = Path(str(resources.files("gptoss_mlx"))) / "data" / "tiny.safetensors"
 LAYOUT = 3
-"""Raised when the same stored model is to be written out differently."""
+"""Version of the written layout, to be raised when the same stored model is written differently."""
 
 SHARDS = 2
 TABLES = ("model.embed_tokens.weight", "lm_head.weight")
@@ -63,7 +63,7 @@ class Store:
 
     @classmethod
     def open(cls, path: Path = STORE) -> Store:
-        """Raises CheckpointError if the file is missing or broken."""
+        """Read the file. Raises CheckpointError if it is missing or broken."""
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -87,11 +87,11 @@ class Store:
 
 
 def materialise(cache: Path | None = None, progress: Progress | None = None) -> Path:
-    """The folder with the tiny model in the released layout, written first if it is not there, or
-    not as it was written.
+    """The folder with the tiny model in the released layout, which is written first if it is
+    missing or was changed.
 
-    cache: where to keep it, the package's cache folder if None.  progress: called with
-    (bytes done, bytes in all).  Raises CheckpointError if the package's file is broken, the cache
+    cache: where to keep it, the package's cache folder if None. progress: called with
+    (bytes done, bytes in all). Raises CheckpointError if the package's file is broken, the cache
     cannot be written, or the folder holds a file that is not ours.
     """
     cache = _own_cache() if cache is None else Path(cache)
@@ -121,7 +121,7 @@ def _own_cache() -> Path:
 
 
 def _version() -> str:
-    """Names the stored model and the layout, so that another model never meets this folder."""
+    """A name for this stored model in this layout: another model gets another folder."""
     try:
         digest = hashlib.sha256(read_regular(STORE, _STORE_LIMIT)).hexdigest()
     except OSError as error:
@@ -132,7 +132,7 @@ def _version() -> str:
 def _is_sound(folder: Path) -> bool:
     """Whether the folder's files are as they were written: by size and time, else by their hash.
 
-    Raises CheckpointError for a file of someone else, who may want it back.
+    Raises CheckpointError for a file that is not the model's: someone may want it back.
     """
     if not folder.is_dir():
         return False
@@ -158,14 +158,14 @@ def _is_sound(folder: Path) -> bool:
         except OSError:
             return False
         touched = True
-    if touched:  # copied perhaps; where that cannot be noted, it is hashed again next time
+    if touched:  # perhaps copied; if that cannot be noted, it is hashed again next time
         with contextlib.suppress(OSError):
             _write_record(folder, {name: digest for name, (_, _, digest) in written.items()})
     return True
 
 
 def _put(made: Path, folder: Path) -> None:
-    """Give a whole folder its name. What has that name and is not sound goes."""
+    """Give a complete folder its name; an unsound folder of that name is removed."""
     if _is_sound(folder):  # another process was faster, with the same bytes
         return
     with _part(folder.parent) as gone:
@@ -180,7 +180,7 @@ def _put(made: Path, folder: Path) -> None:
 
 @contextmanager
 def _part(cache: Path) -> Iterator[Path]:
-    """A folder of our own in the cache, locked while this process lives and gone afterwards."""
+    """A temporary folder in the cache, locked while it is in use and removed afterwards."""
     while True:
         part = Path(tempfile.mkdtemp(prefix=".tiny-", suffix=".part", dir=cache))
         descriptor = os.open(part, os.O_RDONLY)
@@ -197,7 +197,7 @@ def _part(cache: Path) -> Iterator[Path]:
 
 
 def _sweep(cache: Path) -> None:
-    """Remove what killed processes left: theirs are the folders that nobody locks."""
+    """Remove temporary folders that killed processes left: those that nobody locks."""
     for part in cache.glob(".tiny-*.part"):
         with contextlib.suppress(OSError):
             descriptor = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -235,7 +235,7 @@ def _write(folder: Path, store: Store, progress: Progress | None) -> None:
 
 
 def _write_tensor(file: BinaryIO, store: Store, name: str) -> None:
-    """A tensor's bytes where the file is; between a table's rows there are holes."""
+    """Write a tensor at the file's position; the rows that a table lacks become holes."""
     values = np.ascontiguousarray(store.tensors[name])
     if name not in TABLES:
         file.write(values.data)
