@@ -1,4 +1,4 @@
-"""The disk: making sure that what was written is on it, and how fast it is read."""
+"""Flushing what was written to the disk, and measuring how fast the disk is read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gptoss_mlx.files.regular import open_regular
 
 PIECE = 4 << 20  # bytes read at a time, about one of an expert's matrices
 _PIECES = 64
-_LEAST = 4  # pieces that make a measurement
+_LEAST = 4  # the fewest pieces that make a measurement
 _READERS = 4
 _TIME = 2.0  # seconds after which no further piece is begun
 _UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY)
@@ -22,7 +22,7 @@ _UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, err
 def sync(path: Path) -> None:
     """Flush a file or a folder's entries to the disk. Raises OSError.
 
-    Not every system can flush a folder, nor every person open one to write into.
+    A folder is skipped where the system cannot flush folders or the user may not open this one.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY)
@@ -42,8 +42,8 @@ def sync(path: Path) -> None:
 def flush(descriptor: int) -> None:
     """Put what was written to an open file on the disk itself. Raises OSError.
 
-    On macOS fsync ends in the drive's own cache, which a loss of power empties; F_FULLFSYNC does
-    not, but some network file systems know only fsync.
+    On macOS fsync reaches only the drive's own cache, which a loss of power empties; F_FULLFSYNC
+    goes further, but some network file systems support only fsync.
     """
     if sys.platform == "darwin":
         import fcntl
@@ -58,11 +58,12 @@ def flush(descriptor: int) -> None:
 
 
 def read_speed(path: Path) -> float:
-    """Bytes a second at which parts of a file are read that are not in memory, by four threads.
+    """Uncached read speed of a file in bytes a second, measured with four threads.
 
-    On Linux those parts are let go of first (they are read again when they are needed) and then
-    checked; on macOS they are read past the cache, but what was in it may still come from there.
-    Raises ValueError, which says why, if it cannot be known; OSError if the file cannot be read.
+    On Linux pieces of the file are first dropped from the page cache, and those that stay in it are
+    left out; on macOS the cache is bypassed, but pages that are in it may still be served from
+    there. Raises ValueError, which says why, if the speed cannot be measured; OSError if the file
+    cannot be read.
     """
     descriptor = open_regular(path)
     try:
@@ -93,7 +94,7 @@ def _timed(descriptor: int, offsets: list[int]) -> float:
 
 
 def _cold(descriptor: int, offsets: list[int]) -> list[int]:
-    """Those of the pieces that a read must fetch from the disk."""
+    """Offsets of the pieces that a read must fetch from the disk."""
     if sys.platform == "darwin":
         import fcntl
 

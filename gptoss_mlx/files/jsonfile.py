@@ -12,8 +12,8 @@ from gptoss_mlx.errors import CheckpointError
 from gptoss_mlx.files.regular import read_regular
 
 JSON_LIMIT = 4 << 20
-"""Bytes of a config, index or header; gpt-oss-120b's take a tenth of a megabyte. Parsed, a hostile
-file takes 25 times its size."""
+"""The most bytes of a config, index or header; gpt-oss-120b's take a tenth of a megabyte. Parsed, a
+hostile file takes 25 times its size."""
 
 _SHOWN = 80  # characters
 _LONG = 10_000  # bits; Python writes out no number beyond 4300 digits
@@ -29,7 +29,10 @@ def read_json(path: Path, limit: int = JSON_LIMIT) -> dict[str, Any]:
 
 
 def parse_json(data: bytes, where: str) -> dict[str, Any]:
-    """One JSON object with no name twice; `where` opens the message. Raises CheckpointError."""
+    """Parse one JSON object with no name twice; `where` opens the error's message.
+
+    Raises CheckpointError.
+    """
     try:
         value = json.loads(
             data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant

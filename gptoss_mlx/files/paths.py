@@ -20,17 +20,17 @@ def cache_folder() -> Path:
             return Path(own).expanduser()
         if sys.platform == "darwin":
             return Path.home() / "Library" / "Caches" / "gptoss_mlx"
-        # XDG says a relative path there is to be ignored.
+        # The XDG specification says to ignore a relative path there.
         base = Path(os.environ.get("XDG_CACHE_HOME", ""))
         return (base if base.is_absolute() else Path.home() / ".cache") / "gptoss_mlx"
-    except RuntimeError as error:  # what pathlib says of a user without a home
+    except RuntimeError as error:  # pathlib's error for a user without a home
         raise OSError(
             errno.ENOENT, "there is no home folder; set GPTOSS_CACHE to a folder for files"
         ) from error
 
 
 def expanded(text: str) -> Path:
-    """A path as a person gives it: ~ is a home folder, except, as in a shell, an unknown one."""
+    """A path with ~ expanded to a home folder; as in a shell, ~ with an unknown user stays."""
     path = Path(text)
     try:
         return path.expanduser()

@@ -1,10 +1,10 @@
-"""A thread pool for one caller, whom an interrupt may stop at any instruction.
+"""A thread pool for one caller, which an interrupt may stop at any instruction.
 
 `concurrent.futures` is not made for that: an interrupt inside its Python-level locks leaves them
-held, one inside `shutdown` leaves a pool that takes nothing more, and what a pool has cancelled
-counts as done for some of its functions only. Here only C-level queues and plain attributes are
-shared, every attribute has one writer, and whatever has to be true after an interrupt is read
-from what the threads say of themselves.
+held, one inside `shutdown` leaves a pool that accepts no more work, and cancelled futures count as
+done for some of its functions only. Here only C-level queues and plain attributes are shared, every
+attribute has one writer, and the state after an interrupt is read from what the threads themselves
+have written.
 """
 
 from __future__ import annotations
@@ -30,31 +30,31 @@ class _Task:
         self.error: BaseException | None = None
 
     def run(self) -> None:
-        # Started first, then wanted: a caller that has written the one and finds the other unset
-        # knows that the call is never made.
+        # `started` is written before `wanted` is read: a caller that has cleared `wanted` and finds
+        # `started` unset knows that the call is never made.
         self.started = True
         if self.wanted and self.call is not None:
             self.error = _failure(self.call)
         else:
             self.error = Stopped("it was stopped before it began")
-        self.call = None  # with the memory it writes to
+        self.call = None  # frees the memory it writes to
         self.ended = True
         self.news.put(None)
 
 
 class Stopped(RuntimeError):
-    """A task's error if `stop` or `abandon` came before it."""
+    """The error of a task that was called off before it began."""
 
 
 class Tasks:
-    """Calls that threads make, in no order."""
+    """A group of calls that threads make, in no order."""
 
     def __init__(self, calls: Iterable[Call]) -> None:
-        # One item for every task that has ended: never too few, whatever an interrupt loses,
-        # because what is waited for is looked at before each wait.
+        # One item for every task that has ended. An interrupt may lose an item without harm,
+        # because every wait looks at the tasks themselves first.
         self._news: SimpleQueue[None] = SimpleQueue()
         self.tasks = [_Task(call, self._news) for call in calls]
-        self._over = 0  # of the first tasks, that have ended
+        self._over = 0  # how many of the first tasks have ended
         self._called_off = self._abandoned = False
 
     def over(self) -> bool:
@@ -64,12 +64,12 @@ class Tasks:
         return self._over == len(self.tasks)
 
     def idle(self) -> bool:
-        """Whether none runs or will. Those that were called off in the queue end only when a thread
-        comes to them, long after `abandon` knows that they are never made."""
+        """Whether no call runs or will be made. Tasks that were called off in the queue end only
+        when a thread comes to them, long after `abandon` knows that they are never made."""
         return self._abandoned or self.over()
 
     def wait(self) -> None:
-        """Until all have ended; the first error among them is then raised."""
+        """Wait until all have ended, then raise the first error among them."""
         while not self.over():
             self._news.get()
         for task in self.tasks:
@@ -81,19 +81,20 @@ class Tasks:
         return all(task.ended and task.error is None for task in self.tasks)
 
     def failed(self) -> bool:
-        """Whether one has failed, as far as is known already, or will not be begun."""
+        """Whether a task has failed so far or, after `call_off`, has not succeeded."""
         if self._called_off:
             return not self.succeeded()
         return any(task.error is not None for task in self.tasks)
 
     def call_off(self) -> None:
-        """Begin no more."""
+        """Start no further calls."""
         self._called_off = True
         for task in self.tasks:
             task.wanted = False
 
     def abandon(self) -> bool:
-        """Begin no more and wait for those running; True if all had succeeded after all."""
+        """Start no further calls and wait for those running; True if all had succeeded after
+        all."""
         self.call_off()
         for task in self.tasks:
             while task.started and not task.ended:
@@ -103,7 +104,7 @@ class Tasks:
 
 
 class Pool:
-    """Threads that wait for calls. They end with it, at the latest when the process does."""
+    """A pool of threads. They end when it is collected, at the latest when the process ends."""
 
     def __init__(self, threads: int, name: str) -> None:
         self._line = _Line()
@@ -117,7 +118,7 @@ class Pool:
             worker.start()
 
     def start(self, calls: Iterable[Call]) -> Tasks:
-        """Have these made. If an interrupt comes before it returns, `stop` still knows of them."""
+        """Queue calls. If an interrupt comes before this returns, `stop` still knows of them."""
         tasks = Tasks(calls)
         self._begun = [*(earlier for earlier in self._begun if not earlier.over()), tasks]
         for task in tasks.tasks:
@@ -125,7 +126,7 @@ class Pool:
         return tasks
 
     def stop(self) -> None:
-        """Begin nothing that waits, and return when nothing runs. New calls are taken after."""
+        """Call off queued calls, and return when none runs. The pool takes new calls afterwards."""
         for tasks in self._begun:
             tasks.call_off()
         for tasks in self._begun:
@@ -133,7 +134,7 @@ class Pool:
         self._begun = []
 
     def close(self) -> None:
-        """Begin nothing more, and return when the threads have ended."""
+        """Call off queued calls, and return when the threads have ended."""
         self._line.closed = True
         self._line.queue.put(None)
         self.stop()
@@ -141,7 +142,7 @@ class Pool:
 
 
 class _Line:
-    """What threads wait at. They know nothing of the pool, so that it can be collected."""
+    """The queue of a pool's threads. They do not refer to the pool, so that it can be collected."""
 
     def __init__(self) -> None:
         self.queue: SimpleQueue[_Task | None] = SimpleQueue()
@@ -166,8 +167,11 @@ def _dismiss(line: _Line, workers: Sequence[threading.Thread]) -> None:
 
 
 def _failure(call: Call) -> BaseException | None:
-    """What a call raises. Apart from `_Task.run`: its frame, which the traceback keeps alive, must
-    not keep the task, and with it the error itself."""
+    """The exception that a call raises, or None.
+
+    It is a function of its own, because a traceback keeps its frame alive: the frame of `_Task.run`
+    would keep the task, and with it the error itself.
+    """
     try:
         call()
     except BaseException as error:  # whatever it is, it is raised where it is waited for

@@ -1,8 +1,8 @@
 """Reads weights from a checkpoint's files, on threads of its own or on the caller's.
 
-The files stay open, so moving or replacing them changes nothing; one that is written to or cut
-short while it is in use is noticed, and no byte of it is then taken for a weight. Nor is a number
-that is none: floats are looked at as they come.
+The files stay open, so moving or replacing them changes nothing. A file that is written to or
+truncated while it is in use is detected, and none of its bytes is then used as a weight. Floats are
+checked as they are read: infinity and NaN are errors.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ PIECE = 2 << 20  # bytes a thread reads at a time: several threads share an expe
 THREADS = 8
 
 _INFINITY = {"BF16": (2, 0x7F80), "F16": (2, 0x7C00), "F32": (4, 0x7F800000)}
-"""Of floats: bytes of one, and the bits of infinity; with the sign's bit off, what is no number has
-larger ones."""
+"""By float dtype: bytes of a value, and the bits of infinity; without the sign bit, NaN has larger
+ones."""
 
 
 class _OpenFile:
@@ -41,7 +41,7 @@ class _OpenFile:
         self.stamp = self.now()
 
     def now(self) -> tuple[int, int]:
-        """Its size and when it was written to, in nanoseconds."""
+        """Its size in bytes, and its modification time in nanoseconds."""
         status = os.fstat(self.descriptor)
         return status.st_size, status.st_mtime_ns
 
@@ -56,31 +56,32 @@ class FileReader:
     def __init__(self, paths: Iterable[Path], threads: int = THREADS) -> None:
         self._files = {path: _OpenFile(path) for path in paths}
         self._threads = threads
-        self._pool: Pool | None = None  # until something is read on it
+        self._pool: Pool | None = None  # made by the first `read`
 
-    def read(self, parts: Iterable[tuple[Tensor, memoryview]]) -> Tasks:
-        """Begin to read each tensor's bytes into the memory beside it, of the same size, which
-        nobody else may touch until that has ended. What is waited for may raise CheckpointError.
+    def read(self, targets: Iterable[tuple[Tensor, memoryview]]) -> Tasks:
+        """Start reading each tensor into its target: the memory beside it, of the same size.
 
-        Raises ValueError if the memory has another size.
+        Nobody else may touch a target until its read has ended. Waiting for the tasks may raise
+        CheckpointError. Raises ValueError if a target has another size.
         """
-        pieces = list(self._pieces(parts))
+        pieces = list(self._pieces(targets))
         if self._pool is None:
             self._pool = Pool(self._threads, "gptoss-read")
         return self._pool.start(pieces)
 
     def stop(self) -> None:
-        """Let go of all reads, and return when no thread writes any more. Reads can go on then."""
+        """Call off all reads, and return when no thread writes any more. New reads can be started
+        then."""
         if self._pool is not None:
             self._pool.stop()
 
-    def read_here(self, parts: Iterable[tuple[Tensor, memoryview]]) -> None:
-        """The same on the caller's thread, done on return. Raises CheckpointError."""
-        for read in self._pieces(parts):
+    def read_here(self, targets: Iterable[tuple[Tensor, memoryview]]) -> None:
+        """As `read`, but on the caller's thread and done on return. Raises CheckpointError."""
+        for read in self._pieces(targets):
             read()
 
-    def _pieces(self, parts: Iterable[tuple[Tensor, memoryview]]) -> Iterator[Call]:
-        for tensor, out in parts:
+    def _pieces(self, targets: Iterable[tuple[Tensor, memoryview]]) -> Iterator[Call]:
+        for tensor, out in targets:
             if out.nbytes != tensor.nbytes:
                 raise ValueError(f"{tensor.name}: {tensor.nbytes} bytes do not fit {out.nbytes}")
             file, view = self._files[tensor.path], out.cast("B")
@@ -117,8 +118,8 @@ def _check_numbers(tensor: Tensor, offset: int, values: memoryview) -> None:
     size, infinity = _INFINITY[tensor.dtype]
     signed, unsigned = (np.frombuffer(values, f"<{kind}{size}") for kind in "iu")
     sign = 1 << 8 * size - 1
-    # Read as signed, negative values are the smallest, as unsigned the largest: two maxima see
-    # all, without a copy.
+    # As signed integers negative values are the smallest, as unsigned the largest: two maxima check
+    # both signs without a copy.
     if not values.nbytes or (signed.max() < infinity and unsigned.max() < sign + infinity):
         return
     at = int(np.argmax(unsigned & sign - 1 >= infinity))

@@ -1,4 +1,4 @@
-"""Opens regular files only. A pipe or a device under a checkpoint's name would wait for ever."""
+"""Opens regular files only. A pipe or a device under a checkpoint's name would block for ever."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def open_regular(path: Path) -> int:
 
     Raises OSError, whose strerror says what is wrong, also where the path is not a regular file.
     """
-    # Opening a device can act on it, so it is looked at first, and again once it is open.
+    # Opening a device can have effects, so the path is checked first, and again once it is open.
     _check_regular(os.stat(path), path)
     descriptor = os.open(path, os.O_RDONLY | _NONBLOCK | getattr(os, "O_CLOEXEC", 0))
     try:

@@ -44,7 +44,7 @@ ITEM_BYTES = {
     "F8_E8M0": 1,
 }
 NUMPY = {"BF16": "<u2", "F16": "<f2", "F32": "<f4", "U8": "u1", "U32": "<u4"}
-"""numpy's types of the dtypes that are computed with; it has no bfloat16, whose bits it holds."""
+"""The numpy types of dtypes that are computed with; bfloat16, which numpy lacks, as its bits."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,8 @@ def read_shard(path: Path) -> dict[str, Tensor]:
 def header_bytes(
     tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str]
 ) -> bytes:
-    """What a file of these (dtype, shape), in this order, begins with; padded to eight bytes."""
+    """The first bytes of a safetensors file of these (dtype, shape), in this order: the header and
+    its length, padded to eight bytes."""
     header: dict[str, Any] = {"__metadata__": metadata}
     begin = 0
     for name, (dtype, shape) in tensors.items():
@@ -192,7 +193,8 @@ def _is_size_list(value: object) -> TypeGuard[list[int]]:
 
 
 def _check_cover(path: Path, tensors: list[Tensor], data_start: int, data_bytes: int) -> None:
-    """The tensors, in order, fill the data with neither overlap, gap nor rest."""
+    """Raises CheckpointError unless the tensors, in order, fill the data with neither overlap, gap
+    nor rest."""
     position = data_start
     for tensor in tensors:
         if tensor.offset != position:

@@ -36,9 +36,9 @@ def _tensor(path: Path, offset: int, nbytes: int) -> Tensor:
 def test_bytes_arrive_in_pieces(piece: int, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader_module, "PIECE", piece)
     out = np.zeros((2, 1500), np.uint16)
-    parts = [(_tensor(path, 11 + 3000 * i, 3000), out[i].data) for i in range(2)]
+    targets = [(_tensor(path, 11 + 3000 * i, 3000), out[i].data) for i in range(2)]
     reader = FileReader([path])
-    load = reader.read(parts)
+    load = reader.read(targets)
     load.wait()
     assert load.succeeded()
     np.testing.assert_array_equal(out.view(np.uint8).reshape(-1), DATA[11:6011])

@@ -39,26 +39,26 @@ Routing = NDArray[np.uint32]
 class ScriptedLoad:
     """Ends when it is waited for, not before; until then its memory holds garbage."""
 
-    def __init__(self, parts: list[tuple[Tensor, memoryview]], rng: Random) -> None:
-        self.parts, self.rng, self.read = parts, rng, 0
-        for _, out in parts:
+    def __init__(self, targets: list[tuple[Tensor, memoryview]], rng: Random) -> None:
+        self.targets, self.rng, self.read = targets, rng, 0
+        for _, out in targets:
             np.frombuffer(out.cast("B"), np.uint8)[:] = 0x77
         self._some()
 
     def wait(self) -> None:
-        self._some(len(self.parts))
+        self._some(len(self.targets))
 
     def failed(self) -> bool:
         return self.rng.random() < 0.1  # a read gone wrong is begun anew
 
     def abandon(self) -> bool:
         self._some()
-        return self.read == len(self.parts)
+        return self.read == len(self.targets)
 
     def _some(self, at_least: int = 0) -> None:
-        """Some more parts are there now."""
-        upto = max(at_least, self.rng.randint(self.read, len(self.parts)))
-        for tensor, out in self.parts[self.read : upto]:
+        """Some more targets are there now."""
+        upto = max(at_least, self.rng.randint(self.read, len(self.targets)))
+        for tensor, out in self.targets[self.read : upto]:
             read_into(tensor, out)
         self.read = max(self.read, upto)
 
@@ -69,9 +69,9 @@ class ScriptedReader:
 
     reads: int = 0
 
-    def read(self, parts: Iterator[tuple[Tensor, memoryview]]) -> ScriptedLoad:
+    def read(self, targets: Iterator[tuple[Tensor, memoryview]]) -> ScriptedLoad:
         self.reads += 1
-        return ScriptedLoad(list(parts), self.rng)
+        return ScriptedLoad(list(targets), self.rng)
 
     def stop(self) -> None:
         """Nothing of it runs by itself."""
@@ -264,11 +264,11 @@ class FailingReader(FileReader):
 
     failing = False
 
-    def read(self, parts: Any) -> Any:
-        parts = list(parts)
+    def read(self, targets: Any) -> Any:
+        targets = list(targets)
         if self.failing:
-            parts = [(cast(Tensor, _Missing(tensor)), out) for tensor, out in parts]
-        return super().read(parts)
+            targets = [(cast(Tensor, _Missing(tensor)), out) for tensor, out in targets]
+        return super().read(targets)
 
 
 class _Missing:
@@ -340,8 +340,8 @@ def test_an_interrupt_while_reads_run_leaves_nobody_writing(
         interrupted.set()
         raise KeyboardInterrupt
 
-    def read_and_interrupt(reader: FileReader, parts: Any) -> Any:
-        read(reader, parts)
+    def read_and_interrupt(reader: FileReader, targets: Any) -> Any:
+        read(reader, targets)
         interrupt()
 
     monkeypatch.setattr(reader_module, "_pread", slow)
