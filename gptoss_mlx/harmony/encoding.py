@@ -93,8 +93,8 @@ class Encoding:
     def encode(self, text: str, most: float = math.inf) -> list[int]:
         """Ids of ordinary text; the text of special tokens is not interpreted.
 
-        The time it takes grows as the text does, whatever that is. Half of a surrogate pair is
-        U+FFFD. Raises ContextError, and does so early, if there are more than `most` ids.
+        It takes time linear in the text's length, whatever the text is. Half of a surrogate pair
+        becomes U+FFFD. Raises ContextError, and does so early, if there are more than `most` ids.
         """
         if len(text) > most * LONGEST_TOKEN:
             raise ContextError(_TOO_LONG)
@@ -150,7 +150,7 @@ class Encoding:
 
 
 def with_whole_characters(text: str) -> str:
-    """The text; halves of surrogate pairs, which no UTF-8 has, are U+FFFD in it."""
+    """The text with U+FFFD for halves of surrogate pairs, which UTF-8 does not have."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -11,7 +11,7 @@ CONTENT_TYPES = ("json", "code", "text", "python", "xml", "yaml", "markdown")
 _WORDS = re.compile(r"<\|\w+\|>|(?:(?!<\|)\S)+")
 _BARE_RECIPIENT = re.compile(r"functions\.[\w-]+|browser\.\w+|python")
 _KNOWN_CHANNEL = re.compile("|".join(CHANNELS))
-# what of a text without <|message|> is surely header: role, recipient, channel, type
+# the part of a text without <|message|> that is surely header: role, recipient, channel, type
 _PREFIX = re.compile(
     r"(?:<\|start\|>\s*(?:(?!to=)[\w.:-]+)?|\s*assistant(?=\s+to=|<\||\s*$))?"
     r"(?:\s*(?:to=(?:(?!<\|)\S)+"
@@ -32,9 +32,9 @@ class Header:
 
 
 def read_header(text: str) -> Header:
-    """What a header's text says, specials included; words that make no sense are passed over.
+    """Parse a header's text, special tokens included; words that make no sense are skipped.
 
-    Of two channels the later one counts. The role is the assistant's unless the text says other.
+    Of two channels the later one counts. The role is the assistant's unless the text names another.
     """
     found: dict[str, str] = {}
     expected = ""
@@ -71,12 +71,12 @@ _EXPECTED = {"<|start|>": "role", "<|channel|>": "channel", "<|constrain|>": "co
 
 
 def header_length(text: str) -> int:
-    """How much of a text that has no <|message|> is header; the rest was meant as content."""
+    """The length of the header in a text without <|message|>; the rest was meant as content."""
     match = _PREFIX.match(text)
     return match.end() if match else 0
 
 
 def is_cut_header(rest: str) -> bool:
-    """True if what follows a header's sure part is the beginning of another part of it."""
+    """Whether the text after a header's sure part is the beginning of another part of it."""
     word = rest.strip()
     return "to=".startswith(word) or any(name.startswith(word) for name in CHANNELS)

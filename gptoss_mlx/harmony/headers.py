@@ -1,8 +1,8 @@
-"""Which token may come next while a model writes Harmony: the header grammar.
+"""The header grammar of Harmony: which token may come next while a model writes.
 
-Every permitted header is a path of a trie over its canonical tokens. Inside a message the mask
-is one and the same object, so that decoding need not wait for it. From every state, also after
-tokens the grammar did not permit, there is a way on.
+Every permitted header is a path of a trie over its canonical tokens. Inside a message the mask is
+one and the same object, so that decoding need not wait for it. Every state has a next state, also
+after tokens the grammar did not permit.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _ENDS = (END, RETURN, CALL)
 
 
 class HeaderState:
-    """One place in the grammar. `header` is set inside a message and says which one it is."""
+    """A state of the grammar. `header` is set inside a message and says which one it is."""
 
     __slots__ = ("_next", "_other", "header", "mask")
 
@@ -47,15 +47,15 @@ class HeaderState:
         self._other: HeaderState = self
 
     def advance(self, id: int) -> HeaderState:
-        """The state after this token; a token that is not permitted leads on, too."""
+        """The state after this token, also if the token is not permitted."""
         return self._next.get(id, self._other)
 
     def link(self, id: int, state: HeaderState) -> None:
-        """While the grammar is built: where a token leads, unless it leads somewhere already."""
+        """While the grammar is built: set the state after a token, unless it is set already."""
         self._next.setdefault(id, state)
 
     def lead(self, state: HeaderState) -> None:
-        """While the grammar is built: where all other tokens lead."""
+        """While the grammar is built: set the state after all other tokens."""
         self._other = state
 
 
@@ -79,7 +79,7 @@ class Headers:
         self._specials = tuple(range(ORDINARY_TOKENS, max(vocab_size, VOCAB_SIZE)))
         self._messages: dict[Header, HeaderState] = {}
         self._bans: dict[int, Mask] = {}
-        # where tokens that are not permitted lead: any header, then any message
+        # the states after tokens that are not permitted: any header, then any message
         self._lost = HeaderState(self._ban(CHANNEL, CONSTRAIN, MESSAGE, START, *_ENDS))
         loose = HeaderState(self._ban(*_ENDS))
         self._again = HeaderState(Mask(allow=(START,)))
@@ -109,7 +109,7 @@ class Headers:
         return Mask(ban=tuple(id for id in self._specials if id not in permitted))
 
     def _node(self, paths: Mapping[tuple[int, ...], Header]) -> HeaderState:
-        """The trie of these token sequences; an empty one is the message's beginning."""
+        """The trie of these token sequences; an empty sequence is where the message begins."""
         if () in paths:
             return self._message(paths[()])
         rests: dict[int, dict[tuple[int, ...], Header]] = {}

@@ -1,9 +1,10 @@
-"""Byte-pair merging of long words, in time that grows as the length does.
+"""Byte-pair merging of long words, in time linear in their length.
 
-Of all neighbouring parts those are joined first whose union has the lowest rank, of several the
-leftmost. A word is merged window by window. That is exact, because a sequence of tokens is what
-merging gives if and only if this holds of every two neighbours: before a merge could cross the
-joint between them, everything happens within the one or the other, as it does in those two alone.
+Merging joins the two neighbouring parts whose union has the lowest rank, of several the leftmost,
+until no union has a rank. A word is merged window by window. That is exact, because a sequence of
+tokens is the result of merging a word if and only if every two neighbouring tokens are the result
+of merging the two alone: before a merge could cross the joint between them, all merges happen
+within the one or the other.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from heapq import heapify, heappop, heappush
 
 LONGEST_TOKEN = 128  # bytes
 _WINDOW = 2048  # bytes
-_MARGIN = 2 * LONGEST_TOKEN  # what may yet change at the end of a window that is cut there
+_MARGIN = 2 * LONGEST_TOKEN  # bytes; tokens this near to the end of a cut window may still change
 
 
 def merge(word: bytes, ranks: Mapping[bytes, int]) -> list[bytes]:
     """The tokens of a word. Every single byte must have a rank."""
     size = len(word)
-    stop = list(range(1, size + 1))  # of the part that begins here; 0 where none does
-    start = list(range(-1, size))  # of the part that ends here
+    stop = list(range(1, size + 1))  # end of the part that begins here; 0 where none does
+    start = list(range(-1, size))  # beginning of the part that ends here
     queue = [
         (rank, at, at + 2)
         for at in range(size - 1)

@@ -1,7 +1,7 @@
-"""OpenAI chat messages to Harmony turns, with every mistake named.
+"""Turns OpenAI chat messages into Harmony turns; an error names the message.
 
-One chat message becomes one turn, or several for an assistant (reasoning, preamble or answer,
-tool calls). Nothing here knows about tokens.
+One chat message becomes one turn, or several for an assistant (reasoning, preamble or answer, tool
+calls). Nothing here knows about tokens.
 """
 
 from __future__ import annotations
@@ -65,9 +65,9 @@ class _Reader:
         self.instructions: list[str] = []
         self.turns: list[Turn] = []
         self.calls: dict[str, str] = {}
-        self.unanswered: Counter[str] = Counter()  # calls without a result; every name has a count
-        self.unnamed: deque[str] = deque()  # calls without a result, in order, and some with one
-        self.answered: Counter[str] = Counter()  # how often each name is there although it has one
+        self.unanswered: Counter[str] = Counter()  # calls without a result, for every function
+        self.unnamed: deque[str] = deque()  # functions called, in order; some are answered
+        self.answered: Counter[str] = Counter()  # how many of `unnamed` are answered
 
     def read(self, where: str, message: Any) -> None:
         if not isinstance(message, Mapping):

@@ -1,9 +1,9 @@
-"""Generated tokens to Harmony messages, one token at a time, whatever the tokens are.
+"""The parser of generated tokens into Harmony messages, one token at a time.
 
-The parser starts just after the prompt's `<|start|>assistant`. It never raises, finds its feet
-again at the next `<|start|>`, and loses nothing: the texts of all pieces, concatenated, are the
-decoded tokens. A header is held back until `<|message|>` settles it; text that turns out to have
-no header becomes content.
+It starts just after the prompt's `<|start|>assistant` and takes any tokens. It never raises,
+recovers at the next `<|start|>`, and loses nothing: the texts of all pieces, concatenated, are the
+decoded tokens. A header is held back until `<|message|>` settles it; text that turns out to have no
+header becomes content.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from gptoss_mlx.harmony.encoding import (
 from gptoss_mlx.harmony.header import Header, header_length, is_cut_header, read_header
 
 _ENDS = frozenset({END, RETURN, CALL, ENDOFTEXT})
-_HELD_TEXTS = 32  # a header of more text tokens is looked at before it is complete
-_MOST_HELD = 512  # tokens of a header; more are no header, whatever they are
-_GARBAGE_WORDS = 2  # so many stray words inside a header are garbage, more are an answer
+_HELD_TEXTS = 32  # text tokens after which an incomplete header is examined
+_MOST_HELD = 512  # the most tokens of a header; what is longer is no header
+_GARBAGE_WORDS = 2  # up to so many stray words inside a header are garbage, more are an answer
 _NEW_DECODER = codecs.getincrementaldecoder("utf-8")
 
 
@@ -77,7 +77,7 @@ class Parser:
         self._held_texts = 0
 
     def feed(self, id: int) -> list[Piece]:
-        """The pieces that this token settles; none while a header or a character is incomplete."""
+        """The pieces this token completes; none while a header or a character is incomplete."""
         if 0 <= id < ORDINARY_TOKENS:
             text = self._decoder.decode(self._bytes_of(id))
             return self._ordinary(text) if text else []
@@ -145,14 +145,14 @@ class Parser:
         return self._resolve() if len(self._held) >= _MOST_HELD else []
 
     def _rest(self) -> str:
-        """What of the held header is no header if no <|message|> follows."""
+        """The part of the held text that is no header if no <|message|> follows."""
         held = "".join([part for part, _ in self._held])
         return held[header_length(held) :]
 
     def _resolve(self, cut: bool = False) -> list[Piece]:
-        """Settle a header without <|message|>; opens a message if there is text for one.
+        """Decide what held text without <|message|> is; opens a message if there is text for one.
 
-        With `cut` the stream ended here, and the beginning of a header is no content.
+        cut: the stream ended here, and the beginning of another header field is not content.
         """
         held = "".join([part for part, _ in self._held])
         length = header_length(held)
@@ -160,13 +160,13 @@ class Parser:
         if not rest.strip() or (cut and is_cut_header(rest)):
             length = len(held)
         header = read_header(held[:length])
-        parts, self._held, self._held_texts = self._held, [], 0
+        tokens, self._held, self._held_texts = self._held, [], 0
         if length == len(held):
             return [self._header(Header(), held)] if held else []
         self._open = header
         pieces = [self._header(header, held[:length])] if length else []
         start = 0
-        for text, special in parts:
+        for text, special in tokens:
             visible = text[max(length - start, 0) :]
             start += len(text)
             if visible:

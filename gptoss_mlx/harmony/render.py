@@ -1,10 +1,10 @@
-"""Chat messages to Harmony tokens.
+"""Renders chat messages to Harmony tokens.
 
-Messages are OpenAI chat dicts. The Harmony system message comes first; leading system and
-developer messages become the developer message's instructions, beside tools and response format.
-Earlier turns' reasoning is dropped, the reasoning of a tool loop under way is kept. What a model
-generates renders again to the tokens it generated, as long as it used the canonical headers.
-Everything a person can get wrong raises MessageError naming the message.
+Messages are OpenAI chat dicts. The Harmony system message comes first; leading system and developer
+messages become the developer message's instructions, beside tools and response format. Earlier
+turns' reasoning is dropped, the reasoning of a tool loop under way is kept. What a model generates
+renders again to the tokens it generated, as long as it used the canonical headers. Every mistake in
+the messages raises MessageError naming the message.
 """
 
 from __future__ import annotations
@@ -69,10 +69,11 @@ class Conversation:
         return [*ids, START, ASSISTANT] if self.open else ids
 
     def _head(self, encoding: Encoding, library: Any, tools: Tools) -> tuple[list[int], str | None]:
-        """The system message, and the section that tells the model the functions.
+        """The system message's tokens, and the text of the section that describes the functions.
 
-        The library says it in tokens only, and not with very long words: stand-ins take their
-        place. Where it sees functions it names their channel in the system message.
+        The library gives that section as tokens only, and cannot take very long words: stand-ins
+        take their place. Both are rendered together, because with functions the library names their
+        channel in the system message.
         """
         system = self._system(library, tools)
         if not tools.functions:
@@ -135,7 +136,7 @@ def _listed(name: str, value: Any) -> tuple[Any, ...]:
 
 
 def render_reply(encoding: Encoding, message: Mapping[str, Any]) -> list[int]:
-    """What a model is to generate, after `<|start|>assistant`, to give this assistant message.
+    """The token ids that a model generates after `<|start|>assistant` to give this message.
 
     The last token is `<|return|>` or `<|call|>`. Raises MessageError.
     """
@@ -216,7 +217,7 @@ def _developer(instructions: str | None, functions: str | None, response_format:
 
 
 def _text_of(tools: Tools) -> str:
-    """All that is said of the functions, in some form."""
+    """All names, descriptions and parameters of the functions, in one text."""
     said = [(tool.name, tool.description, tool.parameters) for tool in tools.functions]
     return json.dumps(said, ensure_ascii=False)
 

@@ -2,7 +2,7 @@
 
 The renderer knows string enums, oneOf, lists of types, objects and arrays, and writes `any` for
 the rest. It prints the names in a list of types as they are, so that {"type": ["null", "5"]} comes
-out as `null | 5`: that is how literals and small unions are said. What it renders well by itself
+out as `null | 5`: that is how literals and small unions are written. What it renders well by itself
 is left as it is. `any` remains only where the schema allows anything, at unresolvable references,
 and beyond the limits below.
 """
@@ -53,9 +53,10 @@ _SELF = "\0"  # marks a reference to a schema from inside it; its value is the k
 
 
 def clean(value: Any, depth: int = 0) -> Any:
-    """Plain JSON data: lone surrogates become U+FFFD, numbers that no double holds null.
+    """A value as plain JSON data.
 
-    Other objects become their text, and what is nested deeper than MAX_DEPTH null.
+    Lone surrogates become U+FFFD. Numbers that no double holds become null, and so does what is
+    nested deeper than MAX_DEPTH. Other objects become their text.
     """
     if isinstance(value, str):
         return with_whole_characters(str(value))
@@ -92,7 +93,7 @@ class _Normaliser:
         self._nodes = 0
 
     def node(self, schema: Any, refs: tuple[str, ...], depth: int, *, nullable: bool) -> Schema:
-        """`nullable` says that the renderer heeds the word nullable in this place."""
+        """The node as the renderer can write it. nullable: whether it heeds that keyword here."""
         if schema is False:
             return {"type": ["never"]}
         self._nodes += 1
@@ -114,8 +115,8 @@ class _Normaliser:
                 return self._union(schema, key, refs, depth)
         kind = _kind(schema)
         if isinstance(kind, list):
-            parts = [self._shape({**schema, "type": name}, refs, depth) for name in kind]
-            return _join(parts, native=False)
+            shapes = [self._shape({**schema, "type": name}, refs, depth) for name in kind]
+            return _join(shapes, native=False)
         if kind == "array":
             return self._array(schema, refs, depth)
         if kind == "object":
@@ -126,16 +127,16 @@ class _Normaliser:
 
     def _union(self, schema: Schema, key: str, refs: tuple[str, ...], depth: int) -> Schema:
         base = {name: inner for name, inner in schema.items() if name not in (key, *_NOTES)}
-        parts: list[Schema] = []
+        variants: list[Schema] = []
         for variant in schema[key][:_MAX_NODES]:
             if isinstance(variant, dict) and not _DEFINING & variant.keys() and _kind(base):
                 continue  # it only says which properties go together
             if isinstance(variant, dict) and _kind(base) and "$ref" not in variant:
                 variant = _merge(variant, base)
-            parts.append(self.node(variant, refs, depth, nullable=True))
-        if not parts:
+            variants.append(self.node(variant, refs, depth, nullable=True))
+        if not variants:
             return self._shape(base, refs, depth)
-        return _join(parts, native=key == "oneOf")
+        return _join(variants, native=key == "oneOf")
 
     def _array(self, schema: Schema, refs: tuple[str, ...], depth: int) -> Schema:
         items = schema.get("prefixItems", schema.get("items"))
@@ -187,14 +188,14 @@ class _Normaliser:
                 kind = _kind(target)
                 return {**own, _SELF: kind if isinstance(kind, str) else "object"}, refs
             return self._resolve(_merge(own, target), (*refs, ref), hops + 1)
-        parts = schema.get("allOf")
-        if isinstance(parts, list) and hops <= _MAX_NODE_DEPTH and self._nodes <= _MAX_NODES:
+        subschemas = schema.get("allOf")
+        if isinstance(subschemas, list) and hops <= _MAX_NODE_DEPTH and self._nodes <= _MAX_NODES:
             merged, followed = {k: v for k, v in schema.items() if k != "allOf"}, refs
-            for part in parts:
+            for subschema in subschemas:
                 if self._nodes > _MAX_NODES:
                     break
-                if isinstance(part, dict):
-                    inner, inner_refs = self._resolve(part, refs, hops + 1)
+                if isinstance(subschema, dict):
+                    inner, inner_refs = self._resolve(subschema, refs, hops + 1)
                     inner.pop(_SELF, None)
                     merged, followed = _merge(merged, inner), (*followed, *inner_refs)
             return merged, tuple(dict.fromkeys(followed))
@@ -244,7 +245,10 @@ def _notes(schema: Schema) -> Schema:
 
 
 def _say_null(schema: Schema, heeded: bool) -> Schema:
-    """Or null, where the renderer does not heed or may overlook the word nullable."""
+    """A nullable schema, written so that the renderer prints null.
+
+    heeded: whether the renderer heeds the keyword nullable in this place.
+    """
     bare = {key: value for key, value in schema.items() if key not in _NOTES}
     notes = {key: value for key, value in _notes(schema).items() if key != "nullable"}
     text = inline(bare)
@@ -252,12 +256,12 @@ def _say_null(schema: Schema, heeded: bool) -> Schema:
         return {"oneOf": [bare, _NULL], **notes}
     if "null" in text.split(" | "):
         return {**bare, **notes}
-    # the renderer takes the word null anywhere in the type, as in an enum, for null
+    # the renderer takes the word null anywhere in the type, as in an enum, for the type null
     return schema if heeded and "null" not in text else {"type": [f"{text} | null"], **notes}
 
 
 def _kind(schema: Schema) -> str | list[str] | None:
-    """The type that a schema declares or, failing that, gives away."""
+    """The type that a schema declares or, failing that, its other keywords imply."""
     kind = schema.get("type")
     names = kind if isinstance(kind, list) else [kind]
     names = [_ALIASES.get(name, name) for name in names if isinstance(name, str)]
@@ -275,7 +279,7 @@ def _literals(values: list[Any]) -> Schema:
 
 
 def _merge(own: Schema, other: Schema) -> Schema:
-    """Both schemas at once; where they differ `own` counts."""
+    """The two schemas merged; where they differ `own` counts."""
     merged = {**other, **own}
     for key in ("properties", "$defs", "definitions"):
         if isinstance(own.get(key), dict) and isinstance(other.get(key), dict):
@@ -285,16 +289,19 @@ def _merge(own: Schema, other: Schema) -> Schema:
     return merged
 
 
-def _join(parts: list[Schema], *, native: bool) -> Schema:
-    """One of several types: in a line if it fits, unless the renderer's own form is meant."""
+def _join(variants: list[Schema], *, native: bool) -> Schema:
+    """The union of several schemas: in one line if it fits.
+
+    native: keep to oneOf, the renderer's own form, unless null is among them.
+    """
     each: dict[str, Schema] = {}
-    for part in parts:
-        nested = part["oneOf"] if part.keys() == {"oneOf"} else [part]
+    for variant in variants:
+        nested = variant["oneOf"] if variant.keys() == {"oneOf"} else [variant]
         each |= {json.dumps(schema, sort_keys=True): schema for schema in nested}
     flat = list(each.values())
     if len(flat) == 1:
         return flat[0]
-    texts = [inline(part) for part in flat]
+    texts = [inline(variant) for variant in flat]
     if all(text is not None for text in texts) and (not native or _NULL in flat):
         names = [name for text in texts for name in str(text).split(" | ")]
         return {"type": list(dict.fromkeys(names))}

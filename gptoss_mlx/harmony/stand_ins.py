@@ -1,4 +1,4 @@
-"""Short words in the place of very long ones, for a library that takes long over those."""
+"""Short words in place of very long ones, for a library that is slow on long words."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _MARKS = (*range(0xE000, 0xF900), *range(0xF0000, 0xFFFFE))  # for private use
 
 
 class StandIns:
-    """Stand-ins for the long words of one text, which has none of the characters in `used`."""
+    """Stand-ins for the long words of one text. used: the characters that the text has."""
 
     def __init__(self, used: frozenset[str]) -> None:
         self._mark = next(mark for mark in map(chr, _MARKS) if mark not in used)
@@ -29,7 +29,7 @@ class StandIns:
         return value
 
     def restore(self, text: str) -> str:
-        """A text made of such data, with the words themselves."""
+        """A text rendered from such data, with the original words."""
         if not self._numbers:
             return text
         words = list(self._numbers)

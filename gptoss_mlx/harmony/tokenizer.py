@@ -1,4 +1,4 @@
-"""What the engine needs of a tokenizer: Harmony's, or a SentencePiece model's in raw mode.
+"""The engine's tokenizers: Harmony's, or a SentencePiece model's in raw mode.
 
 A folder with a tokenizer.model is SentencePiece; every other folder speaks Harmony, and its
 tokenizer.json, if there is one, must agree with the package's vocabulary. That a file agrees is
@@ -163,7 +163,7 @@ def load_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer:
 
 
 def _check_once(path: Path) -> None:
-    """Compare, unless a file of the same sha256 has agreed before."""
+    """Check a tokenizer.json's vocabulary, unless a file of the same sha256 has passed before."""
     content = _content(path, _JSON_LIMIT)
     digest = hashlib.sha256(content).hexdigest()
     # a cache that cannot be read or written only costs the comparison
@@ -223,7 +223,7 @@ def _check_specials(path: Path, specials: Mapping[str, Any]) -> None:
 
 
 def _adds_begin(settings: Path) -> bool:
-    """What a tokenizer_config.json says of the beginning-of-text token; true if it does not."""
+    """Whether a tokenizer_config.json asks for a beginning-of-text token; by default true."""
     if not is_named(settings):
         return True
     adds = _parsed(settings, _content(settings, JSON_LIMIT)).get("add_bos_token")

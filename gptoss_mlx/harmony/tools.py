@@ -31,9 +31,10 @@ class Tools:
 
 
 def read_tools(tools: Sequence[Mapping[str, Any]]) -> Tools:
-    """Chat form {"type": "function", "function": {...}} or the flat Responses form.
+    """Read OpenAI's function tools, in chat form or in the flat form of the Responses API.
 
-    {"type": "browser"} and {"type": "python"} name the builtin tools. Raises MessageError.
+    Chat form is {"type": "function", "function": {...}}. {"type": "browser"} and {"type": "python"}
+    name the builtin tools. Raises MessageError.
     """
     functions: dict[str, Function] = {}
     builtin: list[str] = []
@@ -53,7 +54,7 @@ def read_tools(tools: Sequence[Mapping[str, Any]]) -> Tools:
 
 
 def tool_name(where: str, name: Any) -> str:
-    """A function's name if it is one, else MessageError."""
+    """A function's name. Raises MessageError if it is not a valid one."""
     if not isinstance(name, str) or TOOL_NAME.fullmatch(name) is None:
         raise MessageError(
             f"{where}: tool name {shown(name)}:"

@@ -1,12 +1,12 @@
-r"""The pretokenizer of o200k: words, none of which a token crosses, and pieces of whole words.
+r"""The pretokenizer of o200k: cuts a text into pieces of whole words, which no token crosses.
 
-The library cannot take every text: its regular expression gives up in a panic on a very long word,
-and its merging of one takes time quadratic in the length. So a text is given to it in pieces.
+The library cannot take every text: on a very long word its regular expression panics, and its
+merging takes time quadratic in the length. So it is given a text in pieces.
 
-A cut between two words changes no token, but for one case. The pattern never looks behind a word,
-so the words after the cut are the same. It looks ahead only in `\s+(?!\S)`, to leave the last of
-several blanks to the next word. Where that does not take it (` \t0`), a cut behind the blank would
-join it to those before.
+A cut between two words changes no token, but for one case. The pattern has no lookbehind, so the
+words after the cut are the same. Its only lookahead is `\s+(?!\S)`, which leaves the last of
+several blanks to the next word. Where that word does not take the blank (` \t0`), a cut after it
+would join it to the blanks before.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ PATTERN = "|".join(
 )
 """One word, as a regular expression with Unicode's properties."""
 
-LONG = 256  # characters; a word of more is merged here
-PIECE = 16384  # characters, or some more: a tenth of a second between two looks at Ctrl-C
+LONG = 256  # characters; longer words are merged in `merges`
+PIECE = 16384  # characters, or some more: a tenth of a second between two checks for Ctrl-C
 
 _BLANKS = "\t\n\v\f\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-# Surely between words, by the characters beside it: before a space or tab that follows no blank,
-# and behind a newline that neither a blank nor a slash follows.
+# A position that is surely between words, by the characters beside it: before a space or tab that
+# follows no blank, or after a newline that neither a blank nor a slash follows.
 _JOINT = rf"(?:(?<=[^{_BLANKS}])(?=[ \t])|(?<=[\r\n])(?=[^{_BLANKS}/]))"
 _NEXT_JOINT = re.compile(_JOINT)
 _SHORT_WORDS = re.compile(rf"(?s:.){{1,{LONG}}}(?:{_JOINT}|\Z)")
 
 _LONG_S = "\u017f"  # an s, if case does not count
-# A character that stands for its property in `_WORD`, which has no other beyond ASCII.
+# By Unicode category, the character that stands for it in `_WORD`.
 _STANDS_FOR = {
     **dict.fromkeys(("Lu", "Lt"), "A"),
     "Ll": "a",
@@ -64,7 +64,8 @@ _WORD = re.compile(re.sub(r"\\p\{(\w+)\}", lambda match: _MEMBERS[match[1]], PAT
 
 
 class _Stand(dict[int, str]):
-    """For `str.translate`: ASCII and the long s stand for themselves."""
+    """A table for `str.translate`: characters become the one that stands for their category, while
+    ASCII and the long s stay."""
 
     def __missing__(self, code: int) -> str:
         letter = chr(code)
@@ -103,12 +104,12 @@ def pieces(text: str) -> Iterator[tuple[str, bool]]:
 def _word_by_word(text: str) -> Iterator[tuple[str, bool]]:
     """`pieces` of a text that begins and ends between words."""
     stands = text.translate(_Stand())
-    start = last = end = 0  # of the piece, of its last word, and where both end
+    start = last = end = 0  # beginnings of the piece and of its last word, end of both
     for word in _WORD.finditer(stands):
         is_long = word.end() - end > LONG
         if start < end and (is_long or word.end() - start > PIECE):
-            # A last blank that was left to the next word, and not taken by it, is a word of its
-            # own only while something follows: it is a piece of its own as well.
+            # A last blank that was left to the next word, but not taken by it, is a word of its own
+            # only while text follows it, so it becomes a piece of its own.
             if start < last == end - 1 and stands[last - 1 : end].isspace():
                 yield text[start:last], False
                 start = last
