@@ -1,1 +1,1 @@
-"""Commands for people: what is asked, what is shown, and how a command ends."""
+"""The commands: their arguments, what they show, and how they end."""

@@ -1,7 +1,7 @@
 """The command `gptoss-mlx doctor`: what this machine has for a model, one row a fact.
 
-Each fact is found out on its own: what cannot be is a row that says why, and nothing else fails.
-Nothing is downloaded.
+Each fact is determined on its own: one that cannot be is a row that says why, and the others are
+not affected. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ from gptoss_mlx.system import device
 from gptoss_mlx.system.units import show_bytes
 
 WRITTEN = 8
-"""Tokens that are written to measure a model."""
+"""Tokens that are generated to measure a model."""
 
 Choose = Callable[[], Backend]
 
 
 @dataclass(frozen=True)
 class Fact:
-    """value: for programs, None if it is not known; shown: for people."""
+    """One fact. value: for programs, None if it is not known; shown: for people."""
 
     name: str
     title: str
@@ -78,7 +78,7 @@ def main(
 ) -> None:
     """Show the chip, cards, memory and limits, the disk, versions, and the plan for a model."""
     asked = {"backend": backend, "device": device, "memory": memory, "context": context}
-    # First: to look at the other backend loads it, which a run of the model does not.
+    # First, because examining the other backend loads it, which a run of the model does not.
     measured = run_model(model, asked) if measure else None
     choose = cache(lambda: choose_backend(backend, device))
     facts = list(examine(model, choose))
@@ -96,7 +96,8 @@ def main(
 
 @dataclass(frozen=True)
 class Measured:
-    """Tokens that a model read and wrote, and what that took, beside its plan, for people."""
+    """A measured run: tokens read and written, peak bytes, and lines that compare them with the
+    plan."""
 
     read: int
     written: int
@@ -162,7 +163,7 @@ def _fact(name: str, title: str, find: Callable[[], Any], show: Callable[[Any], 
 
 
 def _or_nothing(find: Callable[[], Any]) -> Any:
-    """What is found, or None: the fact's own row says why."""
+    """What is found, or None on any error: the fact's own row says why."""
     try:
         return find()
     except Exception:
@@ -189,7 +190,7 @@ def _limit_title(chosen: Backend | None) -> str:
 
 
 def _memory(chosen: Backend) -> int | None:
-    """Of the machine, not of a card."""
+    """Bytes of the machine's memory, not of a card's."""
     on_mlx = chosen.backend == "mlx"
     return (device.this_machine() if on_mlx else device.this_computer()).memory
 
@@ -220,7 +221,7 @@ def _built_for() -> str:
 
 
 def _cards() -> list[dict[str, Any]]:
-    """Each with what keeps it from being used, or None."""
+    """The NVIDIA cards; "problem" is what keeps one from being used, or None."""
     from gptoss_mlx.backends.torch.device import ask_card, check_card, count_cards, is_installed
 
     if not is_installed():
@@ -263,7 +264,7 @@ def _kernels(chosen: Backend | None) -> dict[str, str]:
 
 
 def _grouped(kernels: Mapping[str, str]) -> str:
-    """metal: these, those; reference: the others; and the reasons, each with its kernels."""
+    """Kernels by what runs them, or by why they are not used: "metal: a, b; reference: c"."""
     names: dict[str, list[str]] = {}
     for name, what in kernels.items():
         names.setdefault(what, []).append(name)
@@ -271,7 +272,7 @@ def _grouped(kernels: Mapping[str, str]) -> str:
 
 
 def _speed(folder: Path) -> float:
-    """Bytes a second, of the largest file with weights."""
+    """The disk's read speed in bytes a second, from the largest file with weights."""
     files = sorted(folder.glob("*.safetensors"), key=lambda path: path.stat().st_size)
     if not files:
         raise ValueError("there are no weights in the model's folder")

@@ -23,7 +23,7 @@ LONGEST_LINE = 300  # characters
 
 
 class Command(click.Command):
-    """A command that ends as `exit_codes` says, from the reading of its arguments on."""
+    """A command that ends as `exit_codes` says, also while its arguments are parsed."""
 
     def make_context(self, *arguments: Any, **options: Any) -> click.Context:
         with exit_codes():
@@ -74,7 +74,10 @@ def exit_codes(debug: bool = False) -> Iterator[None]:
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """Tells whether Ctrl-C was pressed, instead of KeyboardInterrupt; the second one is as ever."""
+    """Gives a function that tells whether Ctrl-C was pressed, instead of KeyboardInterrupt.
+
+    A second Ctrl-C raises KeyboardInterrupt.
+    """
     pressed = False
 
     def press(number: int, frame: FrameType | None) -> None:
@@ -87,14 +90,14 @@ def interruptible() -> Iterator[Callable[[], bool]]:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Raise KeyboardInterrupt once: what unwinds then is not interrupted again, but ends."""
+    """Raise KeyboardInterrupt once: another Ctrl-C while that unwinds ends the process at once."""
     signal.signal(signal.SIGINT, end_at_once)
     raise KeyboardInterrupt
 
 
 @contextmanager
 def _on_ctrl_c(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Handle Ctrl-C so meanwhile, unless it is ignored, as a shell does for a background job."""
+    """Handle Ctrl-C in the block, unless it is ignored, as a shell does for a background job."""
     before = signal.getsignal(signal.SIGINT)
     # Only the main thread may set handlers.
     if before == signal.SIG_IGN or threading.current_thread() is not threading.main_thread():
@@ -129,7 +132,7 @@ def _shortened(text: str, limit: int = LONGEST_LINE) -> str:
 
 
 def _leave_the_line() -> None:
-    """The terminal has shown ^C there."""
+    """End the line in which the terminal has shown ^C."""
     if sys.stderr is not None and sys.stderr.isatty():
         with contextlib.suppress(OSError):
             click.echo(err=True)
@@ -141,7 +144,10 @@ def _flush_stdout() -> None:
 
 
 def _forget_output_nobody_takes() -> None:
-    """Otherwise the interpreter fails once more on it when it exits, with a code of its own."""
+    """Redirect streams that cannot be flushed to /dev/null.
+
+    Otherwise the interpreter fails on them once more when it exits, with a code of its own.
+    """
     for stream in _streams():
         try:
             stream.flush()
@@ -150,5 +156,5 @@ def _forget_output_nobody_takes() -> None:
 
 
 def _streams() -> list[TextIO]:
-    """None stands for a stream that was closed before we began."""
+    """stdout and stderr, without those that were closed before the process began (None)."""
     return [stream for stream in (sys.stdout, sys.stderr) if stream is not None]

@@ -1,6 +1,6 @@
 """The `gptoss-mlx` command: a group whose subcommands are imported only when they are used.
 
-The converter is a package of its own, which nothing else here knows.
+The converter is a package of its own, which nothing else here imports.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What commands take on their command line besides words and numbers: sizes, tokens, machines."""
+"""The commands' shared options, and parameter types: sizes, tokens, machines, devices."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ else:  # older versions of click have no type argument
 
 
 CONTEXT_SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-"""Of every command."""
+"""click's settings of every command."""
 
 CACHE = "What the package itself makes lies in $GPTOSS_CACHE, or else in the user's cache folder."
-"""Told at the end of --help."""
+"""Shown at the end of --help."""
 
 
 class Parsed(_ParamType):

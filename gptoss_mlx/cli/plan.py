@@ -47,8 +47,8 @@ if TYPE_CHECKING:
 
 UNCONVERTED = "bf16"
 CONVERTED = {"mlx": "mixed", "torch": "8"}
-"""Recipes shown of every released model: as it is, and what the converter does by default, or for
-PyTorch, which keeps no fewer bits, what saves the most."""
+"""The recipe shown for every released model beside UNCONVERTED: the converter's default; for
+PyTorch, which keeps no fewer than 8 bits, the one that saves the most."""
 
 
 @click.command(cls=Command, context_settings=CONTEXT_SETTINGS)
@@ -94,7 +94,7 @@ def main(
         batch=batch,
     )
     if memory is not None and machine.memory is not None and memory > machine.memory:
-        # A plan is for any machine, also for one like this that has more.
+        # A plan can be for a machine like this one with more memory.
         machine = replace(machine, name=f"a machine with {show_bytes(memory)}", memory=None)
     config = config_of(model, bits)
     plan = make_plan(config, machine, replace(settings, memory=memory))
@@ -124,7 +124,7 @@ def main(
 
 
 def most_tokens(config: ModelConfig, plan: Plan, machine: Machine) -> float | None:
-    """Tokens a second that memory's stated bandwidth allows, a short context behind them.
+    """The most tokens a second that the memory's stated bandwidth allows, with a short context.
 
     None where the bandwidth is not known or experts come from the disk.
     """
@@ -137,7 +137,7 @@ def most_tokens(config: ModelConfig, plan: Plan, machine: Machine) -> float | No
 def config_of(model: str, bits: str | None = None) -> ModelConfig:
     """The config of a local folder, or of a released model that need not be here.
 
-    bits: the recipe of a conversion to imagine.
+    bits: plan as if the model were converted with this recipe.
     Raises ModelNotFoundError, or ConfigError for a folder that is converted already.
     """
     model = full_name(model)
@@ -158,9 +158,9 @@ def config_of(model: str, bits: str | None = None) -> ModelConfig:
 def what_fits(
     machines: Iterable[Machine], bits: str, settings: Settings
 ) -> Iterator[dict[str, Any]]:
-    """For every machine and released model, unconverted and converted: the choices, or why not.
+    """A row for every machine and released model, unconverted and converted: choices, or why none.
 
-    settings: what is asked of each plan.
+    settings: of each plan.
     """
     configs = {
         (model, recipe): _converted(path, recipe)

@@ -1,4 +1,4 @@
-"""What is asked: options, prompt and files of a command, as the arguments of `Engine.stream`.
+"""Turns options, prompt and files of a command into the arguments of `Engine.stream`.
 
 Everything that can be refused without the model is refused here, before it is loaded.
 """
@@ -30,8 +30,8 @@ TEXT_LIMIT = 16 << 20
 MOST_SECONDS = 1e9
 
 PATIENCE = 5.0
-"""Seconds that a pipe beside a PROMPT may say nothing before it is taken for one that never will:
-a program's own, which started us with it."""
+"""Seconds to wait for text from a pipe beside a PROMPT. One that is silent for longer is taken for
+one nobody writes to, inherited from a program that started this one."""
 
 _CONVERSATION_KEYS = ("messages", "tools", "response_format", "reasoning_effort")
 _FORMATS = ("text", "json_object", "json_schema")
@@ -110,7 +110,10 @@ def question_options(command: _F) -> _F:
 
 @dataclass(frozen=True)
 class Question:
-    """prompt: a text, or chat messages; options: keyword arguments beside it, if given."""
+    """The arguments of `Engine.stream`.
+
+    prompt: a text, or chat messages; options: keyword arguments beside it, if given.
+    """
 
     prompt: str | list[Mapping[str, Any]]
     options: dict[str, Any]
@@ -131,8 +134,11 @@ def read_question(
     stop: tuple[str, ...],
     **sampling: Any,
 ) -> Question:
-    """Raises click.UsageError for bad values and what does not go together, GptOssError for a bad
-    file."""
+    """Check the options and read the files.
+
+    Raises click.UsageError for bad values and options that exclude each other, GptOssError for a
+    bad file.
+    """
     if raw and (messages or tools or response_format or reasoning or system or no_constrain):
         raise click.UsageError("--raw completes a text: it takes no Harmony options beside it")
     if not all(stop):
@@ -172,9 +178,9 @@ def _given(**options: Any) -> dict[str, Any]:
 
 
 def _prompt(prompt: str | None, *, exact: bool = False, alone: bool = False) -> str:
-    """PROMPT, a blank line and what comes through stdin; or one of them, if that is all.
+    """The prompt's text: PROMPT, a blank line and what comes through stdin; or one of the two.
 
-    alone: a PROMPT is all there is. exact: stdin keeps the newline that ends a piped line.
+    alone: stdin is not read beside a PROMPT. exact: stdin keeps the newline that ends a piped line.
     """
     if prompt is None and sys.stdin is not None and sys.stdin.isatty():
         raise click.UsageError('give a PROMPT, pipe one in, or use "-" to type it')
@@ -215,7 +221,7 @@ def _comes_through_stdin() -> bool:
 
 
 def _is_ready(number: int) -> bool:
-    """Whether a pipe says something, or that it is closed, before patience ends."""
+    """Whether a pipe has text or is closed within PATIENCE."""
     if not hasattr(select, "poll"):  # Windows, whose pipes cannot be waited for
         return True
     poll = select.poll()
@@ -305,7 +311,7 @@ def _checked_format(path: Path, value: Any) -> dict[str, Any]:
 
 
 def _is_list(path: Path, noun: str, value: Any) -> bool:
-    """Whether there is something in the list. Raises MessageError if it is none."""
+    """Whether the list has elements. Raises MessageError if it is no list."""
     if not isinstance(value, list):
         raise MessageError(f"{path}: expected a list of {noun}, not {shown(value)}")
     return bool(value)

@@ -1,4 +1,4 @@
-"""What a generation was, as one JSON object or as a short table."""
+"""Reports of a generation: one JSON object, or a short table."""
 
 from __future__ import annotations
 
@@ -84,9 +84,9 @@ def _memory(plan: Plan | None, stats: Mapping[str, float]) -> Iterator[str]:
 
 
 def compare(plan: Plan, stats: Mapping[str, float]) -> tuple[str, str | None]:
-    """What the library held at most and what the process did, each beside what was planned.
+    """Peak memory of the tensor library and of the process, each beside the plan, as text.
 
-    On a card the process holds only what is planned beside it, and nothing is said of it.
+    On a card the process is left out (None): it holds only what is planned beside the card.
     """
     peak = int(stats["peak_bytes"])
     if plan.backend == "torch" and not plan.gpu:  # its peak is that of the process
@@ -103,7 +103,7 @@ def _against(whose: str, peak: int, planned: int) -> str:
 
 
 def _experts(plan: Plan | None, stats: Mapping[str, float]) -> Iterator[str]:
-    """What streaming them took, in all streams so far."""
+    """Statistics of expert streaming, over all streams so far."""
     if plan is None or plan.resident:
         return
     hits, misses = stats["hits"], stats["misses"]

@@ -1,7 +1,7 @@
 """Text and progress on a terminal, or through a pipe.
 
-The terminal is clean at every moment: a style is ended by the write that begins it, and only a
-progress bar, while it runs, hides the cursor.
+The terminal is clean at every moment: a style is ended by the write that begins it, and the cursor
+is never hidden.
 """
 
 from __future__ import annotations
@@ -37,14 +37,15 @@ _STEERING = re.compile(
 
 
 def harmless(text: str) -> str:
-    """The text with U+FFFD for all that steers a terminal or hides in it."""
+    """The text with U+FFFD for every character that controls a terminal or is invisible on it."""
     return _STEERING.sub("\ufffd", text)
 
 
 class Output:
-    """Writes text to a stream at once. None, a stream that was closed before, takes everything.
+    """Writes text to a stream and flushes it.
 
-    optional: what cannot be written is dropped, so that no work ends because nobody listens.
+    stream: None if it was closed before; then nothing is written.
+    optional: what cannot be written is dropped, so that no work ends because nobody reads it.
     """
 
     def __init__(self, stream: TextIO | None, *, optional: bool = False) -> None:
@@ -82,7 +83,7 @@ class Output:
 
 
 def _watched(stream: TextIO | None) -> select.poll | None:
-    """Tells when the reader of a pipe or socket leaves; None for anything else."""
+    """A poll that tells when the reader of a pipe or socket leaves; None for anything else."""
     if stream is None or not hasattr(select, "poll"):
         return None
     try:
@@ -93,7 +94,7 @@ def _watched(stream: TextIO | None) -> select.poll | None:
     if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
         return None
     poll = select.poll()
-    poll.register(number, 0)  # only what is always told: an error, a hang-up
+    poll.register(number, 0)  # only what is always reported: an error, a hang-up
     return poll
 
 
@@ -102,7 +103,7 @@ def show(*renderables: RenderableType) -> None:
     from rich.console import Console
 
     console = Console(file=sys.stdout)
-    with console.capture() as capture:  # rich has its own way of ending where nobody reads
+    with console.capture() as capture:  # rich itself would handle a broken pipe otherwise
         for renderable in renderables:
             console.print(renderable)
     sys.stdout.write(capture.get())
@@ -128,7 +129,7 @@ class Printer:
             output.end_line()
 
     def seen(self, event: TokenEvent) -> bool:
-        """Whether a person sees it as it comes."""
+        """Whether the event is shown on a terminal."""
         output = self._reasoning if _part(event) == "reasoning" else self._out
         return output is not None and output.terminal
 
@@ -176,10 +177,10 @@ def _part(event: TokenEvent) -> str:
 
 
 class Bar:
-    """A progress bar on stderr, for work that is not done `after` seconds; gone when closed.
+    """A progress bar on stderr, for work that takes more than `after` seconds; closing removes it.
 
     `update` may be called from any thread. With `shown` false nothing ever appears. The cursor is
-    never hidden, so that there is nothing to give back, however the process ends.
+    never hidden, so that nothing has to be restored, however the process ends.
     """
 
     def __init__(
@@ -201,7 +202,7 @@ class Bar:
         self.close()
 
     def open(self) -> None:
-        """Begin to wait, unless it is open."""
+        """Start the time after which the bar is shown, unless it is open already."""
         if self._shown and not self._open:
             self._open = True
             # Work may be silent for long, so the bar does not wait for an update.
@@ -210,7 +211,7 @@ class Bar:
             self._timer.start()
 
     def update(self, done: int, total: int | None) -> None:
-        """`done` of `total`; either may start again, for a next stretch of work."""
+        """Show `done` of `total`; either may start again, for a next stretch of work."""
         with self._lock:
             self._done, self._total = done, total
             if self._bar is not None:
