@@ -11,7 +11,8 @@ import sys
 
 
 def _leave_current_folder() -> None:
-    """What gptoss_mlx.launch does, done before gptoss_mlx itself is taken from that folder."""
+    """Take the current folder off sys.path, as gptoss_mlx.launch does, before gptoss_mlx itself
+    could be imported from there."""
     try:
         here = os.getcwd()
     except OSError:

@@ -95,7 +95,7 @@ def main(
 
 
 def _again(source: str, dest: Path, bits: str, target: str) -> str:
-    """The command that goes on."""
+    """The command that resumes the conversion."""
     options = ["--to", "release"] if target == "release" else ["--bits", bits]
     command = click.get_current_context().command_path
     return f"{command} {shlex.join([source, str(dest), *options])}"

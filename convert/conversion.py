@@ -22,7 +22,7 @@ from .state import State
 
 @dataclass(frozen=True)
 class Conversion:
-    """What is to be done, known from headers alone."""
+    """A conversion to be done: source, plan and folder, known from headers alone."""
 
     source: Source
     plan: Plan
@@ -32,13 +32,15 @@ class Conversion:
     def prepare(
         cls, path: Path, folder: Path, *, target: str, recipe: str, name: str | None = None
     ) -> Conversion:
-        """target: "mlx" or "release", for which the recipe says nothing. name: of the source.
+        """Open the source and plan its conversion into a folder.
 
+        target: "mlx" or "release", which has no use for the recipe. name: of the source, if not the
+        path's.
         Raises CheckpointError for the source, ConversionError for the folder.
         """
         source = open_source(path, exact=target == "release")
         source = source if name is None else replace(source, name=name)
-        _ = source.stamp  # from here on a change is noticed
+        _ = source.stamp  # from here on a change of the source is detected
         _check_apart(path, folder)
         made = (
             plan.to_release(source)
@@ -54,7 +56,7 @@ class Conversion:
         state = states.state(self.source, self.plan, self.folder)
         if state != "complete":
             states.check_room(self.source, self.plan, self.folder)
-        elif self.plan.target == "release":  # which has no manifest that names its source
+        elif self.plan.target == "release":  # a release has no manifest that names its source
             verify.compare_samples(self.source, self.plan, self.folder)
         return state
 
@@ -64,7 +66,7 @@ class Conversion:
 
     @cached_property
     def nbytes(self) -> int:
-        """Of all files of the result."""
+        """Bytes of all files of the result."""
         return sum(sizes(self.source, self.plan).values())
 
     @property
@@ -74,7 +76,8 @@ class Conversion:
 
     @cached_property
     def note(self) -> str | None:
-        """That some of the source has fewer bits than the result, which gives back no quality."""
+        """A note if some weights of the source have fewer bits than in the result, which gives back
+        no quality; None if not."""
         least = min((_bits(task) for task in self.plan.tasks if _grows(task)), default=None)
         if least is None:
             return None
@@ -84,13 +87,17 @@ class Conversion:
         )
 
     def run(self, progress: Progress | None = None) -> int:
-        """Write it, or what is left of it; the bytes that were written. Raises as `check` does."""
+        """Write the result, or the rest of it; returns the bytes written. Raises as `check`
+        does."""
         if self.check() == "complete":
             return 0
         return destination.write(self.source, self.plan, self.folder, progress)
 
     def verify(self, progress: Progress | None = None) -> int:
-        """Tensors compared with the source. Raises ConversionError for a difference."""
+        """Compare the result with the source; returns how many tensors were compared.
+
+        Raises ConversionError for a difference.
+        """
         return verify.verify(self.source, self.plan, self.folder, progress)
 
 
@@ -106,7 +113,10 @@ def _bits(task: Task) -> float:
 
 
 def _check_apart(path: Path, folder: Path) -> None:
-    """Neither may lie in the other; beside a file that is the source there is room."""
+    """Raises ConversionError if the source's folder and the result's lie in each other or are one.
+
+    The result may lie beside a file that is the source.
+    """
     try:
         home = (path if path.is_dir() else path.parent).resolve()
         there = folder.resolve()

@@ -1,8 +1,8 @@
-"""Writes a plan into a folder, so that it can be killed at any moment and go on where it was.
+"""Writes a plan into a folder, so that a run that is killed at any moment can be resumed.
 
-Weights are written under `.partial` names at their final places. When all are there and on the disk
-the files get their names, the small files follow, the manifest is the last of them, and only then
-the journal goes, with which the runtime refuses the folder.
+Weights are written at their final offsets, into files with `.partial` names. When all are on the
+disk the files get their names; the small files follow, the manifest last; only then the journal is
+removed. While it is there, the runtime refuses the folder.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from .weights import Weights
 
 
 def write(source: Source, plan: Plan, folder: Path, progress: Progress | None = None) -> int:
-    """Write, or finish, a conversion; the bytes that were written.
+    """Write a conversion, or finish it; returns the bytes written.
 
     progress: called with tensor bytes, from any thread. Raises ConversionError or CheckpointError;
-    what is written by then stays for the next try, unless it is nothing worth keeping.
+    what has been written by then stays for the next run, unless it is not worth keeping.
     """
     with (
-        _told(folder),
+        _one_line_errors(folder),
         own.made(folder),
         closing(Journal(folder, source, plan)) as journal,
     ):
@@ -55,7 +55,7 @@ def _write(
             written += _write_head(descriptors[file.name], file)
         weights = Weights(plan, journal, descriptors, progress)
         weights.write()
-        # Also a beginning that was written anew where every tensor was kept.
+        # This includes files whose tensors were all kept but whose header was written anew.
         for descriptor in descriptors.values():
             disk.flush(descriptor)
     finally:
@@ -76,7 +76,7 @@ def _write(
 
 
 def _opened(folder: Path, file: File) -> int:
-    """A descriptor of a file's weights, under the one name it has."""
+    """A descriptor of a weight file, under its final name if it has that, else the partial one."""
     final, partial = folder / file.name, _partial(folder, file)
     if not os.path.lexists(final):
         return own.open_own(partial) if os.path.lexists(partial) else own.open_new(partial)
@@ -86,7 +86,7 @@ def _opened(folder: Path, file: File) -> int:
 
 
 def _write_head(descriptor: int, file: File) -> int:
-    """Give a file its size and first bytes, if it has not; the bytes that were written."""
+    """Set a file's size and first bytes, unless they are right; returns the bytes written."""
     if os.fstat(descriptor).st_size != file.nbytes:
         os.ftruncate(descriptor, file.nbytes)
     if os.pread(descriptor, len(file.head), 0) == file.head:
@@ -109,12 +109,12 @@ def _write_small_files(source: Source, plan: Plan, folder: Path, hashes: Mapping
 
 
 def _is_refusal(error: BaseException) -> bool:
-    """Whether it is for what the source holds; a disk that could not read it may yet."""
+    """Whether the error is about what the source holds; one of reading it may not come again."""
     return isinstance(error, CheckpointError) and not isinstance(error.__cause__, OSError)
 
 
 def _withdraw(plan: Plan, folder: Path, journal: Journal) -> None:
-    """Leave nothing of a conversion that this run began."""
+    """Remove everything of a conversion that this run began."""
     with suppress(OSError):
         for name in own.names(folder) & {n + end for n in plan.names for end in ("", own.PARTIAL)}:
             os.unlink(folder / name)
@@ -122,8 +122,8 @@ def _withdraw(plan: Plan, folder: Path, journal: Journal) -> None:
 
 
 @contextmanager
-def _told(folder: Path) -> Iterator[None]:
-    """What the disk refuses, as one line."""
+def _one_line_errors(folder: Path) -> Iterator[None]:
+    """Turn the block's OSErrors into ConversionErrors of one line."""
     try:
         yield
     except OSError as error:

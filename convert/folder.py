@@ -1,7 +1,7 @@
 """The folder a conversion is written to: how its files are made, opened, written and named.
 
-Everything that changes a disk stands here. No symbolic link is followed, no file that exists is
-made anew, and none that has a second name elsewhere is written to.
+Files are made and opened for writing only here. No symbolic link is followed, no file that exists
+is made anew, and none with a second hard link is written to.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from gptoss_mlx.files import disk
 from gptoss_mlx.files.jsonfile import shown
 
 PARTIAL = ".partial"
-"""What the name of a file ends in until the file is whole."""
+"""Suffix of a file's name until the file is complete."""
 
 _OPEN = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 def names(folder: Path) -> set[str]:
-    """What lies in a folder, hidden files left out: systems leave some everywhere."""
+    """The names in a folder, without hidden files, which systems leave everywhere."""
     return {name for name in os.listdir(folder) if not name.startswith(".")}
 
 
 @contextmanager
 def made(folder: Path) -> Iterator[None]:
-    """Makes a folder and its missing parents; after an error, those that are empty go again."""
+    """Make a folder and its missing parents; if the block fails, the empty ones are removed."""
     new: list[Path] = []
     try:
         for path in (*reversed(folder.parents), folder):
@@ -51,7 +51,10 @@ def open_new(path: Path) -> int:
 
 
 def open_own(path: Path) -> int:
-    """A descriptor of a file an earlier run made. Raises ConversionError for what it cannot be."""
+    """A descriptor of a file an earlier run made.
+
+    Raises ConversionError if it is not a regular file of a single name.
+    """
     status = os.lstat(path)
     if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
         raise ConversionError(
@@ -68,7 +71,7 @@ def write_all(descriptor: int, data: memoryview, offset: int) -> None:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """A small file, whole or not at all."""
+    """Write a small file, atomically: whole or not at all."""
     partial = path.with_name(path.name + PARTIAL)
     with suppress(FileNotFoundError):
         os.unlink(partial)
@@ -82,7 +85,7 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def check_names(folder: Path, own: set[str]) -> None:
-    """Raises ConversionError for a name that is none of the conversion's."""
+    """Raises ConversionError for a file that does not belong to the conversion."""
     for name in sorted(names(folder) - own - {name + PARTIAL for name in own}):
         raise ConversionError(
             f"{folder}: holds {shown(name)}, which is none of this conversion's files;"

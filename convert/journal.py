@@ -1,9 +1,9 @@
-"""How far a conversion has come: a line for tensors that are safely on the disk.
+"""The journal of a conversion: a line for tensors that are safely on the disk.
 
-The first line says what is being converted; it stands before any weight does, and the file goes
-only when everything else is in place. Every line carries a hash of itself and of all before it:
-what a loss of power left of the last ones is not believed, nor is what someone changed. What the
-lines say of weights is not believed either, but compared with what lies there.
+The first line says what is being converted. It is written before any weights, and the journal is
+removed only when everything else is in place. Every line carries a hash of itself and of all before
+it, so that lines that a loss of power has torn, or that someone has changed, are not believed.
+Recorded tensors are kept only if their hashes match what is on the disk.
 """
 
 from __future__ import annotations
@@ -38,9 +38,10 @@ _BEGINNING = b'{"target": '
 
 @dataclass(frozen=True)
 class _Lines:
-    """What the lines up to the first broken one say: first, and SHA-256 by tensor.
+    """What a journal says up to its first broken line.
 
-    nbytes: of these lines. check: of the last of them.
+    first: what is being converted. done: SHA-256 by tensor. nbytes: of these lines. check: the hash
+    of the last of them.
     """
 
     first: Mapping[str, Any]
@@ -53,7 +54,7 @@ class Journal:
     """The journal of a folder, held by one process at a time."""
 
     def __init__(self, folder: Path, source: Source, plan: Plan) -> None:
-        """Begin, or go on. Raises ConversionError where neither can be."""
+        """Begin a journal, or continue the one there. Raises ConversionError if neither can be."""
         self._path = folder / UNFINISHED
         self.done: dict[str, str] = {}
         """SHA-256 by tensor."""
@@ -79,7 +80,8 @@ class Journal:
             raise
 
     def add(self, hashes: Mapping[str, str], nbytes: int, files: set[int]) -> None:
-        """Tensors were written, `nbytes` in all, to these descriptors. From any thread."""
+        """Record written tensors, `nbytes` in all, and the descriptors they are in. From any
+        thread."""
         with self._lock:
             self._pending |= hashes
             self._pending_files |= files
@@ -92,7 +94,7 @@ class Journal:
             self._flush()
 
     def remove(self) -> None:
-        """Everything is in place."""
+        """Remove the journal, when everything is in place."""
         os.unlink(self._path)
 
     def close(self) -> None:
@@ -108,7 +110,7 @@ class Journal:
             return
         os.ftruncate(self._descriptor, found.nbytes)
         self._end, self._check = found.nbytes, found.check
-        if found.first != first:  # another stamp: whatever was made may be of another source
+        if found.first != first:  # written from another state of the source
             self._write(first)
         else:
             self.done |= found.done
@@ -131,7 +133,10 @@ class Journal:
 
 
 def recorded(folder: Path, source: Source, plan: Plan) -> Mapping[str, str]:
-    """What the journal in a folder names, which stays as it is. Raises ConversionError."""
+    """The tensors that the journal in a folder records, with their hashes; it is not changed.
+
+    Raises ConversionError.
+    """
     descriptor = own.open_own(folder / UNFINISHED)
     try:
         _hold(descriptor, folder)
@@ -151,7 +156,10 @@ def _first(source: Source, plan: Plan) -> dict[str, Any]:
 
 
 def _hold(descriptor: int, folder: Path) -> None:
-    """Until the descriptor is closed no other process has the folder; not every system can tell."""
+    """Lock the folder for this process until the descriptor is closed, where the system has locks.
+
+    Raises ConversionError if another process has it.
+    """
     other = ConversionError(f"{folder}: another process is converting there")
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -169,7 +177,10 @@ def _hold(descriptor: int, folder: Path) -> None:
 
 
 def _read(descriptor: int, folder: Path, source: Source, plan: Plan) -> _Lines | None:
-    """None for a journal that was just begun when its process ended. Raises ConversionError."""
+    """The journal's lines; None if its process ended before the first was complete.
+
+    Raises ConversionError if it is another conversion's, or no journal.
+    """
     data = os.pread(descriptor, _LIMIT, 0)
     found = _lines(data)
     if found is None:
@@ -189,17 +200,17 @@ def _read(descriptor: int, folder: Path, source: Source, plan: Plan) -> _Lines |
 
 
 def _lines(data: bytes) -> _Lines | None:
-    """None if there is not even a first line."""
+    """Parse lines up to the first broken one; None if there is not even a first line."""
     first: Mapping[str, Any] | None = None
     done: dict[str, str] = {}
     nbytes, check = 0, ""
     for line in data.splitlines(keepends=True):
         try:
             body = parse_json(line, UNFINISHED)
-            told, right = body.pop("check", None), _check(check, body)
+            stored, right = body.pop("check", None), _check(check, body)
         except (CheckpointError, RecursionError):
             break
-        if not line.endswith(b"\n") or told != right:
+        if not line.endswith(b"\n") or stored != right:
             break
         nbytes, check = nbytes + len(line), right
         named = body.get("done")

@@ -20,7 +20,8 @@ FORMAT = 2
 
 
 def manifest(source: Source, plan: Plan, hashes: Mapping[str, str]) -> bytes:
-    """No time and no path stands in it: the same conversion gives the same bytes.
+    """The bytes of conversion.json. No time and no path is in it: the same conversion gives the
+    same bytes.
 
     content: SHA-256 that names the source, whatever it is called. files: the bytes of every other
     file, with the SHA-256 of those that hold no tensors. tensors: SHA-256 by name.
@@ -33,8 +34,9 @@ def text(record: Mapping[str, Any]) -> bytes:
 
 
 def record(source: Source, plan: Plan, hashes: Mapping[str, str]) -> dict[str, Any]:
-    """exact: whether the tensors are the released ones; `--to release` refuses others.
+    """The content of a manifest.
 
+    exact: whether the tensors are the released ones; `--to release` refuses others.
     release: headers of the released files and their index, from which `--to release` writes them
     again byte for byte; null where something was quantized.
     """
@@ -66,7 +68,7 @@ def sizes(source: Source, plan: Plan) -> dict[str, int]:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Raises CheckpointError if there is none or it is of another format."""
+    """A folder's manifest. Raises CheckpointError if there is none or its format is another."""
     content = read_json(folder / MANIFEST)
     if content.get("format") != FORMAT:
         raise CheckpointError(

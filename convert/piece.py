@@ -1,4 +1,4 @@
-"""A tensor of the released layout, wherever it comes from: byte ranges of files, and a rule.
+"""A tensor of the released layout, made from byte ranges of any source's files by a rule.
 
 Every source becomes a mapping from released names to pieces; nothing is read until `read`.
 """

@@ -1,4 +1,4 @@
-"""What will be written: files, the place of every tensor in them, and what each is made from.
+"""The plan of a conversion: files, the place of every tensor in them, and what each is made from.
 
 Pure arithmetic on headers. The same content gives the same plan whatever the source was, so every
 source of a model converts to the same weight files.
@@ -58,7 +58,7 @@ class File:
 
 @dataclass(frozen=True)
 class Task:
-    """Outputs that are made together: one from its piece, or all parts of a quantized matrix."""
+    """Tensors that are made together: one from its piece, or those of a quantized matrix."""
 
     piece: Piece
     spec: QuantizationSpec | None
@@ -78,9 +78,10 @@ class Task:
 
 @dataclass(frozen=True)
 class Plan:
-    """files: safetensors. texts: all other files but the manifest, and what stands in them.
+    """Everything that a conversion writes.
 
-    tasks: in the order of files.
+    files: safetensors. texts: all other files but the manifest, and their bytes. tasks: in the
+    order of files.
     """
 
     target: str
@@ -92,12 +93,12 @@ class Plan:
 
     @property
     def nbytes(self) -> int:
-        """Of the weight files."""
+        """Bytes of the weight files."""
         return sum(file.nbytes for file in self.files)
 
     @property
     def names(self) -> set[str]:
-        """Of all files of the finished result."""
+        """Names of all files of the finished result."""
         manifest = {MANIFEST} if self.target == "mlx" else set()
         return {file.name for file in self.files} | set(self.texts) | manifest
 
@@ -106,7 +107,7 @@ class Plan:
         return (output for task in self.tasks for output in task.outputs)
 
     def identity(self, source: Source) -> str:
-        """What has to stay the same for an interrupted conversion to go on."""
+        """A hash of what has to stay the same for an interrupted conversion to be resumed."""
         digest = sha256(f"{__version__} {self.target} {self.recipe} {source.content}".encode())
         for file in self.files:
             digest.update(file.name.encode() + file.head)
@@ -114,7 +115,7 @@ class Plan:
 
 
 def to_mlx(source: Source, recipe: Recipe, shard_bytes: int = MLX_SHARD_BYTES) -> Plan:
-    """Experts as they are, every other matrix as the recipe says."""
+    """The plan for MLX format: experts as they are, every other matrix as the recipe says."""
     section = quantization(recipe, source.model)
     if section is None:
         config, text = dict(source.config), source.verbatim
@@ -131,7 +132,7 @@ def to_mlx(source: Source, recipe: Recipe, shard_bytes: int = MLX_SHARD_BYTES) -
 
 
 def to_release(source: Source, shard_bytes: int = RELEASE_SHARD_BYTES) -> Plan:
-    """The released layout, in the released cut where the source knows it."""
+    """The plan for the released layout, cut as the release was where the source knows that."""
     if source.release is not None:
         laid_out = _recorded(source.release)
     else:
@@ -184,15 +185,15 @@ def _tasks(source: Source, model: ModelConfig, outputs: tuple[Output, ...]) -> I
         elif module not in done:
             done.add(module)
             names = (f"{module}.{part}" for part in ("weight", "scales", "biases"))
-            parts = tuple(by_name[name] for name in names if name in by_name)
+            matrix_outputs = tuple(by_name[name] for name in names if name in by_name)
             assert model.quantization is not None
             spec = model.quantization.of(module)
             packed = source.packed.get(module)
             if packed is None or packed.spec != spec:
-                yield Task(source.pieces[f"{module}.weight"], spec, parts)
+                yield Task(source.pieces[f"{module}.weight"], spec, matrix_outputs)
                 continue
-            for tensor, part_output in zip(packed.parts, parts, strict=True):
-                yield Task(Piece(tensor.dtype, tensor.shape, (tensor,)), None, (part_output,))
+            for tensor, matrix_output in zip(packed.tensors, matrix_outputs, strict=True):
+                yield Task(Piece(tensor.dtype, tensor.shape, (tensor,)), None, (matrix_output,))
 
 
 Sizes = dict[str, tuple[str, tuple[int, ...]]]
@@ -209,7 +210,7 @@ def expected_nbytes(config: Mapping[str, Any], path: Path) -> int:
 
 
 def _cut(tensors: Sizes, limit: int) -> list[Sizes]:
-    """Files of at most `limit` bytes of tensors, in order."""
+    """The tensors cut into files of at most `limit` bytes of tensors, in order."""
     files: list[Sizes] = [{}]
     used = 0
     for name, (dtype, shape) in tensors.items():
@@ -223,7 +224,7 @@ def _cut(tensors: Sizes, limit: int) -> list[Sizes]:
 
 
 def _words_first(tensors: Sizes) -> Sizes:
-    """In another order, so that tensors of an odd number of bytes leave none of U32 unaligned."""
+    """U32 tensors first, so that tensors of an odd number of bytes leave none of them unaligned."""
     return dict(sorted(tensors.items(), key=lambda item: item[1][0] != "U32"))
 
 
@@ -243,7 +244,7 @@ def _recorded(release: Release) -> tuple[tuple[File, ...], tuple[Output, ...]]:
 
 
 def _described(heads: Mapping[str, bytes]) -> tuple[tuple[File, ...], tuple[Output, ...]]:
-    """What files that begin so hold, in the order of their bytes."""
+    """The files that begin with these bytes, and their tensors in the order of their bytes."""
     files: list[File] = []
     outputs: list[Output] = []
     for file, head in heads.items():

@@ -55,7 +55,10 @@ def rounded(x: Array) -> Array:
 
 
 def narrowed(where: str) -> Callable[[Array], Array]:
-    """float32 to bfloat16 where that loses nothing, else CheckpointError; `where` opens it."""
+    """A rule from float32 to bfloat16 where that loses nothing, else CheckpointError.
+
+    where: opens the error's message.
+    """
 
     def rule(x: Array) -> Array:
         bits = x.view(np.uint32)
@@ -101,14 +104,14 @@ def quantized(spec: QuantizationSpec, rows: Array, width: int) -> tuple[Array, .
     mx = _mlx()
     bits = mx.array(rows.view(np.uint16).reshape(-1, width))
     values = bits.view(mx.bfloat16, stream=mx.cpu)
-    parts = mx.quantize(
+    arrays = mx.quantize(
         values, group_size=spec.group_size, bits=spec.bits, mode=spec.mode, stream=mx.cpu
     )
-    return tuple(_bits(part) for part in parts)
+    return tuple(_bits(array) for array in arrays)
 
 
 def _mlx() -> Any:
-    """MLX, told to keep no freed memory: every span would leave some."""
+    """MLX, set to keep no freed memory: every span would leave some."""
     import mlx.core as mx
 
     mx.set_cache_limit(0)
@@ -116,7 +119,7 @@ def _mlx() -> Any:
 
 
 def _bits(values: mx.array) -> Array:
-    """As numpy holds it: bfloat16 as uint16."""
+    """An array of MLX as one of numpy: bfloat16 as its bits, uint16."""
     import mlx.core as mx
 
     if values.dtype == mx.bfloat16:

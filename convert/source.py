@@ -1,4 +1,4 @@
-"""What is converted: a config, the pieces of every released tensor, and the files beside them."""
+"""The source of a conversion: a config, the pieces of every released tensor, and other files."""
 
 from __future__ import annotations
 
@@ -61,23 +61,24 @@ class Packed:
     """A matrix that the source holds quantized by MLX: weight, scales and, if affine, biases."""
 
     spec: QuantizationSpec
-    parts: tuple[Tensor, ...]
+    tensors: tuple[Tensor, ...]
 
     def unpacked(self) -> Piece:
-        """The matrix in bfloat16, which is not the released one."""
-        rows, words = self.parts[0].shape
+        """The matrix dequantized to bfloat16; its values are not the released ones."""
+        rows, words = self.tensors[0].shape
         shape = rows, words * 32 // self.spec.bits
-        return Piece("BF16", shape, self.parts, rules.dequantized(self.spec))
+        return Piece("BF16", shape, self.tensors, rules.dequantized(self.spec))
 
 
 @dataclass(frozen=True)
 class Source:
-    """kind: of `sources/`. name: for people. paths: every file that is read.
+    """Weights to be converted, in some layout.
 
+    kind: which layout, of those in `sources/`. name: for people. paths: every file that is read.
     config: the content of a released config.json. verbatim: its bytes, where there is such a file.
-    carried: files that come along as they are, by name; written: files made for the result.
-    packed: by module, what `pieces` would unpack. exact: whether every piece gives the released
-    bytes.
+    carried: files that are copied as they are, by name; written: files made for the result.
+    packed: by module, quantized matrices that `pieces` would dequantize. exact: whether every piece
+    gives the released bytes.
     """
 
     kind: str
@@ -101,7 +102,7 @@ class Source:
         """SHA-256 that names the weights: every tensor's dtype, shape and a sample of its bytes.
 
         64 KiB from the middle of each tensor (30 MB of gpt-oss-20b) tell models and their
-        finetunes apart in a moment; single bytes are for `verify`. Raises CheckpointError.
+        finetunes apart in a moment; `verify` compares every byte. Raises CheckpointError.
         """
         digest = sha256(self.kind.encode())
         for name, piece in sorted(self.pieces.items()):
@@ -133,7 +134,7 @@ class Source:
 
 
 class Inputs:
-    """Tensors of a foreign layout, taken by name and checked; what nobody takes is an error."""
+    """Tensors of a foreign layout, taken by name and checked; one that is not taken is an error."""
 
     def __init__(self, where: Path, tensors: Mapping[str, Tensor]) -> None:
         self._where, self._tensors = where, tensors

@@ -1,4 +1,4 @@
-"""What a destination holds: nothing, an unfinished conversion that can go on, or a finished one."""
+"""The state of a destination: nothing there, an unfinished conversion, or a finished one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ _HASH = re.compile("[0-9a-f]{64}")
 
 
 def state(source: Source, plan: Plan, folder: Path) -> State:
-    """Raises ConversionError or CheckpointError for a folder that is not for this conversion."""
+    """What a folder holds of this conversion.
+
+    Raises ConversionError or CheckpointError for a folder that is not for this conversion.
+    """
     try:
         if not folder.is_dir():
             _check_can_be_made(folder)
@@ -76,7 +79,7 @@ def check_room(source: Source, plan: Plan, folder: Path) -> None:
 
 
 def free_bytes(folder: Path) -> int:
-    """Of the disk that the folder is or will be on."""
+    """Free bytes of the disk that the folder is or will be on."""
     return shutil.disk_usage(_nearest(folder)).free
 
 
@@ -112,14 +115,19 @@ def _check_finished(source: Source, plan: Plan, folder: Path, names: set[str]) -
 
 
 def _check_manifest(source: Source, plan: Plan, folder: Path) -> None:
-    """That it is of this source and recipe, and names the files and tensors of this plan."""
+    """Check that a manifest is of this source and recipe, with this plan's files and tensors.
+
+    Raises ConversionError or CheckpointError.
+    """
     found = read_manifest(folder)
-    told = found.get("source")
-    if not isinstance(told, dict) or not all(isinstance(text, str) for text in told.values()):
+    recorded = found.get("source")
+    if not isinstance(recorded, dict) or not all(
+        isinstance(text, str) for text in recorded.values()
+    ):
         raise _damaged(folder, "source")
-    if told.get("content") != source.content:
+    if recorded.get("content") != source.content:
         raise ConversionError(
-            f"{folder}: holds a conversion of another source, called {shown(told.get('name'))};"
+            f"{folder}: holds a conversion of another source, called {shown(recorded.get('name'))};"
             " choose another folder"
         )
     if found.get("recipe") != plan.recipe:
@@ -130,8 +138,8 @@ def _check_manifest(source: Source, plan: Plan, folder: Path) -> None:
     hashes = found.get("tensors")
     if not _are_hashes(hashes) or hashes.keys() != {output.name for output in plan.outputs}:
         raise _damaged(folder, "tensors")
-    # Another version may have written it, from a place of another name.
-    expected = {**record(source, plan, hashes), "source": told, "tool": str(found.get("tool"))}
+    # Another version may have written it, and its source may have had another name.
+    expected = {**record(source, plan, hashes), "source": recorded, "tool": str(found.get("tool"))}
     for key in sorted(expected.keys() | found.keys()):
         if found.get(key) != expected.get(key):
             raise _damaged(folder, key)
@@ -187,5 +195,5 @@ def _check_writable(folder: Path) -> None:
 
 
 def _nearest(folder: Path) -> Path:
-    """The folder, or the innermost of those around it, that is there."""
+    """The folder, or the nearest of its parents, that exists."""
     return next(path for path in (folder, *folder.resolve().parents) if path.exists())

@@ -1,4 +1,4 @@
-"""A plan as people look at it: what becomes of each part of the model, and how large it is."""
+"""A table of a plan, for people: what each part of the model becomes, and how large it is."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Whether a finished conversion holds what its source holds, found out by reading both again.
+"""Verifies a finished conversion against its source, by reading both again.
 
 Every tensor's SHA-256 must be the manifest's. Experts of a source that orders them otherwise are
 decoded to numbers on both sides, the source by a decoder of its own format; those it holds in the
-released order are compared byte by byte, and everything else is made once more.
+released order are compared byte by byte, and everything else is made once more and compared.
 """
 
 from __future__ import annotations
@@ -40,8 +40,10 @@ _POWERS = np.ldexp(np.float32(1), np.arange(255) - 127).astype(np.float32)
 
 
 def verify(source: Source, plan: Plan, folder: Path, progress: Progress | None = None) -> int:
-    """Tensors that were compared; raises ConversionError for the first that differs, and for a
-    folder that is not this conversion's or lacks something.
+    """Compare every tensor; returns how many there are.
+
+    Raises ConversionError for the first that differs, and for a folder that is not this
+    conversion's or lacks something.
     """
     if state(source, plan, folder) != "complete":
         raise ConversionError(f"{folder}: holds no finished conversion")
@@ -104,8 +106,10 @@ def _check_hashes(task: Task, folder: Path, recorded: Mapping[str, str] | None) 
 def _check_values(source: Source, plan: Plan, task: Task, folder: Path) -> None:
     name = task.outputs[0].name
     if name.endswith("_blocks"):
+        # Their scales are also compared as bytes, as a task of their own: the scale of a block of
+        # zeros changes no value.
         _check_experts(source, plan, task, folder)
-        return  # their scales come as bytes too: those of a block of zeros change no value
+        return
     for start, stop in task.spans():
         for output, data in zip(task.outputs, made(task, start, stop), strict=True):
             if _read(output, folder, start, stop).tobytes() != data.tobytes():
@@ -118,15 +122,15 @@ def _check_experts(source: Source, plan: Plan, task: Task, folder: Path) -> None
     scales = next(o for t in plan.tasks for o in t.outputs if o.name == scales_name)
     decode = _DECODERS.get(source.kind)
     for expert in range(output.shape[0]):
-        parts = [_read(part, folder, expert, expert + 1) for part in (output, scales)]
+        written = [_read(tensor, folder, expert, expert + 1) for tensor in (output, scales)]
         pieces = task.piece, source.pieces[scales_name]
         if decode is None:  # the same bytes in the same order are the same values
             same = all(
-                np.array_equal(part, _raw(piece.inputs[0], expert).reshape(-1))
-                for part, piece in zip(parts, pieces, strict=True)
+                np.array_equal(data, _raw(piece.inputs[0], expert).reshape(-1))
+                for data, piece in zip(written, pieces, strict=True)
             )
         else:
-            blocks, exponents = parts
+            blocks, exponents = written
             found = mxfp4_values(
                 blocks.reshape(output.shape[1:]), exponents.reshape(scales.shape[1:])
             )
@@ -159,7 +163,7 @@ def _ggml(blocks: Piece, scales: Piece, expert: int) -> NDArray[np.float32]:
             values = gguf.dequantize(raw, gguf.GGMLQuantizationType.MXFP4)
         codes = raw.reshape(raw.shape[0], -1, rules.GGML_BLOCK)[..., 1:]
         negative = np.concatenate((codes & 8, codes & 128), axis=-1).reshape(values.shape) != 0
-        # Its table has no -0, which the released code 8 is.
+        # gguf's table has no -0, which the released code 8 is.
         halves.append(np.where((values == 0) & negative, np.float32(-0.0), values))
     return _together(halves)
 
@@ -171,7 +175,7 @@ _DECODERS: Mapping[str, Callable[[Piece, Piece, int], NDArray[np.float32]]] = {
 
 
 def _together(halves: list[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """gate and up rows in turn; down is alone."""
+    """Rows of gate and up interleaved; down is alone."""
     if len(halves) == 1:
         return halves[0]
     return np.stack(halves, axis=1).reshape(-1, halves[0].shape[-1])

@@ -23,9 +23,9 @@ _READ_BYTES = 4 << 20
 
 
 class Weights:
-    """The tensors of a plan on their way into open files, memory staying at a few spans.
+    """Writes the tensors of a plan into open files, holding a few spans in memory at most.
 
-    A tensor the journal names is kept if what lies there has its hash, else made once more.
+    A tensor that the journal records is kept if what is on the disk has its hash, else made again.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Weights:
         self._done = 0
         self._total = sum(task.nbytes for task in plan.tasks)
         self.written = 0
-        """Bytes."""
+        """Bytes written."""
 
     def write(self) -> None:
         with ThreadPoolExecutor(_WORKERS, thread_name_prefix="convert") as pool:
@@ -55,7 +55,7 @@ class Weights:
                 pool.shutdown(cancel_futures=True)
                 raise
             finally:
-                # Also what an error cut short is worth keeping.
+                # Tensors finished before an error are worth keeping too.
                 self._journal.flush()
 
     def _keep_or_make(self, task: Task) -> None:
@@ -65,7 +65,7 @@ class Weights:
             self._make(task)
 
     def _is_kept(self, output: Output) -> bool:
-        """Whether what lies there is what the journal says was written."""
+        """Whether the tensor on the disk is the one that the journal records."""
         recorded = self._journal.done.get(output.name)
         return recorded is not None and recorded == self._hash_there(output)
 

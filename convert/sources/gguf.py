@@ -64,7 +64,8 @@ _OPTIONAL = {"factor": 32.0, "yarn_beta_fast": 32.0, "yarn_beta_slow": 1.0}
 
 @dataclass(frozen=True)
 class _File:
-    """Tensors of all parts, their GGML types by name, and the metadata of the first part."""
+    """Tensors of all files of a split GGUF, their GGML types by name, and the first file's
+    metadata."""
 
     paths: tuple[Path, ...]
     tensors: Mapping[str, Tensor]
@@ -79,7 +80,7 @@ def matches(path: Path) -> bool:
 
 
 def read(path: Path, exact: bool) -> Source:
-    """Raises CheckpointError."""
+    """The source at a path. Raises CheckpointError."""
     file = _read_parts(_parts(path))
     config = _config(file)
     model = ModelConfig.from_values(config, file.paths[0])
@@ -99,7 +100,7 @@ def read(path: Path, exact: bool) -> Source:
         pieces=pieces,
         exact=all(
             kind == "BF16"
-            or (kind == "F32" and exact)  # else they are rounded, and nobody looks what is lost
+            or (kind == "F32" and exact)  # else they are rounded, and the loss is not checked
             or (kind == MXFP4 and name.endswith("_exps.weight"))
             for name, kind in file.types.items()
         ),

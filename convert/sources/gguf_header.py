@@ -25,10 +25,11 @@ _VERSIONS = (2, 3)
 _ALIGNMENT = 32
 _MAX_ALIGNMENT = 1 << 20
 _MAX_COUNT = 1 << 16
-"""Of tensors or of metadata; gpt-oss-120b's files have 687 and about 40."""
+"""The most tensors, and the most metadata; gpt-oss-120b's files have 687 and about 40."""
 _MAX_STRINGS = 1 << 21
-"""Stepped over one by one; gpt-oss's vocabulary with its merges has 647,000."""
-_MAX_STRING = 1 << 16  # bytes of a name, which is what GGUF says of keys, or of a text that is kept
+"""The most strings in arrays, which are skipped one by one; gpt-oss's vocabulary with its merges
+has 647,000."""
+_MAX_STRING = 1 << 16  # bytes of a name (GGUF's own limit for keys), or of a text that is kept
 _NUMBERS = dict(zip((*range(8), 10, 11, 12), "BbHhIif?Qqd", strict=True))  # struct's codes by type
 _STRING, _ARRAY = 8, 9
 
@@ -48,7 +49,7 @@ def read_header(path: Path) -> tuple[dict[str, Any], list[TensorInfo]]:
     """Metadata (arrays left out) and tensors. Raises CheckpointError."""
     try:
         with open(open_regular(path), "rb") as file:
-            if os.fstat(file.fileno()).st_size == 0:  # which cannot be mapped
+            if os.fstat(file.fileno()).st_size == 0:  # an empty file cannot be mapped
                 raise CheckpointError(f"{path}: is not a readable GGUF file: it is empty")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 return _Reader(path, data).read()
@@ -57,7 +58,7 @@ def read_header(path: Path) -> tuple[dict[str, Any], list[TensorInfo]]:
 
 
 class _Reader:
-    """A position in the mapped file that never leaves it."""
+    """Reads from a position in the mapped file, never beyond its end."""
 
     def __init__(self, path: Path, data: mmap.mmap) -> None:
         self._path, self._data, self._at = path, data, 0
@@ -84,7 +85,7 @@ class _Reader:
         if type(alignment) is not int or not _is_power_of_two(alignment):
             raise self._fail(f"general.alignment is {shown(alignment)}, not a power of two")
         start = -(-self._at // alignment) * alignment
-        found = [self._tensor(start, alignment, *parts) for parts in raw]
+        found = [self._tensor(start, alignment, *entry) for entry in raw]
         self._check_apart(found)
         if len({tensor.name for tensor in found}) < len(found):
             raise self._fail("it names a tensor twice")
@@ -128,7 +129,8 @@ class _Reader:
         return TensorInfo(name, known.name, shape, begin, nbytes)
 
     def _check_apart(self, tensors: Iterable[TensorInfo]) -> None:
-        """Their bytes are their own; between them there may be some for alignment."""
+        """Raises CheckpointError if tensors overlap; between them there may be bytes for
+        alignment."""
         end = 0
         for tensor in sorted(tensors, key=lambda tensor: (tensor.offset, tensor.nbytes)):
             if tensor.offset < end:

@@ -31,7 +31,7 @@ def matches(path: Path) -> bool:
 
 
 def read(path: Path, exact: bool) -> Source:
-    """Raises CheckpointError."""
+    """The source at a path. Raises CheckpointError."""
     config_path = path / "config.json"
     config = read_json(config_path)
     quantization = ModelConfig.from_values(config, config_path).quantization
@@ -46,7 +46,7 @@ def read(path: Path, exact: bool) -> Source:
         if module.endswith(".experts"):
             _check_mxfp4(config_path, quantization, module)
             pieces[name] = _expert_piece(inputs, name, dtype, shape)
-        elif part == "weight" and f"{module}.scales" in inputs:  # what mlx-lm itself goes by
+        elif part == "weight" and f"{module}.scales" in inputs:  # mlx-lm's own criterion
             spec = quantization.of(module)
             packed[module] = _packed(inputs, config_path, module, spec, shape)
             pieces[name] = packed[module].unpacked()
@@ -82,10 +82,10 @@ def _packed(
         )
     affine = spec.mode == "affine"
     groups = rows, width // spec.group_size
-    parts = [inputs.take(f"{module}.weight", "U32", (rows, width * spec.bits // 32))]
-    parts += [inputs.take(f"{module}.scales", "BF16" if affine else "U8", groups)]
-    parts += [inputs.take(f"{module}.biases", "BF16", groups)] if affine else []
-    return Packed(spec, tuple(parts))
+    tensors = [inputs.take(f"{module}.weight", "U32", (rows, width * spec.bits // 32))]
+    tensors += [inputs.take(f"{module}.scales", "BF16" if affine else "U8", groups)]
+    tensors += [inputs.take(f"{module}.biases", "BF16", groups)] if affine else []
+    return Packed(spec, tuple(tensors))
 
 
 def _check_mxfp4(path: Path, quantization: Quantization, experts: str) -> None:

@@ -60,7 +60,7 @@ def matches(path: Path) -> bool:
 
 
 def read(path: Path, exact: bool) -> Source:
-    """Raises CheckpointError."""
+    """The source at a path. Raises CheckpointError."""
     config_path = path / "config.json"
     config = _config(config_path)
     model = ModelConfig.from_values(config, config_path)

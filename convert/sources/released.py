@@ -22,7 +22,7 @@ def matches(path: Path) -> bool:
 
 
 def read(path: Path, exact: bool) -> Source:
-    """Raises CheckpointError."""
+    """The source at a path. Raises CheckpointError."""
     with Checkpoint.open(path) as checkpoint:
         tensors, quantization = dict(checkpoint.tensors), checkpoint.config.quantization
     packed: dict[str, Packed] = {}
@@ -31,8 +31,8 @@ def read(path: Path, exact: bool) -> Source:
         spec = None if quantization is None else quantization.of(module)
         assert spec is not None, "validated by Checkpoint.open"
         names = [f"{module}.{part}" for part in ("weight", "scales", "biases")]
-        parts = tuple(tensors.pop(name) for name in names if name in tensors)
-        packed[module] = Packed(spec, parts)
+        matrix = tuple(tensors.pop(name) for name in names if name in tensors)
+        packed[module] = Packed(spec, matrix)
     pieces = {
         name: Piece(tensor.dtype, tensor.shape, (tensor,)) for name, tensor in tensors.items()
     }
@@ -58,14 +58,17 @@ def read(path: Path, exact: bool) -> Source:
 
 
 def _release(path: Path, files: list[Path]) -> Release:
-    """The cut of the released files: these."""
+    """Headers and index of the released files, which are these."""
     index = path / INDEX
     text = _content(index).decode("utf-8") if is_named(index) else None
     return Release({file.name: _header(file) for file in files}, text)
 
 
 def _recorded(manifest: Path, record: Any, pieces: Mapping[str, Piece]) -> Release | None:
-    """The cut that the manifest of a conversion records. Raises CheckpointError."""
+    """Headers and index of the released files, as a conversion's manifest records them.
+
+    Raises CheckpointError.
+    """
     if record is None:
         return None
     try:

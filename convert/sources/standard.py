@@ -1,4 +1,4 @@
-"""What sources without Hugging Face's files get: the released config.json and tokenizer files."""
+"""The released config.json and tokenizer files, for sources without Hugging Face's files."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ _NUMBER_LIMIT = 1e15
 def released_config_of(
     path: Path, fields: Mapping[str, Any], yarn: Mapping[str, float], swiglu_limit: float
 ) -> dict[str, Any]:
-    """fields: sizes under their names in config.json, with `initial_context_length`.
+    """The released config.json for a model of these sizes.
 
-    `path` opens the message of the CheckpointError for what is no config.
+    fields: sizes under their names in config.json, with `initial_context_length`. `path` opens the
+    message of the CheckpointError for what is no config.
     """
     for name, value in {**fields, **yarn}.items():
         check_number(path, name, value)
@@ -62,7 +63,7 @@ def released_config_of(
 
 
 def check_number(path: Path, name: str, value: Any) -> None:
-    """Raises CheckpointError; whether it is a fitting one is for ModelConfig to say."""
+    """Raises CheckpointError for what is no number; its range is checked by ModelConfig."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not (number and 0 <= value <= _NUMBER_LIMIT):
         raise CheckpointError(f"{path}: {name} is {shown(value)}, not a number")
