@@ -37,7 +37,7 @@ PLACES = ("Ones", "Tens", "Hundreds")
 def draw_pair(
     rng: Random, operator: str, held_out: bool, first: int | None = None
 ) -> tuple[int, int]:
-    """Two numbers of one to three digits whose pair (in either order) is on the asked side."""
+    """Two numbers of one to three digits whose pair (in either order) is held out, or is not."""
     while True:
         a, b = (rng.randrange(rng.choice((10, 100, 100, 100, 1000, 1000))) for _ in "ab")
         a = a if first is None else first
@@ -62,7 +62,8 @@ def add_steps(a: int, b: int) -> tuple[str, str, str]:
 
 
 def subtract_steps(a: int, b: int) -> tuple[str, str, str]:
-    """Column by column; a smaller first number is subtracted from, and the sign put before."""
+    """Column by column; if the first number is smaller, the two are swapped and the sign put
+    before."""
     if a < b:
         low, medium, high = subtract_steps(b, a)
         head = f"{a}<{b}, so -({b}-{a}). "

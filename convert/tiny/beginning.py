@@ -1,7 +1,8 @@
-"""Where training begins: heads that look back, match and copy, so that hours are not spent on them.
+"""Initial weights: attention heads that look back, match and copy, so that training need not spend
+hours on finding them.
 
-Chance finds such heads too, but only after millions of tokens.  All of it is a matter of initial
-values; every weight is trained afterwards.
+Random weights lead to such heads too, but only after millions of tokens. These are initial values
+only; every weight is trained afterwards.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ def orthonormal(rows: int, columns: int) -> Tensor:
 def begin(network: Network) -> None:
     """Set the first layer's heads to look one, two and three tokens back, the full layers' to copy.
 
-    A full layer's first group matches this token with the one before each key and gives the key's
-    token (what followed); its second matches the key's token and gives the one before (what led).
+    In a full layer the first group matches the current token with the token before each key, and
+    copies the key's own token (what followed it). The second group matches the current token with
+    the key's own token, and copies the token before the key (what led to it).
     """
     shape = network.shape
     size, heads = shape.head_dim, shape.num_attention_heads // shape.num_key_value_heads
@@ -68,10 +70,10 @@ def position(shape: Shape, distance: int) -> Tensor:
 
 
 def spelled(encoding: Encoding, rows: list[int], width: int) -> Tensor:
-    """Embeddings to begin with, [rows, width]: tokens that spell alike begin alike.
+    """Initial embeddings, [rows, width]: tokens that are spelled alike begin alike.
 
-    A token's vector is the sum of one for itself, one for its word without spaces and case, and
-    for a number one for each digit by its place.
+    A token's vector is the sum of one for itself, one for its word without spaces and case, and for
+    a number one for each digit by its place.
     """
     features: dict[str, Tensor] = {}
 

@@ -1,8 +1,8 @@
 """Conversations the tiny model learns from and is examined on.
 
-`make` draws one conversation of a skill from a seeded generator.  The right reply is a function of
-the conversation.  What is held out never occurs in training: one in ten pairs of numbers, word
-lists and sets of functions, and of all other conversations those whose text hashes to it.
+`make` draws one conversation of a skill from a seeded generator. The right reply is a function of
+the conversation. What is held out never occurs in training: one in ten pairs of numbers, word
+lists and sets of functions, and of all other conversations those whose text's hash says so.
 `encode` turns one into token ids through the package's own renderer.
 """
 

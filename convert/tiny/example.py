@@ -1,4 +1,4 @@
-"""One conversation with its right reply, and the parts every skill puts it together from."""
+"""One conversation with its right reply, and helpers that all skills build them with."""
 
 # ruff: noqa: SIM905 (lists of phrases read better as text)
 from __future__ import annotations

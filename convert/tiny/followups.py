@@ -16,8 +16,8 @@ AGAIN = (
     "Repeat that.|Again.|Once more.|Say it again.|Again, please.|Repeat it.|Say that once more.|"
     "One more time.|Say them again."
 ).split("|")
-MOST_LISTED = 7  # words that there are numbers for with some to spare
-MOST = 999  # digits the columns have
+MOST_LISTED = 7  # words; `turns.ORDER` has numbers for a few more
+MOST = 999  # the largest number of three digits, which the columns have
 
 
 def follow(rng: Random, held_out: bool, before: Turn) -> Turn | None:

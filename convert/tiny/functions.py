@@ -27,7 +27,8 @@ class Call:
 
 @dataclass(frozen=True)
 class Function:
-    """A function; `make` gets the chance, the side of the split and the parameters' names."""
+    """A function. make: takes a random generator, whether to draw a held-out case, and the names of
+    the parameters."""
 
     name: str
     descriptions: tuple[str, ...]

@@ -71,7 +71,7 @@ def mxfp4_round(weight: Tensor) -> Tensor:
 
 
 def fake_quantize(weight: Tensor) -> Tensor:
-    """MXFP4 on the way forward, the identity on the way back."""
+    """MXFP4 rounding in the forward pass, the identity in the backward pass."""
     return weight + (mxfp4_round(weight) - weight).detach()
 
 

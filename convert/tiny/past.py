@@ -1,4 +1,4 @@
-"""What was said before: finished turns at the head of a conversation."""
+"""Past turns: finished ones at the head of a conversation."""
 
 from __future__ import annotations
 

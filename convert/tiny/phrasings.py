@@ -1,7 +1,7 @@
 """Phrasings the tiny model was not trained on, with the one right answer to each.
 
 They are how people were seen to ask; no form of them occurs in `turns`, `arithmetic`, `followups`
-or `functions`, so what the skills table says of them is how far the skills carry.
+or `functions`, so their accuracy in the skills table shows how far the skills generalize.
 """
 
 # ruff: noqa: SIM905 (lists of phrases read better as text)
@@ -51,7 +51,7 @@ RECALL = {
 
 
 def example(rng: Random, held_out: bool) -> Example:
-    """One conversation; `held_out` as everywhere: the numbers are never those of the training."""
+    """One conversation. held_out: whether its numbers are held out, never seen in training."""
     history: list[dict[str, object]] = []
     kind = rng.choice(("add", "add", "subtract", "reverse", "repeat", "greet", "recall"))
     if kind in ("add", "subtract"):

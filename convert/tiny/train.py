@@ -44,9 +44,9 @@ class Schedule:
     muon: float
     adam: float
     embedding: float
-    decay: float  # the last part, over which rates fall to nothing
-    mxfp4_from: float  # the part after which the experts are rounded
-    rest_from: float  # the part after which the logits of all other rows count
+    decay: float  # fraction of the steps, the last ones, over which rates fall to 0
+    mxfp4_from: float  # fraction of the steps after which the experts are rounded
+    rest_from: float  # fraction of the steps after which all other rows' logits count
 
 
 SCHEDULE = Schedule(
@@ -55,7 +55,7 @@ SCHEDULE = Schedule(
 FURTHER = Schedule(
     1300, muon=0.006, adam=1e-3, embedding=2e-3, decay=0.8, mxfp4_from=0.0, rest_from=0.0
 )
-"""Of a run that begins with a packed model, whose experts are rounded already."""
+"""The schedule of a run that begins with a packed model, whose experts are rounded already."""
 BALANCE = 0.02
 TOKENS = 6144  # a step
 CONVERSATIONS = 20000  # that the vocabulary is collected from
@@ -110,7 +110,8 @@ def examine(
 
 
 def rate(step: int, schedule: Schedule) -> float:
-    """Warm-up, a plateau, and over the last part linearly to nothing."""
+    """The factor of the learning rates: warm-up, a plateau, and a linear fall to 0 over the last
+    part."""
     fall = (schedule.steps - step) / (schedule.decay * schedule.steps)
     return min(1.0, (step + 1) / 60, fall)
 
@@ -132,7 +133,7 @@ class Training:
     def step(
         self, batch: Batch, mxfp4: bool, rest: bool
     ) -> tuple[float, list[tuple[Tensor, Tensor]]]:
-        """Adds the gradients of one batch; gives its loss and the routing of each layer."""
+        """Adds the gradients of one batch; returns its loss and the routing of each layer."""
         with precision():
             hidden, routes = self.network(batch.ids, mxfp4, self.layers)
             asked = batch.targets != IGNORE
@@ -174,7 +175,8 @@ class Training:
         (self.out / "unfinished.new").replace(self.out / UNFINISHED)
 
     def _restore(self, optimizer: Optimizer) -> int:
-        """Steps that an interrupted run has made, its state taken over."""
+        """Load the state of an interrupted run; returns the steps it has made, 0 if there was
+        none."""
         path = self.out / UNFINISHED
         if not path.exists():
             return 0

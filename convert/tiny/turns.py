@@ -53,7 +53,7 @@ def is_held_out(text: str, one_in: int = 10) -> bool:
 
 
 def cased(rng: Random, form: str) -> str:
-    """The form as written or, now and then, in lower or upper case; places to fill stay."""
+    """The form as written or, now and then, in lower or upper case; placeholders stay."""
     draw = rng.random()
     if draw > 0.2:
         return form
@@ -99,7 +99,7 @@ def word_list(rng: Random, held_out: bool, skill: str | None = None) -> Turn:
 def list_steps(skill: str, words: list[str]) -> tuple[str, str, str]:
     """To reverse, the words are numbered, then said by falling number: no step looks backwards.
 
-    A colon only in the first list keeps apart what follows a word there and in the second.
+    Only the first list has colons, so that what follows a word differs between the two lists.
     """
     if skill == "repeat":
         medium = f"Repeat the words. The first to say is {words[0]}."

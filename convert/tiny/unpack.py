@@ -1,4 +1,4 @@
-"""A packed model as a network again, so that training can go on from it with a wider vocabulary.
+"""Unpacks a packed model into a network, so that training can go on with a wider vocabulary.
 
 Every number is the one that was stored: experts decoded from MXFP4, the rest from bfloat16.
 """
@@ -17,7 +17,7 @@ from gptoss_mlx.backends.torch.mxfp4 import dequantize
 from gptoss_mlx.harmony import Encoding
 
 RIDGE = 0.1
-"""How much the map from spellings to rows is held back, a part of the features' mean variance."""
+"""Ridge penalty of the map from spellings to rows: a part of the features' mean variance."""
 
 
 def from_bits(bits: Tensor) -> Tensor:
@@ -27,11 +27,11 @@ def from_bits(bits: Tensor) -> Tensor:
 
 @torch.no_grad()
 def take_over(network: Network, rows: list[int], encoding: Encoding, path: Path) -> int:
-    """Set a network's weights to those of a packed file; gives the number of rows it lacked.
+    """Set a network's weights to those of a packed file; returns how many rows the file lacked.
 
-    Both tables are found by token id.  A row that the file does not have is what a linear map,
-    fitted to the rows it has, makes of its spelling: a new number begins near those that share
-    its digits.  Raises KeyError or RuntimeError where the file is of another shape.
+    Both tables are found by token id. A row that the file does not have is predicted from its
+    spelling, by a linear map fitted to the rows it has: a new number begins near those that share
+    its digits. Raises KeyError or RuntimeError where the file is of another shape.
     """
     stored = load_file(path)
     old = {int(row): i for i, row in enumerate(stored["rows"])}
