@@ -1,4 +1,5 @@
-"""How bytes of other layouts become the released ones. Arrays hold whole rows; bfloat16 is uint16.
+"""Rules that turn bytes of other layouts into the released ones. Arrays hold whole rows; bfloat16
+is uint16.
 
 GGML keeps a block of 32 MXFP4 values as 17 bytes: the scale, then 16 bytes whose low nibbles are
 values 0..15 and whose high nibbles are values 16..31 (ggml-quants.c, block_mxfp4). The release has

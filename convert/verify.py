@@ -36,7 +36,7 @@ _E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, 
 _PAIRS = np.stack((np.tile(_E2M1, 16), np.repeat(_E2M1, 16)), axis=-1)
 """[256, 2]: the two values of a byte, low nibble first."""
 _POWERS = np.ldexp(np.float32(1), np.arange(255) - 127).astype(np.float32)
-"""What a scale byte multiplies by; every product with an E2M1 value is exact, or infinite."""
+"""The factor of every scale byte; its product with an E2M1 value is exact, or infinite."""
 
 
 def verify(source: Source, plan: Plan, folder: Path, progress: Progress | None = None) -> int:

@@ -1,7 +1,7 @@
 """The header of a GGUF file: its metadata and where each tensor lies, every length checked.
 
 The `gguf` package reads headers too, but makes an array of every token of the vocabulary on the
-way: 1 GB and several seconds for gpt-oss. What is not needed is stepped over here.
+way: 1 GB and several seconds for gpt-oss. What is not needed is skipped here.
 Format: github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3, little-endian.
 """
 
@@ -141,7 +141,7 @@ class _Reader:
             end = tensor.offset + tensor.nbytes
 
     def _value(self, kind: int) -> Any:
-        """A number or a short string; None for what is stepped over: arrays and long strings."""
+        """A number or a short string; None for arrays and long strings, which are skipped."""
         if kind == _STRING:
             data = self._string()
             return None if data is None else data.decode("utf-8", errors="replace")

@@ -26,7 +26,7 @@ def released_config_of(
     """The released config.json for a model of these sizes.
 
     fields: sizes under their names in config.json, with `initial_context_length`. `path` opens the
-    message of the CheckpointError for what is no config.
+    message of the CheckpointError for an invalid config.
     """
     for name, value in {**fields, **yarn}.items():
         check_number(path, name, value)
@@ -63,7 +63,7 @@ def released_config_of(
 
 
 def check_number(path: Path, name: str, value: Any) -> None:
-    """Raises CheckpointError for what is no number; its range is checked by ModelConfig."""
+    """Raises CheckpointError unless the value is a number; its range is checked by ModelConfig."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not (number and 0 <= value <= _NUMBER_LIMIT):
         raise CheckpointError(f"{path}: {name} is {shown(value)}, not a number")

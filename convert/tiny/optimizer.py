@@ -82,7 +82,7 @@ class Optimizer:
         return parts
 
     def state(self) -> dict[str, object]:
-        """What a run that was interrupted needs to go on."""
+        """The state that is needed to resume an interrupted run."""
         return {"adam": self.adam.state_dict(), "velocity": list(self.velocity.values())}
 
     def restore(self, state: dict[str, Any]) -> None:

@@ -187,7 +187,7 @@ def what_fits(
 
 
 def _converted(path: Path, recipe: str) -> ModelConfig:
-    """What a released config becomes under a recipe."""
+    """A released config as a recipe would convert it."""
     values = read_json(path)
     section = quantization(RECIPES[recipe], ModelConfig.from_values(values, path))
     return ModelConfig.from_values({**values, "quantization": section}, path)

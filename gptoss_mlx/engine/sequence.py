@@ -84,7 +84,7 @@ class Sequence:
 
     @property
     def token(self) -> list[int] | Array:
-        """What the next decode step reads: the prompt's last token, then the one chosen last."""
+        """The input of the next decode step: the prompt's last token, then the one chosen last."""
         return self.request.ids[-1:] if self._choice is None else self._choice.token
 
     @property

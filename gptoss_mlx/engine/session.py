@@ -63,7 +63,7 @@ class Session:
         self.tokens.append(id)
 
     def mark(self) -> None:
-        """Take a snapshot at the current position, if there is none of it yet."""
+        """Take a snapshot at the current position, unless there is one already."""
         if self.snapshots and self.snapshots[-1].offset == self.state.offset:
             return
         self.snapshots.append(self.state.snapshot())

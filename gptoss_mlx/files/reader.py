@@ -112,7 +112,7 @@ def _pread(file: _OpenFile, offset: int, out: memoryview) -> None:
 
 
 def _check_numbers(tensor: Tensor, offset: int, values: memoryview) -> None:
-    """Raises CheckpointError if one of a float tensor's values is infinite or no number."""
+    """Raises CheckpointError if one of a float tensor's values is infinite or NaN."""
     if tensor.dtype not in _INFINITY:
         return
     size, infinity = _INFINITY[tensor.dtype]

@@ -29,7 +29,7 @@ from gptoss_mlx.harmony.header import Header, header_length, is_cut_header, read
 _ENDS = frozenset({END, RETURN, CALL, ENDOFTEXT})
 _HELD_TEXTS = 32  # text tokens after which an incomplete header is examined
 _MOST_HELD = 512  # the most tokens of a header; what is longer is no header
-_GARBAGE_WORDS = 2  # up to so many stray words inside a header are garbage, more are an answer
+_GARBAGE_WORDS = 2  # up to this many stray words inside a header are garbage, more are an answer
 _NEW_DECODER = codecs.getincrementaldecoder("utf-8")
 
 

@@ -53,7 +53,7 @@ class Decoder:
         return self._decoder.decode(self._bytes_of(id))
 
     def flush(self) -> str:
-        """What is held when nothing follows: U+FFFD for an incomplete character, else ""."""
+        """The text held at the end of a stream: U+FFFD for an incomplete character, else ""."""
         return self._decoder.decode(b"", True)
 
 
@@ -95,7 +95,7 @@ class HarmonyTokenizer:
 
 
 class SentencePieceTokenizer:
-    """A SentencePiece model. Raises VocabularyError if the file is none.
+    """A SentencePiece model. Raises VocabularyError if the file is not one.
 
     A prompt begins with the model's beginning-of-text token, if it has one and
     tokenizer_config.json beside it does not say `"add_bos_token": false`.

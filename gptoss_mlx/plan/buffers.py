@@ -1,4 +1,4 @@
-"""What a model holds in memory, buffer by buffer, from its config and a few choices.
+"""The buffers a model holds in memory, sized from its config and a few choices.
 
 Pure arithmetic: no device, no file. `Sizes` has a subclass for each kind of machine: MLX's are
 here, PyTorch's in torch_buffers.py. Buffers that are no tensors of the model were measured, as

@@ -46,7 +46,7 @@ DEFAULT_CONTEXT = 8192
 """Context planned for, if none is asked for and not every expert fits: a longer one costs slots."""
 
 SHARED_CONTEXT = 32768
-"""Context each sequence must have room for, before more than one is planned for unasked."""
+"""Context each sequence must have room for, before a plan takes several without being asked."""
 
 MOST_ROWS = 32
 """The most sequences at a time."""

@@ -1,4 +1,4 @@
-"""What a model holds in memory with PyTorch: on one NVIDIA card, or on a CPU.
+"""The buffers a model holds in memory with PyTorch: on one NVIDIA card, or on a CPU.
 
 Weights are in the compute dtype; 8-bit affine ones stay bytes with their scales and biases, and
 those in other bits are dequantized when they are loaded. The embedding is always resident, and the
@@ -159,7 +159,7 @@ class TorchSizes(Sizes):
                 yield values * spec.bits // 8 + joined + 3 * spec.bits * WIDENED
 
     def packing(self, experts: int) -> int:
-        """Bytes that repacking so many experts takes."""
+        """Bytes taken by repacking this many experts."""
         return (2 * experts + 10) * self.expert if self.packs else 0
 
     @cached_property

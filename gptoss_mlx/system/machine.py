@@ -76,7 +76,7 @@ _CHIPS = MappingProxyType(
 """Memory bandwidth in GB/s, as Apple states it; none has been measured by us."""
 
 _NARROWER = MappingProxyType({("M3 Max", 36): 300, ("M3 Max", 96): 300, ("M4 Max", 36): 410})
-"""Bandwidth of chip variants with fewer cores, which are told by the memory they are sold with."""
+"""Bandwidth of chip variants with fewer cores, identified by the memory they are sold with."""
 
 
 def mac(memory: int, chip: str | None = None) -> Machine:
