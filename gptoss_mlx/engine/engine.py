@@ -1,7 +1,8 @@
 """The engine: a model with its tokenizer, which turns prompts into streams of events.
 
-It keeps the session (the KV cache) of the last stream; a prompt with the same prefix reuses it. An
-engine serves one thread; its streams may be interleaved, and each then has a session of its own.
+It keeps the session (the KV cache) of the last stream; a prompt with the same prefix reuses it.
+Streams may be interleaved, and read in several threads: each then has a session of its own, and
+steps of the model are taken one after the other.
 """
 
 from __future__ import annotations

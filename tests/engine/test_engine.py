@@ -4,6 +4,7 @@ plainest of loops.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -280,6 +281,23 @@ def test_streams_side_by_side_are_as_if_alone(engine: Engine) -> None:
     found: list[list[Event]] = [[] for _ in prompts]
     for i, event in engine.stream_many(prompts, **SEEDED):
         found[i].append(event)
+    for events, expected in zip(found, alone, strict=True):
+        assert_same(events, expected)
+
+
+def test_streams_of_several_threads_are_as_if_alone(engine: Engine) -> None:
+    prompts: list[Any] = [PROMPT, PROMPT[:30], "hi"]
+    alone = [run(engine, prompt, **SEEDED) for prompt in prompts]
+    found: list[list[Event]] = [[] for _ in prompts]
+
+    def read(number: int) -> None:
+        found[number] += run(engine, prompts[number], **SEEDED)
+
+    threads = [threading.Thread(target=read, args=(i,)) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     for events, expected in zip(found, alone, strict=True):
         assert_same(events, expected)
 
