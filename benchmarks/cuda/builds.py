@@ -13,7 +13,6 @@ import importlib
 import json
 import multiprocessing
 import os
-import pkgutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -26,13 +25,17 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-PACKAGE = "gptoss_mlx.backends.torch.triton"
+LISTS = "tests.support.triton_builds"
 
 
 @dataclass(frozen=True)
 class Job:
-    """The build numbered `index` of a module's list for a capability."""
+    """The build numbered `index` of a kernel module's list for a capability.
 
+    lists: the Python module whose BUILDS has the list.
+    """
+
+    lists: str
     module: str
     name: str
     capability: int
@@ -53,26 +56,21 @@ class Row:
     problems: tuple[str, ...] = ()
 
 
-def jobs(package: str, capabilities: Sequence[int], few: bool = False) -> Iterator[Job]:
+def jobs(lists: str, capabilities: Sequence[int], few: bool = False) -> Iterator[Job]:
     """Every build that differs from those before it.
 
     few: of those that differ in the card only, one of each kernel is enough.
     """
     seen: set[str] = set()
-    folders = importlib.import_module(package).__path__
-    for found in pkgutil.iter_modules(folders):
-        path = f"{package}.{found.name}"
-        module = importlib.import_module(path)
-        if not hasattr(module, "builds"):
-            continue
+    for module, builds in importlib.import_module(lists).BUILDS.items():
         for capability in capabilities:
-            for index, build in enumerate(module.builds(capability)):
-                kernel = f"{path} {build.kernel.__name__}"
+            for index, build in enumerate(builds(capability)):
+                kernel = f"{module} {build.kernel.__name__}"
                 key, card = f"{kernel} {_arguments(build)}", f"{capability} {kernel}"
                 if f"{capability} {key}" in seen or (few and {key, card} <= seen):
                     continue
                 seen |= {key, card, f"{capability} {key}"}
-                yield Job(path, build.name, capability, index)
+                yield Job(lists, module, build.name, capability, index)
 
 
 def _arguments(build: Any) -> str:
@@ -82,13 +80,13 @@ def _arguments(build: Any) -> str:
 
 def compiled(job: Job) -> Row:
     """Runs a job; what fails is a row too."""
-    from gptoss_mlx.backends.torch.triton import build
     from gptoss_mlx.errors import KernelError
+    from tests.support.compiled import compile
 
-    module = importlib.import_module(job.module)
-    one = list(module.builds(job.capability))[job.index]
+    builds = importlib.import_module(job.lists).BUILDS[job.module]
+    build = list(builds(job.capability))[job.index]
     try:
-        made = build.compile(one, job.capability)
+        made = compile(build, job.capability)
     except KernelError as error:
         return Row(job.name, job.capability, problems=(str(error),))
     return Row(
@@ -145,25 +143,25 @@ def dotted(capability: int) -> str:
 
 @click.command(help=__doc__)
 @click.option("--capability", type=float, multiple=True, help="Of these cards only, such as 9.0.")
-@click.option("--package", default=PACKAGE, show_default=True, help="Where the kernels are.")
+@click.option("--lists", default=LISTS, show_default=True, help="A module that has BUILDS.")
 @click.option("--few", is_flag=True, help="Of builds that differ in the card only, one a kernel.")
 @click.option("--workers", type=click.IntRange(1), default=os.cpu_count(), show_default=True)
-def main(capability: Sequence[float], package: str, few: bool, workers: int) -> None:
+def main(capability: Sequence[float], lists: str, few: bool, workers: int) -> None:
     os.environ.pop("TRITON_INTERPRET", None)  # before anything imports triton, also in workers
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TRITON_CACHE_DIR"] = cache
         import triton
 
-        from gptoss_mlx.backends.torch.triton.build import CAPABILITIES
+        from tests.support.compiled import CAPABILITIES
 
         wanted = [round(10 * one) for one in capability] or CAPABILITIES
-        rows = run(list(jobs(package, wanted, few)), workers)
+        rows = run(list(jobs(lists, wanted, few)), workers)
     Console(width=110).print(table(rows))
     failed = [row for row in rows if row.problems]
     for row in failed:
         print(f"{row.name}, {dotted(row.capability)}: {'; '.join(row.problems)}")
     if not rows:
-        print(f"{package} has no kernels")
+        print(f"{lists} has no kernels")
     print(json.dumps({"triton": triton.__version__, "builds": [asdict(row) for row in rows]}))
     sys.exit(1 if failed or not rows else 0)
 

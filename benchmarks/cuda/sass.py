@@ -20,8 +20,9 @@ from dataclasses import asdict, dataclass
 
 import triton
 
-from gptoss_mlx.backends.torch.triton import moe
-from gptoss_mlx.backends.torch.triton.build import CAPABILITIES, INTERPRETED, Build, compile
+from gptoss_mlx.backends.torch.triton.build import INTERPRETED
+from tests.support import triton_builds
+from tests.support.compiled import CAPABILITIES, Build, compile
 
 LANES = 32
 KINDS = 12  # of instructions named in a row of the table
@@ -88,7 +89,7 @@ def main() -> None:
     rows = []
     titles = ("registers", "spilled", "shared", "loop", "a weight")
     print(f"{'kernel':<22}" + "".join(f"{title:>10}" for title in titles))
-    for build in moe.builds(arguments.capability):
+    for build in triton_builds.moe(arguments.capability):
         if arguments.only in build.name:
             row = figures(build, arguments.capability)
             rows.append(asdict(row))

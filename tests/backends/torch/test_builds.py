@@ -17,9 +17,10 @@ pytest.importorskip("triton")
 
 import torch
 
-from gptoss_mlx.backends.torch.triton import build, linear
+from gptoss_mlx.backends.torch.triton import linear
 from gptoss_mlx.errors import KernelError
 from tests.root import ROOT
+from tests.support import compiled, triton_builds
 
 pytestmark = pytest.mark.torch
 
@@ -28,7 +29,7 @@ PLANTED = """
 import triton
 import triton.language as tl
 
-from gptoss_mlx.backends.torch.triton.build import Build
+from tests.support.compiled import Build
 
 @triton.jit
 def total(x, out, steps, SIZE: tl.constexpr):
@@ -62,6 +63,8 @@ def builds(capability):
         ("mistaken", mistaken, 64, {}),
     ):
         yield Build(name, kernel, types, {"SIZE": size}, pointers, options)
+
+BUILDS = {"planted": builds}
 """
 
 
@@ -79,15 +82,13 @@ def built(*arguments: str, path: Path = ROOT) -> tuple[int, str, list[dict[str, 
 def test_every_kernel_compiles_for_every_card() -> None:
     status, output, rows = built("--few")
     assert status == 0, output[-5000:]
-    assert {row["capability"] for row in rows} == set(build.CAPABILITIES)
+    assert {row["capability"] for row in rows} == set(compiled.CAPABILITIES)
     assert all(row["registers"] > 0 == row["spilled"] for row in rows)
 
 
 def test_what_a_card_cannot_run_is_named(tmp_path: Path) -> None:
-    (tmp_path / "planted").mkdir()
-    (tmp_path / "planted" / "__init__.py").touch()
-    (tmp_path / "planted" / "kernels.py").write_text(PLANTED)
-    arguments = ("--package", "planted", "--capability", "8.6")
+    (tmp_path / "planted.py").write_text(PLANTED)
+    arguments = ("--lists", "planted", "--capability", "8.6")
     status, output, rows = built(*arguments, path=tmp_path)
     assert status == 1
     assert [row["name"] for row in rows if not row["problems"]] == ["fine"]
@@ -98,17 +99,16 @@ def test_what_a_card_cannot_run_is_named(tmp_path: Path) -> None:
 
 
 def test_no_kernels_is_a_failure(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "empty" / "__init__.py").touch()
-    status, output, rows = built("--package", "empty", path=tmp_path)
+    (tmp_path / "empty.py").write_text("BUILDS = {}")
+    status, output, rows = built("--lists", "empty", path=tmp_path)
     assert (status, rows) == (1, [])
     assert "empty has no kernels" in output
 
 
 def test_nothing_is_compiled_where_kernels_are_interpreted() -> None:
-    one = next(iter(linear.builds(90)))
+    one = next(triton_builds.linear(90))
     with pytest.raises(KernelError, match="in a process with TRITON_INTERPRET"):
-        build.compile(one, 90)
+        compiled.compile(one, 90)
 
 
 @pytest.mark.parametrize(
@@ -116,11 +116,11 @@ def test_nothing_is_compiled_where_kernels_are_interpreted() -> None:
     [(255, 256, None), (256, 128, "a thread of 128 has 255"), (168, 512, "of 512 has 128")],
 )
 def test_registers_are_those_of_a_block(registers: int, threads: int, why: str | None) -> None:
-    problems = list(build.Compiled("k", 90, threads, registers, 0, 0, b"", 0.0).problems())
+    problems = list(compiled.Compiled("k", 90, threads, registers, 0, 0, b"", 0.0).problems())
     assert [why is not None and why in problem for problem in problems] == [True] * bool(why)
 
 
-@pytest.mark.parametrize("capability", build.CAPABILITIES)
+@pytest.mark.parametrize("capability", compiled.CAPABILITIES)
 def test_what_is_launched_was_listed(capability: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a linear layer of each kind, the constants and options are those of some build."""
     launched: list[dict[str, Any]] = []
@@ -129,7 +129,7 @@ def test_what_is_launched_was_listed(capability: int, monkeypatch: pytest.Monkey
         def __getitem__(self, grid: object) -> Any:
             return lambda *arguments, **named: launched.append(named)
 
-    listed = [{**one.constants, **one.options} for one in linear.builds(capability)]
+    listed = [{**one.constants, **one.options} for one in triton_builds.linear(capability)]
     monkeypatch.setattr(linear, "_few", Kernel())
     monkeypatch.setattr(linear, "capability_of", lambda device: capability)
     half, full = torch.bfloat16, torch.float32

@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 from gptoss_mlx.backends.torch import reference
 from gptoss_mlx.backends.torch.agreement import relative
 from gptoss_mlx.backends.torch.operands import Matrix
-from gptoss_mlx.backends.torch.triton import build, linear
+from gptoss_mlx.backends.torch.triton import linear
+from tests.support import triton_builds
+from tests.support.compiled import CAPABILITIES
 
 pytestmark = pytest.mark.torch
 
@@ -166,7 +168,7 @@ def test_enough_bytes_are_on_their_way(rows: int, inputs: int) -> None:
     """At least 32 KB on each of an H200's 132 multiprocessors, as far as memory there goes."""
     (one,) = (
         one
-        for one in linear.builds(90)
+        for one in triton_builds.linear(90)
         if one.constants == linear._constants(linear.tile(90, 1, rows, 0, 2), 0, rows < 10**5)
     )
     shape = linear.tile(90, 1, rows, 0, 2)
@@ -177,7 +179,7 @@ def test_enough_bytes_are_on_their_way(rows: int, inputs: int) -> None:
     assert resident * (shape.stages - 2) * w >= 32 * 1024
 
 
-@pytest.mark.parametrize("capability", build.CAPABILITIES)
+@pytest.mark.parametrize("capability", CAPABILITIES)
 def test_tiles_cover_a_group_and_a_tensor_core(capability: int) -> None:
     for tokens in (1, 8, 9, 32):
         for rows in (32, 128, 2880, 5120, 201088):

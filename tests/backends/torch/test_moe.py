@@ -15,8 +15,10 @@ from gptoss_mlx.backends.torch import mxfp4
 from gptoss_mlx.backends.torch.operands import Bank
 from gptoss_mlx.backends.torch.reference import group_pairs
 from gptoss_mlx.backends.torch.triton import moe
-from gptoss_mlx.backends.torch.triton.build import CAPABILITIES, nearest
+from gptoss_mlx.backends.torch.triton.build import nearest
 from tests.backends.torch.test_mxfp4 import numbers
+from tests.support import triton_builds
+from tests.support.compiled import CAPABILITIES
 
 pytestmark = pytest.mark.torch
 
@@ -174,7 +176,7 @@ def test_every_shape_launched_is_built(capability: int, monkeypatch: pytest.Monk
     monkeypatch.setattr(moe, "capability_of", lambda device: capability)
     built = [
         (build.kernel, dict(build.constants), dict(build.options), build.types["x"])
-        for build in moe.builds(capability)
+        for build in triton_builds.moe(capability)
     ]
     for dtype, name in ((torch.bfloat16, "*bf16"), (torch.float32, "*fp32")):
         for tile in nearest(moe.TABLE, capability):

@@ -1,7 +1,6 @@
 """Triton kernels, one file per operation, with the signatures of their references in reference.py.
 
-A file has the kernels, the function that launches them, `examples(dtype, device)`, arguments of
-small calls that reach every part of them, and `builds(capability)`, all that is to be compiled for
-a card of that compute capability. No launch waits for the device, so that all can be captured in a
-CUDA graph.
+A file has the kernels, the function that launches them, and `examples(dtype, device)`, arguments of
+small calls that reach every part of them. No launch waits for the device, so that all can be
+captured in a CUDA graph.
 """

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from gptoss_mlx.backends.torch.triton.attention import narrow
-from gptoss_mlx.backends.torch.triton.build import Build, capability_of, nearest
+from gptoss_mlx.backends.torch.triton.build import capability_of, nearest
 
 VALUES = {80: 16}
 """Values of a row per thread, by capability. With four float32 updates a thread has 16 loads of 16
@@ -95,25 +95,3 @@ def examples(dtype: torch.dtype, device: torch.device | str) -> Iterator[tuple[A
         x, weight = normal(tokens, hidden), normal(hidden)
         sums = normal(updates, tokens, hidden).transpose(0, 1).to(device) if updates else None
         yield x.to(device, dtype), sums, weight.to(device, dtype), 1e-5
-
-
-def builds(capability: int) -> Iterator[Build]:
-    """gpt-oss's updates: none, attention's in the compute dtype, or four experts' in float32."""
-    hidden = 2880
-    for name, update, count in (
-        ("none", "bf16", 0),
-        ("attention", "bf16", 1),
-        ("experts", "fp32", 4),
-    ):
-        types = dict.fromkeys(("x", "updates", "weight", "total", "out"), "*bf16")
-        types |= {"updates": f"*{update}", "eps": "fp32"}
-        types |= dict.fromkeys(("token_stride", "update_stride"), "i32")
-        types |= dict.fromkeys(("HIDDEN", "UPDATES", "BLOCK"), "constexpr")
-        yield Build(
-            name=f"add_norm {name}",
-            kernel=add_norm_kernel,
-            types=types,
-            constants={"HIDDEN": hidden, "UPDATES": count, "BLOCK": triton.next_power_of_2(hidden)},
-            aligned=("x", "updates", "weight", "total", "out", "token_stride", "update_stride"),
-            options={"num_warps": warps(hidden, capability)},
-        )

@@ -14,7 +14,6 @@ LOG2E = tl.constexpr(1.4426950408889634)
 LOWEST = tl.constexpr(-1e30)
 """The least value of a sink logit: minus infinity would make differences of logits NaN."""
 
-TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 PROCESSORS = 132  # multiprocessors assumed where there is no card
 
 

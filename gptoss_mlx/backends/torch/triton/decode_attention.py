@@ -18,14 +18,13 @@ import triton.language as tl
 
 from gptoss_mlx.backends.torch.triton.attention import (
     LOG2E,
-    TYPES,
     dot,
     narrow,
     padded,
     processors,
     sink_logits,
 )
-from gptoss_mlx.backends.torch.triton.build import Build, capability_of, nearest
+from gptoss_mlx.backends.torch.triton.build import capability_of, nearest
 
 ROWS = tl.constexpr(16)  # of a matrix product: at most so many queries share a key-value head
 LONGEST = 4096  # keys per split at most: a longer sequence has more splits
@@ -267,37 +266,4 @@ def examples(dtype: torch.dtype, device: torch.device) -> Iterator[tuple[Any, ..
             torch.tensor(lengths, dtype=torch.int32, device=device),
             sinks.to(device, dtype),
             dim**-0.5,
-        )
-
-
-def builds(capability: int) -> Iterator[Build]:
-    """What gpt-oss compiles: rings and arenas, in bfloat16 and float32."""
-    heads, kv_heads, dim = 64, 8, 64
-    for dtype in (torch.bfloat16, torch.float32):
-        config, t = _config(dtype, capability), TYPES[dtype]
-        types = dict.fromkeys(("q", "cache"), f"*{t}") | {"rows": "*i32", "lengths": "*i32"}
-        numbers = ("row_stride", "half_stride", "head_stride", "place_stride", "splits", "fewest")
-        for whole in (True, False):
-            out = f"*{t}" if whole else "*fp32"
-            constants = _shape(kv_heads, heads // kv_heads, dim, config, whole)
-            yield Build(
-                f"decode_attention {'ring' if whole else 'arena'} {t}",
-                _attend,
-                {**types, "sinks": f"*{t}", "out": out, "stats": out, "scale": "fp32"}
-                | dict.fromkeys(numbers, "i32")
-                | dict.fromkeys(constants, "constexpr"),
-                constants,
-                ("q", "cache", "rows", "lengths", "sinks", "out", "stats", *numbers[:4]),
-                {"num_warps": config.warps, "num_stages": config.stages},
-            )
-        constants = _merge(heads, dim, config)
-        yield Build(
-            f"decode_attention combined {t}",
-            _combine,
-            {"sums": "*fp32", "stats": "*fp32", "lengths": "*i32", "sinks": f"*{t}"}
-            | {"out": f"*{t}", "splits": "i32", "fewest": "i32"}
-            | dict.fromkeys(constants, "constexpr"),
-            constants,
-            ("sums", "stats", "lengths", "sinks", "out"),
-            {"num_warps": COMBINE_WARPS},
         )

@@ -16,7 +16,6 @@ import triton.language as tl
 
 from gptoss_mlx.backends.torch import reference
 from gptoss_mlx.backends.torch.operands import Groups, most_tiles
-from gptoss_mlx.backends.torch.triton.build import Build
 
 FEW = 128  # pairs up to which one program compares each with each: 16,384 comparisons
 BLOCK = 128  # pairs to a program where there are more
@@ -169,42 +168,3 @@ def examples(dtype: torch.dtype, device: torch.device | str) -> Iterator[tuple[A
     for tokens, k, slots, tile in ((1, 4, 32, 8), (27, 4, 9, 4), (100, 3, 7, 16), (300, 4, 37, 5)):
         visits = torch.randint(0, slots, (tokens, k), generator=generator, dtype=torch.int32)
         yield visits.to(device), slots, tile
-
-
-def builds(capability: int) -> Iterator[Build]:
-    """Kernels for each batch size of decoding, and for prefill."""
-    columns = ("order", "slot", "begin", "end")
-    for size in (4, 8, 16, 32, 64, FEW):
-        types = dict.fromkeys(("visits", *columns), "*i32")
-        types |= {"pairs": "i32", "tiles": "i32", "TILE": "constexpr", "P": "constexpr"}
-        yield Build(
-            name=f"group_pairs {size}",
-            kernel=group_kernel,
-            types=types,
-            constants={"TILE": 16, "P": size},
-            aligned=("visits", *columns),
-            options={"num_warps": warps(size)},
-        )
-    for slots in (32, 128):
-        types = dict.fromkeys(("visits", "counts"), "*i32")
-        types |= dict.fromkeys(("pairs", "slots"), "i32")
-        types |= dict.fromkeys(("BLOCK", "S"), "constexpr")
-        yield Build(
-            name=f"group_pairs count {slots}",
-            kernel=count_kernel,
-            types=types,
-            constants={"BLOCK": BLOCK, "S": slots},
-            aligned=("visits", "counts", "slots"),
-            options={"num_warps": 8},
-        )
-        types = dict.fromkeys(("visits", "counts", *columns), "*i32")
-        types |= dict.fromkeys(("pairs", "tiles", "blocks", "slots"), "i32")
-        types |= dict.fromkeys(("TILE", "BLOCK", "ROWS", "S"), "constexpr")
-        yield Build(
-            name=f"group_pairs place {slots}",
-            kernel=place_kernel,
-            types=types,
-            constants={"TILE": 64, "BLOCK": BLOCK, "ROWS": ROWS, "S": slots},
-            aligned=("visits", "counts", *columns, "slots"),
-            options={"num_warps": 8},
-        )

@@ -18,7 +18,7 @@ import triton.language as tl
 
 from gptoss_mlx.backends.torch.operands import Matrix
 from gptoss_mlx.backends.torch.triton.attention import narrow
-from gptoss_mlx.backends.torch.triton.build import INTERPRETED, Build, capability_of, nearest
+from gptoss_mlx.backends.torch.triton.build import INTERPRETED, capability_of, nearest
 
 FEW = 32  # tokens that one program multiplies at most
 SCRATCH = 64 << 20  # bytes of a dequantized slice
@@ -257,53 +257,3 @@ def examples(dtype: torch.dtype, device: torch.device) -> Iterator[tuple[Any, ..
             scales = normal(rows, inputs // group, wanted=scale_dtype) / 256
             biases = normal(rows, inputs // group, wanted=scale_dtype)
             yield normal(some, inputs), Matrix(codes.to(device), scales, biases), normal(rows)
-
-
-TYPES = {torch.bfloat16: "*bf16", torch.float32: "*fp32"}
-
-
-def builds(capability: int) -> Iterator[Build]:
-    """Every tile of the released models' matrices, of bfloat16 and of bytes; one of float32."""
-    half, full = torch.bfloat16, torch.float32
-    for tokens in (1, FEW):
-        yield _build("router", capability, tokens, 128, 0, half, full, bias=True)
-        yield _build("qkv and o", capability, tokens, 5120, 0, half, half, bias=True)
-        yield _build("lm_head", capability, tokens, 201088, 0, half, full, bias=False)
-        yield _build("qkv and o in bytes", capability, tokens, 5120, 64, half, half, bias=True)
-        yield _build("lm_head in bytes", capability, tokens, 201088, 64, half, full, bias=False)
-    for group in (32, 128):
-        yield _build(f"bytes by {group}", capability, 1, 5120, group, half, half, bias=True)
-    yield _build("float32", capability, 1, 5120, 0, full, full, bias=True)
-    pointers = {"codes": "*u8", "scales": "*bf16", "biases": "*bf16", "out": "*bf16"}
-    constants = {"GROUP": 64, "WIDENED": WIDENED}
-    types = {**pointers, "count": "i32", **dict.fromkeys(constants, "constexpr")}
-    yield Build("linear: widen", _widen, types, constants, (*pointers, "count"))
-
-
-def _build(
-    what: str,
-    capability: int,
-    tokens: int,
-    rows: int,
-    group: int,
-    dtype: torch.dtype,
-    wanted: torch.dtype,
-    *,
-    bias: bool,
-) -> Build:
-    shape = tile(capability, tokens, rows, group, dtype.itemsize)
-    constants = _constants(shape, group, bias)
-    pointers = {
-        "w": "*u8" if group else TYPES[dtype],
-        **dict.fromkeys(("scales", "biases", "x", "bias"), TYPES[dtype]),
-        "out": TYPES[wanted],
-    }
-    numbers = dict.fromkeys(("tokens", "rows", "inputs"), "i32")
-    return Build(
-        f"linear: {what}, {shape.tokens} tokens",
-        _few,
-        {**pointers, **numbers, **dict.fromkeys(constants, "constexpr")},
-        constants,
-        (*pointers, "inputs"),
-        {"num_warps": shape.warps, "num_stages": shape.stages},
-    )

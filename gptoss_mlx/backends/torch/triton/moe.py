@@ -17,7 +17,7 @@ import triton.language as tl
 from gptoss_mlx.backends.torch import mxfp4
 from gptoss_mlx.backends.torch.operands import Bank, Groups
 from gptoss_mlx.backends.torch.reference import SWIGLU_ALPHA, group_pairs
-from gptoss_mlx.backends.torch.triton.build import Build, capability_of, nearest
+from gptoss_mlx.backends.torch.triton.build import capability_of, nearest
 from gptoss_mlx.backends.torch.triton.experts import product
 
 ALPHA = tl.constexpr(SWIGLU_ALPHA)
@@ -269,31 +269,3 @@ def _bank(
         arrays.append(torch.randn(experts, outputs, generator=make).to(device, dtype))
     a, b, c, d, gate_up_bias, down_bias = arrays
     return Bank(a, b, c, d, gate_up_bias, down_bias, packed=True)
-
-
-def builds(capability: int) -> Iterator[Build]:
-    """Both kernels at gpt-oss's widths, which are the 20b's and the 120b's alike."""
-    for tile, shape in nearest(TABLE, capability).items():
-        yield from _builds(tile, shape, "bf16", str(tile))
-        if tile in _DECODE:
-            yield from _builds(tile, _FEW, "bf16", f"{tile}_few")
-        yield from _builds(tile, FLOAT32, "fp32", f"{tile}_float32")
-
-
-def _builds(tile: int, shape: Shape, dtype: str, name: str) -> Iterator[Build]:
-    constants = _constants(5760, 2880, tile, shape)
-    options = {"num_warps": constants.pop("num_warps")}
-    common = {"x": f"*{dtype}", "blocks": "*i16", "scales": "*i16", "bias": f"*{dtype}"}
-    common |= {"experts": "*i32"}
-    groups = dict.fromkeys(("order", "slots", "begins", "ends"), "*i32")
-    for kernel, outputs, types in (
-        (gate_up_kernel, 5760, common | groups | {"out": f"*{dtype}", "limit": "fp32"}),
-        (down_kernel, 2880, common | {"weights": "*fp32"} | groups | {"out": "*fp32"}),
-    ):
-        own = constants | {"OUTPUTS": outputs}
-        if kernel is gate_up_kernel:
-            own["ACTIVE"] = 4
-        all_types = types | {a: "constexpr" for a in kernel.arg_names if a in own}
-        pointers = tuple(a for a, t in types.items() if t.startswith("*"))
-        title = kernel.__name__.removesuffix("_kernel")
-        yield Build(f"moe_{title}_{name}", kernel, all_types, own, pointers, options)

@@ -13,15 +13,8 @@ import torch
 import triton
 import triton.language as tl
 
-from gptoss_mlx.backends.torch.triton.attention import (
-    LOG2E,
-    TYPES,
-    dot,
-    narrow,
-    padded,
-    sink_logits,
-)
-from gptoss_mlx.backends.torch.triton.build import Build, capability_of, nearest
+from gptoss_mlx.backends.torch.triton.attention import LOG2E, dot, narrow, padded, sink_logits
+from gptoss_mlx.backends.torch.triton.build import capability_of, nearest
 
 
 @dataclass(frozen=True)
@@ -180,25 +173,3 @@ def examples(dtype: torch.dtype, device: torch.device) -> Iterator[tuple[Any, ..
         sinks = torch.randn(heads, generator=make)
         kv = arena.to(device, dtype)[:, :, :seen]
         yield q.to(device, dtype), kv, sinks.to(device, dtype), dim**-0.5, window
-
-
-def builds(capability: int) -> Iterator[Build]:
-    """What gpt-oss compiles: with its window and without, in bfloat16 and float32."""
-    heads, kv_heads, dim = 64, 8, 64
-    numbers = ("tokens", "seen", "half_stride", "head_stride", "place_stride")
-    for dtype in (torch.bfloat16, torch.float32):
-        t = TYPES[dtype]
-        for window in (0, 128):
-            config = _config(dtype, window, capability)
-            constants = _shape(kv_heads, heads // kv_heads, dim, config, window)
-            yield Build(
-                f"prefill_attention {'window' if window else 'full'} {t}",
-                _attend,
-                dict.fromkeys(("q", "kv", "sinks", "out"), f"*{t}")
-                | {"scale": "fp32"}
-                | dict.fromkeys(numbers, "i32")
-                | dict.fromkeys(constants, "constexpr"),
-                constants,
-                ("q", "kv", "sinks", "out", *numbers[2:]),
-                {"num_warps": config.warps, "num_stages": config.stages},
-            )

@@ -14,8 +14,7 @@ import triton
 import triton.language as tl
 
 from gptoss_mlx.backends.torch.operands import Heads
-from gptoss_mlx.backends.torch.triton.attention import TYPES, narrow
-from gptoss_mlx.backends.torch.triton.build import Build
+from gptoss_mlx.backends.torch.triton.attention import narrow
 
 BLOCK = 16  # heads per program: 80 heads are five programs per token, 4 pairs per thread
 WARPS = 4
@@ -138,22 +137,4 @@ def examples(dtype: torch.dtype, device: torch.device) -> Iterator[tuple[Any, ..
             cache.to(device, dtype),
             periods.to(device),
             heads,
-        )
-
-
-def builds(capability: int) -> Iterator[Build]:
-    """What gpt-oss compiles, in bfloat16 and float32; alike for every card."""
-    constants = _shape(Heads(64, 8, 64))
-    for t in (TYPES[torch.bfloat16], TYPES[torch.float32]):
-        strides = ("row_stride", "half_stride", "head_stride", "place_stride")
-        types = {"qkv": f"*{t}", "positions": "*i32", "rows": "*i32", "places": "*i32"}
-        yield Build(
-            f"rope_write {t}",
-            _rope_write,
-            {**types, "cache": f"*{t}", "periods": "*fp32", "out": f"*{t}"}
-            | dict.fromkeys(strides, "i32")
-            | dict.fromkeys(constants, "constexpr"),
-            constants,
-            (*types, "cache", "periods", "out", *strides),
-            {"num_warps": WARPS},
         )

@@ -15,7 +15,6 @@ import triton.language as tl
 
 from gptoss_mlx.backends.torch import reference
 from gptoss_mlx.backends.torch.operands import Routed
-from gptoss_mlx.backends.torch.triton.build import Build
 from gptoss_mlx.backends.torch.triton.group_pairs import FEW, empty_groups, group, group_pairs
 
 EXPERTS = 1024  # experts whose logits a program holds, at most
@@ -182,36 +181,3 @@ def examples(
             logits = 3 * torch.randn((tokens, experts), generator=generator)
             yield "route", (logits.to(device), k, 8)
     yield "router_topk", (torch.zeros((2, 40), device=device), 3)
-
-
-def builds(capability: int) -> Iterator[Build]:
-    """What gpt-oss compiles: four of 32 or 128 experts."""
-    k, columns = 4, ("order", "slot", "begin", "end")
-    for experts in (32, 128):
-        types = {"logits": "*fp32", "chosen": "*i32", "weights": "*fp32"}
-        numbers = {"tokens": "i32", "experts": "i32"}
-        sizes = {"K": k, **_sizes(experts, k)}
-        yield Build(
-            name=f"router_topk {experts}",
-            kernel=router_topk_kernel,
-            types={**types, **numbers, **dict.fromkeys(sizes, "constexpr")},
-            constants=sizes,
-            aligned=(*types, "experts"),
-            options={"num_warps": 1},
-        )
-        for tokens in (1, 2, 4, 8, 16, 32):
-            constants = {"TILE": 16, "T": tokens, **sizes}
-            columned = {**types, **dict.fromkeys(columns, "*i32")}
-            yield Build(
-                name=f"route {experts} {tokens}",
-                kernel=route_kernel,
-                types={
-                    **columned,
-                    **numbers,
-                    "tiles": "i32",
-                    **dict.fromkeys(constants, "constexpr"),
-                },
-                constants=constants,
-                aligned=(*columned, "experts"),
-                options={"num_warps": _warps(tokens)},
-            )
