@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 
 import triton
 
-from gptoss_mlx.backends.torch.triton.build import INTERPRETED
+from gptoss_mlx.backends.torch.triton.capability import INTERPRETED
 from tests.support import triton_builds
 from tests.support.compiled import CAPABILITIES, Build, compile
 

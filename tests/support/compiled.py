@@ -13,7 +13,7 @@ from typing import Any
 
 import triton
 
-from gptoss_mlx.backends.torch.triton.build import INTERPRETED, nearest
+from gptoss_mlx.backends.torch.triton.capability import INTERPRETED, nearest
 from gptoss_mlx.errors import KernelError
 
 CAPABILITIES = (80, 86, 89, 90, 100, 120)

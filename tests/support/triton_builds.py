@@ -16,7 +16,7 @@ from gptoss_mlx.backends.torch.triton import moe as _moe
 from gptoss_mlx.backends.torch.triton import prefill_attention as _prefill_attention
 from gptoss_mlx.backends.torch.triton import rope_write as _rope_write
 from gptoss_mlx.backends.torch.triton import router_topk as _router_topk
-from gptoss_mlx.backends.torch.triton.build import nearest
+from gptoss_mlx.backends.torch.triton.capability import nearest
 from tests.support.compiled import Build
 
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}

@@ -180,7 +180,7 @@ def tile_of(found: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     """`Kernels.tile_for` for the experts' kernels, if any is found; references take any tile."""
     if not found.keys() & {"moe_gate_up", "moe_down"}:
         return {}
-    from gptoss_mlx.backends.torch.triton.build import capability_of
+    from gptoss_mlx.backends.torch.triton.capability import capability_of
 
     tile_for = module_of("moe_down").tile_for
     return {"tile_for": partial(tile_for, capability=capability_of(device))}
@@ -218,7 +218,7 @@ def module_of(name: str) -> ModuleType:
 def _interpreted() -> bool:
     """Whether Triton's kernels run on the CPU in this process."""
     try:
-        from gptoss_mlx.backends.torch.triton.build import INTERPRETED
+        from gptoss_mlx.backends.torch.triton.capability import INTERPRETED
     except ImportError:
         return False
     return bool(INTERPRETED.value)

@@ -15,7 +15,7 @@ from gptoss_mlx.backends.torch import mxfp4
 from gptoss_mlx.backends.torch.operands import Bank
 from gptoss_mlx.backends.torch.reference import group_pairs
 from gptoss_mlx.backends.torch.triton import moe
-from gptoss_mlx.backends.torch.triton.build import nearest
+from gptoss_mlx.backends.torch.triton.capability import nearest
 from tests.backends.torch.test_mxfp4 import numbers
 from tests.support import triton_builds
 from tests.support.compiled import CAPABILITIES

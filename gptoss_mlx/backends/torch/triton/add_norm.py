@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from gptoss_mlx.backends.torch.triton.attention import narrow
-from gptoss_mlx.backends.torch.triton.build import capability_of, nearest
+from gptoss_mlx.backends.torch.triton.capability import capability_of, nearest
 
 VALUES = {80: 16}
 """Values of a row per thread, by capability. With four float32 updates a thread has 16 loads of 16

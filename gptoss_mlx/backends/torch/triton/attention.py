@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from gptoss_mlx.backends.torch.triton.build import INTERPRETED
+from gptoss_mlx.backends.torch.triton.capability import INTERPRETED
 
 LOG2E = tl.constexpr(1.4426950408889634)
 """Exponentials have base 2: exp(x) is exp2(x * LOG2E)."""

@@ -24,7 +24,7 @@ from gptoss_mlx.backends.torch.triton.attention import (
     processors,
     sink_logits,
 )
-from gptoss_mlx.backends.torch.triton.build import capability_of, nearest
+from gptoss_mlx.backends.torch.triton.capability import capability_of, nearest
 
 ROWS = tl.constexpr(16)  # of a matrix product: at most so many queries share a key-value head
 LONGEST = 4096  # keys per split at most: a longer sequence has more splits

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from gptoss_mlx.backends.torch.mxfp4 import FIELDS, HELD, PLACE
-from gptoss_mlx.backends.torch.triton.build import INTERPRETED
+from gptoss_mlx.backends.torch.triton.capability import INTERPRETED
 
 _OFFSET = tl.constexpr((126 - HELD) * 0x00800080)  # added to the exponents of two multipliers
 _UNDO = tl.constexpr(2.0**HELD)

@@ -18,7 +18,7 @@ import triton.language as tl
 
 from gptoss_mlx.backends.torch.operands import Matrix
 from gptoss_mlx.backends.torch.triton.attention import narrow
-from gptoss_mlx.backends.torch.triton.build import INTERPRETED, capability_of, nearest
+from gptoss_mlx.backends.torch.triton.capability import INTERPRETED, capability_of, nearest
 
 FEW = 32  # tokens that one program multiplies at most
 SCRATCH = 64 << 20  # bytes of a dequantized slice

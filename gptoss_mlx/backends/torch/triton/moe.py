@@ -17,7 +17,7 @@ import triton.language as tl
 from gptoss_mlx.backends.torch import mxfp4
 from gptoss_mlx.backends.torch.operands import Bank, Groups
 from gptoss_mlx.backends.torch.reference import SWIGLU_ALPHA, group_pairs
-from gptoss_mlx.backends.torch.triton.build import capability_of, nearest
+from gptoss_mlx.backends.torch.triton.capability import capability_of, nearest
 from gptoss_mlx.backends.torch.triton.experts import product
 
 ALPHA = tl.constexpr(SWIGLU_ALPHA)

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from gptoss_mlx.backends.torch.triton.attention import LOG2E, dot, narrow, padded, sink_logits
-from gptoss_mlx.backends.torch.triton.build import capability_of, nearest
+from gptoss_mlx.backends.torch.triton.capability import capability_of, nearest
 
 
 @dataclass(frozen=True)
