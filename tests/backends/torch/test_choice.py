@@ -67,7 +67,7 @@ def install(monkeypatch: pytest.MonkeyPatch, make: Callable[[str], Any]) -> None
     }
     monkeypatch.setattr(choice, "module_of", modules.__getitem__)
     monkeypatch.setattr(choice, "examples_of", lambda name, dtype, device: examples(name))
-    monkeypatch.setattr(build, "capability_of", lambda device: 90)
+    monkeypatch.setattr(capability, "capability_of", lambda device: 90)
     monkeypatch.setattr(choice, "launching_on", lambda device: nullcontext())
 
 
