@@ -27,6 +27,7 @@ from gptoss_mlx.backends.torch import choice, reference
 from gptoss_mlx.backends.torch.agreement import difference
 from gptoss_mlx.backends.torch.choice import MODULES, Kernels, choose_kernels, implementations
 from gptoss_mlx.backends.torch.operands import Bank, Groups, Heads, Matrix
+from gptoss_mlx.backends.torch.triton import capability
 from gptoss_mlx.errors import KernelError
 
 pytestmark = pytest.mark.torch
