@@ -112,7 +112,7 @@ def caught(mutation: Mutation, root: Path) -> bool:
     try:
         for tests in _tests_of(path, root):
             command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
-            workers = ["-n", "auto", "--dist", "loadfile"]
+            workers = ["-n", "auto", "--dist", "worksteal"]
             environment = os.environ | {"PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
             try:
                 done = subprocess.run(

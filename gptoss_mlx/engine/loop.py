@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from queue import SimpleQueue
 from threading import Lock, get_ident
 from typing import TypeVar
@@ -123,19 +124,19 @@ class Loop:
     def _admit(self) -> list[Sequence]:
         """Give sessions to waiting sequences, and return the active ones that this step computes.
 
-        Those are the ones whose outlets are not full. If all outlets are full, one sequence is
-        admitted beyond the model's rows: full ones compute nothing, and their reader may be waiting
-        for just that one.
+        A sequence whose outlet is full rests, waiting or active. It takes no row meanwhile: its
+        reader may have turned to another stream.
         """
         model = self.model
         ready = [sequence for sequence in self._active if not sequence.outlet.is_full()]
-        stuck = not ready
-        while self._waiting and (stuck or len(self._active) < model.rows):
-            sequence, stuck = self._waiting.popleft(), False
-            if sequence.cancelled_early():
-                continue
-            self._active.append(sequence)
+        room = max(0, model.rows - len(ready))
+        admitted = islice((s for s in self._waiting if not s.outlet.is_full()), room)
+        for sequence in [*admitted]:
             with self._failing([sequence]):
+                self._waiting.remove(sequence)
+                if sequence.finished or sequence.cancelled_early():
+                    continue
+                self._active.append(sequence)
                 sequence.session = self.kept or Session(model)
                 self.kept = None
                 sequence.begin()

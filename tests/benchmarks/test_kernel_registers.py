@@ -63,6 +63,7 @@ def test_what_all_threads_share_takes_none() -> None:
     assert taken("y[i] = x[threadgroup_position_in_grid.x];").used < 8
 
 
+@pytest.mark.slow
 def test_what_ours_take_for_a_token_and_for_a_prompt() -> None:
     found = [row for row in rows(mx.bfloat16) if "8 tokens" not in row.what]
     assert {row.kernel for row in found} >= {"decode_attention", "moe_decode_down"}

@@ -44,6 +44,7 @@ def shell(redirection: str, name: str, tmp_path: Path) -> subprocess.CompletedPr
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_reader_that_left_is_no_error(name: str, tmp_path: Path) -> None:
     result = shell("| true", name, tmp_path)
@@ -51,6 +52,7 @@ def test_a_reader_that_left_is_no_error(name: str, tmp_path: Path) -> None:
     assert name in SAYS_NOTHING or result.stderr == ""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the device /dev/full")
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_full_disk_is_one_line(name: str, tmp_path: Path) -> None:
@@ -62,6 +64,7 @@ def test_a_full_disk_is_one_line(name: str, tmp_path: Path) -> None:
         assert (result.returncode, result.stderr) == (1, line)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_closed_streams_are_no_error(name: str, tmp_path: Path) -> None:
     for redirection in ("<&- >&-", "2>&-"):
@@ -142,6 +145,7 @@ def interrupted(tmp_path: Path, every: int, *arguments: str) -> tuple[list[list[
         return [[int(number) for number in line.split()] for line in file], process
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["help", "plan json", "usage"])
 def test_ctrl_c_at_any_import_is_quiet_and_130(name: str, tmp_path: Path) -> None:
     stages, process = interrupted(tmp_path, 4, *COMMANDS[name])

@@ -107,6 +107,7 @@ def crashes(memory: Memory, calls: list[Call]) -> Iterator[tuple[str, Tree]]:
         memory.make(calls[i])
 
 
+@pytest.mark.slow
 def test_a_crash_at_any_call_loses_nothing(conversion: Conversion, whole: dict[str, bytes]) -> None:
     calls = recorded(conversion)
     assert {call.name for call in calls} == {
@@ -122,6 +123,7 @@ def test_a_crash_at_any_call_loses_nothing(conversion: Conversion, whole: dict[s
     print(len(calls), count)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", ["killed", "mixed"])
 def test_a_loss_of_power_in_the_run_after_a_crash_loses_nothing(
     first: str, conversion: Conversion, whole: dict[str, bytes]
@@ -161,6 +163,7 @@ def test_what_was_mended_is_flushed_where_every_tensor_was_kept(
     assert contents(conversion.folder) == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
 def test_ctrl_c_or_a_full_disk_at_any_call_loses_nothing(
     error: type[BaseException], conversion: Conversion, whole: dict[str, bytes]

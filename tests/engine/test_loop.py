@@ -202,6 +202,30 @@ def test_a_stream_nobody_reads_rests() -> None:
     assert ids_of([*begun, *waiting]) == reply(64, 50)
 
 
+def test_streams_that_rest_take_no_row() -> None:
+    scripted = Scripted(*[reply(64, 50)] * 3, *[reply(70 + i, 9) for i in range(3)])
+    idle = [scripted.engine.stream([i + 1], **RAW) for i in range(3)]
+    for stream in idle:
+        assert isinstance(next(stream), PrefillEvent)
+    scripted.model.together.clear()
+    sinks = [added(scripted, [9 + i])[1] for i in range(3)]
+    while not all(sink.events and isinstance(sink.events[-1], FinishEvent) for sink in sinks):
+        scripted.engine.step()
+    assert max(scripted.model.together) == 3
+    assert scripted.engine._loop._active  # those that rest
+    assert [len(ids_of([*stream])) for stream in idle] == [51] * 3
+
+
+def test_what_waits_behind_unread_events_is_not_begun() -> None:
+    scripted = Scripted(*[reply(64, 5)] * 9)
+    scripted.model.rows = 2
+    several = scripted.engine.stream_many([[i + 1] for i in range(8)], **RAW)
+    next(several)
+    list(scripted.engine.stream([99], **RAW))
+    assert len(scripted.model.states) <= 3
+    assert sum(isinstance(event, FinishEvent) for _, event in several) == 8
+
+
 def test_a_step_within_a_step_is_refused() -> None:
     scripted = Scripted(reply(64, 9), reply(65, 9))
     sink = Sink(lambda event: scripted.engine.step())

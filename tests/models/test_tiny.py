@@ -125,6 +125,7 @@ def start(cache: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", code, cache], stdout=subprocess.PIPE)
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_agree_on_one_whole_folder(tmp_path: Path) -> None:
     racers = [start(tmp_path), start(tmp_path)]
     printed = [racer.communicate(timeout=120)[0].decode().strip() for racer in racers]
@@ -134,6 +135,7 @@ def test_two_processes_at_once_agree_on_one_whole_folder(tmp_path: Path) -> None
     Checkpoint.open(Path(printed[0])).close()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="kills a process by signal")
 def test_a_process_killed_half_way_leaves_nothing_that_looks_whole(tmp_path: Path) -> None:
     racer = start(tmp_path)
@@ -219,6 +221,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_folder_heals_itself(
     copied: Path, folder: Path, damage: str, monkeypatch: pytest.MonkeyPatch

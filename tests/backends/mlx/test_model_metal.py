@@ -95,6 +95,7 @@ def test_prefill_and_decode(
     assert relative_l2(ours, logits(opened(folder, **options))) < most
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slots", [3, 4, 5])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_streamed_experts_give_the_resident_bits(

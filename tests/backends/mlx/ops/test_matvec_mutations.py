@@ -130,6 +130,7 @@ def test_without_a_fault_nothing_is_wrong(kernel: str) -> None:
     assert ERRORS[kernel](Emulator(order="random").metal_kernel) <= 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*MUTATIONS, *UNPACKING])
 def test_every_fault_is_caught(name: str) -> None:
     mutation = {**MUTATIONS, **UNPACKING}[name]

@@ -208,6 +208,7 @@ def test_without_a_fault_the_examples_agree(name: str) -> None:
     assert error(name, Emulator().metal_kernel) <= EXACT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_every_fault_is_caught(name: str) -> None:
     mutation = MUTATIONS[name]

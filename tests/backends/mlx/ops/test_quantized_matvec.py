@@ -82,6 +82,7 @@ def test_the_kernel(inputs: int, rows: int, tokens: int, dtype: mx.Dtype) -> Non
         assert error(factory, rows, inputs, tokens, spec, dtype) <= EXACT[dtype]
 
 
+@pytest.mark.slow
 @emulated
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
 @pytest.mark.parametrize(("inputs", "tokens"), [(96, 3), (2880, 1), (2880, 8)])
@@ -99,6 +100,7 @@ def test_the_kernel_in_other_formats(
     "spec",
     [affine(b, g) for b in (4, 5, 6, 8) for g in (32, 128)] + [affine(b, 64) for b in (2, 3)],
 )
+@pytest.mark.slow
 def test_every_width_and_group(spec: QuantizationSpec) -> None:
     factory = Emulator(check=True, order="random").metal_kernel
     assert error(factory, 41, 384, 2, spec, mx.float32, plain=True) <= EXACT[mx.float32]
@@ -121,6 +123,7 @@ def test_scales_in_another_dtype_than_the_vector() -> None:
         assert worst_row(exact(y), exact(x) @ case.values.T) <= EXACT[mx.bfloat16]
 
 
+@pytest.mark.slow
 @emulated
 @pytest.mark.parametrize("bits", [4, 5, 6, 8])
 def test_every_code_in_every_place(bits: int) -> None:

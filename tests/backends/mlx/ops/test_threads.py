@@ -55,6 +55,7 @@ CALLS: dict[str, tuple[str, Callable[[], Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", SIZES)
 @pytest.mark.parametrize("call", CALLS)
 def test_a_threadgroup_of(threads: int, call: str) -> None:
