@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import click
@@ -34,6 +35,7 @@ from gptoss_mlx.cli.plan import config_of, plan_object, plan_table
 from gptoss_mlx.cli.terminal import Bar, harmless, show
 from gptoss_mlx.errors import DeviceError
 from gptoss_mlx.files.disk import read_speed
+from gptoss_mlx.files.paths import cache_folder
 from gptoss_mlx.models.hub import local_folder
 from gptoss_mlx.plan.memory import Plan, make_plan
 from gptoss_mlx.settings import Settings
@@ -149,6 +151,7 @@ def examine(model: str, choose: Choose = choose_backend) -> Iterator[Fact]:
     yield _fact("cards", "NVIDIA cards", _cards, _each_card)
     yield _fact("gptoss_mlx", "gptoss-mlx", lambda: __version__)
     yield _fact("kernels", "kernels", lambda: _kernels(chosen), _grouped)
+    yield _fact("cache", "cache folder", _cache)
     yield _fact("folder", "model's folder", lambda: _where(model, folder))
     yield _fact("disk_read", "disk reads", lambda: folder and _speed(folder), _per_second)
 
@@ -199,6 +202,19 @@ def _system() -> str:
     release = platform.mac_ver()[0]
     name = f"macOS {release}" if release else f"{platform.system()} {platform.release()}"
     return f"{name}, {platform.machine()}"
+
+
+def _cache() -> str:
+    """The cache folder. Raises ValueError if it cannot be written; nothing is left in it."""
+    folder = cache_folder()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    try:
+        TemporaryFile(dir=there).close()
+    except OSError as error:
+        raise ValueError(
+            f"{folder} cannot be written: {error.strerror}; set GPTOSS_CACHE to another"
+        ) from None
+    return str(folder)
 
 
 def _where(model: str, folder: Path | None) -> str:

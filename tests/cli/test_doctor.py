@@ -35,6 +35,7 @@ FACTS = [
     "cards",
     "gptoss_mlx",
     "kernels",
+    "cache",
     "folder",
     "disk_read",
 ]
@@ -52,6 +53,19 @@ def read(*arguments: str) -> Any:
 
 def fail(*arguments: object) -> Any:
     raise RuntimeError("nobody\nis there")
+
+
+def test_a_cache_that_cannot_be_written_is_said_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPTOSS_CACHE", str(tmp_path / "new" / "cache"))
+    assert read()["cache"] == str(tmp_path / "new" / "cache")
+    assert [*tmp_path.iterdir()] == []
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("GPTOSS_CACHE", str(tmp_path / "file" / "cache"))
+    assert read()["cache"] is None
+    said = " ".join(shown().replace("│", " ").split())
+    assert "cannot be written: Not a directory; set GPTOSS_CACHE to another" in said
 
 
 def test_every_fact_is_there_with_the_plan(small_checkpoint: Path) -> None:
@@ -133,7 +147,8 @@ def test_nothing_at_all_may_be_known(tmp_path: Path, monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(doctor, name, fail)
     found = read("--model", str(tmp_path))
     unknown = [name for name in FACTS if found[name] is None]
-    assert set(FACTS) - set(unknown) == {"cores", "system", "python", "gptoss_mlx", "kernels"}
+    always = {"cores", "system", "python", "gptoss_mlx", "kernels", "cache"}
+    assert set(FACTS) - set(unknown) == always
     assert found["no_plan_because"] == "nobody is there"
 
 
