@@ -102,7 +102,7 @@ def test_raw_text_is_all_of_it() -> None:
 
 
 def test_ids_events_and_counts_are_those_of_the_stream() -> None:
-    timings = Timings(1.0, 2.0, 1.5, prefill_tokens=30, reused_tokens=5, decode_tokens=2)
+    timings = Timings(0.5, 0.25, 0.6, prefill_tokens=30, reused_tokens=5, decode_tokens=2)
     tokens = [
         TokenEvent(7, "a", logprob=-0.5, top_logprobs=((7, -0.5),)),
         TokenEvent(None, "b"),
@@ -115,7 +115,7 @@ def test_ids_events_and_counts_are_those_of_the_stream() -> None:
     assert result.tokens == tuple(tokens)
     assert (result.prompt_tokens, result.completion_tokens, result.seed) == (35, 2, 9)
     assert result.timings is timings
-    assert (timings.prefill_rate, timings.decode_rate) == (30, 1)
+    assert (timings.prefill_rate, timings.decode_rate) == (60, 8)
     assert (Timings().prefill_rate, Timings().decode_rate) == (0, 0)
 
 

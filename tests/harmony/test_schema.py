@@ -37,6 +37,17 @@ def field(encoding: Encoding, schema: Any) -> str:
     return " ".join(text.removeprefix("_: {").removesuffix("}").split())
 
 
+@pytest.mark.parametrize(("count", "whole"), [(700, True), (2000, False)])
+def test_references_are_followed_as_often_as_a_long_schema_has_them(
+    count: int, whole: bool
+) -> None:
+    """And not without end: what they expand to may grow with every one."""
+    properties = {f"p{i}": {"$ref": "#/$defs/Point"} for i in range(count)}
+    found = normalise({"type": "object", "$defs": DEFS, "properties": properties})
+    followed = ["properties" in inner for inner in found["properties"].values()]
+    assert all(followed) == whole
+
+
 STRING, NUMBER, NULL = {"type": "string"}, {"type": "number"}, {"type": "null"}
 FIELDS: list[tuple[Any, str]] = [
     # what the renderer does well stays as it is
