@@ -60,7 +60,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def wanting(reason: str) -> str:
     """What a skipped test says it wants, the same for all that want the same."""
     reason = reason.removeprefix("Skipped: ")
-    library = re.search(r"could not import '(\w+)|(\w+) is not installed", reason)
+    library = re.search(r"could not import '(\w+)|\b(torch|transformers) is not installed", reason)
     if library is not None:
         return f"{library[1] or library[2]} is not installed (pip install -e '.[oracles]')"
     return "there is no NVIDIA card" if re.search("NVIDIA|CUDA", reason) else reason
