@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from math import prod
 from threading import Lock
 from typing import Self, TypeAlias
 
@@ -120,8 +119,3 @@ def bytes_to_read(checkpoint: Checkpoint, slots: int, without: str | None = None
         for name, tensor in checkpoint.tensors.items()
         if without is None or not name.startswith(without)
     )
-
-
-def count(tensor: Tensor) -> int:
-    """How many elements a tensor has."""
-    return prod(tensor.shape)

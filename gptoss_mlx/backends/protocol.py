@@ -122,7 +122,8 @@ class Model(Protocol[S, A]):
         """Append one token to each of several sequences -> float32 logits [vocabulary] of each.
 
         A token is [id], or an array that may still have to be computed; nothing is waited for.
-        Raises CapacityError, before anything is computed, for more sequences than `rows`.
+        At most `rows` at a time: with fixed memory more is a CapacityError, before anything is
+        computed.
         """
 
     def sampler(self, options: Sampling, seed: int, prompt: Sequence[int]) -> Sampler[A]:

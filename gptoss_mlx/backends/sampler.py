@@ -149,8 +149,8 @@ class RuledSampler(ABC, Generic[A]):
         if top_p >= 1 and min_p <= 0:
             return scores
         p = self.softmax(scores)
-        kept = p >= p.max() * min_p
-        scores = self.where(kept, scores, -inf)
+        if min_p > 0:
+            scores = self.where(p >= p.max() * min_p, scores, -inf)
         if top_p < 1:
             scores = self.where(p >= self.least_of_top(p, max(top_p, SMALLEST)), scores, -inf)
         return scores

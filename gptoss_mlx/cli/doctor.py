@@ -207,8 +207,8 @@ def _system() -> str:
 def _cache() -> str:
     """The cache folder. Raises ValueError if it cannot be written; nothing is left in it."""
     folder = cache_folder()
-    there = next(path for path in (folder, *folder.parents) if path.exists())
     try:
+        there = next(path for path in (folder, *folder.parents) if path.exists())
         TemporaryFile(dir=there).close()
     except OSError as error:
         raise ValueError(

@@ -228,7 +228,7 @@ class Engine:
             loop.drop(sequences)
 
     def _evaluate(self, ids: Sequence[int]) -> Generator[NDArray[np.float32], None, None]:
-        state = self.model.new_state()
+        state = self._loop.run(self.model.new_state)
         step = min(self.model.chunk, LOGITS_AT_A_TIME)
         try:
             for i in range(0, len(ids), step):

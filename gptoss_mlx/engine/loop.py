@@ -153,7 +153,10 @@ class Loop:
     def _decode(self, ready: list[Sequence]) -> None:
         """Queue the next decode step for all that decode, then read the tokens of the step
         before."""
-        batch = [s for s in ready if not (s.in_prefill or s.finished)][: self.model.rows]
+        decoding = [s for s in ready if not (s.in_prefill or s.finished)]
+        batch = decoding[: self.model.rows]
+        if len(batch) < len(decoding):  # streams that rested are read again: take turns
+            self._active.sort(key=batch.__contains__)
         with self._failing(batch):
             asking = [sequence for sequence in batch if sequence.wants_logits]
             if asking:
@@ -170,20 +173,21 @@ class Loop:
             self._active.remove(sequence)
             session, sequence.session = sequence.session, None
             if session is not None:
-                self._give_up(self.kept)
-                self.kept = session
+                self._keep(session)
 
     def _let_go(self) -> None:
         """Fail every sequence, and free all that is on the device."""
         self._settle()
         while self._active or self._waiting:
             (self._active or self._waiting).pop().fail(ClosedError("the engine is closed"))
-        self._give_up(self.kept)
-        self.kept = None
+        self._keep(None)
 
-    def _give_up(self, session: Session | None) -> None:
-        if session is not None:
-            session.close()
+    def _keep(self, session: Session | None) -> None:
+        """Keep a session in place of the one before, which is closed. It is replaced first: an
+        interrupt must not leave a closed one kept."""
+        before, self.kept = self.kept, session
+        if before is not None:
+            before.close()
 
     @contextmanager
     def _failing(self, sequences: list[Sequence]) -> Iterator[None]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.mutations import SWAPPED, mutations
+from benchmarks.mutations import mutations
 from tests.root import ROOT
 
 
@@ -27,4 +27,3 @@ def test_annotations_asserts_and_errors_are_left_alone(tmp_path: Path) -> None:
     assert [*mutations(path)] == []
     path.write_text("x = a < b and 5\n")
     assert sorted(one.after.strip() for one in mutations(path)) == ["6", "<=", "or"]
-    assert len(SWAPPED) > 10

@@ -216,6 +216,19 @@ def test_streams_that_rest_take_no_row() -> None:
     assert [len(ids_of([*stream])) for stream in idle] == [51] * 3
 
 
+def test_where_more_are_ready_than_there_are_rows_they_take_turns() -> None:
+    """A stream that rested is read again, beside what took its row."""
+    scripted = Scripted(reply(64, 50), reply(65, 20))
+    scripted.model.rows = 1
+    stream = scripted.engine.stream([1], **RAW)
+    next(stream)
+    _, sink = added(scripted, [2])
+    while not sink.events:
+        scripted.engine.step()
+    assert ids_of([*stream]) == reply(64, 50)
+    assert ids_of(sink.events) == reply(65, 20)
+
+
 def test_what_waits_behind_unread_events_is_not_begun() -> None:
     scripted = Scripted(*[reply(64, 5)] * 9)
     scripted.model.rows = 2

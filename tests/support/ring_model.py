@@ -39,8 +39,10 @@ class RingState:
         self.arena: list[Any] = []
         self.ring: list[Any] = [None] * window
         self.moves: list[tuple[str, int]] = []  # trims and restores
+        self.closed = False
 
     def append(self, token: Any) -> None:
+        assert not self.closed
         self.arena[self.offset : self.offset + 1] = [token]
         self.ring[self.offset % len(self.ring)] = token
         self.offset += 1
@@ -56,6 +58,7 @@ class RingState:
         return RingSnapshot(self, self.offset, tuple(self.ring))
 
     def can_trim(self, offset: int) -> bool:
+        assert not self.closed
         return offset == self.offset or 0 <= offset < self.offset <= len(self.ring)
 
     def trim(self, offset: int) -> None:
@@ -64,6 +67,7 @@ class RingState:
         self.offset = offset
 
     def close(self) -> None:
+        self.closed = True
         self.moves.append(("close", self.offset))
 
     @property

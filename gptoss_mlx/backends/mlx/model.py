@@ -187,8 +187,7 @@ def open_model(
     multiplies quantized bfloat16 slowly and coarsely.
     slots: experts of a layer held at a time, all by default; the others are read when they are
     chosen. At least `least_slots`.
-    kv_bits: 8 keeps keys and values of full-attention layers in 8 bits; None keeps the compute
-    dtype.
+    kv_bits: 8 keeps keys and values of full-attention layers in 8 bits; by default as computed.
     chunk: tokens prefilled at a time. cache_limit: bytes of freed buffers that MLX may keep.
     wired: bytes of memory that a GPU keeps resident (wired); without effect on a CPU.
     kernels: by default what `choose_kernels` finds for the device.
@@ -220,11 +219,11 @@ def open_model(
     total = bytes_to_read(checkpoint, slots, without=unread)
     kernels = kernels or choose_kernels()
     with Loader(checkpoint, compute, total, progress, kernels, reader) as loader:
-        table: Embedding
-        if embedding == "resident":
-            table = ResidentEmbedding(checkpoint, loader)
-        else:
-            table = FileEmbedding(checkpoint, loader, reader)
+        table: Embedding = (
+            ResidentEmbedding(checkpoint, loader)
+            if embedding == "resident"
+            else FileEmbedding(checkpoint, loader, reader)
+        )
         model = Transformer(config, loader, table, streaming, kv_bits, chunk)
         loader.finish()
     rehearse(model)

@@ -14,11 +14,12 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from gptoss_mlx.backends.loading import WeightLoader, count, named, stacked
+from gptoss_mlx.backends.loading import WeightLoader, named, stacked
 from gptoss_mlx.backends.mlx.linear import Linear
 from gptoss_mlx.backends.mlx.ops.choice import Kernels
 from gptoss_mlx.backends.mlx.ops.matrix import Matrix
 from gptoss_mlx.files.reader import FileReader
+from gptoss_mlx.files.shard import ITEM_BYTES
 from gptoss_mlx.models.checkpoint import Checkpoint, Progress, Tensor
 
 PIECE = 8 << 20  # bytes a thread reads at a time
@@ -65,7 +66,7 @@ class Loader(WeightLoader):
         """
         tensors = self.tensors(names, rows)
         *outer, last = stacked(tensors)
-        width = last * tensors[0].nbytes // (count(tensors[0]) * dtype.size)
+        width = last * ITEM_BYTES[tensors[0].dtype] // dtype.size
         return self._raw(tensors, (*outer, width), dtype)
 
     def linear(self, *modules: str, bias: bool = True) -> Linear:
