@@ -9,6 +9,7 @@ from benchmarks.kernels.pieces import Job, Piece, Sizes, affine, bank, random
 from gptoss_mlx.backends.mlx.ops import decode_qkv, moe_down, moe_gate_up, quantized_matvec
 from gptoss_mlx.backends.mlx.ops.matrix import Matrix, Norm
 from gptoss_mlx.backends.mlx.ops.place import anywhere
+from gptoss_mlx.backends.mlx.ops.routing import Routing
 
 LIMIT = 7.0
 PACKED = 1 / 2 + 1 / 32  # bytes of an MXFP4 weight with its scale
@@ -23,21 +24,20 @@ def decode_moe(s: Sizes, dtype: mx.Dtype) -> list[Job]:
     """One token by its experts: both halves, biases, SwiGLU, routing weights, residual."""
     k, inner, active, size = s.hidden, s.inner, s.active, dtype.size
     ids = mx.arange(active, dtype=mx.uint32)[None]
-    gate_up, down = bank(active, 2 * inner, k), bank(active, k, inner)
+    gate_up, down = bank(active, 2 * inner, k, dtype), bank(active, k, inner, dtype)
+    routing = Routing(ids, ids, random((1, active), dtype))
     weights = 3 * active * inner * k
     vectors = k + 2 * active * inner + 2 * k  # x, the activations twice, residual and result
     floor = int(weights * PACKED) + size * (vectors + active * (2 * inner + k))
     ours = (
         Piece(
             lambda e: moe_gate_up.metal(e.metal_kernel)(
-                *(random((1, k), dtype), *gate_up, random((active, 2 * inner), dtype), ids, ids),
-                LIMIT,
+                random((1, k), dtype), gate_up, routing, LIMIT
             )
         ),
         Piece(
             lambda e: moe_down.metal(e.metal_kernel)(
-                *(random((1, active, inner), dtype), *down, random((active, k), dtype), ids, ids),
-                random((1, active), dtype),
+                *(random((1, active, inner), dtype), down, routing),
                 residual=random((1, k), dtype),
             )
         ),
@@ -63,20 +63,19 @@ def prefill_moe(s: Sizes, dtype: mx.Dtype) -> list[Job]:
     floor = int(weights * PACKED) + size * vectors
     part = min(s.part_outputs, inner)
     slots = (mx.arange(tokens) // s.visits).astype(mx.uint32)[:, None]
-    up, down = bank(s.part_slots, part, k), bank(s.part_slots, part, inner)
-    bias = random((s.part_slots, part), dtype)
+    routing = Routing(slots, slots, random((tokens, 1), dtype), grouped=True)
+    up, down = bank(s.part_slots, part, k, dtype), bank(s.part_slots, part, inner, dtype)
     share = s.experts / s.part_slots
     ours = (
         Piece(
             lambda e: moe_gate_up.metal(e.metal_kernel)(
-                random((tokens, k), dtype), *up, bias, slots, slots, LIMIT, True
+                random((tokens, k), dtype), up, routing, LIMIT
             ),
             share * 2 * inner / part,
         ),
         Piece(
             lambda e: moe_down.metal(e.metal_kernel)(
-                *(random((tokens, 1, inner), dtype), *down, bias, slots, slots),
-                *(random((tokens, 1), dtype), True),
+                random((tokens, 1, inner), dtype), down, routing
             ),
             share * k / part,
         ),

@@ -74,7 +74,7 @@ NO_BATCH = {
 
 def gather_qmv(active: int, each: bool, rows: int, k: int, dtype: mx.Dtype) -> Piece:
     """One token by `active` experts; `each` with a vector of its own."""
-    blocks, scales = bank(active, rows, k)
+    blocks, scales, _ = bank(active, rows, k, dtype)
     vectors = active if each else 1
     buffers = {
         **{"w": blocks, "scales": scales, "global_scale": None},
@@ -98,7 +98,7 @@ def gather_qmv(active: int, each: bool, rows: int, k: int, dtype: mx.Dtype) -> P
 def gather_qmm_rhs(s: Sizes, rows: int, k: int, dtype: mx.Dtype) -> Piece:
     """Tokens sorted by expert: `part_slots` of them, `part_outputs` of each."""
     tokens, outputs = s.part_slots * s.visits, min(s.part_outputs, rows)
-    blocks, scales = bank(s.part_slots, outputs, k)
+    blocks, scales, _ = bank(s.part_slots, outputs, k, dtype)
     buffers = {
         **{"w": blocks, "scales": scales, "global_scale": None},
         **{"x": random((tokens, k), dtype), "y": mx.zeros((tokens, outputs), dtype)},

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from gptoss_mlx.backends.mlx.ops.matrix import Matrix
+from gptoss_mlx.backends.mlx.ops.mxfp4 import Projection
 from gptoss_mlx.spec.config import QuantizationSpec
 from tests.support.metal_emulator import Emulator
 
@@ -66,11 +67,12 @@ def random(shape: tuple[int, ...], dtype: mx.Dtype) -> mx.array:
     return mx.random.normal(shape, key=mx.random.key(1)).astype(dtype)
 
 
-def bank(slots: int, outputs: int, inputs: int) -> tuple[mx.array, mx.array]:
-    """blocks [slots, outputs, inputs / 8] and scales [slots, outputs, inputs / 32] in MXFP4."""
+def bank(slots: int, outputs: int, inputs: int, dtype: mx.Dtype) -> Projection:
+    """Random matrices and biases of as many experts."""
     blocks = mx.random.randint(0, 1 << 31, (slots, outputs, inputs // 8), key=mx.random.key(2))
     scales = mx.random.randint(115, 125, (slots, outputs, inputs // 32), key=mx.random.key(3))
-    return blocks.astype(mx.uint32), scales.astype(mx.uint8)
+    bias = random((slots, outputs), dtype)
+    return Projection(blocks.astype(mx.uint32), scales.astype(mx.uint8), bias)
 
 
 def affine(outputs: int, inputs: int, dtype: mx.Dtype) -> Matrix:

@@ -24,7 +24,9 @@ from gptoss_mlx.backends.mlx.ops.decode_attention import WHOLE
 from gptoss_mlx.backends.mlx.ops.decode_qkv import Heads
 from gptoss_mlx.backends.mlx.ops.matrix import Matrix, Norm
 from gptoss_mlx.backends.mlx.ops.metal import DECODED, Factory
+from gptoss_mlx.backends.mlx.ops.mxfp4 import Projection
 from gptoss_mlx.backends.mlx.ops.place import Spot, places
+from gptoss_mlx.backends.mlx.ops.routing import Routing
 from gptoss_mlx.spec.config import QuantizationSpec
 from tests.support.metal_emulator import available
 from tests.support.metal_emulator.registers import FILE, Counted
@@ -110,22 +112,24 @@ def _calls(kernels: Kernels, s: Sizes, dtype: mx.Dtype, counts: Sequence[int]) -
 
 
 def _experts(kernels: Kernels, s: Sizes, dtype: mx.Dtype) -> Iterator[str]:
-    def bank(outputs: int, inputs: int) -> tuple[mx.array, ...]:
+    def bank(outputs: int, inputs: int) -> Projection:
         shape = s.experts, outputs, inputs // 8
         scales = mx.zeros((s.experts, outputs, inputs // 32), mx.uint8)
-        return mx.zeros(shape, mx.uint32), scales, mx.zeros((s.experts, outputs), dtype)
+        return Projection(mx.zeros(shape, mx.uint32), scales, mx.zeros((s.experts, outputs), dtype))
 
     up, down = bank(2 * s.inner, s.hidden), bank(s.hidden, s.inner)
     x, ids = mx.zeros((1, s.hidden), dtype), mx.zeros((1, s.active), mx.uint32)
-    h = kernels.moe_gate_up(x, *up, ids, ids, 7.0)
+    routing = Routing(ids, ids, mx.zeros((1, s.active)))
+    h = kernels.moe_gate_up(x, up, routing, 7.0)
     yield "1 token"
-    kernels.moe_down(h, *down, ids, ids, mx.zeros((1, s.active)), residual=x)
+    kernels.moe_down(h, down, routing, residual=x)
     yield "1 token"
     visits = moe_prefill.TILE_ROWS * s.experts
     slots = mx.zeros((visits, 1), mx.uint32)
-    h = kernels.moe_gate_up(mx.zeros((visits, s.hidden), dtype), *up, slots, slots, 7.0, True)
+    routing = Routing(slots, slots, mx.zeros((visits, 1)), grouped=True)
+    h = kernels.moe_gate_up(mx.zeros((visits, s.hidden), dtype), up, routing, 7.0)
     yield "a prompt"
-    kernels.moe_down(h, *down, slots, slots, mx.zeros((visits, 1)), True)
+    kernels.moe_down(h, down, routing)
     yield "a prompt"
 
 

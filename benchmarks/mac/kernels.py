@@ -21,8 +21,9 @@ from gptoss_mlx.backends.mlx.ops.choice import MODULES
 from gptoss_mlx.backends.mlx.ops.decode_qkv import Heads
 from gptoss_mlx.backends.mlx.ops.matrix import Matrix, Norm
 from gptoss_mlx.backends.mlx.ops.metal import DECODED
-from gptoss_mlx.backends.mlx.ops.mxfp4 import random_bank
+from gptoss_mlx.backends.mlx.ops.mxfp4 import Projection, random_projection
 from gptoss_mlx.backends.mlx.ops.place import Spot, anywhere, places
+from gptoss_mlx.backends.mlx.ops.routing import Routing
 from gptoss_mlx.backends.mlx.ops.trial import disagreement
 from gptoss_mlx.plan.buffers import PAGE
 from gptoss_mlx.spec.config import QuantizationSpec
@@ -99,17 +100,16 @@ def _moe(shape: Shape, tokens: int, dtype: mx.Dtype, half: str) -> Case:
         if half == "gate_up"
         else (shape.hidden, shape.intermediate)
     )
-    bank = random_bank(shape.experts, outputs, inputs)
-    bias = mx.zeros((shape.experts, outputs), dtype)
+    projection = random_projection(shape.experts, outputs, inputs, dtype)
     grouped = tokens > DECODED
     calls, touched = [], 0.0
     for seed in range(1 if grouped else 8):
         draws = mx.random.uniform(shape=(tokens, shape.experts), key=mx.random.key(seed))
         ids = mx.argsort(draws, axis=-1)[:, : shape.active].astype(mx.uint32)
         ids = mx.sort(ids.reshape(-1)).reshape(-1, 1) if grouped else ids
-        calls += [_moe_call(half, ids, bank, bias, inputs, dtype, grouped)]
+        calls += [_moe_call(half, ids, projection, inputs, dtype, grouped)]
         touched += np.unique(np.asarray(ids)).size
-    expert = sum(a.nbytes for a in bank) / shape.experts + outputs * dtype.size
+    expert = sum(a.nbytes for a in projection) / shape.experts
     rows = tokens * shape.active
     vectors = (tokens if half == "gate_up" and not grouped else rows) * inputs
     written = rows * outputs / 2 if half == "gate_up" else (rows if grouped else tokens) * outputs
@@ -120,17 +120,16 @@ def _moe(shape: Shape, tokens: int, dtype: mx.Dtype, half: str) -> Case:
 def _moe_call(
     half: str,
     ids: mx.array,
-    bank: tuple[mx.array, mx.array],
-    bias: mx.array,
+    projection: Projection,
     inputs: int,
     dtype: mx.Dtype,
     grouped: bool,
 ) -> tuple[Any, ...]:
     tokens, k = ids.shape
+    routing = Routing(ids, ids, mx.full((tokens, k), 1 / k, dtype), grouped)
     if half == "gate_up":
-        return (_noise((tokens, inputs), dtype), *bank, bias, ids, ids, LIMIT, grouped)
-    weights = mx.full((tokens, k), 1 / k, dtype)
-    return (_noise((tokens, k, inputs), dtype), *bank, bias, ids, ids, weights, grouped)
+        return (_noise((tokens, inputs), dtype), projection, routing, LIMIT)
+    return (_noise((tokens, k, inputs), dtype), projection, routing)
 
 
 def _projection(outputs: str, inputs: str, bits: int | None, extras: str) -> Build:

@@ -14,6 +14,7 @@ from gptoss_mlx.backends.mlx.cache import QuantizedArena
 from gptoss_mlx.backends.mlx.ops.decode_attention import RANGE, WHOLE
 from gptoss_mlx.backends.mlx.ops.metal import DECODED
 from gptoss_mlx.backends.mlx.ops.place import anywhere
+from gptoss_mlx.backends.mlx.ops.routing import Routing
 from gptoss_mlx.plan.buffers import PAGE
 
 CONTEXTS = (WHOLE - PAGE, WHOLE + RANGE)  # tokens: in one range, and split into several
@@ -67,14 +68,14 @@ def _experts(moe: Any, x: mx.array, chunk: int) -> None:
     bank = getattr(moe.experts, "bank", moe.experts)
     chosen = mx.arange(moe.k, dtype=mx.uint32)
     one, each = chosen[None], chosen[:, None]
-    halves = bank.gate_up(h[:1], one, one)
-    bank.down(halves, one, one, weights, residual=x[:1])
+    together = Routing(one, one, weights)
+    bank.down(bank.gate_up(h[:1], together), together, x[:1])
     if bank is not moe.experts:  # streamed, a token's experts may compute gate_up in waves
-        bank.gate_up(mx.repeat(h[:1], moe.k, axis=0), each, each)
+        bank.gate_up(mx.repeat(h[:1], moe.k, axis=0), Routing(each, each, weights.T))
     visits = chunk * moe.k
     slots = (mx.arange(visits, dtype=mx.uint32) * bank.size // visits)[:, None]
-    many = bank.gate_up(_random(visits, h[0]), slots, slots, grouped=True)
-    bank.down(many, slots, slots, mx.full((visits, 1), 1 / moe.k), grouped=True)
+    grouped = Routing(slots, slots, mx.full((visits, 1), 1 / moe.k), grouped=True)
+    bank.down(bank.gate_up(_random(visits, h[0]), grouped), grouped)
 
 
 def _random(rows: int, like: mx.array) -> mx.array:

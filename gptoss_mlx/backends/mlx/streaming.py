@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from gptoss_mlx.backends.guesses import Guesses
 from gptoss_mlx.backends.mlx.experts import ExpertBank
+from gptoss_mlx.backends.mlx.ops.routing import Routing
 from gptoss_mlx.backends.slots import Watch, debugging
 from gptoss_mlx.backends.streaming import (
     Counts,
@@ -148,9 +149,8 @@ class StreamedExperts:
         outputs, order = [], []
         for wave in self._waves(np.unique(step.chosen).tolist(), guess):
             pairs, slots = self._pairs(step.chosen, wave)
-            x, experts, weights = step.visits(pairs)
-            h = self.bank.gate_up(x, slots, experts, grouped=True)
-            outputs.append(self.bank.down(h, slots, experts, weights, grouped=True))
+            x, routing = step.visits(pairs, slots, grouped=True)
+            outputs.append(self.bank.down(self.bank.gate_up(x, routing), routing))
             self.streaming.launch(outputs[-1])
             order.append(pairs)
         y = _in_order(outputs, order).reshape(*step.experts.shape, -1).sum(axis=1)
@@ -165,13 +165,12 @@ class StreamedExperts:
         halves, order = [], []
         for wave in self._waves(np.unique(step.chosen).tolist(), guess):
             pairs, slots = self._pairs(step.chosen, wave)
-            x, experts, _ = step.visits(pairs)
-            halves.append(self.bank.gate_up(x, slots, experts))
+            halves.append(self.bank.gate_up(*step.visits(pairs, slots)))
             self.streaming.launch(halves[-1])
             order.append(pairs)
         h = _in_order(halves, order).reshape(*step.experts.shape, -1)
         slots = mx.array([self._slots_read(step.chosen[0].tolist())], mx.uint32)
-        y = self.bank.down(h, slots, step.experts, step.weights, residual=step.residual)
+        y = self.bank.down(h, Routing(slots, step.experts, step.weights), step.residual)
         self.streaming.launch(y)
         return y
 
@@ -288,10 +287,16 @@ class _Step:
         self.x, self.experts, self.weights, self.residual = x, experts, weights, residual
         self.chosen: NDArray[np.uint32] = np.asarray(experts)
 
-    def visits(self, pairs: NDArray[np.uint32]) -> tuple[mx.array, mx.array, mx.array]:
-        """x [pairs, hidden], experts and weights [pairs, 1] of some (token, choice) pairs."""
+    def visits(
+        self, pairs: NDArray[np.uint32], slots: mx.array, grouped: bool = False
+    ) -> tuple[mx.array, Routing]:
+        """x [pairs, hidden] and the routing, k = 1, of some (token, choice) pairs.
+
+        slots [pairs, 1]: where their experts lie
+        """
         at, k = mx.array(pairs), self.chosen.shape[1]
-        return self.x[at // k], self.experts.reshape(-1, 1)[at], self.weights.reshape(-1, 1)[at]
+        experts, weights = (a.reshape(-1, 1)[at] for a in (self.experts, self.weights))
+        return self.x[at // k], Routing(slots, experts, weights, grouped)
 
 
 def _in_order(outputs: list[mx.array], order: list[NDArray[np.uint32]]) -> mx.array:

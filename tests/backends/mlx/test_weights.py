@@ -107,10 +107,10 @@ def test_packed_experts_are_the_files_bytes(folder: Path, dtype: str, piece: int
     for layer, block in enumerate(model.blocks):
         bank, prefix = block.moe.experts, f"model.layers.{layer}.mlp.experts"
         pairs = {
-            "gate_up_proj_blocks": (bank.gate_up_blocks, mx.uint32, (4, 192, 16)),
-            "gate_up_proj_scales": (bank.gate_up_scales, mx.uint8, (4, 192, 4)),
-            "down_proj_blocks": (bank.down_blocks, mx.uint32, (4, 128, 12)),
-            "down_proj_scales": (bank.down_scales, mx.uint8, (4, 128, 3)),
+            "gate_up_proj_blocks": (bank.gate_up_proj.blocks, mx.uint32, (4, 192, 16)),
+            "gate_up_proj_scales": (bank.gate_up_proj.scales, mx.uint8, (4, 192, 4)),
+            "down_proj_blocks": (bank.down_proj.blocks, mx.uint32, (4, 128, 12)),
+            "down_proj_scales": (bank.down_proj.scales, mx.uint8, (4, 128, 3)),
         }
         for name, (array, kind, shape) in pairs.items():
             assert (array.dtype, array.shape) == (kind, shape)

@@ -16,7 +16,8 @@ from gptoss_mlx.backends.mlx.ops.metal import (
     Threads,
     largest,
 )
-from gptoss_mlx.backends.mlx.ops.mxfp4 import gathered_matmul, random_bank
+from gptoss_mlx.backends.mlx.ops.mxfp4 import Projection, project, random_projection
+from gptoss_mlx.backends.mlx.ops.routing import Routing
 
 ROWS = 96  # rows of a threadgroup
 SIZES = (768, 512, 384, 256)  # threads of a threadgroup
@@ -27,45 +28,20 @@ class MoeDown(Protocol):
     """`moe_down`, or what computes the same."""
 
     def __call__(
-        self,
-        x: mx.array,
-        blocks: mx.array,
-        scales: mx.array,
-        bias: mx.array,
-        slots: mx.array,
-        experts: mx.array,
-        weights: mx.array,
-        grouped: bool = False,
-        residual: mx.array | None = None,
+        self, x: mx.array, down: Projection, routing: Routing, residual: mx.array | None = None
     ) -> mx.array: ...
 
 
 def moe_down(
-    x: mx.array,
-    blocks: mx.array,
-    scales: mx.array,
-    bias: mx.array,
-    slots: mx.array,
-    experts: mx.array,
-    weights: mx.array,
-    grouped: bool = False,
-    residual: mx.array | None = None,
+    x: mx.array, down: Projection, routing: Routing, residual: mx.array | None = None
 ) -> mx.array:
     """The experts' outputs, weighted and summed, and the residual added.
 
-    x       [tokens, k, intermediate]
-    blocks  [slots, hidden, intermediate / 8] uint32, MXFP4
-    scales  [slots, hidden, intermediate / 32] uint8
-    bias    [experts, hidden]
-    slots, experts, weights  [tokens, k]; grouped: slots ascend
-    residual  [tokens, hidden], of x's dtype
-    returns [tokens, hidden] of x's dtype
+    x [tokens, k, intermediate], residual [tokens, hidden] of x's dtype -> [tokens, hidden], x's
+    dtype. down: intermediate to hidden.
     """
-    y = (
-        gathered_matmul(x[:, :, None, :], blocks, scales, slots, grouped)[:, :, 0, :]
-        + bias[experts]
-    )
-    y = (y * weights[:, :, None]).sum(axis=1).astype(x.dtype)
+    y = project(x, down, routing)
+    y = (y * routing.weights[:, :, None]).sum(axis=1).astype(x.dtype)
     return y if residual is None else residual + y
 
 
@@ -78,40 +54,33 @@ def metal(factory: Factory | None = None, threads: Threads = largest) -> MoeDown
     prefill = MetalKernel("moe_prefill_down", names, ["out"], factory, threads, moe_prefill.SIZES)
 
     def run(
-        x: mx.array,
-        blocks: mx.array,
-        scales: mx.array,
-        bias: mx.array,
-        slots: mx.array,
-        experts: mx.array,
-        weights: mx.array,
-        grouped: bool = False,
-        residual: mx.array | None = None,
+        x: mx.array, down: Projection, routing: Routing, residual: mx.array | None = None
     ) -> mx.array:
         tokens, k, inner = x.shape
-        rows = blocks.shape[1]
+        rows = down.blocks.shape[1]
+        inputs = x, *down, routing.slots, routing.experts, routing.weights
         template: Template = {"T": x.dtype, "K": inner, "N": rows}
-        if residual is None and moe_prefill.takes(grouped, slots, scales):
+        if residual is None and moe_prefill.takes(down, routing):
             template |= {"TILES": moe_prefill.TILES}
             if size := prefill.threads(template):
                 return prefill(
-                    *(x, blocks, scales, bias, slots, experts, weights),
+                    *inputs,
                     template=template,
                     outputs=[((tokens, rows), x.dtype)],
-                    **moe_prefill.division(tokens, blocks, size),
+                    **moe_prefill.division(tokens, down, size),
                 )[0]
         elif tokens <= DECODED:
             template |= {"ACTIVE": k, "ROWS": ROWS, "RESIDUAL": residual is not None}
             if size := decode.threads(template):
                 return decode(
-                    *(x, blocks, scales, bias, slots, experts, weights),
+                    *inputs,
                     x if residual is None else residual,
                     template=template,
                     threadgroups=(-(-rows // ROWS), tokens, 1),
                     threads=size,
                     outputs=[((tokens, rows), x.dtype)],
                 )[0]
-        return moe_down(x, blocks, scales, bias, slots, experts, weights, grouped, residual)
+        return moe_down(x, down, routing, residual)
 
     return run
 
@@ -119,13 +88,11 @@ def metal(factory: Factory | None = None, threads: Threads = largest) -> MoeDown
 def examples(dtype: mx.Dtype) -> Iterator[tuple[Any, ...]]:
     """Arguments of small calls that reach every part of the kernels."""
     rows, inputs, experts = ROWS + 19, 96, 3
-    bank = random_bank(experts, rows, inputs)
-    bias = mx.random.normal((experts, rows), key=mx.random.key(1)).astype(dtype)
+    down = random_projection(experts, rows, inputs, dtype)
     x = mx.random.normal((2, 2, inputs), key=mx.random.key(2)).astype(dtype)
-    slots, weights = mx.array([[2, 0], [0, 1]], mx.uint32), mx.array([[0.7, 0.3], [0.4, 0.6]])
-    decoded = x, *bank, bias, slots, mx.array([[1, 2], [2, 0]], mx.uint32), weights
-    yield decoded
-    yield *decoded, False, mx.random.normal((2, rows), key=mx.random.key(4)).astype(dtype)
+    slots, ids = mx.array([[2, 0], [0, 1]], mx.uint32), mx.array([[1, 2], [2, 0]], mx.uint32)
+    routing = Routing(slots, ids, mx.array([[0.7, 0.3], [0.4, 0.6]]))
+    yield x, down, routing
+    yield x, down, routing, mx.random.normal((2, rows), key=mx.random.key(4)).astype(dtype)
     x, *others = moe_prefill.example(dtype, rows)
-    weights = mx.random.uniform(shape=(x.shape[0], 1), key=mx.random.key(3)).astype(dtype)
-    yield x[:, None], *others, weights, True
+    yield x[:, None], *others

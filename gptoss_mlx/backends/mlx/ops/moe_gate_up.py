@@ -18,7 +18,8 @@ from gptoss_mlx.backends.mlx.ops.metal import (
     many_cores,
     number,
 )
-from gptoss_mlx.backends.mlx.ops.mxfp4 import gathered_matmul, random_bank
+from gptoss_mlx.backends.mlx.ops.mxfp4 import Projection, project, random_projection
+from gptoss_mlx.backends.mlx.ops.routing import Routing
 
 ALPHA = 1.702
 ROWS = 384  # rows of a threadgroup: the vector, read once for them, is 1 % of their bytes
@@ -32,15 +33,7 @@ class MoeGateUp(Protocol):
     """`moe_gate_up`, or what computes the same."""
 
     def __call__(
-        self,
-        x: mx.array,
-        blocks: mx.array,
-        scales: mx.array,
-        bias: mx.array,
-        slots: mx.array,
-        experts: mx.array,
-        limit: float,
-        grouped: bool = False,
+        self, x: mx.array, gate_up: Projection, routing: Routing, limit: float
     ) -> mx.array: ...
 
 
@@ -54,30 +47,12 @@ def swiglu(gate: mx.array, up: mx.array, limit: float) -> mx.array:
     return gate * mx.sigmoid(ALPHA * gate) * (up + 1)
 
 
-def moe_gate_up(
-    x: mx.array,
-    blocks: mx.array,
-    scales: mx.array,
-    bias: mx.array,
-    slots: mx.array,
-    experts: mx.array,
-    limit: float,
-    grouped: bool = False,
-) -> mx.array:
-    """The activations of the chosen experts.
+def moe_gate_up(x: mx.array, gate_up: Projection, routing: Routing, limit: float) -> mx.array:
+    """The activations of the chosen experts: [tokens, hidden] -> [tokens, k, intermediate]
 
-    x       [tokens, hidden]
-    blocks  [slots, 2 * intermediate, hidden / 8] uint32, MXFP4; rows 2i are gate, 2i + 1 up
-    scales  [slots, 2 * intermediate, hidden / 32] uint8
-    bias    [experts, 2 * intermediate]
-    slots, experts  [tokens, k]: where each chosen expert lies in the bank, and which it is;
-                    grouped: slots ascend
-    returns [tokens, k, intermediate]
+    gate_up: hidden to 2 * intermediate; outputs 2i are gate, 2i + 1 up. limit: of `swiglu`.
     """
-    y = (
-        gathered_matmul(x[:, None, None, :], blocks, scales, slots, grouped)[:, :, 0, :]
-        + bias[experts]
-    )
+    y = project(x[:, None, :], gate_up, routing)
     activation = swiglu if mx.default_device() == mx.Device(mx.cpu) else _FUSED
     return activation(y[..., ::2], y[..., 1::2], limit)
 
@@ -97,39 +72,31 @@ def metal(factory: Factory | None = None, threads: Threads = largest) -> MoeGate
         "moe_prefill_gate_up", names, ["out"], factory, threads, moe_prefill.SIZES
     )
 
-    def run(
-        x: mx.array,
-        blocks: mx.array,
-        scales: mx.array,
-        bias: mx.array,
-        slots: mx.array,
-        experts: mx.array,
-        limit: float,
-        grouped: bool = False,
-    ) -> mx.array:
-        tokens, k = slots.shape
-        rows = blocks.shape[1]
+    def run(x: mx.array, gate_up: Projection, routing: Routing, limit: float) -> mx.array:
+        tokens, k = routing.slots.shape
+        rows = gate_up.blocks.shape[1]
+        inputs = x, *gate_up, routing.slots, routing.experts, number(limit)
         template: Template = {"T": x.dtype, "K": x.shape[1], "N": rows}
-        if moe_prefill.takes(grouped, slots, scales):
+        if moe_prefill.takes(gate_up, routing):
             template |= {"TILES": moe_prefill.TILES}
             if size := prefill.threads(template):
                 return prefill(
-                    *(x, blocks, scales, bias, slots, experts, number(limit)),
+                    *inputs,
                     template=template,
                     outputs=[((tokens, 1, rows // 2), x.dtype)],
-                    **moe_prefill.division(tokens, blocks, size),
+                    **moe_prefill.division(tokens, gate_up, size),
                 )[0]
         elif tokens <= DECODED:
             template |= {"ACTIVE": k, "ROWS": group}
             if size := decode.threads(template):
                 return decode(
-                    *(x, blocks, scales, bias, slots, experts, number(limit)),
+                    *inputs,
                     template=template,
                     threadgroups=(-(-rows // group), tokens * k, 1),
                     threads=size,
                     outputs=[((tokens, k, rows // 2), x.dtype)],
                 )[0]
-        return moe_gate_up(x, blocks, scales, bias, slots, experts, limit, grouped)
+        return moe_gate_up(x, gate_up, routing, limit)
 
     return run
 
@@ -137,9 +104,8 @@ def metal(factory: Factory | None = None, threads: Threads = largest) -> MoeGate
 def examples(dtype: mx.Dtype) -> Iterator[tuple[Any, ...]]:
     """Arguments of small calls that reach every part of the kernels."""
     rows, inputs, experts = ROWS + 38, 96, 3
-    bank = random_bank(experts, rows, inputs)
-    bias = mx.random.normal((experts, rows), key=mx.random.key(1)).astype(dtype)
     x = mx.random.normal((2, inputs), key=mx.random.key(2)).astype(dtype)
-    slots = mx.array([[2, 0], [0, 1]], mx.uint32)
-    yield x, *bank, bias, slots, mx.array([[1, 2], [2, 0]], mx.uint32), 7.0
-    yield *moe_prefill.example(dtype, rows), 7.0, True
+    slots, ids = mx.array([[2, 0], [0, 1]], mx.uint32), mx.array([[1, 2], [2, 0]], mx.uint32)
+    gate_up = random_projection(experts, rows, inputs, dtype)
+    yield x, gate_up, Routing(slots, ids, mx.ones((2, 2))), 7.0
+    yield *moe_prefill.example(dtype, rows), 7.0

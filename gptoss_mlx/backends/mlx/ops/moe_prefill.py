@@ -10,7 +10,8 @@ from typing import Any
 import mlx.core as mx
 
 from gptoss_mlx.backends.mlx.ops.metal import CONSTANT, SIMDGROUP
-from gptoss_mlx.backends.mlx.ops.mxfp4 import random_bank
+from gptoss_mlx.backends.mlx.ops.mxfp4 import Projection, random_projection
+from gptoss_mlx.backends.mlx.ops.routing import Routing
 
 TILE_ROWS = 32  # tokens of one slot that a threadgroup takes
 OUTPUTS = 32  # outputs of a simdgroup
@@ -18,21 +19,22 @@ SIZES = (256, 128)  # threads of a threadgroup: x is read once for 256 outputs
 TILES = 4  # tiles next to each other with the same outputs: weights are still in a cache
 
 
-def takes(grouped: bool, slots: mx.array, scales: mx.array) -> bool:
+def takes(projection: Projection, routing: Routing) -> bool:
     """Whether the prefill kernels serve a call.
 
     That does not depend on its number of tokens: how many others there are must not change a
     token's result in any bit.
     """
-    return grouped and slots.shape[1] == 1 and scales.size >= CONSTANT
+    one_each = routing.slots.shape[1] == 1
+    return routing.grouped and one_each and projection.scales.size >= CONSTANT
 
 
-def division(tokens: int, bank: mx.array, threads: int) -> dict[str, Any]:
-    """The threadgroups, and their threads, for the matrices of a bank, [slots, outputs, ..].
+def division(tokens: int, projection: Projection, threads: int) -> dict[str, Any]:
+    """The threadgroups, and their threads, for a projection of that many routed tokens.
 
     A tile's number is its slot + its first token / TILE_ROWS, so that `tiles` bounds the numbers.
     """
-    slots, outputs = bank.shape[:2]
+    slots, outputs = projection.blocks.shape[:2]
     tiles = slots + (tokens - 1) // TILE_ROWS
     across = -(-outputs // (OUTPUTS * threads // SIMDGROUP))
     return {
@@ -41,12 +43,13 @@ def division(tokens: int, bank: mx.array, threads: int) -> dict[str, Any]:
     }
 
 
-def example(dtype: mx.Dtype, outputs: int) -> tuple[mx.array, ...]:
-    """x, blocks, scales, bias, slots and experts of a small call that reaches every part of a
-    kernel: slots with one tile, none and several, a whole and a shorter part of the inputs.
+def example(dtype: mx.Dtype, outputs: int) -> tuple[mx.array, Projection, Routing]:
+    """x [tokens, inputs] and the rest of a small call that reaches every part of a kernel: slots
+    with one tile, none and several, a whole and a shorter part of the inputs.
     """
     inputs, experts = 224, 4
-    bias = mx.random.normal((experts, outputs), key=mx.random.key(1)).astype(dtype)
+    projection = random_projection(experts - 1, outputs, inputs, dtype, experts)
     slots = mx.array([0] * 3 + [2] * 38, mx.uint32)[:, None]
     x = mx.random.normal((slots.size, inputs), key=mx.random.key(2)).astype(dtype)
-    return x, *random_bank(experts - 1, outputs, inputs), bias, slots, slots + 1
+    weights = mx.random.uniform(shape=slots.shape, key=mx.random.key(3)).astype(dtype)
+    return x, projection, Routing(slots, slots + 1, weights, grouped=True)

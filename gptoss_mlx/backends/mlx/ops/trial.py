@@ -20,6 +20,8 @@ import numpy as np
 from gptoss_mlx.backends.kernels import agreement
 from gptoss_mlx.backends.mlx.ops.matrix import Matrix, Norm
 from gptoss_mlx.backends.mlx.ops.metal import Pipeline
+from gptoss_mlx.backends.mlx.ops.mxfp4 import Projection
+from gptoss_mlx.backends.mlx.ops.routing import Routing
 from gptoss_mlx.backends.mlx.ops.verdicts import Verdict, Verdicts
 from gptoss_mlx.errors import KernelError
 
@@ -208,6 +210,8 @@ def _widened(argument: Any) -> Any:
         return Matrix(weight, scales, biases, argument.spec)
     if isinstance(argument, Norm):
         return Norm(_widened(argument.weight), argument.eps)
+    if isinstance(argument, Projection | Routing):
+        return type(argument)(*map(_widened, argument))
     if isinstance(argument, list):
         return [tuple(map(_widened, pair)) for pair in argument]
     return argument

@@ -8,6 +8,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
+from gptoss_mlx.backends.mlx.ops.mxfp4 import Projection
 from tests.support.released_tensors import Values, mxfp4
 
 Generator = np.random.Generator
@@ -20,6 +21,9 @@ class Bank:
     blocks: mx.array
     scales: mx.array
     matrices: Values
+
+    def projection(self, bias: mx.array) -> Projection:
+        return Projection(self.blocks, self.scales, bias)
 
 
 def bank(rng: Generator, slots: int, outputs: int, inputs: int) -> Bank:

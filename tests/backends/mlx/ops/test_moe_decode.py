@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from gptoss_mlx.backends.mlx.ops import moe_down, moe_gate_up
 from gptoss_mlx.backends.mlx.ops.metal import Factory
+from gptoss_mlx.backends.mlx.ops.mxfp4 import Projection
+from gptoss_mlx.backends.mlx.ops.routing import Routing
 from tests.backends.mlx.ops.banks import Bank, bank, choices
 from tests.support.comparison import worst_row
 from tests.support.metal_emulator import Emulator, available
@@ -61,10 +63,8 @@ def exact(a: mx.array) -> Values:
 
 def gate_up_error(c: Case, factory: Factory) -> float:
     """The worst token's relative L2."""
-    y = moe_gate_up.metal(factory)(
-        *(c.x, c.weights.blocks, c.weights.scales, c.bias, mx.array(c.slots), mx.array(c.chosen)),
-        LIMIT,
-    )
+    routing = Routing(mx.array(c.slots), mx.array(c.chosen), mx.ones(c.slots.shape))
+    y = moe_gate_up.metal(factory)(c.x, c.weights.projection(c.bias), routing, LIMIT)
     assert y.dtype == c.x.dtype
     h = np.einsum("ti,tkoi->tko", exact(c.x), c.weights.matrices[c.slots])
     h += exact(c.bias)[c.chosen]
@@ -77,10 +77,8 @@ def down_error(c: Case, factory: Factory) -> float:
     """The worst token's relative L2."""
     weights = mx.softmax(mx.arange(c.chosen.size).reshape(c.chosen.shape) / 3.0, axis=-1)
     weights = weights.astype(c.x.dtype)
-    y = moe_down.metal(factory)(
-        *(c.x, c.weights.blocks, c.weights.scales, c.bias, mx.array(c.slots), mx.array(c.chosen)),
-        weights,
-    )
+    routing = Routing(mx.array(c.slots), mx.array(c.chosen), weights)
+    y = moe_down.metal(factory)(c.x, c.weights.projection(c.bias), routing)
     assert y.dtype == c.x.dtype
     each = np.einsum("tki,tkoi->tko", exact(c.x), c.weights.matrices[c.slots])
     expected = np.einsum("tk,tko->to", exact(weights), each + exact(c.bias)[c.chosen])
@@ -144,9 +142,11 @@ def test_every_scale_a_file_may_have() -> None:
     x = np.zeros((1, 1, 32), np.float32)
     x[..., 5] = 0.25
     one = mx.zeros((1, 1), mx.uint32)
+    scales = mx.array(exponents.reshape(1, 255, 1))
     y = moe_down.metal(Emulator(check=True).metal_kernel)(
-        *(mx.array(x), mx.array(codes.view("<u4")), mx.array(exponents.reshape(1, 255, 1))),
-        *(mx.zeros((1, 255)), one, one, mx.ones((1, 1))),
+        mx.array(x),
+        Projection(mx.array(codes.view("<u4")), scales, mx.zeros((1, 255))),
+        Routing(one, one, mx.ones((1, 1))),
     )
     expected = 2.0 ** (exponents.astype(np.float64) - 129)
     np.testing.assert_array_equal(exact(y)[0, 2:], expected[2:])
@@ -165,8 +165,10 @@ def test_all_codes_of_all_places_of_a_word() -> None:
         x = np.zeros((1, 1, 32), np.float32)
         x[..., place] = 1
         one = mx.zeros((1, 1), mx.uint32)
+        scales = mx.full((1, 16, 1), 127, mx.uint8)
         y = moe_down.metal(emulator.metal_kernel)(
-            *(mx.array(x), mx.array(packed.view("<u4")), mx.full((1, 16, 1), 127, mx.uint8)),
-            *(mx.zeros((1, 16)), one, one, mx.ones((1, 1))),
+            mx.array(x),
+            Projection(mx.array(packed.view("<u4")), scales, mx.zeros((1, 16))),
+            Routing(one, one, mx.ones((1, 1))),
         )
         np.testing.assert_array_equal(exact(y)[0], table)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from gptoss_mlx.backends.mlx.ops.moe_down import moe_down
+from gptoss_mlx.backends.mlx.ops.routing import Routing
 from tests.backends.mlx.ops.banks import bank, choices, normal
 from tests.support.comparison import worst_row
 
@@ -28,9 +29,7 @@ def test_the_weighted_sum_of_every_token(
     weights, exact_weights = normal(rng, tokens, k)
     chosen = choices(rng, tokens, k, experts)
     slots = rng.permutation(experts).astype(np.uint32)[chosen]
-    y = moe_down(
-        x, matrices.blocks, matrices.scales, bias, mx.array(slots), mx.array(chosen), weights
-    )
+    y = moe_down(x, matrices.projection(bias), Routing(mx.array(slots), mx.array(chosen), weights))
     assert y.shape == (tokens, hidden)
     assert y.dtype == mx.float32
     each = np.einsum("tki,tkoi->tko", exact_x, matrices.matrices[slots]) + exact_bias[chosen]
@@ -47,6 +46,6 @@ def test_one_expert_twice_counts_twice_and_weight_zero_counts_nothing() -> None:
     bias, exact_bias = normal(rng, 3, 9)
     experts, slots = mx.array([[2, 2, 0]], mx.uint32), mx.array([[1, 1, 0]], mx.uint32)
     weights = mx.array([[0.25, 0.5, 0.0]])
-    y = moe_down(x, matrices.blocks, matrices.scales, bias, slots, experts, weights)
+    y = moe_down(x, matrices.projection(bias), Routing(slots, experts, weights))
     first, second = (exact_x[0, j] @ matrices.matrices[1].T + exact_bias[2] for j in (0, 1))
     assert worst_row(np.array(y), (0.25 * first + 0.5 * second)[None]) < EXACT

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from gptoss_mlx.backends.mlx.ops.moe_gate_up import moe_gate_up
+from gptoss_mlx.backends.mlx.ops.mxfp4 import Projection
+from gptoss_mlx.backends.mlx.ops.routing import Routing
 from tests.backends.mlx.ops.banks import bank, choices, normal
 from tests.support.comparison import worst_row
 from tests.support.numpy_gpt_oss import swiglu
@@ -31,9 +33,8 @@ def test_every_chosen_expert_of_every_token(
     # Slots in any order: the matrices lie by slot, the biases by expert.
     slot_of = rng.permutation(experts).astype(np.uint32)
     slots = slot_of[chosen]
-    y = moe_gate_up(
-        x, weights.blocks, weights.scales, bias, mx.array(slots), mx.array(chosen), LIMIT
-    )
+    routing = Routing(mx.array(slots), mx.array(chosen), mx.ones(slots.shape))
+    y = moe_gate_up(x, weights.projection(bias), routing, LIMIT)
     assert y.shape == (tokens, k, intermediate)
     assert y.dtype == mx.float32
     h = np.einsum("ti,tkoi->tko", exact_x, weights.matrices[slots]) + exact_bias[chosen]
@@ -48,7 +49,8 @@ def test_gates_and_ups_beyond_the_limit_are_clamped_on_the_right_sides() -> None
     rows = bias.size
     zero = mx.zeros((1, rows, 4), mx.uint32), mx.full((1, rows, 1), 127, mx.uint8)
     first = mx.zeros((1, 1), mx.uint32)
-    y = moe_gate_up(mx.ones((1, 32)), *zero, mx.array(bias), first, first, LIMIT)
+    gate_up = Projection(*zero, mx.array(bias))
+    y = moe_gate_up(mx.ones((1, 32)), gate_up, Routing(first, first, mx.ones((1, 1))), LIMIT)
     g, u = bias.astype(np.float64)[0, 0::2], bias.astype(np.float64)[0, 1::2]
     exact = np.minimum(g, 7) / (1 + np.exp(-1.702 * np.minimum(g, 7))) * (np.clip(u, -7, 7) + 1)
     np.testing.assert_allclose(np.array(y)[0, 0], exact, rtol=1e-6, atol=1e-30)
@@ -60,9 +62,8 @@ def test_one_slot_for_two_tokens_and_twice_for_one_token() -> None:
     x, exact_x = normal(rng, 2, 64)
     bias, exact_bias = normal(rng, 4, 10)
     experts, slots = np.array([[3, 3], [3, 0]], np.uint32), np.array([[2, 2], [2, 1]], np.uint32)
-    y = moe_gate_up(
-        x, weights.blocks, weights.scales, bias, mx.array(slots), mx.array(experts), LIMIT
-    )
+    routing = Routing(mx.array(slots), mx.array(experts), mx.ones(slots.shape))
+    y = moe_gate_up(x, weights.projection(bias), routing, LIMIT)
     h = np.einsum("ti,tkoi->tko", exact_x, weights.matrices[slots]) + exact_bias[experts]
     exact = swiglu(h[..., 0::2], h[..., 1::2], LIMIT)
     assert worst_row(np.array(y).reshape(2, -1), exact.reshape(2, -1)) < EXACT

@@ -10,6 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from gptoss_mlx.backends.mlx.ops import moe_down, moe_gate_up
+from gptoss_mlx.backends.mlx.ops.mxfp4 import Projection
+from gptoss_mlx.backends.mlx.ops.routing import Routing
 from tests.backends.mlx.ops.banks import Generator, bank, normal
 from tests.support.metal_emulator import Emulator, available
 from tests.support.numpy_gpt_oss import swiglu
@@ -35,9 +37,8 @@ class Call:
     """What both kernels are called with, and x times the matrices plus the bias in float64."""
 
     x: mx.array
-    bank: tuple[mx.array, mx.array, mx.array]
-    slots: mx.array
-    experts: mx.array
+    projection: Projection
+    routing: Routing
     products: Values
 
 
@@ -51,10 +52,10 @@ def call(rng: Generator, inputs: int, outputs: int, counts: list[int], dtype: mx
         normal(rng, *shape)[0].astype(dtype) for shape in [(len(slots), inputs), (biases, outputs)]
     )
     products = np.einsum("ti,toi->to", exactly(x), matrices.matrices[slots[:, 0]])
-    arrays = matrices.blocks, matrices.scales, bias
-    return Call(
-        x, arrays, mx.array(slots), mx.array(experts), products + exactly(bias)[experts[:, 0]]
-    )
+    weights = normal(rng, len(slots), 1)[0].astype(dtype)
+    routing = Routing(mx.array(slots), mx.array(experts), weights, grouped=True)
+    products += exactly(bias)[experts[:, 0]]
+    return Call(x, matrices.projection(bias), routing, products)
 
 
 def exactly(a: mx.array) -> Values:
@@ -70,18 +71,18 @@ def off(found: mx.array, exact: NDArray[np.float64]) -> float:
 def gate_up(emulator: Emulator, c: Call) -> float:
     """How far the first half is off."""
     run = moe_gate_up.metal(emulator.metal_kernel)
-    found = run(c.x, *c.bank, c.slots, c.experts, LIMIT, grouped=True)
+    found = run(c.x, c.projection, c.routing, LIMIT)
     tokens, outputs = c.products.shape
     assert (found.shape, found.dtype) == ((tokens, 1, outputs // 2), c.x.dtype)
     return off(found, swiglu(c.products[:, 0::2], c.products[:, 1::2], LIMIT))
 
 
-def down(emulator: Emulator, c: Call, weights: mx.array) -> float:
+def down(emulator: Emulator, c: Call) -> float:
     """How far the second half is off."""
     run = moe_down.metal(emulator.metal_kernel)
-    found = run(c.x[:, None], *c.bank, c.slots, c.experts, weights, grouped=True)
+    found = run(c.x[:, None], c.projection, c.routing)
     assert (found.shape, found.dtype) == (c.products.shape, c.x.dtype)
-    return off(found, c.products * exactly(weights))
+    return off(found, c.products * exactly(c.routing.weights))
 
 
 @pytest.mark.parametrize(
@@ -93,30 +94,27 @@ def test_every_token_meets_its_slots_matrix(
 ) -> None:
     rng = np.random.default_rng(inputs)
     c = call(rng, inputs, outputs, counts, dtype)
-    weights = normal(rng, sum(counts), 1)[0].astype(dtype)
     emulator = Emulator(check=True, order="random", seed=inputs)
     assert gate_up(emulator, c) < EXACT[dtype]
-    assert down(emulator, c, weights) < EXACT[dtype]
+    assert down(emulator, c) < EXACT[dtype]
 
 
 @pytest.mark.parametrize("order", ["forward", "reverse"])
 def test_in_every_order(order: str) -> None:
     rng = np.random.default_rng(5)
     c = call(rng, 224, 38, [11, 0, 35], mx.float32)
-    weights = normal(rng, 46, 1)[0]
     emulator = Emulator(check=True, order=order)
     assert gate_up(emulator, c) < EXACT[mx.float32]
-    assert down(emulator, c, weights) < EXACT[mx.float32]
+    assert down(emulator, c) < EXACT[mx.float32]
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=["float32", "bfloat16"])
 def test_as_many_inputs_as_the_model_has(dtype: mx.Dtype) -> None:
     rng = np.random.default_rng(6)
     c = call(rng, 2880, 64, [9, 2, 0, 21], dtype)
-    weights = normal(rng, 32, 1)[0].astype(dtype)
     emulator = Emulator(check=False, order="random", seed=1)
     assert gate_up(emulator, c) < EXACT[dtype]
-    assert down(emulator, c, weights) < EXACT[dtype]
+    assert down(emulator, c) < EXACT[dtype]
 
 
 def test_scales_at_the_ends_of_their_range() -> None:
@@ -132,9 +130,8 @@ def test_scales_at_the_ends_of_their_range() -> None:
     first = mx.zeros((9, 1), mx.uint32)
     found = moe_down.metal(Emulator().metal_kernel)(
         x[:, None],
-        *(blocks, mx.array(exponents.reshape(1, 12, 1)), mx.zeros((1, 12))),
-        *(first, first, mx.ones((9, 1))),
-        grouped=True,
+        Projection(blocks, mx.array(exponents.reshape(1, 12, 1)), mx.zeros((1, 12))),
+        Routing(first, first, mx.ones((9, 1)), grouped=True),
     )
     np.testing.assert_allclose(exactly(found), exact, rtol=1e-6, atol=2.0**-125)
 
@@ -142,11 +139,12 @@ def test_scales_at_the_ends_of_their_range() -> None:
 def test_what_the_prefill_kernels_do_not_take_is_computed_all_the_same() -> None:
     rng = np.random.default_rng(8)
     c = call(rng, 32, 2, [9], mx.float32)
-    tiny = c.bank[0][:, :2], c.bank[1][:, :2], c.bank[2]
+    blocks, scales, bias = c.projection
+    tiny = Projection(blocks[:, :2], scales[:, :2], bias)
     run = moe_gate_up.metal(refused)
     for k, grouped in [(1, True), (1, False), (2, True)]:
         slots = mx.zeros((9, k), mx.uint32)
-        arguments = c.x, *tiny, slots, slots, LIMIT, grouped
+        arguments = c.x, tiny, Routing(slots, slots, mx.ones((9, k)), grouped), LIMIT
         assert mx.array_equal(run(*arguments), moe_gate_up.moe_gate_up(*arguments))
 
 
