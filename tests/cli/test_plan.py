@@ -88,6 +88,7 @@ def test_json_says_what_fits_and_what_does_not() -> None:
     assert "131072 tokens" in small[0]["why"]
 
 
+@pytest.mark.slow
 def test_bits_are_of_an_imagined_conversion() -> None:
     weights = {
         bits: read("--machine", "24GB Mac", "--bits", bits)["plan"]["buffers"]["weights"]

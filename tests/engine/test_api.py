@@ -84,6 +84,7 @@ class TestOpening:
             assert engine.context == 1024
             assert repr(engine) == f"<Engine {str(tiny_folder)!r}, context 1024>"
 
+    @pytest.mark.slow
     def test_a_progress_that_raises_at_any_call_leaves_nothing(self, tiny_folder: Path) -> None:
         calls = 0
 
