@@ -99,7 +99,7 @@ def load(
     memory: int | str | None = None,
     embedding: str | None = None,
     kv_bits: int | None = None,
-    batch: int | None = None,
+    parallel: int | None = None,
     progress: "Callable[[int, int], None] | None" = None,
 ) -> "Engine":
     """Open a model: a folder, a Hugging Face id, or "tiny".
@@ -116,8 +116,8 @@ def load(
     default the plan decides.
     kv_bits: 8 quantizes the KV cache of full-attention layers to 8 bits, 0.56 of the bytes that
     bfloat16 takes; by default it stays in the compute dtype.
-    batch: sequences decoded at the same time (`Engine.stream_many`), 1 to 32, with PyTorch; by
-    default 1, and on a card up to 4 where there is room.
+    parallel: sequences decoded at the same time, 1 to 32; by default 1, and on a card up to 4 where
+    there is room.
     progress: called with (bytes read, bytes in all) while the weights are read.
     Raises GptOssError (OptionError, ModelNotFoundError, CheckpointError, ...), whose text is one
     line.
@@ -133,6 +133,6 @@ def load(
         memory=memory,
         embedding=embedding,
         kv_bits=kv_bits,
-        batch=batch,
+        parallel=parallel,
     )
     return open_engine(model, settings, progress)

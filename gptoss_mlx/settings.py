@@ -22,7 +22,8 @@ class Settings:
 
     backend, device: as `backends.backend.choose_backend` takes them. dtype: the compute dtype.
     context: the most tokens of a sequence. memory: the most bytes to use. embedding: "file" or
-    "resident". kv_bits: bits of a quantized KV cache. batch: sequences at a time.
+    "resident". kv_bits: bits of a quantized KV cache. parallel: sequences decoded
+    at a time.
     """
 
     backend: str | None = None
@@ -32,7 +33,7 @@ class Settings:
     memory: int | None = None
     embedding: str | None = None
     kv_bits: int | None = None
-    batch: int | None = None
+    parallel: int | None = None
 
     @classmethod
     def of(
@@ -45,7 +46,7 @@ class Settings:
         memory: int | str | None = None,
         embedding: str | None = None,
         kv_bits: int | None = None,
-        batch: int | None = None,
+        parallel: int | None = None,
     ) -> Settings:
         """Validated settings; sizes may be texts such as "10GiB" and "32k".
 
@@ -62,7 +63,7 @@ class Settings:
             memory=_whole("memory", memory, parse_bytes, "bytes, or a size such as 10GiB"),
             embedding=embedding,
             kv_bits=kv_bits,
-            batch=_whole("batch", batch, int, "a number of sequences from 1 to 32"),
+            parallel=_whole("parallel", parallel, int, "a number of sequences from 1 to 32"),
         )
 
 

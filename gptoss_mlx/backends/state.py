@@ -14,8 +14,16 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from gptoss_mlx.backends.protocol import Array
+from gptoss_mlx.errors import CapacityError
 
 A = TypeVar("A", bound=Array)
+
+
+def check_rows(sequences: int, rows: int) -> None:
+    """Raises CapacityError if more sequences are to be decoded together than there are rows."""
+    if sequences > rows:
+        most = "1 sequence" if rows == 1 else f"{rows} sequences"
+        raise CapacityError(f"the model was opened for {most} at a time, not for {sequences}")
 
 
 class Rewindable(ABC, Generic[A]):

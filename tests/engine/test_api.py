@@ -57,7 +57,7 @@ class TestOpening:
             ({"memory": "lots"}, "memory is 'lots', but must be bytes, or a size such as 10GiB"),
             ({"memory": float("nan")}, "memory is nan, but must be"),
             ({"memory": -5}, "memory is -5, but must be"),
-            ({"batch": "two"}, "batch is 'two', but must be a number of sequences"),
+            ({"parallel": "two"}, "parallel is 'two', but must be a number of sequences"),
             ({"dtype": "float16"}, "dtype is 'float16', but must be bfloat16 or float32"),
             ({"dtype": ["float32"]}, "dtype is ['float32'], but must be"),
             ({"kv_bits": 4}, "kv_bits is 4, but must be 8"),
