@@ -15,10 +15,14 @@ from gptoss_mlx.plan.buffers import SNAPSHOT_BUDGET
 
 
 class Session:
-    """The tokens a state holds, and the snapshots taken of it on the way."""
+    """The tokens a state holds, and the snapshots taken of it on the way.
+
+    chunk: the most tokens of the next chunk of a prefill.
+    """
 
     def __init__(self, model: AnyModel, budget: int = SNAPSHOT_BUDGET) -> None:
         self.model, self.budget = model, budget
+        self.chunk = model.chunk
         self.state = model.new_state()
         self.tokens: list[int] = []
         self.snapshots: list[Snapshot] = []
@@ -50,7 +54,7 @@ class Session:
         ends = {mark - begun for mark in marks if begun <= mark <= begun + len(ids)}
         for end in sorted(ends | {len(ids)}):
             while done < end:
-                chunk = ids[done : min(end, done + self.model.chunk)]
+                chunk = ids[done : min(end, done + self.chunk)]
                 self.model.prefill(chunk, self.state)
                 self.tokens += chunk
                 done += len(chunk)
