@@ -1,0 +1,1 @@
+"""What several callers at a time get from one engine."""
