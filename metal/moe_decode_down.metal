@@ -1,4 +1,4 @@
-// Second half of an expert for a few tokens: down, bias, weighted sum over the experts, residual.
+// Second half of an expert for one token: down, bias, weighted sum over the experts, residual.
 //
 // A threadgroup computes ROWS elements of one token's result: the products of the token's experts
 // one after the other, in the router's order, all added to a row's sum by the same thread.
@@ -27,13 +27,15 @@ threadgroup float sums[ROWS];
 for (int i = place.thread_index; i < count; i += place.threads) {
     float sum = RESIDUAL ? float(residual[token * N + row + i]) : 0.0f;
     for (int pair = token * ACTIVE; pair < (token + 1) * ACTIVE; pair++) {
-        sum += float(weights[pair]) * float(bias[int(experts[pair]) * N + row + i]);
+        sum = fma(float(weights[pair]), float(bias[int(experts[pair]) * N + row + i]), sum);
     }
     sums[i] = sum;
 }
 for (int pair = token * ACTIVE; pair < (token + 1) * ACTIVE; pair++) {
-    add_product<T, K>(
-        x + pair * K,
+    Vectors<T, 1> visiting;
+    visiting.of[0] = x + pair * K;
+    add_product<T, K, 1>(
+        visiting,
         (const device uint4*)blocks,
         scales,
         int(slots[pair]) * N + row,
@@ -41,6 +43,7 @@ for (int pair = token * ACTIVE; pair < (token + 1) * ACTIVE; pair++) {
         float(weights[pair]),
         space,
         sums,
+        ROWS,
         place);
 }
 threadgroup_barrier(mem_flags::mem_threadgroup);

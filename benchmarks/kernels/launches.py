@@ -5,7 +5,7 @@ its operations is counted as MLX's Metal backend launches it (launch_table.py). 
 of one structure, the same for both, with two, three and four layers, sliding and full ones in turn,
 tell what one more layer of either kind costs and what is outside of layers: the embedding, the last
 norm, the head and the greedy choice. Linear layers are bfloat16, as released, or 8 bits, as
-converted.
+converted. Ours is also traced for several sequences that are decoded together.
 
     python -m benchmarks.kernels.launches
 """
@@ -74,16 +74,18 @@ class Costs:
 
 @click.command()
 @click.option("--context", default=CONTEXT, show_default=True, type=click.IntRange(2))
+@click.option("--rows", default="4,8", show_default=True, help="Sequences decoded together.")
 @click.option("--worker", type=click.Choice(NAMES), hidden=True)
 @click.option("--folder", type=click.Path(path_type=Path), hidden=True)
-def main(context: int, worker: str | None, folder: Path | None) -> None:
+def main(context: int, rows: str, worker: str | None, folder: Path | None) -> None:
     """Count the launches of a decoded token; one JSON line last."""
+    counts = [int(count) for count in rows.split(",")]
     if worker is not None and folder is not None:
-        counted = traced(worker, folder, context)
+        counted = traced(worker, folder, context, counts[0])
         print(json.dumps(vars(counted)))
         return
     try:
-        report = _report(context)
+        report = _report(context, counts)
     except GptOssError as error:
         raise click.ClickException(str(error)) from None
     print(json.dumps(report))
@@ -98,14 +100,15 @@ class Traced:
     arrays: int
 
 
-def traced(name: str, folder: Path, context: int) -> Traced:
-    """One step, in a process that has not imported the package or mlx-lm yet.
+def traced(name: str, folder: Path, context: int, rows: int = 1) -> Traced:
+    """One step, in a process that has not imported the package or mlx-lm yet. rows: of ours.
 
     Raises UnknownLaunches.
     """
-    tracer, token = Tracer(), mx.array([1], mx.uint32)
+    tracer, token = Tracer(), mx.array([1] * rows, mx.uint32)
     with tracer.open():
-        new_step = (_ours if name == "gptoss_mlx" else _mlx_lm)(folder, context)
+        ours = name == "gptoss_mlx"
+        new_step = _ours(folder, context, rows) if ours else _mlx_lm(folder, context)
         step = new_step()
         counted = count(tracer.trace(step.run, token))
         before = tracer.constants
@@ -123,7 +126,8 @@ def _places(arrays: Iterable[mx.array]) -> set[int]:
     return {np.asarray(a).ctypes.data for a in seen}
 
 
-def _ours(folder: Path, context: int) -> Callable[[], Step]:
+def _ours(folder: Path, context: int, rows: int) -> Callable[[], Step]:
+    from gptoss_mlx.backends.mlx.cache import State
     from gptoss_mlx.backends.mlx.model import open_model
     from gptoss_mlx.backends.mlx.ops.choice import Kernels, metal_kernels
     from gptoss_mlx.backends.mlx.ops.decode_attention import decode_attention
@@ -135,21 +139,28 @@ def _ours(folder: Path, context: int) -> Callable[[], Step]:
     # The reference in another guise: not what `Kernels.pages` takes for one that needs no pages.
     paged = Kernels(decode_attention=partial(decode_attention))
     plain, model = (
-        open_model(checkpoint, dtype="bfloat16", embedding="resident", kernels=kernels)
+        open_model(checkpoint, dtype="bfloat16", embedding="resident", rows=rows, kernels=kernels)
         for kernels in (paged, metal_kernels())
     )
     sampler = Sampler(Sampling(temperature=0.0), 0, [], SHAPE.vocab)
 
+    before: list[State] = []
+
     def new_step() -> Step:
-        state = plain.new_state()
-        plain.prefill([i % SHAPE.vocab for i in range(context)], state)
-        mx.eval(plain.decode([[1]], [state])[0])  # the first step after a prompt may still tidy up
+        while before:  # they hold what was traced, which cannot be computed
+            before.pop().close()
+        states = [plain.new_state() for _ in range(rows)]
+        before.extend(states)
+        for state in states:
+            plain.prefill([i % SHAPE.vocab for i in range(context)], state)
+        mx.eval(plain.decode([[1]] * rows, states))  # the first step after a prompt may tidy up
 
-        def step(token: mx.array) -> Sequence[mx.array]:
-            choice = sampler.choose(model.decode([token], [state])[0], 0, None)
-            return [choice.token, *state.arrays()]
+        def step(tokens: mx.array) -> Sequence[mx.array]:
+            logits = model.decode([tokens[i : i + 1] for i in range(rows)], states)
+            chosen = [sampler.choose(row, 0, None).token for row in logits]
+            return [*chosen, *{id(a): a for state in states for a in state.arrays()}.values()]
 
-        return Step(step, len(state.arrays()))
+        return Step(step, len({id(a) for state in states for a in state.arrays()}))
 
     return new_step
 
@@ -181,7 +192,7 @@ def _mlx_lm(folder: Path, context: int) -> Callable[[], Step]:
     return new_step
 
 
-def _report(context: int) -> dict[str, Any]:
+def _report(context: int, rows: Sequence[int]) -> dict[str, Any]:
     report: dict[str, Any] = {
         "benchmark": "launches",
         "mlx": version("mlx"),
@@ -194,12 +205,14 @@ def _report(context: int) -> dict[str, Any]:
             found = {name: costs(name, Path(work), weights, context) for name in NAMES}
             _show(found, weights)
             report[weights] = {name: _plain(found[name]) for name in NAMES}
+            together = {n: costs(NAMES[0], Path(work), weights, context, n) for n in rows}
+            report[weights]["together"] = {n: _shared(c, n) for n, c in together.items()}
     return report
 
 
-def costs(name: str, work: Path, weights: str, context: int) -> Costs:
+def costs(name: str, work: Path, weights: str, context: int, rows: int = 1) -> Costs:
     """What the layers cost, from the steps of models with LAYERS layers. Raises GptOssError."""
-    steps = [_spawn(name, _checkpoint(work, layers, weights), context) for layers in LAYERS]
+    steps = [_spawn(name, _checkpoint(work, layers, weights), context, rows) for layers in LAYERS]
     two, three, four = (step.launches for step in steps)
     sliding, full = _less(three, two), _less(four, three)
     outside = _less(_less(two, sliding), full)
@@ -220,9 +233,9 @@ def _less(more: Counter[str], fewer: Counter[str]) -> Counter[str]:
     return left
 
 
-def _spawn(name: str, folder: Path, context: int) -> Traced:
+def _spawn(name: str, folder: Path, context: int, rows: int = 1) -> Traced:
     command = [sys.executable, "-m", "benchmarks.kernels.launches", "--worker", name]
-    command += ["--folder", str(folder), "--context", str(context)]
+    command += ["--folder", str(folder), "--context", str(context), "--rows", str(rows)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
@@ -265,6 +278,16 @@ def _plain(costs: Costs) -> dict[str, Any]:
             name: dict(sorted(getattr(costs, name).items()))
             for name in ("sliding", "full", "outside")
         },
+    }
+
+
+def _shared(costs: Costs, rows: int) -> dict[str, Any]:
+    """Of a step of several sequences: launches a layer, and for each token of the 20b."""
+    plain = _plain(costs)
+    return {
+        "a_layer": plain["a_layer"],
+        "outside_layers": plain["outside_layers"],
+        "token_20b": round(plain["token_20b"] / rows, 1),
     }
 
 

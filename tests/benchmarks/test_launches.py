@@ -185,6 +185,18 @@ def test_a_layer_of_ours_takes_no_more_launches_than_the_goal(
     assert two.arrays == four.arrays == 1  # the table of places
 
 
+def test_a_step_of_eight_sequences_takes_no_more_launches_a_layer(
+    checkpoint_of: Callable[..., Path],
+) -> None:
+    two, four = (
+        launches._spawn("gptoss_mlx", checkpoint_of(replace(launches.SHAPE, layers=n)), 9, 8)
+        for n in (2, 4)
+    )
+    assert 0 < four.launches.total() - two.launches.total() <= 2 * launches.GOAL
+    assert "copy" not in " ".join(four.launches)
+    assert (two.held, four.held, two.arrays, four.arrays) == (0, 0, 1, 1)
+
+
 @pytest.mark.oracle
 def test_a_step_of_mlx_lm_by_hand(checkpoint_of: Callable[..., Path]) -> None:
     """Its gpt_oss.py, read line by line, for two layers and what is around them."""

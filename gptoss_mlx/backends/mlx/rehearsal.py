@@ -30,7 +30,7 @@ def rehearse(model: Any) -> None:
     x = _random(DECODED, model.norm.weight)
     for number, block in enumerate(model.blocks):
         _attention(model, number, x)
-        _experts(block.moe, x, model.chunk)
+        _experts(block.moe, x, model.chunk, model.rows)
     for tokens in _counts():
         model.logits(x[:tokens])
     mx.reset_peak_memory()
@@ -63,17 +63,19 @@ def _attention(model: Any, number: int, x: mx.array) -> None:
             attend.decode(x[:sequences], caches, place)
 
 
-def _experts(moe: Any, x: mx.array, chunk: int) -> None:
+def _experts(moe: Any, x: mx.array, chunk: int, rows: int) -> None:
     for tokens in _counts():
         logits, h = moe.route(x[:tokens])
-    _, weights = moe.kernels.router_topk(logits[:1], moe.k)
+    _, weights = moe.kernels.router_topk(logits, moe.k)
     bank = getattr(moe.experts, "bank", moe.experts)
-    chosen = mx.arange(moe.k, dtype=mx.uint32)
-    one, each = chosen[None], chosen[:, None]
-    together = Routing(one, one, weights)
-    bank.down(bank.gate_up(h[:1], together), together, x[:1])
-    if bank is not moe.experts:  # streamed, a token's experts may compute gate_up in waves
-        bank.gate_up(mx.repeat(h[:1], moe.k, axis=0), Routing(each, each, weights.T))
+    chosen = mx.broadcast_to(mx.arange(moe.k, dtype=mx.uint32), weights.shape)
+    streamed = bank is not moe.experts
+    for tokens in (1, 2) if rows > 1 or streamed else (1,):
+        routing = Routing(chosen[:tokens], chosen[:tokens], weights[:tokens])
+        bank.down(bank.gate_up(h[:tokens], routing), routing, x[:tokens])
+        if streamed:  # a token's experts may compute gate_up in waves
+            slots, shares = (a.reshape(-1, 1)[:tokens] for a in (chosen, weights))
+            bank.gate_up(h[:tokens], Routing(slots, slots, shares))
     visits = chunk * moe.k
     slots = (mx.arange(visits, dtype=mx.uint32) * bank.size // visits)[:, None]
     grouped = Routing(slots, slots, mx.full((visits, 1), 1 / moe.k), grouped=True)

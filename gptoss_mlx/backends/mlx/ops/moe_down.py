@@ -15,12 +15,17 @@ from gptoss_mlx.backends.mlx.ops.metal import (
     Threads,
     largest,
 )
-from gptoss_mlx.backends.mlx.ops.mxfp4 import Projection, project, random_projection
+from gptoss_mlx.backends.mlx.ops.mxfp4 import GROUP, Projection, project, random_projection
 from gptoss_mlx.backends.mlx.ops.routing import Routing
 
 ROWS = 96  # rows of a threadgroup
 SIZES = (768, 512, 384, 256)  # threads of a threadgroup
-KERNELS = ("moe_decode_down", "moe_prefill_down")  # of metal/
+TILE = 96 * GROUP  # inputs that rows.metal adds up in one sum
+SUM_SIZES = (256, 128, 64)
+KERNELS = (
+    *("moe_decode_down", "moe_decode_down_each", "moe_decode_down_sum"),
+    "moe_prefill_down",
+)  # of metal/
 
 
 class MoeDown(Protocol):
@@ -45,12 +50,47 @@ def moe_down(
 
 
 def metal(factory: Factory | None = None, threads: Threads = largest) -> MoeDown:
-    """As `moe_down`, with metal/moe_decode_down.metal for tokens in any order and
-    metal/moe_prefill_down.metal for tokens grouped by slot.
+    """As `moe_down`, with metal/moe_decode_down.metal for one token, moe_decode_down_each.metal and
+    moe_decode_down_sum.metal for several, and moe_prefill_down.metal for tokens grouped by slot.
     """
     names = ["x", "blocks", "scales", "bias", "slots", "experts", "weights"]
     decode = MetalKernel("moe_decode_down", [*names, "residual"], ["out"], factory, threads, SIZES)
+    each = MetalKernel(
+        *("moe_decode_down_each", ["x", "blocks", "scales", "slots"], ["products"]),
+        *(factory, threads, SIZES),
+    )
+    total = MetalKernel(
+        *("moe_decode_down_sum", ["products", "bias", "experts", "weights", "residual"], ["out"]),
+        *(factory, threads, SUM_SIZES),
+    )
     prefill = MetalKernel("moe_prefill_down", names, ["out"], factory, threads, moe_prefill.SIZES)
+
+    def several(
+        x: mx.array, down: Projection, routing: Routing, residual: mx.array | None
+    ) -> list[mx.array]:
+        """Of several tokens: empty if the reference is to compute."""
+        tokens, k, inner = x.shape
+        rows = down.blocks.shape[1]
+        shape: Template = {"T": x.dtype, "K": inner, "N": rows, "ROWS": ROWS}
+        summed: Template = {"T": x.dtype, "N": rows, "ACTIVE": k, "RESIDUAL": residual is not None}
+        size, sum_size = each.threads(shape), total.threads(summed)
+        if not (size and sum_size):
+            return []
+        (products,) = each(
+            *(x, down.blocks, down.scales, routing.slots),
+            template=shape,
+            threadgroups=(-(-rows // ROWS), tokens * k, 1),
+            threads=size,
+            outputs=[((tokens, k, rows), mx.float32)],
+        )
+        return total(
+            *(products, down.bias, routing.experts, routing.weights),
+            x if residual is None else residual,
+            template=summed,
+            threadgroups=(-(-rows // sum_size), tokens, 1),
+            threads=sum_size,
+            outputs=[((tokens, rows), x.dtype)],
+        )
 
     def run(
         x: mx.array, down: Projection, routing: Routing, residual: mx.array | None = None
@@ -68,6 +108,9 @@ def metal(factory: Factory | None = None, threads: Threads = largest) -> MoeDown
                     outputs=[((tokens, rows), x.dtype)],
                     **moe_prefill.division(tokens, down, size),
                 )[0]
+        elif not routing.grouped and tokens > 1 and inner <= TILE:
+            if y := several(x, down, routing, residual):
+                return y[0]
         elif not routing.grouped:
             template |= {"ACTIVE": k, "ROWS": ROWS, "RESIDUAL": residual is not None}
             if size := decode.threads(template):
@@ -91,6 +134,9 @@ def examples(dtype: mx.Dtype) -> Iterator[tuple[Any, ...]]:
     x = mx.random.normal((2, 2, inputs), key=mx.random.key(2)).astype(dtype)
     slots, ids = mx.array([[2, 0], [0, 1]], mx.uint32), mx.array([[1, 2], [2, 0]], mx.uint32)
     routing = Routing(slots, ids, mx.array([[0.7, 0.3], [0.4, 0.6]]))
+    first = Routing(slots[:1], ids[:1], routing.weights[:1])
+    yield x[:1], down, first
+    yield x[:1], down, first, mx.ones((1, rows), dtype)
     yield x, down, routing
     yield x, down, routing, mx.random.normal((2, rows), key=mx.random.key(4)).astype(dtype)
     x, *others = moe_prefill.example(dtype, rows)

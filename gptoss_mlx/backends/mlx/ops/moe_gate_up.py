@@ -86,7 +86,7 @@ def metal(factory: Factory | None = None, threads: Threads = largest) -> MoeGate
                     **moe_prefill.division(tokens, gate_up, size),
                 )[0]
         elif not routing.grouped:
-            template |= {"ACTIVE": k, "ROWS": group}
+            template |= {"ACTIVE": k, "ROWS": group, "COUNT": 1 if tokens == 1 else 2}
             if size := decode.threads(template):
                 return decode(
                     *inputs,
@@ -106,5 +106,6 @@ def examples(dtype: mx.Dtype) -> Iterator[tuple[Any, ...]]:
     x = mx.random.normal((2, inputs), key=mx.random.key(2)).astype(dtype)
     slots, ids = mx.array([[2, 0], [0, 1]], mx.uint32), mx.array([[1, 2], [2, 0]], mx.uint32)
     gate_up = random_projection(experts, rows, inputs, dtype)
+    yield x[:1], gate_up, Routing(slots[:1], ids[:1], mx.ones((1, 2))), 7.0
     yield x, gate_up, Routing(slots, ids, mx.ones((2, 2))), 7.0
     yield *moe_prefill.example(dtype, rows), 7.0

@@ -30,6 +30,8 @@ KERNELS = {
     "moe_decode_gate_up",
     "moe_prefill_gate_up",
     "moe_decode_down",
+    "moe_decode_down_each",
+    "moe_decode_down_sum",
     "moe_prefill_down",
 }
 
@@ -96,7 +98,7 @@ def test_a_model_whose_kernels_all_fail_is_the_one_without_any(
 ) -> None:
     folder = checkpoint_of(Shape(2, 64, 32, 8, 4, 4, 2, 32, 256, window=16))
     kernels = choose_kernels(policy="", factory=factory, verdicts=nowhere())
-    model, plain = (opened(folder, slots=slots, kernels=k) for k in (kernels, Kernels()))
+    model, plain = (opened(folder, slots=slots, rows=2, kernels=k) for k in (kernels, Kernels()))
     assert set(kernels.rejected) == KERNELS
     states = model.new_state(), plain.new_state()
     for ids in (list(range(1, 30)), [3, 4], [5], [6]):
@@ -125,7 +127,7 @@ def test_what_is_shown_of_a_device_is_what_small_calls_and_earlier_starts_found(
     found = choice.found_here()
     assert list(found) == list(MODULES)
     assert found["decode_qkv"].startswith("decode_qkv: [metal::Device] Unable to build")
-    assert found["moe_down"].startswith(f"moe_decode_down: {slow.why}; moe_prefill_down: [metal")
+    assert found["moe_down"].startswith(f"moe_decode_down: {slow.why}; moe_decode_down_each: [")
 
 
 def test_our_own_faults_are_no_reason_to_fall_back() -> None:

@@ -119,6 +119,45 @@ def test_rows_of_several_threadgroups(dtype: mx.Dtype) -> None:
     assert down_error(down, factory) <= EXACT[dtype]
 
 
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+@pytest.mark.parametrize("half", ["gate_up", "down"])
+def test_tokens_get_the_same_bits_alone(half: str, dtype: mx.Dtype) -> None:
+    """Of three experts, which one, two and all of five tokens visit."""
+    factory, down = Emulator(check=False).metal_kernel, half == "down"
+    c = case(74, 96, 5, 2, dtype, down=down)
+    slots = mx.array([[0, 3], [3, 1], [2, 3], [3, 0], [1, 3]], mx.uint32)
+    weights = mx.softmax(mx.arange(10).reshape(5, 2) / 3.0, axis=-1).astype(dtype)
+    projection = c.weights.projection(c.bias)
+    residual = mx.ones((5, 74), dtype)
+
+    def run(tokens: slice) -> mx.array:
+        routing = Routing(slots[tokens], slots[tokens], weights[tokens])
+        if down:
+            return moe_down.metal(factory)(c.x[tokens], projection, routing, residual[tokens])
+        return moe_gate_up.metal(factory)(c.x[tokens], projection, routing, LIMIT)
+
+    together = run(slice(5))
+    for i in range(5):
+        assert mx.array_equal(run(slice(i, i + 1))[0], together[i])
+
+
+@pytest.mark.parametrize("half", ["gate_up", "down"])
+def test_an_experts_weights_are_read_once_for_two_tokens(half: str) -> None:
+    emulator, down = Emulator(trace=True), half == "down"
+    c = case(64, 96, 4, 2, mx.bfloat16, down=down)
+    slots = mx.array([[0, 3], [3, 1], [0, 2], [3, 1]], mx.uint32)  # 2, 2, 1 and 3 visits
+    routing = Routing(slots, slots, mx.ones(slots.shape, mx.bfloat16))
+    projection = c.weights.projection(c.bias)
+    if down:
+        moe_down.metal(emulator.metal_kernel)(c.x, projection, routing)
+    else:
+        moe_gate_up.metal(emulator.metal_kernel)(c.x, projection, routing, LIMIT)
+    traffic = emulator.launches[0].traffic
+    matrix = 64 * 96 // 2  # bytes
+    assert traffic["blocks"].touched_read == 4 * matrix
+    assert traffic["blocks"].distinct_bytes == (1 + 1 + 1 + 2) * matrix
+
+
 def test_fewer_rows_to_a_threadgroup_where_cores_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(moe_gate_up, "many_cores", lambda: True)
     emulator = Emulator(check=True, order="random")

@@ -36,9 +36,10 @@ class Mutation:
 
 
 GATE_UP, DOWN = "moe_decode_gate_up", "moe_decode_down"
+EACH, SUM = "moe_decode_down_each", "moe_decode_down_sum"
 PREFILL_GATE_UP, PREFILL_DOWN = "moe_prefill_gate_up", "moe_prefill_down"
 MUTATIONS = {
-    # The experts of one token: rows.metal, mxfp4.metal and the two kernels.
+    # The experts of a few tokens: rows.metal, mxfp4.metal, visitors.metal and their kernels.
     "no barrier before the tile is replaced": Mutation(DOWN, BARRIER, "", 0),
     "no barrier after the tile is loaded": Mutation(DOWN, BARRIER, "", 1),
     "no barrier before the sums are read": Mutation(DOWN, BARRIER, "", 2),
@@ -63,6 +64,15 @@ MUTATIONS = {
     "the next row": Mutation(GATE_UP, "r * STEP * G", "r * (STEP + 1) * G"),
     "gate for up": Mutation(GATE_UP, "sums[2 * i + 1]", "sums[2 * i]"),
     "slot for expert": Mutation(GATE_UP, "int(experts[pair]) *", "int(slots[pair]) *"),
+    "a slot's second visitor left out": Mutation(
+        GATE_UP, "other < pairs) {", "other < pairs - 9) {"
+    ),
+    "a slot's second visitor for its first": Mutation(GATE_UP, "of[COUNT - 1] = x", "of[0] = x"),
+    "a slot without its first visitor": Mutation(EACH, "0, pairs) < leader", "0, pairs) <= leader"),
+    "a product in another's place": Mutation(EACH, "sums[ROWS + i]", "sums[i]"),
+    "no barrier before the next visitors": Mutation(EACH, BARRIER, "", 3),
+    "a sum without its residual": Mutation(SUM, "RESIDUAL ?", "!RESIDUAL ?"),
+    "a sum by another weight": Mutation(SUM, "weights[pair]), products", "weights[0]), products"),
     "expert for slot": Mutation(DOWN, "int(slots[pair]) *", "int(experts[pair]) *"),
     "no limit below": Mutation(GATE_UP, "clamp(up, -limit, limit)", "min(up, limit)"),
     "no clearing": Mutation(GATE_UP, "sums[i] = 0.0f;", ""),
@@ -94,7 +104,9 @@ MUTATIONS = {
     "qkv: turned the other way": Mutation(
         "decode_qkv", "a * cosine - b * sine", "a * cosine + b * sine"
     ),
-    "qkv: every token at the same position": Mutation("decode_qkv", "offset + token", "offset"),
+    "qkv: every token at the same position": Mutation(
+        "decode_qkv", "+ token - sequence)", "- sequence)"
+    ),
     "qkv: values turned": Mutation("decode_qkv", "head < HEADS + KV_HEADS", "true"),
     "qkv: no second part of 2 pi": Mutation("decode_qkv", "0.0019353072f", "0.0f"),
     "qkv: the page of another head": Mutation(
@@ -102,8 +114,20 @@ MUTATIONS = {
         "(max(row / HEAD_DIM, HEADS) - HEADS)",
         "(max(row / HEAD_DIM, HEADS) + 1 - HEADS)",
     ),
-    "qkv: the page over the token": Mutation("decode_qkv", "at < 0 ||", "true ||"),
-    "qkv: the page not copied behind the token": Mutation("decode_qkv", "|| at >= tokens", ""),
+    "qkv: the page over the token": Mutation("decode_qkv", "!= slot)", ">= 0)"),
+    "qkv: the page not copied behind the token": Mutation("decode_qkv", "!= slot)", "< slot)"),
+    "qkv: every token into the first one's slot": Mutation(
+        "decode_qkv", "? token : 0;", "? 0 : 0;"
+    ),
+    "attention: the arena of another sequence": Mutation(
+        "decode_attention", "sequence == 0 ? arena0 :", "sequence == 0 ? arena1 :"
+    ),
+    "attention: as long as the first sequence": Mutation(
+        "decode_attention", "(sequence * places_shape[1] + layer)", "layer"
+    ),
+    "attention: the page of the first sequence": Mutation(
+        "decode_attention", "size_t(sequence) * (2", "0 * (2"
+    ),
     "attention: no barrier before the sum": Mutation("decode_attention", BARRIER, ""),
     "attention: a token too many": Mutation(
         "decode_attention", "block * BLOCK + s < total ?", "block * BLOCK + s <= total ?"
@@ -172,6 +196,8 @@ MODULE_OF = {
     GATE_UP: "moe_gate_up",
     PREFILL_GATE_UP: "moe_gate_up",
     DOWN: "moe_down",
+    EACH: "moe_down",
+    SUM: "moe_down",
     PREFILL_DOWN: "moe_down",
     "decode_attention_merge": "decode_attention",
 }
