@@ -131,13 +131,14 @@ def examples(dtype: mx.Dtype) -> Iterator[tuple[Any, ...]]:
     """Arguments of small calls that reach every part of the kernels."""
     rows, inputs, experts = ROWS + 19, 96, 3
     down = random_projection(experts, rows, inputs, dtype)
-    x = mx.random.normal((2, 2, inputs), key=mx.random.key(2)).astype(dtype)
-    slots, ids = mx.array([[2, 0], [0, 1]], mx.uint32), mx.array([[1, 2], [2, 0]], mx.uint32)
-    routing = Routing(slots, ids, mx.array([[0.7, 0.3], [0.4, 0.6]]))
+    x = mx.random.normal((3, 2, inputs), key=mx.random.key(2)).astype(dtype)
+    slots = mx.array([[2, 0], [0, 1], [1, 0]], mx.uint32)  # one, two and three tokens visit
+    ids = mx.array([[1, 2], [2, 0], [0, 2]], mx.uint32)
+    routing = Routing(slots, ids, mx.array([[0.7, 0.3], [0.4, 0.6], [0.9, 0.1]]))
     first = Routing(slots[:1], ids[:1], routing.weights[:1])
     yield x[:1], down, first
     yield x[:1], down, first, mx.ones((1, rows), dtype)
     yield x, down, routing
-    yield x, down, routing, mx.random.normal((2, rows), key=mx.random.key(4)).astype(dtype)
+    yield x, down, routing, mx.random.normal((3, rows), key=mx.random.key(4)).astype(dtype)
     x, *others = moe_prefill.example(dtype, rows)
     yield x[:, None], *others

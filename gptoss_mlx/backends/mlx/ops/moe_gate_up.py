@@ -103,9 +103,10 @@ def metal(factory: Factory | None = None, threads: Threads = largest) -> MoeGate
 def examples(dtype: mx.Dtype) -> Iterator[tuple[Any, ...]]:
     """Arguments of small calls that reach every part of the kernels."""
     rows, inputs, experts = ROWS + 38, 96, 3
-    x = mx.random.normal((2, inputs), key=mx.random.key(2)).astype(dtype)
-    slots, ids = mx.array([[2, 0], [0, 1]], mx.uint32), mx.array([[1, 2], [2, 0]], mx.uint32)
+    x = mx.random.normal((3, inputs), key=mx.random.key(2)).astype(dtype)
+    slots = mx.array([[2, 0], [0, 1], [1, 0]], mx.uint32)  # one, two and three tokens visit
+    ids = mx.array([[1, 2], [2, 0], [0, 2]], mx.uint32)
     gate_up = random_projection(experts, rows, inputs, dtype)
     yield x[:1], gate_up, Routing(slots[:1], ids[:1], mx.ones((1, 2))), 7.0
-    yield x, gate_up, Routing(slots, ids, mx.ones((2, 2))), 7.0
+    yield x, gate_up, Routing(slots, ids, mx.ones((3, 2))), 7.0
     yield *moe_prefill.example(dtype, rows), 7.0

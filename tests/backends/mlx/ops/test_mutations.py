@@ -119,8 +119,8 @@ MUTATIONS = {
     "qkv: every token into the first one's slot": Mutation(
         "decode_qkv", "? token : 0;", "? 0 : 0;"
     ),
-    "attention: the arena of another sequence": Mutation(
-        "decode_attention", "sequence == 0 ? arena0 :", "sequence == 0 ? arena1 :"
+    "attention: the first sequence for all": Mutation(
+        "decode_attention", "sequence = threadgroup_position_in_grid.z", "sequence = 0"
     ),
     "attention: as long as the first sequence": Mutation(
         "decode_attention", "(sequence * places_shape[1] + layer)", "layer"
