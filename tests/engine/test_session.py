@@ -85,7 +85,7 @@ def test_any_conversation_is_held_exactly_and_reused_at_most(
         ids = held[: turn.keep] + turn.new
         same = common(held, ids[:-1])
         choices = [len(m) for m in marks if len(m) <= same] + [0]
-        if length == same or length <= WINDOW:
+        if length in (same, same + 1) or length <= WINDOW:
             choices.append(same)
         reused = session.resume(ids)
         event(f"reused {'nothing' if not reused else 'all' if reused == same else 'a part'}")
@@ -95,7 +95,7 @@ def test_any_conversation_is_held_exactly_and_reused_at_most(
 
         list(session.prefill(ids[reused:-1]))
         assert session.tokens == state_of(session).held() == ids[:-1]
-        if turn.mark:
+        if turn.mark and ids[:-1]:
             session.mark()
             marks = [m for m in marks if m != ids[:-1]] + [ids[:-1]]
             marks = marks[len(marks) - snapshots :] if snapshots < len(marks) else marks
@@ -145,6 +145,13 @@ def test_one_token_beyond_the_window_it_needs_a_snapshot() -> None:
     assert state_of(session).held() == [1, 2, 3, 9]
 
 
+def test_the_last_token_is_forgotten_at_any_length_but_only_one() -> None:
+    session = session_of()
+    read(session, list(range(20)), mark=False)
+    assert session.resume([*range(19), 50, 51]) == 19
+    assert session.resume([*range(18), 50]) == 0
+
+
 def test_the_newest_snapshot_that_fits_is_restored() -> None:
     session = session_of()
     for end in (10, 14, 18):
@@ -171,7 +178,10 @@ def test_a_pending_token_is_forgotten() -> None:
     assert read(session, list(range(12))) == 11
     write(session, [12])
     decode(session, 50)
-    assert read(session, [*range(13), 60]) == 11  # where the snapshot is: the ring went too far
+    assert read(session, [*range(13), 60]) == 13
+    decode(session, 50)
+    decode(session, 50)
+    assert read(session, [*range(13), 61]) == 13  # where the snapshot is: the ring went too far
     assert state_of(session).held() == [*range(13), 60]
 
 
