@@ -116,10 +116,14 @@ class Rewindable(ABC, Generic[A]):
         end = 0
         for segment in segments:
             if segment.start != end:
-                raise ValueError(f"a segment begins at {segment.start}, the one before ends at {end}")
+                raise ValueError(
+                    f"a segment begins at {segment.start}, the one before ends at {end}"
+                )
             end = segment.end
         if self.offset or not segments:
-            raise ValueError("only an empty sequence can be restored, and from one segment at least")
+            raise ValueError(
+                "only an empty sequence can be restored, and from one segment at least"
+            )
         self.fill([segment.kept for segment in segments])
         self.come_back(end, segments[-1].rings, segments[-1].ahead)
 

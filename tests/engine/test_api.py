@@ -154,7 +154,7 @@ class TestClosing:
             with pytest.raises(ClosedError):
                 list(stream)
             assert list(stream) == []
-        assert scripted.engine._loop.kept is None
+        assert scripted.engine._loop._idle is None
 
 
 class TestCallbacks:

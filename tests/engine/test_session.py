@@ -182,7 +182,7 @@ def test_a_pending_token_is_forgotten() -> None:
     decode(session, 50)
     decode(session, 50)
     assert read(session, [*range(13), 61]) == 13  # where the snapshot is: the ring went too far
-    assert state_of(session).held() == [*range(13), 60]
+    assert state_of(session).held() == [*range(13), 61]
 
 
 def test_the_budget_lets_the_oldest_go() -> None:

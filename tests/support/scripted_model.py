@@ -99,9 +99,8 @@ class Scripted:
         self._failure = (kind, after, error)
 
     def held(self) -> list[int]:
-        """The ids in the state of the session that the engine keeps."""
-        session = self.engine._loop.kept
-        assert session is not None
+        """The ids in the state of the session that became idle last."""
+        *_, session = self.engine._loop.idle.sessions
         assert isinstance(session.state, RingState)
         ids = [t.id if isinstance(t, Pending) else t for t in session.state.held()]
         assert session.tokens == ids

@@ -1,5 +1,7 @@
-"""Segments of a KV cache as bytes on the host, and back: the arenas of all full-attention layers, and
-the rings of all sliding ones."""
+"""Segments of a KV cache as bytes on the host, and back.
+
+A segment's arrays: the arenas of all full-attention layers, and the rings of all sliding ones.
+"""
 
 from __future__ import annotations
 
