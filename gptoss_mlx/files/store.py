@@ -77,16 +77,18 @@ class FileStore:
         return entry.name in self.below(entry.parent)
 
     def read(self, entry: Entry, header: bytes, nbytes: int) -> NDArray[np.uint8] | None:
-        """The content of a file; None if it is gone or damaged, and then the index forgets it."""
-        path = self.folder / entry.filename
+        """The content of a file; None if it is gone or damaged, and then the index forgets it. One
+        whose content is damaged is removed."""
+        path, body = self.folder / entry.filename, None
         try:
             body = read_sealed(path, header, nbytes)
+            if body is None:
+                self._damaged += 1
+                self._enqueue(0, partial(os.unlink, path))
         except FileNotFoundError:
-            body = None
+            pass  # another process has removed it
         except OSError:
-            body, self._damaged = None, self._damaged + 1
-        else:
-            self._damaged += body is None
+            self._damaged += 1
         if body is None:
             self._forget(entry)
         return body

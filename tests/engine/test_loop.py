@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
@@ -17,6 +18,7 @@ from gptoss_mlx.engine.engine import Engine
 from gptoss_mlx.engine.events import Event, FinishEvent, PrefillEvent, TokenEvent
 from gptoss_mlx.engine.sequence import Sequence
 from gptoss_mlx.errors import ClosedError, MessageError
+from tests.engine.test_prefix import check
 from tests.support.interrupts import everywhere
 from tests.support.ring_model import RingState
 from tests.support.scripted_model import Scripted, finish_of, ids_of
@@ -289,6 +291,32 @@ def test_an_interrupt_anywhere_in_streams_side_by_side() -> None:
         assert scripted.engine.finished
         assert len(_open(scripted)) <= 2
     assert count > 500
+
+
+def test_an_interrupt_anywhere_in_the_store_leaves_only_right_nodes(tmp_path: Path) -> None:
+    """Conversations that take each other's one row, with a store in memory and on the disk."""
+    scripted = Scripted(window=4, chunk=8, cache=700, cache_dir=tmp_path)
+    scripted.model.rows = 1
+    scripted.model.states = Living()
+    prompts = [[*range(9), *range(n, n + 5)] for n in (100, 200)]
+    count = 0
+
+    def talk() -> None:
+        scripted.replies[:] = [reply(64, 1), reply(65, 1), reply(66, 1)]
+        for prompt in prompts:
+            list(scripted.engine.stream(prompt, **RAW))
+
+    for count in everywhere((idle, prefix), talk):
+        check(scripted.store)
+        scripted.replies[:] = [reply(70, 1)]
+        prompt = prompts[count % 2]
+        assert scripted.engine.generate([*prompt, 7], **RAW).token_ids == (70, END)
+        assert len(_open(scripted)) == 1
+        assert scripted.held() == [*prompt, 7, 70, END]
+    assert count > 500
+    assert scripted.engine.notes == ()
+    scripted.engine.close()
+    assert not [t for t in threading.enumerate() if t.name == "prefix-store"]
 
 
 class Living(list[RingState]):

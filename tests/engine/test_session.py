@@ -11,6 +11,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from gptoss_mlx.backends.protocol import AnyModel
+from gptoss_mlx.engine.marks import Marks
 from gptoss_mlx.engine.session import SNAPSHOT_BUDGET, Session
 from tests.support.ring_model import RingModel, RingState
 
@@ -192,6 +193,35 @@ def test_the_budget_lets_the_oldest_go() -> None:
     assert [s.offset for s in session.snapshots] == [19, 29]
     assert sum(s.nbytes for s in session.snapshots) <= session.budget
     assert session.resume([*range(15), 99]) == 0
+
+
+def test_what_every_conversation_goes_back_to_stays_longest() -> None:
+    session = session_of(budget=3 * WINDOW)
+    list(session.prefill(list(range(60)), Marks((10, 20, 30, 40, 50, 60), head=10, reply=30)))
+    assert [s.offset for s in session.snapshots] == [10, 30, 60]
+    session = session_of(budget=WINDOW)
+    list(session.prefill(list(range(60)), Marks((10, 20, 30, 40, 50, 60), head=10, reply=30)))
+    assert [s.offset for s in session.snapshots] == [60]
+
+
+def test_an_answer_ends_before_its_stop_token() -> None:
+    session = session_of()
+    read(session, list(range(20)))
+    write(session, [30, 31, 32])
+    session.mark_answer()
+    session.mark_answer()
+    assert [s.offset for s in session.snapshots] == [19, 22]
+    write(session, range(50, 70))
+    assert read(session, [*range(20), 30, 31, 40, 41]) == 22
+    assert state_of(session).held() == [*range(20), 30, 31, 40, 41]
+
+
+def test_it_says_what_going_on_would_lose() -> None:
+    session = session_of()
+    list(session.prefill(list(range(60)), Marks((10, 20, 30, 40, 50, 60), head=10, reply=50)))
+    write(session, range(80, 99))
+    for kept, lost in ((15, True), (25, True), (45, True), (50, False), (55, False), (60, False)):
+        assert session.loses([*range(kept), 99, 98]) is lost
 
 
 def test_a_snapshot_larger_than_the_budget_is_not_kept() -> None:

@@ -1,4 +1,4 @@
-"""The folder of sealed files: what is damaged is never read as good, and nothing of others' goes."""
+"""The folder of sealed files: nothing damaged is read as good, and nothing of others' goes."""
 
 from __future__ import annotations
 

@@ -11,7 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from gptoss_mlx.spec.sampling import Sampling
+
+EMPTY = (1 << 32) - 1
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class RingSegment:
 
     @property
     def nbytes(self) -> int:
-        return len(self.arena) + len(self.ring)
+        return 4 * (len(self.arena) + len(self.ring))
 
 
 class RingState:
@@ -116,6 +121,11 @@ class RingState:
         return len(self.arena)
 
 
+def _id(token: Any) -> int:
+    """A token as a number, also one that was on its way; of an empty place, one that is none."""
+    return EMPTY if token is None else int(getattr(token, "id", token))
+
+
 class RingModel:
     """Gives what `predict` makes of the tokens so far; appends them to `log` as they come."""
 
@@ -147,7 +157,15 @@ class RingModel:
         return state
 
     def layout(self, tokens: int) -> dict[str, tuple[str, tuple[int, ...]]]:
-        return {"arena": ("U8", (tokens,)), "ring": ("U8", (self.window,))}
+        return {"arena": ("U32", (tokens,)), "ring": ("U32", (self.window,))}
+
+    def to_host(self, segment: RingSegment) -> list[NDArray[np.uint8]]:
+        ids = [[_id(token) for token in part] for part in (segment.arena, segment.ring)]
+        return [np.array(part, np.uint32).view(np.uint8) for part in ids]
+
+    def from_host(self, start: int, end: int, arrays: Sequence[NDArray[np.uint8]]) -> RingSegment:
+        arena, ring = (tuple(data.view(np.uint32).tolist()) for data in arrays)
+        return RingSegment(start, end, arena, ring, short=end)
 
     def prefill(self, ids: Sequence[int], state: RingState) -> None:
         assert 0 < len(ids) <= self.chunk
