@@ -306,7 +306,7 @@ def test_an_interrupt_anywhere_in_the_store_leaves_only_right_nodes(tmp_path: Pa
         for prompt in prompts:
             list(scripted.engine.stream(prompt, **RAW))
 
-    for count in everywhere((idle, prefix), talk):
+    for count in everywhere((idle, prefix), talk, step=5):
         check(scripted.store)
         scripted.replies[:] = [reply(70, 1)]
         prompt = prompts[count % 2]
