@@ -201,6 +201,17 @@ def test_the_leaf_used_longest_ago_goes_first() -> None:
     check(store)
 
 
+def test_a_path_is_not_removed_to_make_room_for_its_own_end() -> None:
+    model = RingModel(window=WINDOW, chunk=64)
+    store = PrefixStore(cast(AnyModel, model), 3 * 4 * (10 + WINDOW))
+    for begin in (0, 100, 200):
+        store.insert(session_of(model, range(begin, begin + 10), []))
+    store.insert(session_of(model, range(20), [10]))
+    assert store.find([*range(21)])[-1].end == 20
+    assert store.find([*range(100, 111)]) == []
+    check(store)
+
+
 def test_what_is_too_large_is_kept_as_far_as_it_fits() -> None:
     model = RingModel(window=WINDOW, chunk=64)
     store = PrefixStore(cast(AnyModel, model), 4 * (20 + 2 * WINDOW) + 3)

@@ -1,0 +1,1 @@
+"""What fits in a budget, and whether the plan was right."""
