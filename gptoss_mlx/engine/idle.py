@@ -22,23 +22,34 @@ class Idle:
         self.sessions: tuple[Session, ...] = ()
         """The one used longest ago first."""
 
-    def choose(self, ids: Sequence[int], active: int) -> Session:
-        """The session for a prompt, beside so many of other active sequences: an idle one, which
-        stays in the list, or a new one, for which there is then a row."""
+    def choose(self, ids: Sequence[int], active: Sequence[Session]) -> Session:
+        """The session for a prompt, beside those of active sequences: an idle one, which stays in
+        the list, or a new one, for which there is then a row."""
         best = max(reversed(self.sessions), key=lambda s: s.reusable(ids), default=None)
         held = 0 if best is None else best.reusable(ids)
         lost = best is not None and held > 0 and best.loses(ids)
         if best is not None and lost:
             self._copy(best)
-        path = self._find(ids)
+        path = self._longest(ids, held, active)
         stored = path[-1].end if path else 0
         # Where a row is free, a session that others may ask for stays, and its copy goes on.
-        fork = lost and active + len(self.sessions) < self._model.rows
+        fork = lost and len(active) + len(self.sessions) < self._model.rows
         if best is not None and held and (held > stored or (held == stored and not fork)):
             return best
-        self._make_room(active + 1)
+        self._make_room(len(active) + 1)
         restored = self._restore(path) if path else None
         return restored or Session(self._model)
+
+    def _longest(self, ids: Sequence[int], held: int, active: Sequence[Session]) -> list[Node]:
+        """The longest path of the store, with what an active sequence has more than it and than
+        `held` tokens copied into it."""
+        path = self._find(ids)
+        stored = path[-1].end if path else 0
+        source = max(active, key=lambda s: s.shared(ids), default=None)
+        if source is None or source.shared(ids) <= max(held, stored):
+            return path
+        self._copy(source, source.shared(ids))
+        return self._find(ids)
 
     def keep(self, session: Session, active: int) -> None:
         """Add a session, beside so many of active sequences."""
@@ -67,9 +78,9 @@ class Idle:
             self.remove(session)
             session.close()
 
-    def _copy(self, session: Session) -> None:
+    def _copy(self, session: Session, most: int | None = None) -> None:
         try:
-            self.store.insert(session)
+            self.store.insert(session, most)
         except Exception as error:  # of any kind: an answer does not depend on the store
             self.store.give_up(error)
 

@@ -145,7 +145,7 @@ class Loop:
                 if sequence.finished or sequence.cancelled_early():
                     continue
                 self._active.append(sequence)
-                others = len(self._active) - 1
+                others = [s.session for s in self._active if s.session is not None]
                 sequence.session = self.idle.choose(sequence.request.ids, others)
                 self.idle.remove(sequence.session)
                 sequence.begin()

@@ -98,12 +98,13 @@ class PrefixStore:
         self.tokens_restored += len(tokens)
         return session
 
-    def insert(self, session: Session) -> None:
-        """Copy a session up to its last snapshot, as far as the nodes do not hold it yet, and as
-        far as the budget goes."""
-        if not (self.budget and session.snapshots):
+    def insert(self, session: Session, most: int | None = None) -> None:
+        """Copy a session up to its last snapshot, of those up to `most` tokens if that is given, as
+        far as the nodes do not hold it yet, and as far as the budget goes."""
+        ends = [s.offset for s in session.snapshots if most is None or s.offset <= most]
+        if not (self.budget and ends):
             return
-        last = session.snapshots[-1].offset
+        last = ends[-1]
         ids, path = array("I", session.tokens[:last]), [self.root]
         while path[-1].end < last:
             node = path[-1]
@@ -208,6 +209,7 @@ class PrefixStore:
         whole = _with_tokens(layout, len(tokens))
         body = self.files.read(entry, _header(entry, parent.end, whole), layout_bytes(whole))
         if body is None or body[: tokens.itemsize * len(tokens)].tobytes() != tokens.tobytes():
+            self.files.forget(entry)
             return None
         arrays, begin = [], 0
         for name, described in whole.items():

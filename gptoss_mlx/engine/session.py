@@ -39,11 +39,12 @@ class Session:
 
     def reusable(self, ids: Sequence[int]) -> int:
         """How many tokens `resume` would keep."""
-        return self._reusable(_common(self.tokens, ids[:-1]))
+        common = _common(self.tokens, ids[:-1])
+        return common if self.state.can_trim(common) else self.shared(ids)
 
-    def _reusable(self, common: int) -> int:
-        if self.state.can_trim(common):
-            return common
+    def shared(self, ids: Sequence[int]) -> int:
+        """How many tokens a copy of this session could give a prompt: up to a snapshot."""
+        common = _common(self.tokens, ids[:-1])
         return max((s.offset for s in self.snapshots if s.offset <= common), default=0)
 
     def loses(self, ids: Sequence[int]) -> bool:

@@ -90,7 +90,7 @@ class FileStore:
         except OSError:
             self._damaged += 1
         if body is None:
-            self._forget(entry)
+            self.forget(entry)
         return body
 
     def write(self, entry: Entry, header: bytes, parts: Sequence[NDArray[np.uint8]]) -> bool:
@@ -102,6 +102,12 @@ class FileStore:
         if queued:
             self._index(entry)
         return queued
+
+    def forget(self, entry: Entry) -> None:
+        """Take an entry out of the index; its file stays."""
+        with self._lock:
+            below = self.below(entry.parent)
+            self._below[entry.parent] = {n: e for n, e in below.items() if n != entry.name}
 
     def touch(self, entries: Sequence[Entry]) -> None:
         """Have files marked as used now, the last first: it is the first to be removed."""
@@ -185,11 +191,6 @@ class FileStore:
         with self._lock:
             self._below[entry.parent] = {**self.below(entry.parent), entry.name: entry}
 
-    def _forget(self, entry: Entry) -> None:
-        with self._lock:
-            below = self.below(entry.parent)
-            self._below[entry.parent] = {n: e for n, e in below.items() if n != entry.name}
-
     def _save(
         self, entry: Entry, nbytes: int, header: bytes, parts: Sequence[NDArray[np.uint8]]
     ) -> None:
@@ -199,7 +200,7 @@ class FileStore:
             self._make_room(nbytes)
             write_sealed(self.folder / entry.filename, temporary, header, parts)
         except OSError:
-            self._forget(entry)
+            self.forget(entry)
             raise
 
     def _make_room(self, nbytes: int) -> None:
@@ -218,7 +219,7 @@ class FileStore:
                 return
             with suppress(FileNotFoundError):
                 os.unlink(path)
-            self._forget(entry)
+            self.forget(entry)
             held -= size
 
     def _touch(self, entries: Sequence[Entry]) -> None:
@@ -226,7 +227,7 @@ class FileStore:
             try:
                 os.utime(self.folder / entry.filename, follow_symlinks=False)
             except FileNotFoundError:
-                self._forget(entry)
+                self.forget(entry)
 
 
 def _entry(filename: str) -> Entry | None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from gptoss_mlx.backends.protocol import AnyModel
 from gptoss_mlx.backends.state import layout_bytes
 from gptoss_mlx.engine.engine import Engine
+from gptoss_mlx.engine.events import TokenEvent
 from gptoss_mlx.engine.marks import LEAST, PIECE, marks_of
 from gptoss_mlx.engine.prefix import Node, PrefixStore, root_name
 from gptoss_mlx.engine.session import Session
@@ -118,6 +119,20 @@ def test_one_system_prompt_is_kept_once() -> None:
     (described,) = (node for node in nodes if len(node.tokens) > 500)
     assert len(described.children) == 5  # the sixth is live
     assert all(read < 200 for read, _ in talk.read[1:])
+
+
+def test_what_another_reads_just_now_is_shared() -> None:
+    scripted = Scripted([64] * 50 + [END], [65, END], window=8, chunk=16, cache=1 << 20)
+    talk = [{"role": "user", "content": text} for text in ("one", "two")]
+    options: dict[str, Any] = {"system": "Be brief. " * 40, "constrain_headers": False}
+    first = scripted.engine.stream(talk[:1], **options)
+    while not isinstance(next(first), TokenEvent):
+        pass
+    second = list(scripted.engine.stream(talk[1:], **options))
+    ids = render(encoding(), talk[1:], system=options["system"])
+    assert finish_of(second).timings.reused_tokens == ids.index(USER)
+    assert ids_of(list(first))[-1] == END
+    check(scripted.store)
 
 
 # The tree itself, on a model that only remembers.
