@@ -4,7 +4,8 @@ Two agents with one system prompt and the same tools talk in turns: questions, c
 answers, reasoning that is dropped afterwards; in the middle the engine is closed and opened again.
 What the model would say is replaced by what was recorded, so that every engine reads the same. The
 peer is mlx-lm's prompt cache with the steps of its server (segments, the ten latest prompts), on
-the same weights in the same process, its restart left out: it keeps nothing on the disk.
+the same weights in the same process, its restart left out: it keeps nothing on the disk. It reads
+an answer as a prompt, which leaves the same cache.
 
     python -m benchmarks.serve.prefix --peer mlx-lm
 """
@@ -17,6 +18,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -39,7 +41,7 @@ KEPT = 10  # prompts that mlx-lm's server keeps by default
 
 
 class Asked(NamedTuple):
-    """One request. new: tokens that no sequence before had at this place; first: of its turn."""
+    """One request. new: tokens that no sequence before had at this place."""
 
     ids: list[int]
     reply: list[int]
@@ -205,14 +207,11 @@ def mlx_lm(folder: Path) -> Answer:
         end = marks_of(asked.ids, harmony=True).head + 2
         if asked.messages[-1]["role"] == "user" and at < end:
             read(asked.ids[at:end], cache)
-            import copy
-
-            kept.insert_cache("model", asked.ids[:end], copy.deepcopy(cache), cache_type="system")
+            kept.insert_cache("model", asked.ids[:end], deepcopy(cache), cache_type="system")
             at = end
         mx.eval(read(asked.ids[at:], cache)[0, -1])
         seconds = time.perf_counter() - begun
-        for id in asked.reply[:-1]:
-            mx.eval(model(mx.array([[id]]), cache=cache))
+        read(asked.reply[:-1], cache)
         kept.insert_cache("model", asked.ids + asked.reply[:-1], cache)
         return Cost(len(rest) - 1, seconds)
 

@@ -214,7 +214,7 @@ def plan_table(plan: Plan, title: str) -> Table:
         "experts": f"{plan.slots} of {plan.experts} in each layer",
         "embedding": "" if plan.embedding == "resident" else "read from the file",
         "keys and values": f"{_sequences(plan)}{', 8 bits' if plan.kv_bits else ''}",
-        "prefix store": "at most, for what prompts have in common",
+        "prefix store": "at most, for what prompts have in common" if plan.store else "",
         "scratch": f"{plan.chunk} tokens of a prompt at a time",
     }
     if plan.host:  # on a card

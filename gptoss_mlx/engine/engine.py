@@ -1,6 +1,7 @@
 """The engine: a model with its tokenizer, which turns prompts into streams of events.
 
-It keeps the session (the KV cache) of the last stream; a prompt with the same prefix reuses it.
+It keeps the sessions (the KV caches) of the last streams, and copies of others in a prefix store; a
+prompt that begins the same goes on from there.
 Streams may be interleaved, and read in several threads: each then has a session of its own, and
 steps of the model are taken one after the other.
 """
@@ -285,6 +286,8 @@ def open_engine(
     notes += [
         f"the kernel {name} is not used here: {why}" for name, why in network.rejected.items()
     ]
+    if settings.cache_dir is not None and settings.cache is None and not plan.store:
+        notes.append("no memory is left for the prefix store: give it some with --cache")
     store = _open_store(network, checkpoint, plan, settings)
     return Engine(network, tokenizer, config, plan.context, defaults, plan, notes, model, store)
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gptoss_mlx.backends.mlx.cache import Arena, Ring, State
 from gptoss_mlx.backends.mlx.ops.place import Spot
-from gptoss_mlx.backends.state import RingSnapshot
+from gptoss_mlx.backends.state import Copied, RingSnapshot
 from gptoss_mlx.plan.buffers import GROWTH, PAGE
 from tests.backends.mlx.test_cache import KV_HEADS, WIDTH, _extend, _tokens, _values
 
@@ -48,6 +48,22 @@ def _append(state: State, kept: list[int], new: list[int]) -> None:
     state.offset += len(new)
 
 
+def _copied(
+    state: State, last: RingSnapshot[mx.array], snapshots: list[RingSnapshot[mx.array]]
+) -> tuple[State, list[RingSnapshot[mx.array]]]:
+    """A state made of segments that end where snapshots are, up to the last; the old one goes."""
+    by_end = {s.offset: s for s in snapshots if 0 < s.offset < last.offset}
+    segments: list[Copied[mx.array]] = []
+    for snapshot in [*(by_end[end] for end in sorted(by_end)), last]:
+        if snapshot.offset:
+            segments.append(state.segment(segments[-1].end if segments else 0, snapshot))
+    copy = State([True, False, False], WINDOW)
+    if segments:
+        copy.restore(segments)
+    state.close()
+    return copy, [copy.recall(segment) for segment in segments]
+
+
 STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("one by one"), st.one_of(st.integers(1, 9), st.integers(1, 2 * PAGE))),
@@ -56,6 +72,8 @@ STEPS = st.lists(
         st.tuples(st.just("restore"), st.integers(0, 5)),
         st.tuples(st.just("trim"), st.integers(0, WINDOW)),
         st.tuples(st.just("cut"), st.integers(0, 100)),
+        st.tuples(st.just("forget one"), st.just(0)),
+        st.tuples(st.just("copy"), st.integers(0, 5)),
     ),
     max_size=9,
 )
@@ -74,6 +92,10 @@ def test_whatever_is_forgotten_the_rest_is_seen(steps: list[tuple[str, int]]) ->
             snapshot.restore()
         elif step == "trim" and state.can_trim(n):
             state.trim(n)
+        elif step == "forget one" and state.offset and state.can_trim(state.offset - 1):
+            state.trim(state.offset - 1)
+        elif step == "copy" and snapshots and len(state.layers) == 3:
+            state, snapshots = _copied(state, snapshots[n % len(snapshots)], snapshots)
         elif step == "cut":  # without rings an arena alone may forget from anywhere
             state.layers = [layer for layer in state.layers if isinstance(layer, Arena)]
             state.offset = max(0, state.offset - n)
