@@ -15,6 +15,7 @@ from gptoss_mlx.engine.marks import Marks
 from gptoss_mlx.plan.buffers import SNAPSHOT_BUDGET
 
 NO_MARKS = Marks((), 0, 0)
+_COMPARED = 256
 
 
 class Session:
@@ -125,8 +126,10 @@ class Session:
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """The length of the longest common prefix."""
-    for i, (x, y) in enumerate(zip(a, b, strict=False)):
-        if x != y:
-            return i
-    return min(len(a), len(b))
+    """The length of the longest common prefix. Most of it is compared a piece at a time."""
+    length, begin = min(len(a), len(b)), 0
+    while begin + _COMPARED <= length and (
+        a[begin : begin + _COMPARED] == b[begin : begin + _COMPARED]
+    ):
+        begin += _COMPARED
+    return next((i for i in range(begin, length) if a[i] != b[i]), length)

@@ -20,7 +20,9 @@ from gptoss_mlx.engine.engine import Engine
 from gptoss_mlx.engine.events import TokenEvent
 from gptoss_mlx.engine.marks import LEAST, PIECE, marks_of
 from gptoss_mlx.engine.prefix import Node, PrefixStore, root_name
+from gptoss_mlx.engine.prefix import _header as prefix_header
 from gptoss_mlx.engine.session import Session
+from gptoss_mlx.files.sealed import write_sealed
 from gptoss_mlx.files.store import OWNER_DIGITS, FileStore
 from gptoss_mlx.harmony import render
 from gptoss_mlx.harmony.encoding import ANALYSIS as ANALYSIS_ID
@@ -254,6 +256,27 @@ def test_an_error_of_the_device_turns_the_store_off_and_no_answer(
         assert scripted.store.nbytes == 0
         (note,) = scripted.engine.notes
         assert "out of memory" in note
+
+
+def test_a_file_with_other_tokens_than_its_name_says_is_not_used(tmp_path: Path) -> None:
+    model = cast(AnyModel, RingModel(window=WINDOW, chunk=64))
+    owner = root_name("")[:OWNER_DIGITS]
+
+    def opened() -> PrefixStore:
+        return PrefixStore(model, 1 << 20, "", FileStore(tmp_path, 1 << 20, owner, 1 << 20))
+
+    store = opened()
+    store.insert(session_of(cast(RingModel, model), range(30), []))
+    (node,) = store.root.children.values()
+    store.close()
+    assert [n.end for n in opened().find([*range(31)])] == [30]
+    (path,) = tmp_path.iterdir()
+    layout = {"tokens": ("U32", (30,)), **model.layout(30)}
+    forged = np.arange(1, 31 + 30 + WINDOW, dtype=np.uint32).view(np.uint8)
+    path.unlink()
+    header = prefix_header(store._entry(node), 0, layout)
+    write_sealed(path, tmp_path / "tmp", header, [forged])
+    assert opened().find([*range(31)]) == []
 
 
 # On every backend: the same tokens.
