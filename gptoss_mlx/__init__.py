@@ -99,7 +99,7 @@ def load(
     memory: int | str | None = None,
     embedding: str | None = None,
     kv_bits: int | None = None,
-    batch: int | None = None,
+    parallel: int | None = None,
     cache: int | str | None = None,
     cache_dir: "str | os.PathLike[str] | None" = None,
     cache_disk: int | str | None = None,
@@ -119,8 +119,8 @@ def load(
     default the plan decides.
     kv_bits: 8 quantizes the KV cache of full-attention layers to 8 bits, 0.56 of the bytes that
     bfloat16 takes; by default it stays in the compute dtype.
-    batch: sequences decoded at the same time (`Engine.stream_many`), 1 to 32, with PyTorch; by
-    default 1, and on a card up to 4 where there is room.
+    parallel: sequences decoded at the same time, 1 to 32; by default 1, and on a card up to 4 where
+    there is room.
     cache: bytes of the prefix store, which keeps what conversations have in common, or a text such
     as "2GiB"; 0 for none; by default up to 1 GiB of what the plan leaves.
     cache_dir: a folder in which the prefix store lasts; by default it ends with the engine.
@@ -140,7 +140,7 @@ def load(
         memory=memory,
         embedding=embedding,
         kv_bits=kv_bits,
-        batch=batch,
+        parallel=parallel,
         cache=cache,
         cache_dir=cache_dir,
         cache_disk=cache_disk,

@@ -27,9 +27,9 @@ class Settings:
 
     backend, device: as `backends.backend.choose_backend` takes them. dtype: the compute dtype.
     context: the most tokens of a sequence. memory: the most bytes to use. embedding: "file" or
-    "resident". kv_bits: bits of a quantized KV cache. batch: sequences at a time. cache: bytes of
-    the prefix store, 0 for none. cache_dir: the folder of its files, None for none. cache_disk:
-    bytes of these files.
+    "resident". kv_bits: bits of a quantized KV cache. parallel: sequences decoded at a time. cache:
+    bytes of the prefix store, 0 for none. cache_dir: the folder of its files, None for none.
+    cache_disk: bytes of these files.
     """
 
     backend: str | None = None
@@ -39,7 +39,7 @@ class Settings:
     memory: int | None = None
     embedding: str | None = None
     kv_bits: int | None = None
-    batch: int | None = None
+    parallel: int | None = None
     cache: int | None = None
     cache_dir: Path | None = None
     cache_disk: int = CACHE_DISK
@@ -55,7 +55,7 @@ class Settings:
         memory: int | str | None = None,
         embedding: str | None = None,
         kv_bits: int | None = None,
-        batch: int | None = None,
+        parallel: int | None = None,
         cache: int | str | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         cache_disk: int | str | None = None,
@@ -75,7 +75,7 @@ class Settings:
             memory=_whole("memory", memory, parse_bytes, "bytes, or a size such as 10GiB"),
             embedding=embedding,
             kv_bits=kv_bits,
-            batch=_whole("batch", batch, int, "a number of sequences from 1 to 32"),
+            parallel=_whole("parallel", parallel, int, "a number of sequences from 1 to 32"),
             cache=_whole("cache", cache, parse_budget, "bytes, or a size such as 2GiB", 0),
             cache_dir=None if cache_dir is None else _folder("cache_dir", cache_dir),
             cache_disk=_whole("cache_disk", cache_disk, parse_bytes, "a size such as 20GiB")

@@ -1,7 +1,8 @@
-// Decode attention: one token over keys and values in two buffers, an arena and a page.
+// Decode attention: one token of each of several sequences over keys and values in two buffers of
+// the sequence, an arena and a page.
 //
-// A threadgroup serves all query heads of one key head for a range of the tokens (split-KV), so
-// that keys and values are read once. A simdgroup takes one token at a time: each half of its lanes
+// A threadgroup serves all query heads of one key head for a range of a sequence's tokens
+// (split-KV), so that keys and values are read once. A simdgroup takes one token at a time: each half of its lanes
 // serves half of the heads, and a lane takes four of every 64 elements of the key, so that every
 // load is of whole cache lines. A lane holds only 32 numbers of queries and sums: it has 128
 // registers, and fewer threads run where a kernel takes many.
@@ -90,12 +91,16 @@ inline float own_sum(float4 sums, int lane) {
 
 // kernel
 //
-// q [HEADS, 1, HEAD_DIM] T, arena and page [2, KV_HEADS, any, HEAD_DIM] T, places [layers, 4] i32
-// of which row `layer` (i32) says how many tokens of the arena and of the page count,
-// sinks [HEADS] T, scale f32
-// -> y: if !SPLIT [HEADS * HEAD_DIM] T; else [ranges, HEADS, HEAD_DIM + 2] f32: of each range of
-// tokens the sum of values, weighted by exp(score - maximum), the maximum, the sum of weights.
-// grid: KV_HEADS x ranges threadgroups of THREADS
+// q [HEADS, sequences, HEAD_DIM] T, arena0, arena1, ... [2, KV_HEADS, any, HEAD_DIM] T, one for
+// each sequence, pages [sequences, 2, KV_HEADS, any, HEAD_DIM] T,
+// places [sequences, layers, COLUMNS] i32, layer i32: how many tokens of the arena and of the page
+// count, and into how many ranges they are divided, sinks [HEADS] T, scale f32
+// -> y: if !SPLIT [sequences, HEADS * HEAD_DIM] T; else [sequences, ranges, HEADS, HEAD_DIM + 2]
+// f32: of each range of tokens the sum of values, weighted by exp(score - maximum), the maximum,
+// the sum of weights.
+// grid: KV_HEADS x ranges x sequences threadgroups of THREADS
+//
+// ops/decode_attention.py writes the first lines: `arena` and `arena_room` of this `sequence`.
 
 constexpr int RATIO = HEADS / KV_HEADS, EACH = (RATIO + 1) / 2, SIMDS = THREADS / 32;
 typedef Share<HEAD_DIM> Values;
@@ -107,17 +112,24 @@ const int simdgroup = simdgroup_index_in_threadgroup, lane = thread_index_in_sim
 const int part = lane % LANES, begin = lane / LANES * EACH;  // first head of the half
 const ushort owners = lane / LANES * LANES;                  // lane that keeps its sum
 const int head = threadgroup_position_in_grid.x, range = threadgroup_position_in_grid.y;
-const int ranges = threadgroups_per_grid.y;
-const int in_arena = places[layer * COLUMNS + IN_ARENA];
-const int total = in_arena + places[layer * COLUMNS + SEEN];
+const int sequences = threadgroups_per_grid.z, room_for_ranges = threadgroups_per_grid.y;
+const int mapped = (sequence * places_shape[1] + layer) * COLUMNS;
+const int ranges = places[mapped + RANGES];
+if (range >= ranges) {
+    return;  // another sequence has more of them
+}
+const int in_arena = places[mapped + IN_ARENA];
+const int total = in_arena + places[mapped + SEEN];
 const int blocks = (total + BLOCK - 1) / BLOCK, share = (blocks + ranges - 1) / ranges;
 const int last = min(blocks, (range + 1) * share);
-const int arena_room = arena_shape[2], page_room = page_shape[2];
+const int page_room = pages_shape[3];
+const device T* page = pages + size_t(sequence) * (2 * KV_HEADS * HEAD_DIM) * page_room;
 
 Values queries[EACH], mine[EACH];
 #pragma unroll
 for (int h = 0; h < EACH; h++) {
-    queries[h].read(q + (head * RATIO + min(begin + h, RATIO - 1)) * HEAD_DIM, part);
+    const int query = head * RATIO + min(begin + h, RATIO - 1);
+    queries[h].read(q + (query * sequences + sequence) * HEAD_DIM, part);
     queries[h].scale(scale);
     mine[h].clear();
 }
@@ -209,10 +221,12 @@ for (int i = simdgroup * 32 + lane; i < RATIO * HEAD_DIM; i += THREADS) {
         value = fma(factor, weighted[s * RATIO * HEAD_DIM + i], value);
     }
     if (!SPLIT) {
-        y[query * HEAD_DIM + i % HEAD_DIM] = Y(value / (sum + precise::exp(sink - most)));
+        y[(sequence * HEADS + query) * HEAD_DIM + i % HEAD_DIM] =
+            Y(value / (sum + precise::exp(sink - most)));
         continue;
     }
-    const int at = (range * HEADS + query) * (HEAD_DIM + 2);
+    const int at =
+        ((sequence * room_for_ranges + range) * HEADS + query) * (HEAD_DIM + 2);
     y[at + i % HEAD_DIM] = Y(value);
     if (i % HEAD_DIM == 0) {
         y[at + HEAD_DIM] = Y(most);

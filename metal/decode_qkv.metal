@@ -24,11 +24,12 @@ inline float angle(float position, float period) {
 // kernel
 //
 // x [tokens, K] T, up to TOKENS of them, gain [K] T, weight, scales, biases of [N, K] as in
-// quantized_matvec.metal, bias [N] T, periods [HEAD_DIM / 2] f32, eps f32, places [layers, 4] i32
-// of which row `layer` (i32) is the first token's,
-// page [2, KV_HEADS, PAGE, HEAD_DIM] T, never read if PAGE is 0
-// -> q [HEADS, tokens, HEAD_DIM] T, kv [2, KV_HEADS, PAGE, HEAD_DIM] T, the page with the tokens;
-// if PAGE is 0 the tokens alone.
+// quantized_matvec.metal, bias [N] T, periods [HEAD_DIM / 2] f32, eps f32,
+// places [sequences, layers, COLUMNS] i32: a sequence for each token, or one for all, of whose
+// tokens it has the first; layer i32,
+// pages [tokens, 2, KV_HEADS, PAGE, HEAD_DIM] T, never read if PAGE is 0
+// -> q [HEADS, tokens, HEAD_DIM] T, kv as pages, with each token in its page; if PAGE is 0
+// [2, KV_HEADS, tokens, HEAD_DIM] T, the tokens alone.
 // N = (HEADS + 2 * KV_HEADS) * HEAD_DIM: queries, keys, values; values are not rotated.
 // grid: ceil(N / ROWS) threadgroups of THREADS
 
@@ -50,17 +51,19 @@ const Matrix<S> matrix = {(const device uint*)weight, scales, biases};
 const int tokens = x_shape[0];
 const P product = {x, tokens, gain, matrix, place, held, unit_sums, squares, sums};
 
-const int offset = places[layer * COLUMNS + POSITION];
-const int first_slot = PAGE > 0 ? places[layer * COLUMNS + SLOT] : 0;
-const int room = PAGE > 0 ? PAGE : tokens;
+const int sequences = places_shape[0], layers = places_shape[1];
 if (PAGE > 0) {
-    constexpr int QUADS = HEAD_DIM / 4;
+    constexpr int QUADS = HEAD_DIM / 4, ALL = 2 * KV_HEADS * PAGE * QUADS;
     const int begin = (max(row / HEAD_DIM, HEADS) - HEADS) * PAGE * QUADS;
     const int end = ((row + count) / HEAD_DIM - HEADS) * PAGE * QUADS;
-    for (int i = begin + place.thread_index; i < end; i += place.threads) {
-        const int at = i / QUADS % (PAGE > 0 ? PAGE : 1) - first_slot;
-        if (at < 0 || at >= tokens) {
-            ((device vec<T, 4>*)kv)[i] = ((const device vec<T, 4>*)page)[i];
+    for (int token = 0; token < tokens; token++) {
+        const int slot = places[(token * layers + layer) * COLUMNS + SLOT];
+        const device vec<T, 4>* from = (const device vec<T, 4>*)pages + token * ALL;
+        device vec<T, 4>* to = (device vec<T, 4>*)kv + token * ALL;
+        for (int i = begin + place.thread_index; i < end; i += place.threads) {
+            if (i / QUADS % (PAGE > 0 ? PAGE : 1) != slot) {
+                to[i] = from[i];
+            }
         }
     }
 }
@@ -70,17 +73,22 @@ for (int i = place.thread_index; i < tokens * count / 2; i += place.threads) {
     const int token = i / (count / 2), pair = i % (count / 2);
     const int first = pair / HALF * HEAD_DIM + pair % HALF, second = first + HALF;
     const int head = (row + first) / HEAD_DIM, element = first % HEAD_DIM;
+    const int sequence = sequences > 1 ? token : 0;
+    const int mapped = (sequence * layers + layer) * COLUMNS;
     const float norm = product.norm(token, eps);
     const float a = norm * sums[token * ROWS + first] + float(bias[row + first]);
     const float b = norm * sums[token * ROWS + second] + float(bias[row + second]);
     float cosine = 1.0f, sine = 0.0f;
     if (head < HEADS + KV_HEADS) {
-        const float turned = angle(float(offset + token), periods[element]);
+        const float turned = angle(float(places[mapped + POSITION] + token - sequence), periods[element]);
         cosine = precise::cos(turned);
         sine = precise::sin(turned);
     }
-    device T* out = head < HEADS ? q + (head * tokens + token) * HEAD_DIM
-                                 : kv + ((head - HEADS) * room + first_slot + token) * HEAD_DIM;
+    const int kv_head = head - HEADS;
+    const int at = PAGE > 0 ? (token * 2 * KV_HEADS + kv_head) * PAGE + places[mapped + SLOT]
+                            : kv_head * tokens + token;
+    device T* out =
+        head < HEADS ? q + (head * tokens + token) * HEAD_DIM : kv + at * HEAD_DIM;
     out[element] = T(a * cosine - b * sine);
     out[element + HALF] = T(a * sine + b * cosine);
 }

@@ -20,12 +20,11 @@ from rich.table import Table
 from benchmarks.kernels.pieces import Sizes
 from gptoss_mlx.backends.mlx.ops import moe_prefill
 from gptoss_mlx.backends.mlx.ops.choice import Kernels, metal_kernels
-from gptoss_mlx.backends.mlx.ops.decode_attention import WHOLE
 from gptoss_mlx.backends.mlx.ops.decode_qkv import Heads
 from gptoss_mlx.backends.mlx.ops.matrix import Matrix, Norm
 from gptoss_mlx.backends.mlx.ops.metal import DECODED, Factory
 from gptoss_mlx.backends.mlx.ops.mxfp4 import Projection
-from gptoss_mlx.backends.mlx.ops.place import Spot, places
+from gptoss_mlx.backends.mlx.ops.place import WHOLE, Spot, places
 from gptoss_mlx.backends.mlx.ops.routing import Routing
 from gptoss_mlx.spec.config import QuantizationSpec
 from tests.support.metal_emulator import available
@@ -74,7 +73,7 @@ def _calls(kernels: Kernels, s: Sizes, dtype: mx.Dtype, counts: Sequence[int]) -
     norm, width = Norm(many[0], 1e-5), s.heads * s.head_dim
     heads = Heads(s.heads, s.kv_heads, s.head_dim)
     periods = mx.zeros((s.head_dim // 2,))
-    place = places(2 * WHOLE, [Spot(2 * WHOLE, 0, 1), Spot(0, 5, 9)])
+    place = places([2 * WHOLE], [[Spot(2 * WHOLE, 0, 1), Spot(0, 5, 9)]])
     kv = [mx.zeros((2, s.kv_heads, n, s.head_dim), dtype) for n in (2 * WHOLE + 64, 64)]
     for tokens in counts:
         x, count = many[:tokens], f"{tokens} token{'s' * (tokens > 1)}"
@@ -88,7 +87,7 @@ def _calls(kernels: Kernels, s: Sizes, dtype: mx.Dtype, counts: Sequence[int]) -
 
             qkv = width + 2 * s.kv_heads * s.head_dim
             bias = mx.zeros((qkv,), dtype)
-            page = kv[1] if tokens == 1 else None
+            page = kv[1][None] if tokens == 1 else None
             kernels.decode_qkv(
                 x, [(matrix(qkv, s.hidden), bias)], norm, heads, periods, place[1], page
             )
@@ -106,7 +105,7 @@ def _calls(kernels: Kernels, s: Sizes, dtype: mx.Dtype, counts: Sequence[int]) -
     yield "1 token"
     q, sinks = mx.zeros((s.heads, 1, s.head_dim), dtype), mx.zeros((s.heads,), dtype)
     for where, what in zip(place, ("several ranges", "one range"), strict=True):
-        kernels.decode_attention(q, *kv, where, sinks, 0.125)
+        kernels.decode_attention(q, kv[:1], kv[1][None], where, sinks, 0.125)
         yield what
     yield from _experts(kernels, s, dtype)
 

@@ -175,8 +175,8 @@ def _attention(held: int) -> Build:
             arena, page = (
                 _noise((2, shape.kv_heads, n, width), dtype) for n in (max(held, 1), room)
             )
-            (place,) = places(held + room - 1, [Spot(held, room - 1, room)])
-            calls += [(q, arena, page, place, sinks, width**-0.5)]
+            (place,) = places([held + room - 1], [[Spot(held, room - 1, room)]])
+            calls += [(q, [arena], page[None], place, sinks, width**-0.5)]
         vectors = 2 * shape.heads * width * dtype.size
         return Case(tuple(calls), nbytes + vectors, 4.0 * q.size * (held + room))
 

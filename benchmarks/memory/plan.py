@@ -162,7 +162,7 @@ def plan_of(case: Case, checkpoint: Checkpoint) -> Plan:
             context=case.context,
             dtype=case.dtype,
             embedding=case.embedding,
-            batch=case.rows,
+            parallel=case.rows,
         ),
     )
 

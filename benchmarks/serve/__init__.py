@@ -1,1 +1,1 @@
-"""What fits in a budget, and whether the plan was right."""
+"""What several callers at a time get from one engine."""

@@ -26,6 +26,7 @@ def open_model(
                 slots=plan.slots,
                 kv_bits=plan.kv_bits,
                 chunk=plan.chunk,
+                rows=plan.rows,
                 cache_limit=plan.cache_limit,
                 wired=wired_bytes(plan),
                 progress=progress,

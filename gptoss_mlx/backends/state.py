@@ -20,6 +20,7 @@ from math import prod
 from typing import Generic, TypeVar
 
 from gptoss_mlx.backends.protocol import Array, Layout
+from gptoss_mlx.errors import CapacityError
 from gptoss_mlx.files.shard import ITEM_BYTES
 
 A = TypeVar("A", bound=Array)
@@ -44,6 +45,13 @@ class Copied(Generic[A]):
     @property
     def nbytes(self) -> int:
         return sum(array.nbytes for array in self.arrays)
+
+
+def check_rows(sequences: int, rows: int) -> None:
+    """Raises CapacityError if more sequences are to be decoded together than there are rows."""
+    if sequences > rows:
+        most = "1 sequence" if rows == 1 else f"{rows} sequences"
+        raise CapacityError(f"the model was opened for {most} at a time, not for {sequences}")
 
 
 class Rewindable(ABC, Generic[A]):

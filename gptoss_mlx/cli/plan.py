@@ -60,7 +60,7 @@ PyTorch, which keeps no fewer than 8 bits, the one that saves the most."""
     "--machine", type=MACHINE, help='Instead of this one: "16GB Mac", "24GB card", "RTX 4090".'
 )
 @backend_options
-@click.option("--batch", type=click.IntRange(1, MOST_ROWS), help="Sequences at a time (PyTorch).")
+@click.option("--parallel", type=click.IntRange(1, MOST_ROWS), help="Sequences decoded at a time.")
 @click.option("--bits", type=click.Choice(list(RECIPES)), help="As if converted with these.")
 @click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), help="Compute precision.")
 @click.option("--embedding", type=click.Choice(["file", "resident"]), help="Where its table is.")
@@ -75,7 +75,7 @@ def main(
     machine: Machine | None,
     backend: str | None,
     device: str | None,
-    batch: int | None,
+    parallel: int | None,
     bits: str | None,
     dtype: str | None,
     embedding: str | None,
@@ -94,7 +94,7 @@ def main(
         context=context,
         embedding=embedding,
         kv_bits=int(kv_bits) if kv_bits else None,
-        batch=batch,
+        parallel=parallel,
         cache=cache,
     )
     if memory is not None and machine.memory is not None and memory > machine.memory:

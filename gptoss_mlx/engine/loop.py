@@ -22,6 +22,9 @@ from gptoss_mlx.engine.prefix import PrefixStore
 from gptoss_mlx.engine.sequence import Sequence
 from gptoss_mlx.errors import ClosedError
 
+SHARE = 4
+"""A prompt's chunk is divided by it while other sequences decode."""
+
 T = TypeVar("T")
 
 
@@ -152,11 +155,17 @@ class Loop:
         return ready
 
     def _prefill(self, ready: list[Sequence]) -> None:
-        """Prefill a chunk of the first sequence whose prompt has not been read in full."""
+        """Prefill a chunk of the first sequence whose prompt has not been read in full.
+
+        The chunk is smaller while others decode: each of their tokens waits for one.
+        """
+        model = self.model
+        waiting = any(not sequence.in_prefill for sequence in ready)
+        chunk = max(1, model.chunk // SHARE) if waiting else model.chunk
         for sequence in ready:
             if sequence.in_prefill:
                 with self._failing([sequence]):
-                    sequence.prefill(self.model)
+                    sequence.prefill(model, chunk)
                 return
 
     def _decode(self, ready: list[Sequence]) -> None:

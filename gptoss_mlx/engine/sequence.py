@@ -101,14 +101,15 @@ class Sequence:
         # The prompt's last token is read by the first decode step.
         self._prefilling = session.prefill(ids[self._reused : -1], self.request.marks)
 
-    def prefill(self, model: AnyModel) -> None:
-        """Prefill the next chunk of the prompt; if there is none, make the sampler."""
+    def prefill(self, model: AnyModel, chunk: int) -> None:
+        """Prefill up to `chunk` tokens of the prompt; if there are none, make the sampler."""
         request, before = self.request, self.state.offset
         if before > self._reused:  # a chunk has been read and reported
             if self._is_cancelled():
                 return self._finish(("cancelled", None))
             if self._clock.elapsed() > request.max_time:
                 return self._finish(("length", "max_time"))
+        self._open.chunk = chunk
         done = next(self._prefilling, None)
         self._clock.prefilled(self.state.offset - self._reused, self._reused)
         if done is None:

@@ -21,7 +21,7 @@ _COMPARED = 256
 class Session:
     """The tokens a state holds, and the snapshots taken of it on the way.
 
-    marks: those of its last prompt.
+    chunk: the most tokens of the next chunk of a prefill. marks: those of its last prompt.
     """
 
     def __init__(
@@ -33,6 +33,7 @@ class Session:
     ) -> None:
         """An empty session, or one of tokens that segments hold."""
         self.model, self.budget, self.marks = model, budget, NO_MARKS
+        self.chunk = model.chunk
         self.state = model.restore(segments) if segments else model.new_state()
         self.tokens = list(tokens)
         self.snapshots: list[Snapshot] = [self.state.recall(segment) for segment in segments]
@@ -84,7 +85,7 @@ class Session:
         ends = {mark - begun for mark in marks.positions if begun <= mark <= begun + len(ids)}
         for end in sorted(ends | {len(ids)}):
             while done < end:
-                chunk = ids[done : min(end, done + self.model.chunk)]
+                chunk = ids[done : min(end, done + self.chunk)]
                 self.model.prefill(chunk, self.state)
                 self.tokens += chunk
                 done += len(chunk)

@@ -41,7 +41,7 @@ with tools and every sampling option, as resident memory beyond what MLX held; t
 same."""
 
 LOGITS = 18
-"""Arrays of float32 [vocabulary] alive while a token is chosen: 17.6 at MLX's peak, with
+"""Arrays of float32 [vocabulary] alive while a sequence's token is chosen: 17.6 at MLX's peak, with
 penalties, top-p and log-probabilities, two steps under way."""
 
 SCORES_BYTES = 32 * MiB
@@ -175,19 +175,19 @@ class Sizes(ABC):
 
 @dataclass(frozen=True)
 class MLXSizes(Sizes):
-    """Buffers on MLX: one sequence at a time."""
+    """Buffers on MLX."""
 
     def buffers(self, choice: Allocation) -> tuple[Buffer, ...]:
-        held, resident = self.held, choice.embedding == "resident"
+        held, rows, resident = self.held, choice.rows, choice.embedding == "resident"
         sizes = {
             "weights": held["weights"],
             "expert biases": held["expert biases"],
             "embedding": held["embedding"] if resident else 0,
             "experts": held["experts"] * choice.slots,
-            "keys and values": 2 * self.full_layers * self.arena(choice.context),
-            "sliding layers": self.rings,
-            "pages": self.pages,
-            "snapshots": self.snapshots,
+            "keys and values": 2 * self.full_layers * self.arena(choice.context) * rows,
+            "sliding layers": self.rings * rows,
+            "pages": self.pages * rows,
+            "snapshots": self.snapshots * rows,
             "prefix store": choice.store,
             "scratch": self.scratch(choice),
             "MLX's cache": choice.cache_limit,
@@ -204,14 +204,14 @@ class MLXSizes(Sizes):
 
     @property
     def pages(self) -> int:
-        """Bytes of the pages with the newest tokens of full layers, where there are pages."""
+        """Bytes of a sequence's pages, which hold the newest tokens, where there are any."""
         return 0
 
     def scratch(self, choice: Allocation) -> int:
         """Peak bytes of temporary arrays: in prefill a chunk's attention or experts in one layer,
         in decoding a growing arena and the sampling of a token."""
         arena = 2 * self.arena(choice.context) if self.full_layers else 0
-        writing = arena + LOGITS * self.config.vocab_size * 4
+        writing = arena + LOGITS * self.config.vocab_size * 4 * choice.rows
         blocks = 3 * SCORES_BYTES if self.kv_bits and self.full_layers else 0
         return max(self.reading(choice, arena, blocks), writing)
 
@@ -243,9 +243,9 @@ class MetalSizes(MLXSizes):
 
     @property
     def pages(self) -> int:
-        """Bytes of the pages with the newest tokens of full-attention layers; and of what each of
-        two steps under way writes anew, pages and ring buffers, while the old ones are still
-        read."""
+        """Bytes of a sequence's pages, which hold the newest tokens of full layers; and of what
+        each of two steps under way writes anew, pages and ring buffers, while the old ones are
+        still read."""
         newest = self.full_layers * PAGE * self.token if self.kv_bits is None else 0
         return newest + 2 * (newest + self.rings)
 

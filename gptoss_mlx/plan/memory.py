@@ -69,8 +69,8 @@ class Plan:
     dtype: "bfloat16" or "float32". kv_bits: 8, or None for keys and values in the compute dtype.
     gpu: whether a GPU computes. backend: "mlx" or "torch". rows: sequences at a time. host: buffers
     in the host's memory beside a card's, which are not in the sum. store: the prefix store's bytes.
-    Not planned for: `Engine.logits`, which keeps the logits of every token, and on MLX streams that
-    run at the same time, each with a KV cache of its own.
+    Not planned for: `Engine.logits`, which keeps the logits of every token, and sequences that rest
+    while others are decoded.
     """
 
     budget: int | None
@@ -133,9 +133,8 @@ def make_plan(config: ModelConfig, machine: Machine, settings: Settings = DEFAUL
     dtype: by default bfloat16 on a GPU and float32 on a CPU.
     embedding: by default resident on MLX's GPU, if all else fits too, and always with PyTorch.
     kv_bits: 8 for quantized keys and values of full-attention layers, on MLX.
-    batch: sequences at a time, more than one with PyTorch only; by default on a card the most of 4,
-    2 and 1 that leave every expert in memory and each sequence SHARED_CONTEXT tokens, or the
-    context asked for.
+    parallel: sequences at a time; by default 1, and on a card the most of 4, 2 and 1 that leave
+    every expert in memory and each sequence SHARED_CONTEXT tokens, or the context asked for.
     cache: bytes of the prefix store; by default half of what the plan leaves, up to STORE.
     Raises MemoryBudgetError with the sum and the longest context that would fit, ContextError, and
     DeviceError for what the machine's backend does not have.
@@ -156,7 +155,7 @@ def make_plan(config: ModelConfig, machine: Machine, settings: Settings = DEFAUL
         context,
         settings.embedding,
         machine.backend,
-        settings.batch,
+        settings.parallel,
         settings.cache or 0,
     )
     choice = planner.resident() or planner.streaming()
@@ -168,11 +167,9 @@ def make_plan(config: ModelConfig, machine: Machine, settings: Settings = DEFAUL
 
 
 def _check_backend(backend: str, settings: Settings) -> None:
-    batch, kv_bits = settings.batch, settings.kv_bits
-    if batch is not None and not 1 <= batch <= MOST_ROWS:
-        raise DeviceError(f"{batch} sequences at a time are not within 1 to {MOST_ROWS}")
-    if backend == "mlx" and batch not in (None, 1):
-        raise DeviceError(f"MLX computes one sequence at a time, not {batch}")
+    rows, kv_bits = settings.parallel, settings.kv_bits
+    if rows is not None and not 1 <= rows <= MOST_ROWS:
+        raise DeviceError(f"{rows} sequences at a time are not within 1 to {MOST_ROWS}")
     if backend == "torch" and settings.embedding == "file":
         raise DeviceError("with PyTorch the embedding is always in memory, not read from the file")
     if backend == "torch" and kv_bits is not None:
@@ -188,7 +185,7 @@ class _Planner:
     context: int | None
     embedding: str | None
     backend: str
-    batch: int | None
+    parallel: int | None
     store: int
 
     def resident(self) -> Allocation | None:
@@ -207,8 +204,8 @@ class _Planner:
     def _ways(self) -> Iterator[tuple[int, int, int]]:
         """Candidates (context, chunk, rows) for keeping every expert, the preferred first."""
         for smaller in range(self.sizes.sacrificed + 1):
-            for rows in (self.batch,) if self.batch else self.sizes.rows:
-                least = DEFAULT_CONTEXT if self.batch or rows == 1 else SHARED_CONTEXT
+            for rows in (self.parallel,) if self.parallel else self.sizes.rows:
+                least = DEFAULT_CONTEXT if self.parallel or rows == 1 else SHARED_CONTEXT
                 for context in self._contexts(least, self.sizes.config.max_position_embeddings):
                     for chunk in self._chunks(context, rows)[smaller : smaller + 1]:
                         yield context, chunk, rows
@@ -217,7 +214,7 @@ class _Planner:
         """The choice with as many slots as fit; None if they are not enough for one token."""
         assert self.budget is not None  # without one everything is resident
         config = self.sizes.config
-        cache, rows = self.sizes.cache_limits[-1], self.batch or 1
+        cache, rows = self.sizes.cache_limits[-1], self.parallel or 1
         for context in self._contexts(_LEAST_CONTEXT, DEFAULT_CONTEXT):
             for chunk in self._chunks(context, rows):
                 choice = self._choice(context, chunk, cache, 0, rows)
@@ -311,4 +308,4 @@ class _Planner:
         """The choice with this context that takes the fewest bytes."""
         sizes = self.sizes
         cache, slots = sizes.cache_limits[-1], least_slots(sizes.config)
-        return self._choice(context, sizes.chunks[-1], cache, slots, self.batch or 1)
+        return self._choice(context, sizes.chunks[-1], cache, slots, self.parallel or 1)

@@ -167,6 +167,7 @@ def test_a_progress_that_raises_leaves_nothing(library: str, folder: Path) -> No
     assert left_open() <= before
 
 
+@pytest.mark.slow
 def test_an_interrupt_anywhere_while_scales_are_checked(folder: Path) -> None:
     with Checkpoint.open(folder) as checkpoint:
         before, check = left_open(), checkpoint.check_scales

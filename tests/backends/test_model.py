@@ -379,6 +379,7 @@ def test_bfloat16_is_close(checkpoint_of: Callable[..., Path]) -> None:
     assert argmax_agreement(ours, reference) > 0.8
 
 
+@pytest.mark.slow
 def test_a_chunk_is_held_by_one_layer_at_a_time(checkpoint_of: Callable[..., Path]) -> None:
     """More sliding layers add their rings to a prefill's peak, and not the chunk's qkv each."""
     few = Shape(2, 64, 32, 4, 1, 8, 8, 64, 320)

@@ -59,6 +59,7 @@ def test_every_budget_is_a_row_and_gives_the_same_logits(
     assert {row.ended for row in peer} == {"killed: out of memory"}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unconfined")
 def test_the_report_is_json_and_the_table_says_how_each_ended(asked: Asked, tmp_path: Path) -> None:
     console = Console(record=True, width=160, file=open("/dev/null", "w"))  # noqa: SIM115

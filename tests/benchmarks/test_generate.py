@@ -25,6 +25,7 @@ FULL = Shape(
 )
 
 
+@pytest.mark.slow
 def test_it_measures_a_checkpoint(checkpoint_of: Callable[..., Path]) -> None:
     options = ["--prompt-tokens", "9", "--decode-tokens", "4", "--runs", "1"]
     result = CliRunner().invoke(main, ["--model", str(checkpoint_of(FULL)), *options])

@@ -57,6 +57,7 @@ def test_a_program_that_is_not_there_is_a_row() -> None:
     assert (row.state, row.why) == ("failed", "/none/such: No such file or directory")
 
 
+@pytest.mark.slow
 def test_one_that_hangs_is_stopped_with_all_it_started(tmp_path: Path) -> None:
     os.mkfifo(pipe := tmp_path / "pipe")
     reading = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
@@ -131,6 +132,7 @@ def test_the_bytes_of_a_case_by_hand() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_run_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "CASES", CASES[-1:])
     monkeypatch.setattr(plan, "DTYPES", plan.DTYPES[1:])

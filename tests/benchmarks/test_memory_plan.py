@@ -16,6 +16,7 @@ from tests.support.checkpoints import Shape
 FULL = Shape(2, 32, 32, 8, 4, 2, 1, 16, 201088)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_it_compares_a_plan_with_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case(FULL, 64, budget="300MiB", recipe="8")

@@ -11,6 +11,7 @@ from benchmarks.mutations import mutations
 from tests.root import ROOT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["engine/loop.py", "spec/config.py", "files/pool.py"])
 def test_every_change_is_python_and_changes_something(name: str) -> None:
     path = ROOT / "gptoss_mlx" / name

@@ -224,6 +224,7 @@ def test_kernels_are_shown_by_what_became_of_them() -> None:
     assert doctor._grouped(found) == "metal: a, c; error: 1:2: b; reference: d"
 
 
+@pytest.mark.slow
 def test_a_model_is_run_and_compared_with_its_plan_if_asked() -> None:
     arguments = ("--model", "tiny", "--context", "1k", "--backend", "mlx")
     measured = read(*arguments, "--measure", "--memory", "1GiB")["measured"]

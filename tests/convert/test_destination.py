@@ -262,6 +262,7 @@ def test_a_folder_without_permission_is_told_in_a_line(
         assert refused(release, folder) == f"{place}: cannot be written to; choose another folder"
 
 
+@pytest.mark.slow
 @settings(
     max_examples=100,
     deadline=None,

@@ -56,6 +56,7 @@ def killed(source: Path, folder: Path, n: int) -> subprocess.CompletedProcess[st
     return subprocess.run([*arguments, str(n)], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments(source: Path, whole: Path, tmp_path: Path) -> None:
     """By the system, with all threads at work; `test_faults` stops it at every call."""
     count = int(killed(source, tmp_path / "alive", 0).stdout)

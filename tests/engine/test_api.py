@@ -57,10 +57,10 @@ class TestOpening:
             ({"memory": "lots"}, "memory is 'lots', but must be bytes, or a size such as 10GiB"),
             ({"memory": float("nan")}, "memory is nan, but must be"),
             ({"memory": -5}, "memory is -5, but must be"),
+            ({"parallel": "two"}, "parallel is 'two', but must be a number of sequences"),
             ({"cache": "-1GiB"}, "cache is '-1GiB', but must be bytes, or a size such as 2GiB"),
             ({"cache_dir": 5}, "cache_dir is 5, but must be a folder"),
             ({"cache_disk": 0}, "cache_disk is 0, but must be a size such as 20GiB"),
-            ({"batch": "two"}, "batch is 'two', but must be a number of sequences"),
             ({"dtype": "float16"}, "dtype is 'float16', but must be bfloat16 or float32"),
             ({"dtype": ["float32"]}, "dtype is ['float32'], but must be"),
             ({"kv_bits": 4}, "kv_bits is 4, but must be 8"),
@@ -87,6 +87,7 @@ class TestOpening:
             assert engine.context == 1024
             assert repr(engine) == f"<Engine {str(tiny_folder)!r}, context 1024>"
 
+    @pytest.mark.slow
     def test_a_progress_that_raises_at_any_call_leaves_nothing(self, tiny_folder: Path) -> None:
         calls = 0
 

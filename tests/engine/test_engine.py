@@ -190,6 +190,7 @@ def improvised() -> Engine:
     return Engine(model, tokenizer(), config, 4096, {})
 
 
+@pytest.mark.slow
 def test_every_header_of_fifty_streams_is_permitted() -> None:
     engine = improvised()
     headers: list[str] = []

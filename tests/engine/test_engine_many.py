@@ -30,6 +30,11 @@ def replies(lengths: list[int]) -> list[list[int]]:
     return [[64 + i] * length + [199999] for i, length in enumerate(lengths)]
 
 
+def kinds(events: list[Event]) -> list[type[Event]]:
+    """Without the chunks of the prompt, which are smaller beside streams that decode."""
+    return [type(event) for event in events if not isinstance(event, PrefillEvent)]
+
+
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     st.lists(st.tuples(st.integers(1, 30), st.integers(0, 12)), min_size=1, max_size=9),
@@ -44,7 +49,7 @@ def test_each_stream_is_as_if_alone(streams: list[tuple[int, int]], rows: int) -
     for prompt, said, events in zip(prompts, spoken, found, strict=True):
         alone = list(Scripted(said).engine.stream(prompt, **RAW))
         assert ids_of(events) == ids_of(alone) == said
-        assert [type(e) for e in events] == [type(e) for e in alone]
+        assert kinds(events) == kinds(alone)
         assert finish_of(events).reason == "stop"
         assert finish_of(events).prompt_tokens == len(prompt)
     # A step for each token and one more, shared as far as there are rows and streams.

@@ -19,8 +19,7 @@ PROMPTS = [list(range(1000 * i, 1000 * i + 9)) for i in (1, 2, 3)]
 
 @pytest.fixture(scope="module", params=ENGINES)
 def engine(request: pytest.FixtureRequest) -> Engine:
-    options = {} if request.param == "mlx" else {"batch": 1}
-    return engine_on(request.param, materialise(), context=2048, **options)
+    return engine_on(request.param, materialise(), context=2048, parallel=1)
 
 
 def test_logits_after_generate_and_the_conversation_goes_on(engine: Engine) -> None:

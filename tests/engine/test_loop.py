@@ -76,8 +76,9 @@ def test_three_decode_together_and_a_fourth_takes_the_first_free_row() -> None:
 
 
 def test_a_long_prompt_holds_nobody_up() -> None:
-    """One chunk at a time, and between two chunks a token of every sequence that decodes."""
-    scripted = Scripted(reply(64, 30), reply(65, 3), chunk=4)
+    """One chunk at a time, a quarter of what is read alone, and between two chunks a token of every
+    sequence that decodes."""
+    scripted = Scripted(reply(64, 30), reply(65, 3), reply(66, 3), chunk=16)
     _, first = added(scripted, [1, 2])
     while not ids_of(first.events):
         scripted.engine.step()
@@ -89,6 +90,10 @@ def test_a_long_prompt_holds_nobody_up() -> None:
         chunks = len([e for e in second.events if isinstance(e, PrefillEvent)]) - 1
     assert chunks == 10
     assert len(ids_of(first.events)) >= said + chunks
+    run(scripted.engine)
+    _, third = added(scripted, [2, *PROMPT])
+    run(scripted.engine)
+    assert [e.done for e in third.events if isinstance(e, PrefillEvent)] == [0, 16, 32, 40]
 
 
 def test_sequences_come_and_are_cancelled_from_other_threads() -> None:

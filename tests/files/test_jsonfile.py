@@ -78,6 +78,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", HOSTILE)
 def test_a_file_of_the_largest_size_takes_little_memory(part: str) -> None:
     room = JSON_LIMIT - 20

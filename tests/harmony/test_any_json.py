@@ -69,6 +69,7 @@ def tried(make: Callable[[], list[int]]) -> list[int] | None:
     return None
 
 
+@pytest.mark.slow
 @settings(max_examples=800, deadline=None, derandomize=True)
 @given(
     messages=st.lists(MESSAGE, max_size=3) | JSON,

@@ -238,6 +238,7 @@ def fragments(encoding: Encoding) -> list[tuple[int, ...]]:
     return [*parts, *((id,) for id in cut[:: len(cut) // 40]), (201088,), (10**6,), (-1,)]
 
 
+@pytest.mark.slow
 def test_hundred_thousand_malformed_streams_raise_nothing_and_lose_nothing(
     encoding: Encoding,
 ) -> None:

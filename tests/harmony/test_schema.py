@@ -170,6 +170,7 @@ def nested(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 SCHEMAS = st.recursive(LEAVES | st.sampled_from(WORDS), nested, max_leaves=25)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.dictionaries(st.sampled_from(KEYS), SCHEMAS, max_size=6))
 def test_anything_like_a_schema_renders(encoding: Encoding, schema: dict[str, Any]) -> None:

@@ -52,6 +52,7 @@ def test_folder_without_tokenizer_files_speaks_harmony(tmp_path: Path) -> None:
     assert decoder.flush() == "\ufffd"
 
 
+@pytest.mark.slow
 def test_agreement_is_checked_once_for_each_content(
     tmp_path: Path, cache: Path, good: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,6 +114,7 @@ def test_disagreement_with_the_vocabulary_is_named(
         check_vocabulary(Path("tokenizer.json"), edited(good, change))
 
 
+@pytest.mark.slow
 def test_a_file_that_disagrees_is_not_remembered(
     tmp_path: Path, cache: Path, good: dict[str, Any]
 ) -> None:

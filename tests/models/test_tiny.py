@@ -107,6 +107,7 @@ def test_a_second_call_writes_nothing_and_reports_no_progress(folder: Path) -> N
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
+@pytest.mark.slow
 def test_progress_ascends_to_all_bytes(tmp_path: Path) -> None:
     calls: list[tuple[int, int]] = []
     made = tiny.materialise(tmp_path, lambda done, total: calls.append((done, total)))

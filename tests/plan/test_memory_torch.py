@@ -47,7 +47,7 @@ def sizes(plan: Plan) -> dict[str, int]:
 
 
 def test_the_released_120b_on_a_card() -> None:
-    plan = make_plan(RELEASED["120b", "bf16"], CARD, Settings(context=8192, batch=4))
+    plan = make_plan(RELEASED["120b", "bf16"], CARD, Settings(context=8192, parallel=4))
     found = sizes(plan)
     assert found["experts"] == 36 * 128 * EXPERT
     assert found["embedding"] == 201088 * 2880 * 2
@@ -109,7 +109,7 @@ def test_keys_and_values_are_there_for_every_row_in_steps_of_256(
     context: int, rows: int, machine: Machine
 ) -> None:
     plan = make_plan(
-        RELEASED["120b", "8"], machine, Settings(context=context, batch=rows, dtype="bfloat16")
+        RELEASED["120b", "8"], machine, Settings(context=context, parallel=rows, dtype="bfloat16")
     )
     rounded = (context + 255) // 256 * 256
     assert plan.of("keys and values") == rows * rounded * 36 * 1024
@@ -172,7 +172,7 @@ def test_a_small_card_streams(model: str, name: str) -> None:
 def test_rows_are_as_many_as_leave_each_a_context_worth_having() -> None:
     config = RELEASED["120b", "bf16"]
     least = {
-        rows: make_plan(config, CARD, Settings(context=SHARED_CONTEXT, batch=rows)).total
+        rows: make_plan(config, CARD, Settings(context=SHARED_CONTEXT, parallel=rows)).total
         for rows in (2, 4)
     }
     for rows, total in least.items():
@@ -185,7 +185,7 @@ def test_rows_are_as_many_as_leave_each_a_context_worth_having() -> None:
 
 def test_an_asked_context_is_what_each_row_gets() -> None:
     config = RELEASED["120b", "bf16"]
-    total = make_plan(config, CARD, Settings(context=1024, batch=4)).total
+    total = make_plan(config, CARD, Settings(context=1024, parallel=4)).total
     assert make_plan(config, CARD, Settings(memory=total, context=1024)).rows == 4
     assert make_plan(config, CARD, Settings(memory=total - 1, context=1024)).rows == 2
 
@@ -193,12 +193,12 @@ def test_an_asked_context_is_what_each_row_gets() -> None:
 def test_a_cpu_plans_for_one_sequence_unless_asked() -> None:
     config = RELEASED["20b", "8"]
     assert make_plan(config, CPU).rows == 1
-    assert make_plan(config, CPU, Settings(batch=3, context=4096)).rows == 3
+    assert make_plan(config, CPU, Settings(parallel=3, context=4096)).rows == 3
 
 
 def test_a_smaller_chunk_comes_before_an_expert_goes() -> None:
     config = RELEASED["120b", "bf16"]
-    total = make_plan(config, CARD, Settings(context=8192, batch=1)).total
+    total = make_plan(config, CARD, Settings(context=8192, parallel=1)).total
     plans = [
         make_plan(config, CARD, Settings(context=8192, memory=total - less))
         for less in range(0, 256 * MiB, 16 * MiB)
@@ -214,7 +214,7 @@ def test_a_smaller_chunk_comes_before_an_expert_goes() -> None:
 def test_more_rows_take_more_of_all_that_is_theirs() -> None:
     config = RELEASED["120b", "8"]
     one, many = (
-        sizes(make_plan(config, CARD, Settings(context=1024, batch=rows))) for rows in (1, 32)
+        sizes(make_plan(config, CARD, Settings(context=1024, parallel=rows))) for rows in (1, 32)
     )
     assert {name for name in one if many[name] > one[name]} == {
         "keys and values",
@@ -233,8 +233,8 @@ def test_more_rows_take_more_of_all_that_is_theirs() -> None:
     [
         ({"embedding": "file"}, "the embedding is always in memory"),
         ({"kv_bits": 8}, "keys and values of 8 bits are MLX's alone"),
-        ({"batch": 33}, "33 sequences at a time are not within 1 to 32"),
-        ({"batch": 0}, "0 sequences at a time are not within 1 to 32"),
+        ({"parallel": 33}, "33 sequences at a time are not within 1 to 32"),
+        ({"parallel": 0}, "0 sequences at a time are not within 1 to 32"),
     ],
 )
 @pytest.mark.parametrize("machine", [CARD, CPU], ids=["card", "cpu"])
@@ -243,10 +243,16 @@ def test_what_pytorch_does_not_have(machine: Machine, asked: dict[str, Any], lin
         make_plan(RELEASED["20b", "8"], machine, Settings(**asked))
 
 
-def test_mlx_computes_one_sequence_at_a_time() -> None:
-    with pytest.raises(DeviceError, match="MLX computes one sequence at a time, not 2"):
-        make_plan(RELEASED["20b", "8"], mac(32), Settings(batch=2))
-    assert make_plan(RELEASED["20b", "8"], mac(32), Settings(batch=1)).rows == 1
+def test_sequences_at_a_time_take_their_keys_and_values_on_mlx_too() -> None:
+    one, four = (
+        make_plan(RELEASED["20b", "8"], mac(32), Settings(context=8192, parallel=rows))
+        for rows in (1, 4)
+    )
+    assert (one.rows, four.rows) == (1, 4)
+    for name in ("keys and values", "sliding layers", "pages", "snapshots"):
+        assert four.of(name) == 4 * one.of(name) > 0
+    assert four.of("weights", "experts") == one.of("weights", "experts")
+    assert make_plan(RELEASED["20b", "8"], mac(32)).rows == 1
 
 
 def test_a_card_too_small_is_refused_with_what_would_fit() -> None:
@@ -276,18 +282,20 @@ def test_a_plan_never_exceeds_its_budget(
     recipe: str,
     budget: int,
     tokens: int | None,
-    batch: int | None,
+    parallel: int | None,
 ) -> None:
     config = config_of(shape, recipe)
     context = tokens and min(tokens, shape.context)
     try:
-        plan = make_plan(config, machine, Settings(memory=budget, context=context, batch=batch))
+        plan = make_plan(
+            config, machine, Settings(memory=budget, context=context, parallel=parallel)
+        )
     except MemoryBudgetError:
         return
     assert plan.total <= budget
     assert shape.active <= plan.slots <= shape.experts
-    assert plan.rows == batch or (batch is None and plan.rows in (1, 2, 4))
-    assert plan.resident or batch is not None or plan.rows == 1
+    assert plan.rows == parallel or (parallel is None and plan.rows in (1, 2, 4))
+    assert plan.resident or parallel is not None or plan.rows == 1
     assert plan.context == context or context is None
     assert all(buffer.nbytes >= 0 for buffer in plan.buffers)
 

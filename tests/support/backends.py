@@ -21,7 +21,7 @@ ENGINES = [*BACKENDS, "fake"]
 """What the engine is tested on: a third backend is as good, if it keeps the seam's promises."""
 
 ROWS, CONTEXT = 4, 2048
-"""Sequences at a time, and tokens of each, that a model in PyTorch is opened for in tests."""
+"""Sequences at a time that a model is opened for in tests; in PyTorch, tokens of each."""
 
 
 def open_on(backend: str, folder: Path, **options: Any) -> Any:
@@ -29,7 +29,7 @@ def open_on(backend: str, folder: Path, **options: Any) -> Any:
     if backend == "mlx":
         from tests.support.comparison import opened
 
-        return opened(folder, **options)
+        return opened(folder, **{"rows": ROWS, **options})
     pytest.importorskip("torch")
     from gptoss_mlx.backends.torch.model import open_model
 
@@ -39,25 +39,26 @@ def open_on(backend: str, folder: Path, **options: Any) -> Any:
 
 def engine_on(backend: str, folder: Path, **options: Any) -> Engine:
     """An engine on a backend's CPU."""
+    options = {"parallel": ROWS, **options}
     if backend == "fake":
         return _faked(folder, **options)
     if backend == "mlx":
         return gptoss_mlx.load(str(folder), backend=backend, **options)
     pytest.importorskip("torch")
-    return gptoss_mlx.load(str(folder), backend=backend, device="cpu", **{"batch": ROWS, **options})
+    return gptoss_mlx.load(str(folder), backend=backend, device="cpu", **options)
 
 
 def _faked(
     folder: Path,
     context: int,
-    batch: int = ROWS,
+    parallel: int = ROWS,
     cache: int = 0,
     cache_dir: Path | None = None,
     cache_disk: int = 1 << 30,
 ) -> Engine:
     with Checkpoint.open(folder) as checkpoint:
         config = checkpoint.config
-    model = sealed(FakeModel(config, batch))
+    model = sealed(FakeModel(config, parallel))
     files = None
     if cache_dir is not None:
         owner = root_name("fake")[:OWNER_DIGITS]

@@ -7,9 +7,11 @@ p % window. `State` holds the caches of all layers of one sequence and nothing e
 sequences can live side by side.
 
 A chunk of tokens is appended by `extend`. On a GPU a single token is appended in steps: `spot` says
-where it goes, `buffers` gives what it is written into, `put` takes back the page that has it. MLX
+where it goes, `arena` and `page` are what it joins, `put` takes back the page that has it. MLX
 copies a buffer before it writes into it while a step still running reads it. So the token is
-written into a small page, a new array each time, and the arena only at every `PAGE`-th token.
+written into a small page, a new array each time, and the arena only at every `PAGE`-th token. The
+pages of sequences that are decoded together are the rows of one array (`joined`), so that one
+kernel writes them all; as long as the same sequences go on together they stay so.
 
 How a sequence goes back to an earlier position: backends/state.py.
 """
@@ -17,14 +19,46 @@ How a sequence goes back to an earlier position: backends/state.py.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import mlx.core as mx
 
 from gptoss_mlx.backends.mlx.ops.attention_quantized import Quantized
-from gptoss_mlx.backends.mlx.ops.place import NOWHERE, Place, Spot, anywhere, places
+from gptoss_mlx.backends.mlx.ops.place import NOWHERE, Spot
 from gptoss_mlx.backends.state import Rewindable
 from gptoss_mlx.plan.buffers import GROWTH, PAGE
+
+
+class Row(NamedTuple):
+    """One of several pages of the same shape, in an array [rows, ...]."""
+
+    pages: mx.array
+    at: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.pages.nbytes // len(self.pages)
+
+    @property
+    def page(self) -> mx.array:
+        return self.pages[self.at]
+
+    def alone(self) -> Row:
+        """The same page in an array of its own, so that the others can be freed."""
+        if len(self.pages) == 1:
+            return self
+        page = mx.contiguous(self.pages[self.at : self.at + 1])
+        mx.async_eval(page)  # type: ignore[no-untyped-call]
+        return Row(page, 0)
+
+
+def joined(rows: Sequence[Row]) -> mx.array:
+    """The pages as one array, in this order: without a copy if they already are."""
+    pages = rows[0].pages
+    together = all(row.pages is pages and row.at == i for i, row in enumerate(rows))
+    if together and len(rows) == len(pages):
+        return pages
+    return mx.concatenate([row.pages[row.at : row.at + 1] for row in rows])
 
 
 class Arena:
@@ -38,7 +72,7 @@ class Arena:
     def __init__(self, stagger: int = 0) -> None:
         self.stagger = stagger
         self._kv: mx.array | None = None
-        self._page: mx.array | None = None
+        self._page: Row | None = None
         self._held = 0  # tokens in the arena; the page begins there
 
     def extend(self, kv: mx.array, offset: int) -> mx.array:
@@ -57,24 +91,31 @@ class Arena:
         slot = offset - self._held
         return Spot(self._held, slot, slot + 1)
 
-    def buffers(self, like: mx.array) -> tuple[mx.array, mx.array]:
-        """The arena, and the page that a token is written into; `put` takes back the new page.
-
-        All are [2, kv_heads, tokens, head_dim]; like gives kv_heads, head_dim and the dtype.
-        """
+    def arena(self, like: mx.array) -> mx.array:
+        """[2, kv_heads, any, head_dim]. like: any such array of the dtype."""
         if self._kv is None:
             self._kv = _grown(None, like, 0, GROWTH)
-        if self._page is None:
-            self._page = _empty(like, PAGE)
-        return self._kv, self._page
+        return self._kv
 
-    def put(self, page: mx.array) -> None:
+    def page(self, like: mx.array) -> Row:
+        """The page that a token is written into, [2, kv_heads, PAGE, head_dim]."""
+        if self._page is None:
+            self._page = Row(_empty(like, PAGE)[None], 0)
+        return self._page
+
+    def put(self, page: Row) -> None:
+        """Take the page that has the token."""
         self._page = page
+
+    def leave(self) -> None:
+        """Keep no other sequence's page."""
+        if self._page is not None:
+            self._page = self._page.alone()
 
     def _settle(self, offset: int) -> None:
         """Copy the page's tokens before `offset` into the arena, and forget those from it on."""
         if self._page is not None and offset > self._held:
-            self._write(self._page[..., : offset - self._held, :], self._held)
+            self._write(self._page.page[..., : offset - self._held, :], self._held)
         self._held = offset
 
     def _write(self, kv: mx.array, offset: int) -> mx.array:
@@ -97,7 +138,12 @@ class Arena:
 
     def arrays(self) -> list[mx.array]:
         """The buffers held, for `mx.eval`."""
-        return [a for a in (self._kv, self._page) if a is not None]
+        page = [] if self._page is None else [self._page.pages]
+        return page if self._kv is None else [self._kv, *page]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(a.nbytes for a in (self._kv, self._page) if a is not None)
 
 
 class QuantizedArena:
@@ -133,8 +179,15 @@ class QuantizedArena:
         """As `Arena.fill`."""
         self._kv = Quantized(*(_joined(arrays)[0] for arrays in zip(*parts, strict=True)))
 
+    def leave(self) -> None:
+        """As `Arena.leave`: there are no pages."""
+
     def arrays(self) -> list[mx.array]:
         return [*(self._kv or ())]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(a.nbytes for a in self.arrays())
 
 
 def kv_group(head_dim: int) -> int:
@@ -171,40 +224,55 @@ class Ring:
 
     def __init__(self, window: int) -> None:
         self.window = window
-        self._kv: mx.array | None = None
+        self._ring: Row | None = None
 
     def extend(self, kv: mx.array, offset: int) -> mx.array:
         """As `Arena.extend`."""
-        ring = self._kv if self._kv is not None else _empty(kv, self.window)
+        rings, at = self.page(kv)
         if kv.shape[2] == 1:
             slot, filled = offset % self.window, min(offset + 1, self.window)
-            ring[..., slot : slot + 1, :] = kv
-            self._kv = ring
-            return ring[..., :filled, :]
-        seen, self._kv = _slide(ring, kv, offset, self.window)
+            rings[at, ..., slot : slot + 1, :] = kv
+            return rings[at, ..., :filled, :]
+        seen, ring = _slide(rings[at], kv, offset, self.window)
+        self._ring = Row(ring[None], 0)
         return seen
 
     def spot(self, offset: int) -> Spot:
         """As `Arena.spot`."""
         return Spot(0, offset % self.window, min(offset + 1, self.window))
 
-    def buffers(self, like: mx.array) -> tuple[mx.array, mx.array]:
-        """As `Arena.buffers`: the ring is the page, and is given for the unused arena too."""
-        ring = self._kv if self._kv is not None else _empty(like, self.window)
-        return ring, ring
+    def arena(self, like: mx.array) -> mx.array:
+        """As `Arena.arena`; no token is read from it."""
+        return self.page(like).pages
 
-    def put(self, page: mx.array) -> None:
-        self._kv = page
+    def page(self, like: mx.array) -> Row:
+        """As `Arena.page`: the ring."""
+        if self._ring is None:
+            self._ring = Row(_empty(like, self.window)[None], 0)
+        return self._ring
+
+    def put(self, page: Row) -> None:
+        """As `Arena.put`."""
+        self._ring = page
+
+    def leave(self) -> None:
+        """As `Arena.leave`."""
+        if self._ring is not None:
+            self._ring = self._ring.alone()
 
     def arrays(self) -> list[mx.array]:
-        return [] if self._kv is None else [self._kv]
+        return [] if self._ring is None else [self._ring.pages]
+
+    @property
+    def nbytes(self) -> int:
+        return 0 if self._ring is None else self._ring.nbytes
 
     def hold(self) -> mx.array | None:
         """A copy of the ring, for a snapshot: later tokens do not change it."""
-        return _copy(self._kv)
+        return None if self._ring is None else _copy(self._ring.alone().pages)
 
     def put_back(self, held: mx.array | None) -> None:
-        self._kv = _copy(held)
+        self._ring = None if held is None else Row(_copy(held), 0)
 
 
 def _empty(like: mx.array, tokens: int) -> mx.array:
@@ -212,9 +280,9 @@ def _empty(like: mx.array, tokens: int) -> mx.array:
     return mx.zeros((both, heads, tokens, width), dtype=like.dtype)
 
 
-def _copy(a: mx.array | None) -> mx.array | None:
+def _copy(a: mx.array) -> mx.array:
     # A new handle on the same value: an indexed assignment rebinds only the handle it is made on.
-    return None if a is None else mx.array(a)
+    return mx.array(a)
 
 
 def _slide(ring: mx.array, new: mx.array, offset: int, window: int) -> tuple[mx.array, mx.array]:
@@ -252,15 +320,17 @@ class State(Rewindable[mx.array]):
             for s, stagger in ((s, 0 if s else next(staggers)) for s in sliding)
         ]
 
-    def places(self, paged: bool) -> list[Place]:
-        """Where the next tokens are written in each layer. paged: a single token, into pages."""
-        if not paged:
-            return [anywhere(self.offset)] * len(self.layers)
-        spots = (
+    def spots(self) -> list[Spot]:
+        """Where the next token is written in each layer, where tokens are written into pages."""
+        return [
             NOWHERE if isinstance(layer, QuantizedArena) else layer.spot(self.offset)
             for layer in self.layers
-        )
-        return places(self.offset, list(spots))
+        ]
+
+    def leave(self) -> None:
+        """Keep no pages of the sequences that were decoded together with this one."""
+        for layer in self.layers:
+            layer.leave()
 
     def hold(self) -> list[mx.array | None]:
         return [ring.hold() for ring in self._rings()]
@@ -296,4 +366,4 @@ class State(Rewindable[mx.array]):
 
     @property
     def nbytes(self) -> int:
-        return sum(a.nbytes for a in self.arrays())
+        return sum(layer.nbytes for layer in self.layers)

@@ -14,6 +14,7 @@ from typing import Protocol
 import mlx.core as mx
 import numpy as np
 
+from gptoss_mlx.backends.mlx.ops.metal import DECODED
 from gptoss_mlx.backends.mlx.weights import Loader
 from gptoss_mlx.files.reader import FileReader
 from gptoss_mlx.files.shard import NUMPY
@@ -40,8 +41,9 @@ class Rows:
 
 
 class Embedding(Protocol):
-    def __call__(self, ids: Sequence[int] | mx.array) -> Rows:
-        """The rows of [tokens] ids, which the device may still have to compute."""
+    def __call__(self, *tokens: Sequence[int] | mx.array) -> Rows:
+        """The rows of ids, which the device may still have to compute; one [tokens] after the
+        other."""
 
 
 class FileEmbedding:
@@ -56,9 +58,10 @@ class FileEmbedding:
             if (name := f"{MODULE}.{part}") in checkpoint.tensors
         }
 
-    def __call__(self, ids: Sequence[int] | mx.array) -> Rows:
+    def __call__(self, *tokens: Sequence[int] | mx.array) -> Rows:
+        count = sum(map(len, tokens))
         buffers = {
-            part: mx.array(np.zeros((len(ids), *tensor.shape[1:]), NUMPY[tensor.dtype]))
+            part: mx.array(np.zeros((count, *tensor.shape[1:]), NUMPY[tensor.dtype]))
             for part, tensor in self.tensors.items()
         }
         rows = {part: _typed(buffer, self.tensors[part].dtype) for part, buffer in buffers.items()}
@@ -66,12 +69,13 @@ class FileEmbedding:
         def read() -> None:
             # Memory is unified: the rows are read straight into the arrays that are computed with.
             views = {part: np.asarray(buffer) for part, buffer in buffers.items()}
+            ids = [id for some in tokens for id in np.asarray(some).tolist()]
             reads = [
-                (self.tensors[part][row], view[i].data)
+                (self.tensors[part][id], view[i].data)
                 for part, view in views.items()
-                for i, row in enumerate(np.asarray(ids).tolist())
+                for i, id in enumerate(ids)
             ]
-            if len(ids) == 1:  # quicker than handing it to a thread
+            if count <= DECODED:  # quicker than handing them to threads
                 self.reader.read_here(reads)
             else:
                 self.reader.read(reads).wait()
@@ -92,8 +96,9 @@ class ResidentEmbedding:
         }
         self.dtypes = {part: checkpoint.tensors[f"{MODULE}.{part}"].dtype for part in self.tables}
 
-    def __call__(self, ids: Sequence[int] | mx.array) -> Rows:
-        indices = ids if isinstance(ids, mx.array) else mx.array(list(ids))
+    def __call__(self, *tokens: Sequence[int] | mx.array) -> Rows:
+        ids = [a if isinstance(a, mx.array) else mx.array(list(a), mx.uint32) for a in tokens]
+        indices = ids[0] if len(ids) == 1 else mx.concatenate(ids)
         rows = {
             part: _typed(table[indices], self.dtypes[part]) for part, table in self.tables.items()
         }

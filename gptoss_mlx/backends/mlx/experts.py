@@ -41,13 +41,15 @@ class ExpertBank:
         guess: mx.array | None = None,
         *,
         residual: mx.array | None = None,
+        decoding: bool = False,
     ) -> mx.array:
         """x and residual [tokens, hidden], experts and weights [tokens, k] -> [tokens, hidden]
 
-        guess: used only where experts are streamed.
+        guess: used only where experts are streamed. decoding: tokens of as many sequences, each of
+        which gets the result that it would get alone, bit for bit.
         """
         routing = Routing(experts, experts, weights)
-        if x.shape[0] == 1:
+        if decoding or x.shape[0] == 1:
             return self.down(self.gate_up(x, routing), routing, residual)
         # Grouped by slot, every expert's weights are read once for all its tokens.
         tokens, k = experts.shape

@@ -1,13 +1,15 @@
 """gpt-oss in MLX: embedding, blocks of attention and experts, logits.
 
-The shapes are those of one sequence: x is [tokens, hidden]. A sequence's KV cache is in the `State`
-given to each call, so a model serves any number of sequences, one call at a time.
+x is [tokens, hidden]: a chunk of one sequence in prefill, one token of each of several sequences in
+decoding. A sequence's KV cache is in the `State` given to each call, so a model serves any number
+of sequences, one call at a time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from weakref import WeakSet
 
 import mlx.core as mx
 import numpy as np
@@ -20,13 +22,14 @@ from gptoss_mlx.backends.mlx.cache import State, kv_group
 from gptoss_mlx.backends.mlx.embedding import Embedding, FileEmbedding, ResidentEmbedding, Rows
 from gptoss_mlx.backends.mlx.ops.choice import Kernels, choose_kernels
 from gptoss_mlx.backends.mlx.ops.matrix import Norm
-from gptoss_mlx.backends.mlx.ops.metal import mlx_version, require_mlx
+from gptoss_mlx.backends.mlx.ops.metal import DECODED, mlx_version, require_mlx
+from gptoss_mlx.backends.mlx.ops.place import anywhere, places
 from gptoss_mlx.backends.mlx.rehearsal import rehearse
 from gptoss_mlx.backends.mlx.sampler import Sampler
 from gptoss_mlx.backends.mlx.streaming import Streaming
 from gptoss_mlx.backends.mlx.weights import Loader
 from gptoss_mlx.backends.protocol import Layout
-from gptoss_mlx.backends.state import Copied
+from gptoss_mlx.backends.state import Copied, check_rows
 from gptoss_mlx.errors import ConfigError
 from gptoss_mlx.models.checkpoint import Checkpoint, Progress
 from gptoss_mlx.plan.buffers import least_slots
@@ -37,14 +40,13 @@ from gptoss_mlx.system.heap import return_freed
 
 CHUNK = 512  # tokens prefilled at a time, unless a plan says otherwise
 SCORED = 64  # tokens whose logits are on the device at a time
-ROWS = 1  # sequences decoded at a time, for which a memory plan has room
 CACHE_LIMIT = 256 << 20  # bytes of freed buffers MLX may keep
 
 
 class Transformer:
     """The whole model on MLX's default device.
 
-    streaming: None where every expert is resident.
+    streaming: None where every expert is resident. rows: sequences decoded at a time.
     kv_bits: bits of a value in full-attention layers of a new state; None keeps the compute dtype.
     """
 
@@ -56,12 +58,14 @@ class Transformer:
         streaming: Streaming | None = None,
         kv_bits: int | None = None,
         chunk: int = CHUNK,
+        rows: int = 1,
     ) -> None:
-        self.config, self.chunk, self.rows, self.streaming = config, chunk, ROWS, streaming
+        self.config, self.chunk, self.rows, self.streaming = config, chunk, rows, streaming
         self.kernels, self.kv_bits, self.dtype = loader.kernels, kv_bits, loader.dtype
         self.sliding = tuple(config.is_sliding(i) for i in range(config.num_hidden_layers))
         rope_periods = mx.array(periods(config).astype(np.float32))
         self.embedding = embedding
+        self._together: WeakSet[State] = WeakSet()  # in the last step
         self.blocks = [
             Block(config, loader, layer, rope_periods, streaming)
             for layer in range(config.num_hidden_layers)
@@ -101,39 +105,22 @@ class Transformer:
     def hidden(
         self, ids: Sequence[int] | mx.array, state: State, *, answered: bool = True
     ) -> mx.array:
-        """Append tokens to the sequence. ids: [tokens] -> the last block's [tokens, hidden].
+        """Append a chunk to the sequence. ids: [tokens] -> the last block's [tokens, hidden].
 
         answered: False leaves out the last block's experts, which only logits depend on.
         """
-        rows = self._embedded(ids)
+        rows = self.embedding(ids)
+        rows.read()
         x = rows.x
-        masks = _masks(x.shape[0], state)
-        places = state.places(paged=x.shape[0] == 1 and self.kernels.pages)
-        layers = zip(self.blocks, state.layers, places, self.sliding, strict=True)
-        for block, cache, place, sliding in layers:
-            x = block.attend(x, cache, place, masks[sliding])
-            if x.shape[0] > 1:
-                # Evaluated here: left lazy, it would hold its chunk's qkv until the last layer.
-                mx.async_eval(*cache.arrays())  # type: ignore[no-untyped-call]
-            if self.streaming is not None:
-                rows.read()  # streamed experts wait for the router, which needs the rows
+        masks, place = _masks(x.shape[0], state), anywhere(state.offset)
+        for block, cache, sliding in zip(self.blocks, state.layers, self.sliding, strict=True):
+            x = block.attend.prefill(x, cache, place, masks[sliding])
+            # Evaluated here: left lazy, it would hold its chunk's qkv until the last layer.
+            mx.async_eval(*cache.arrays())  # type: ignore[no-untyped-call]
             if answered or block is not self.blocks[-1]:
                 x = block.feed_forward(x)
-        rows.read()
         state.offset += x.shape[0]
         return x
-
-    def _embedded(self, ids: Sequence[int] | mx.array) -> Rows:
-        """The tokens' embeddings, which a lazily built step reads from the file later.
-
-        A sampled token is then waited for only after the step that follows it has been built.
-        """
-        rows, kernels = self.embedding(ids), self.kernels
-        if len(ids) > 1 or self.kv_bits is not None or not kernels.lazy:
-            rows.read()
-        elif kernels.trials is not None:
-            kernels.trials.before = rows.read
-        return rows
 
     def logits(self, hidden: mx.array) -> mx.array:
         """[tokens, hidden] -> float32 [tokens, vocabulary]"""
@@ -166,12 +153,54 @@ class Transformer:
     ) -> list[mx.array]:
         """Append one token to each of several sequences -> float32 logits [vocabulary] of each.
 
-        Each sequence is computed by itself; all are queued before any is computed.
+        Every weight is read once for all of them, or for each DECODED of them. Raises
+        CapacityError, before anything is computed, if there are more sequences than rows.
         """
-        return [
-            self.logits(self.hidden(token, state)).squeeze(0)
-            for token, state in zip(tokens, states, strict=True)
-        ]
+        check_rows(len(states), self.rows)
+        self._regroup(states)
+        logits: list[mx.array] = []
+        for i in range(0, len(states), DECODED):
+            x = self._step(tokens[i : i + DECODED], states[i : i + DECODED])
+            logits.extend(self.logits(x))
+        return logits
+
+    def _step(
+        self, tokens: Sequence[Sequence[int] | mx.array], states: Sequence[State]
+    ) -> mx.array:
+        """A token of each of up to DECODED sequences -> the last block's [sequences, hidden]."""
+        rows = self._embedded(tokens)
+        x, offsets = rows.x, [state.offset for state in states]
+        nowhere = [anywhere(*offsets)] * len(self.blocks)
+        paged = self.kernels.pages
+        layers = places(offsets, [state.spots() for state in states]) if paged else nowhere
+        for number, (block, place) in enumerate(zip(self.blocks, layers, strict=True)):
+            x = block.attend.decode(x, [state.layers[number] for state in states], place)
+            if self.streaming is not None:
+                rows.read()  # streamed experts wait for the router, which needs the rows
+            x = block.feed_forward(x, decoding=True)
+        rows.read()
+        for state in states:
+            state.offset += 1
+        return x
+
+    def _embedded(self, tokens: Sequence[Sequence[int] | mx.array]) -> Rows:
+        """The tokens' embeddings, which a lazily built step reads from the file later.
+
+        A sampled token is then waited for only after the step that follows it has been built.
+        """
+        rows, kernels = self.embedding(*tokens), self.kernels
+        if self.kv_bits is not None or not kernels.lazy:
+            rows.read()
+        elif kernels.trials is not None:
+            kernels.trials.before = rows.read
+        return rows
+
+    def _regroup(self, states: Sequence[State]) -> None:
+        """Let go of the pages of sequences that are no longer decoded together."""
+        for state in self._together:
+            if state not in states:
+                state.leave()
+        self._together = WeakSet(states)
 
     def sampler(self, options: Sampling, seed: int, prompt: Sequence[int]) -> Sampler:
         return Sampler(options, seed, prompt, self.config.vocab_size)
@@ -197,6 +226,7 @@ def open_model(
     slots: int | None = None,
     kv_bits: int | None = None,
     chunk: int = CHUNK,
+    rows: int = 1,
     cache_limit: int = CACHE_LIMIT,
     wired: int = 0,
     kernels: Kernels | None = None,
@@ -209,7 +239,8 @@ def open_model(
     slots: experts of a layer held at a time, all by default; the others are read when they are
     chosen. At least `least_slots`.
     kv_bits: 8 keeps keys and values of full-attention layers in 8 bits; by default as computed.
-    chunk: tokens prefilled at a time. cache_limit: bytes of freed buffers that MLX may keep.
+    chunk: tokens prefilled at a time. rows: sequences decoded at a time.
+    cache_limit: bytes of freed buffers that MLX may keep.
     wired: bytes of memory that a GPU keeps resident (wired); without effect on a CPU.
     kernels: by default what `choose_kernels` finds for the device.
     Raises CheckpointError if a file cannot be read, is changed meanwhile, or holds an invalid scale
@@ -245,7 +276,7 @@ def open_model(
             if embedding == "resident"
             else FileEmbedding(checkpoint, loader, reader)
         )
-        model = Transformer(config, loader, table, streaming, kv_bits, chunk)
+        model = Transformer(config, loader, table, streaming, kv_bits, chunk, rows)
         loader.finish()
     rehearse(model)
     return model

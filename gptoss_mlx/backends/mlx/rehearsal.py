@@ -11,9 +11,8 @@ from typing import Any
 import mlx.core as mx
 
 from gptoss_mlx.backends.mlx.cache import QuantizedArena
-from gptoss_mlx.backends.mlx.ops.decode_attention import RANGE, WHOLE
-from gptoss_mlx.backends.mlx.ops.metal import DECODED
-from gptoss_mlx.backends.mlx.ops.place import anywhere
+from gptoss_mlx.backends.mlx.ops.metal import DECODED, padded
+from gptoss_mlx.backends.mlx.ops.place import RANGE, WHOLE, anywhere, places
 from gptoss_mlx.backends.mlx.ops.routing import Routing
 from gptoss_mlx.plan.buffers import PAGE
 
@@ -49,16 +48,19 @@ def _attention(model: Any, number: int, x: mx.array) -> None:
         q, _ = attend._qkv(x[:tokens], anywhere(0))
         attend.o(q.swapaxes(0, 1).reshape(tokens, -1), residual=x[:tokens])
     for context in CONTEXTS:
-        state = model.new_state()
-        cache = state.layers[number]
-        if isinstance(cache, QuantizedArena):
-            return
         width = heads.kv_heads * heads.head_dim
         kv = _random(2 * context, mx.zeros((width,), x.dtype))
         kv = kv.reshape(2, context, heads.kv_heads, heads.head_dim).swapaxes(1, 2)
-        cache.extend(kv, 0)
-        state.offset = context
-        attend(x[:1], cache, state.places(paged=True)[number], None)
+        for sequences in (n for n in _counts() if n <= padded(min(model.rows, DECODED))):
+            states = [model.new_state() for _ in range(sequences)]
+            caches = [state.layers[number] for state in states]
+            if isinstance(caches[0], QuantizedArena):
+                return
+            for state, cache in zip(states, caches, strict=True):
+                cache.extend(kv, 0)
+                state.offset = context
+            place = places([context] * sequences, [state.spots() for state in states])[number]
+            attend.decode(x[:sequences], caches, place)
 
 
 def _experts(moe: Any, x: mx.array, chunk: int) -> None:

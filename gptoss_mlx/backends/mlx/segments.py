@@ -36,7 +36,7 @@ def layout(config: ModelConfig, dtype: mx.Dtype, kv_bits: int | None, tokens: in
             groups = width // kv_group(width)
             found["codes"] = "U32", (*stacked, width * kv_bits // 32)
             found |= {part: ("F32", (*stacked, groups)) for part in ("scales", "biases")}
-    ring = named, (2, heads, config.sliding_window, width)
+    ring = named, (1, 2, heads, config.sliding_window, width)
     return found | {f"ring.{i}": ring for i in sliding}
 
 

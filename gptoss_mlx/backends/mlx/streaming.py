@@ -116,11 +116,13 @@ class StreamedExperts:
         guess: mx.array | None = None,
         *,
         residual: mx.array | None = None,
+        decoding: bool = False,
     ) -> mx.array:
         """x and residual [tokens, hidden], experts and weights [tokens, k] -> [tokens, hidden]
 
-        guess: the next layer's probable experts. Raises CheckpointError if a read fails; the bank
-        is then empty, and the next call fills it again.
+        guess: the next layer's probable experts. decoding: as `ExpertBank`.
+        Raises CheckpointError if a read fails; the bank is then empty, and the next call fills it
+        again.
         """
         mx.eval([experts, weights, *([] if guess is None else [guess])])
         self.streaming.land()
@@ -128,8 +130,15 @@ class StreamedExperts:
         with self.streaming.changing(self):
             self.table.use(step.chosen.reshape(-1).tolist(), steps=x.shape[0])
             self._arrive(np.unique(step.chosen).tolist())
-            visit = self._one_token if x.shape[0] == 1 else self._grouped
-            return visit(step, guess)
+            if not decoding and x.shape[0] > 1:
+                return self._grouped(step, guess)
+            outputs = []
+            *parts, last = step.parts(len(self.table))
+            for part in parts:
+                outputs.append(self._few_tokens(part, None))
+                self.streaming.land()  # the next part reads experts into slots of this one's
+            outputs.append(self._few_tokens(last, guess))
+            return outputs[0] if len(outputs) == 1 else mx.concatenate(outputs)
 
     @property
     def size(self) -> int:
@@ -156,8 +165,8 @@ class StreamedExperts:
         y = _in_order(outputs, order).reshape(*step.experts.shape, -1).sum(axis=1)
         return y if step.residual is None else step.residual + y
 
-    def _one_token(self, step: _Step, guess: mx.array | None) -> mx.array:
-        """One token: experts that are present compute gate_up while the others are read.
+    def _few_tokens(self, step: _Step, guess: mx.array | None) -> mx.array:
+        """Decoded tokens: experts that are present compute gate_up while the others are read.
 
         The down projection is one call for all of them, as in a resident bank, so that their sum
         is rounded in the same way.
@@ -169,7 +178,7 @@ class StreamedExperts:
             self.streaming.launch(halves[-1])
             order.append(pairs)
         h = _in_order(halves, order).reshape(*step.experts.shape, -1)
-        slots = mx.array([self._slots_read(step.chosen[0].tolist())], mx.uint32)
+        slots = mx.array([self._slots_read(chosen) for chosen in step.chosen.tolist()], mx.uint32)
         y = self.bank.down(h, Routing(slots, step.experts, step.weights), step.residual)
         self.streaming.launch(y)
         return y
@@ -286,6 +295,24 @@ class _Step:
     ) -> None:
         self.x, self.experts, self.weights, self.residual = x, experts, weights, residual
         self.chosen: NDArray[np.uint32] = np.asarray(experts)
+
+    def parts(self, slots: int) -> Iterator[_Step]:
+        """The step in parts of consecutive tokens, none of which needs more experts than that."""
+        begin, needed = 0, set[int]()
+        for token, chosen in enumerate(self.chosen.tolist()):
+            if len(needed.union(chosen)) > slots:
+                yield self._part(begin, token)
+                begin, needed = token, set()
+            needed.update(chosen)
+        yield self._part(begin, len(self.chosen))
+
+    def _part(self, begin: int, end: int) -> _Step:
+        if end - begin == len(self.chosen):
+            return self
+        x, experts, weights = (a[begin:end] for a in (self.x, self.experts, self.weights))
+        return _Step(
+            x, experts, weights, None if self.residual is None else self.residual[begin:end]
+        )
 
     def visits(
         self, pairs: NDArray[np.uint32], slots: mx.array, grouped: bool = False

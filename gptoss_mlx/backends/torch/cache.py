@@ -21,8 +21,7 @@ from weakref import WeakSet
 
 import torch
 
-from gptoss_mlx.backends.state import Rewindable
-from gptoss_mlx.errors import CapacityError
+from gptoss_mlx.backends.state import Rewindable, check_rows
 from gptoss_mlx.spec.config import ModelConfig
 
 
@@ -70,11 +69,7 @@ class Cache:
 
         Raises CapacityError, before anything is moved, if there are fewer rows.
         """
-        if len(states) > self.rows:
-            sequences = "1 sequence" if self.rows == 1 else f"{self.rows} sequences"
-            raise CapacityError(
-                f"the model was opened for {sequences} at a time, not for {len(states)}"
-            )
+        check_rows(len(states), self.rows)
         for state in states:
             state.used = next(self._clock)
         return [self._row_of(state) for state in states]

@@ -51,7 +51,7 @@ def test_ring_shows_each_chunk_the_window_before_it(window: int, chunks: list[in
         else:  # in any order
             assert sorted(seen) == (kept + new)[-window:]
         kept += new
-        assert [a.shape[2] for a in ring.arrays()] == [window]
+        assert [a.shape[3] for a in ring.arrays()] == [window]
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

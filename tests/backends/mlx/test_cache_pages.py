@@ -9,13 +9,13 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptoss_mlx.backends.mlx.cache import Arena, Ring, State
-from gptoss_mlx.backends.mlx.ops.place import Spot
+from gptoss_mlx.backends.mlx.cache import Arena, Ring, Row, State
+from gptoss_mlx.backends.mlx.ops.place import Spot, anywhere, places
 from gptoss_mlx.backends.state import Copied, RingSnapshot
 from gptoss_mlx.plan.buffers import GROWTH, PAGE
 from tests.backends.mlx.test_cache import KV_HEADS, WIDTH, _extend, _tokens, _values
 
-NOTHING = mx.zeros((2, KV_HEADS, 0, WIDTH))
+LIKE = mx.zeros((2, KV_HEADS, 0, WIDTH))
 TOKEN = 2 * KV_HEADS * WIDTH * 4  # bytes
 WINDOW = 8
 
@@ -23,12 +23,13 @@ WINDOW = 8
 def _decode(layer: Arena | Ring, value: int, offset: int) -> list[int]:
     """What a token sees that is written as the kernels do it."""
     held, slot, count = layer.spot(offset)
-    arena, page = layer.buffers(NOTHING)
+    arena, page = layer.arena(LIKE), mx.array(layer.page(LIKE).page)
     assert page.shape[2] == (layer.window if isinstance(layer, Ring) else PAGE)
-    page = mx.array(page)
     page[..., slot : slot + 1, :] = mx.concatenate([_tokens([value]), -_tokens([value])])
-    layer.put(page)
-    seen = mx.concatenate([arena[..., :held, :], page[..., :count, :]], axis=2)
+    layer.put(Row(page[None], 0))
+    seen = page[..., :count, :]
+    if held:
+        seen = mx.concatenate([arena[..., :held, :], seen], axis=2)
     assert mx.array_equal(seen[:1], -seen[1:]).item()
     return _values(seen[:1])
 
@@ -145,10 +146,14 @@ def test_a_step_has_one_table_of_places() -> None:
     state, kept = State([True, False, False], WINDOW), list(range(1, 20))
     _append(state, [], kept)
     _append(state, kept, [20])
-    places = state.places(paged=True)
-    assert all(place.table is places[0].table for place in places)
-    assert np.array(places[0].table).tolist() == [[20, *layer.spot(20)] for layer in state.layers]
-    assert [place.row.item() for place in places] == [0, 1, 2]
-    assert [place.spot for place in places] == [Spot(0, 4, 8), Spot(19, 1, 2), Spot(19, 1, 2)]
-    (chunk,) = {id(place): place for place in state.places(paged=False)}.values()
-    assert (np.array(chunk.table).tolist(), chunk.spot.seen) == ([[20, 0, 0, 0]], 0)
+    found = places([20, 5], [state.spots(), [Spot(0, 1, 2), Spot(1100, 3, 4), Spot(9, 8, 7)]])
+    assert all(place.table is found[0].table for place in found)
+    assert np.array(found[0].table).tolist() == [
+        [[20, 0, 4, 8, 1], [20, 19, 1, 2, 1], [20, 19, 1, 2, 1]],
+        [[5, 0, 1, 2, 1], [5, 1100, 3, 4, 4], [5, 9, 8, 7, 1]],
+    ]
+    assert [place.layer.item() for place in found] == [0, 1, 2]
+    assert [place.spots[0] for place in found] == [Spot(0, 4, 8), Spot(19, 1, 2), Spot(19, 1, 2)]
+    assert all(place.paged for place in found)
+    assert not anywhere(20).paged
+    assert np.array(anywhere(20).table).tolist() == [[[20, 0, 0, 0, 1]]]

@@ -95,7 +95,7 @@ def test_the_logits_are_those_of_a_row_read_at_once(
 ) -> None:
     options: dict[str, Any] = {"dtype": "bfloat16", "slots": slots}
     folder = checkpoint_of(SHAPE)
-    late = opened(folder, kernels=logged([]), embedding=embedding, **options)
+    late = opened(folder, kernels=logged([]), embedding=embedding, rows=2, **options)
     atonce = opened(folder, **options)
     expected = after(atonce, [7])
     for token in ([7], mx.array([7], mx.uint32)):

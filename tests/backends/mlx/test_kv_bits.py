@@ -277,6 +277,7 @@ def test_other_bits_and_widths_are_refused(checkpoint_of: Callable[..., Path]) -
         opened(folder, kv_bits=8)
 
 
+@pytest.mark.slow
 def test_the_tiny_model_still_adds() -> None:
     engine: Any = gptoss_mlx.load("tiny", kv_bits=8)
     result = engine.generate("What is 27 + 58?", temperature=0.0, max_tokens=200)

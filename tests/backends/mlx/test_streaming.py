@@ -153,6 +153,7 @@ def steps(draw: st.DrawFn) -> list[Step]:
     return result
 
 
+@pytest.mark.slow
 @settings(
     max_examples=400,
     deadline=None,

@@ -188,7 +188,7 @@ def opened(device: str, folder: Path, dtype: str, **options: Any) -> Transformer
 @cache
 def tiny(device: str, dtype: str) -> Engine:
     return gptoss_mlx.load(
-        "tiny", backend="torch", device=device, dtype=dtype, context=1024, batch=4
+        "tiny", backend="torch", device=device, dtype=dtype, context=1024, parallel=4
     )
 
 

@@ -57,7 +57,7 @@ def held(folder: Path, slots: int | None = None, **settings: Any) -> int:
 
 def planned(folder: Path, slots: int | None = None, rows: int = 1, **settings: Any) -> int:
     checkpoint = Checkpoint.open(folder)
-    plan = make_plan(checkpoint.config, CPU, Settings(batch=rows, **settings))
+    plan = make_plan(checkpoint.config, CPU, Settings(parallel=rows, **settings))
     experts = plan.of("experts")
     missing = 0 if slots is None else experts - experts * slots // plan.experts
     return plan.of(*STAYING) - missing

@@ -27,6 +27,7 @@ def test_orthogonalised_matrices_have_singular_values_near_one() -> None:
         assert values.max() < 1.4
 
 
+@pytest.mark.slow
 def test_a_few_steps_lower_the_loss_of_a_batch() -> None:
     torch.manual_seed(0)
     network = Network(Shape(40, full_vocabulary=80, hidden_size=64, intermediate_size=32))

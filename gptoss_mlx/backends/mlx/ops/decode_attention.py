@@ -1,18 +1,19 @@
-"""Decode attention: one token over keys and values in two buffers, an arena and a page.
+"""Decode attention: one token of each of several sequences over their keys and values.
 
-Where there are many tokens, they are divided into ranges, computed separately and then merged
-(split-KV).
+A sequence's keys and values are in two buffers, an arena and a page. Where it has many tokens, they
+are divided into ranges, computed separately and then merged (split-KV).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import mlx.core as mx
 
 from gptoss_mlx.backends.mlx.ops.metal import (
     CONSTANT,
+    DECODED,
     SIMDGROUP,
     Factory,
     MetalKernel,
@@ -20,12 +21,10 @@ from gptoss_mlx.backends.mlx.ops.metal import (
     Threads,
     largest,
     number,
+    padded,
 )
-from gptoss_mlx.backends.mlx.ops.place import Place, Spot, places
+from gptoss_mlx.backends.mlx.ops.place import WHOLE, Place, Spot, places
 
-WHOLE = 1024  # tokens up to which one range is used
-RANGE = 512  # tokens of a range at most, beyond that and until there are MOST_RANGES
-MOST_RANGES = 32
 QUERIES = 8  # query heads of 64 elements to a key head: what a lane has registers for
 SIZES = (256, 128, 64)  # threads of a threadgroup; a simdgroup's weighted values take 2 KB
 MERGE_SIZES = (128, 64, 32)
@@ -38,8 +37,8 @@ class DecodeAttention(Protocol):
     def __call__(
         self,
         q: mx.array,
-        arena: mx.array,
-        page: mx.array,
+        arenas: Sequence[mx.array],
+        pages: mx.array,
         place: Place,
         sinks: mx.array,
         scale: float,
@@ -47,56 +46,82 @@ class DecodeAttention(Protocol):
 
 
 def decode_attention(
-    q: mx.array, arena: mx.array, page: mx.array, place: Place, sinks: mx.array, scale: float
+    q: mx.array,
+    arenas: Sequence[mx.array],
+    pages: mx.array,
+    place: Place,
+    sinks: mx.array,
+    scale: float,
 ) -> mx.array:
-    """Attention of one token over the first tokens of arena and page, as many as `place` says.
+    """Attention over the first tokens of each arena and page, as many as `place` says.
 
-    q [heads, 1, head_dim]; arena and page [2, kv_heads, tokens, head_dim], keys and then values;
-    sinks [heads]: logits that only add to the softmax's denominator -> [1, heads * head_dim]
+    q [heads, sequences, head_dim]; arenas: of each sequence [2, kv_heads, any, head_dim], keys and
+    then values, or anything where none of it is read; pages [sequences, 2, kv_heads, any,
+    head_dim]; sinks [heads]: logits that only add to the softmax's denominator
+    -> [sequences, heads * head_dim]
     """
-    held, _, count = place.spot
-    seen = mx.concatenate([arena[..., :held, :], page[..., :count, :]], axis=2)
-    k, v = mx.split(seen, 2)
-    y = mx.fast.scaled_dot_product_attention(q[None], k, v, scale=scale, sinks=sinks)
-    return y.reshape(1, -1)
+    rows = []
+    for i, (arena, spot) in enumerate(zip(arenas, place.spots, strict=True)):
+        seen = pages[i, ..., : spot.seen, :]
+        if spot.held:
+            seen = mx.concatenate([arena[..., : spot.held, :], seen], axis=2)
+        k, v = mx.split(seen, 2)
+        y = mx.fast.scaled_dot_product_attention(
+            q[None, :, i : i + 1], k, v, scale=scale, sinks=sinks
+        )
+        rows.append(y.reshape(1, -1))
+    return mx.concatenate(rows)
 
 
 def metal(factory: Factory | None = None, threads: Threads = largest) -> DecodeAttention:
-    """As `decode_attention`, with metal/decode_attention.metal, and decode_attention_merge.metal
-    where the tokens are divided into ranges."""
-    names = ["q", "arena", "page", "places", "layer", "sinks", "scale"]
-    attend = MetalKernel("decode_attention", names, ["y"], factory, threads, SIZES)
+    """As `decode_attention`, with metal/decode_attention.metal for up to DECODED sequences, and
+    decode_attention_merge.metal where the tokens of one are divided into ranges."""
+    attends = {
+        count: MetalKernel(
+            "decode_attention", _names(count), ["y"], factory, threads, SIZES, _prologue(count)
+        )
+        for count in (1, 2, 4, DECODED)
+    }
     merge = MetalKernel(
-        "decode_attention_merge", ["parts", "sinks"], ["y"], factory, threads, MERGE_SIZES
+        *("decode_attention_merge", ["parts", "sinks", "places", "layer"], ["y"]),
+        *(factory, threads, MERGE_SIZES),
     )
 
     def run(
-        q: mx.array, arena: mx.array, page: mx.array, place: Place, sinks: mx.array, scale: float
+        q: mx.array,
+        arenas: Sequence[mx.array],
+        pages: mx.array,
+        place: Place,
+        sinks: mx.array,
+        scale: float,
     ) -> mx.array:
-        heads, _, width = q.shape
-        kv_heads = page.shape[1]
-        ranges = _ranges(place.spot.held + place.spot.seen)
+        heads, sequences, width = q.shape
+        kv_heads = pages.shape[2]
+        ranges = max(spot.ranges for spot in place.spots)
         described: Template = {"T": q.dtype, "HEADS": heads, "HEAD_DIM": width}
-        whole, parts = ((1, heads * width), q.dtype), ((ranges, heads, width + 2), mx.float32)
-        out = whole if ranges == 1 else parts
+        whole = (sequences, heads * width), q.dtype
+        out = whole if ranges == 1 else ((sequences, ranges, heads, width + 2), mx.float32)
+        count = padded(sequences)
         template = described | {"KV_HEADS": kv_heads, "SPLIT": ranges > 1, "Y": out[1]}
-        size = attend.threads(template) if _served(q, kv_heads) else 0
+        template |= {"ARENAS": count}
+        size = attends[count].threads(template) if _served(q, kv_heads) else 0
         merged = merge.threads(described) if size and ranges > 1 else SIMDGROUP
         if size == 0 or merged == 0:
-            return decode_attention(q, arena, page, place, sinks, scale)
-        (y,) = attend(
-            *(q, arena, page, place.table, place.row, sinks, number(scale)),
+            return decode_attention(q, arenas, pages, place, sinks, scale)
+        (y,) = attends[count](
+            *(q, *arenas, *[arenas[0]] * (count - sequences), pages),
+            *(place.table, place.layer, sinks, number(scale)),
             template=template,
-            threadgroups=(kv_heads, ranges, 1),
+            threadgroups=(kv_heads, ranges, sequences),
             threads=size,
             outputs=[out],
         )
         if ranges == 1:
             return y
         (y,) = merge(
-            *(y, sinks),
+            *(y, sinks, place.table, place.layer),
             template=described,
-            threadgroups=(heads, 1, 1),
+            threadgroups=(heads, sequences, 1),
             threads=merged,
             outputs=[whole],
         )
@@ -105,10 +130,28 @@ def metal(factory: Factory | None = None, threads: Threads = largest) -> DecodeA
     return run
 
 
-def _served(q: mx.array, kv_heads: int) -> bool:
-    heads, tokens, width = q.shape
+def _names(arenas: int) -> list[str]:
+    """The kernel's inputs."""
+    each = [f"arena{i}" for i in range(arenas)]
+    return ["q", *each, "pages", "places", "layer", "sinks", "scale"]
+
+
+def _prologue(arenas: int) -> str:
+    """The kernel's first lines: the arena of a threadgroup's sequence, and its room in tokens."""
+    others = range(arenas - 1)
+    arena = "".join(f"sequence == {i} ? arena{i} : " for i in others) + f"arena{arenas - 1}"
+    room = "".join(f"sequence == {i} ? arena{i}_shape[2] : " for i in others)
     return (
-        tokens == 1
+        "const int sequence = threadgroup_position_in_grid.z;\n"
+        f"const device T* arena = {arena};\n"
+        f"const int arena_room = {room}arena{arenas - 1}_shape[2];\n"
+    )
+
+
+def _served(q: mx.array, kv_heads: int) -> bool:
+    heads, sequences, width = q.shape
+    return (
+        sequences <= DECODED
         and q.dtype in (mx.float32, mx.bfloat16)
         and width % 4 == 0
         and heads // kv_heads * -(-width // 64) <= QUERIES
@@ -116,20 +159,20 @@ def _served(q: mx.array, kv_heads: int) -> bool:
     )
 
 
-def _ranges(tokens: int) -> int:
-    """The number of ranges that the tokens are divided into."""
-    if tokens <= WHOLE:
-        return 1
-    return min(MOST_RANGES, 1 << (-(-tokens // RANGE) - 1).bit_length())
-
-
 def examples(dtype: mx.Dtype) -> Iterator[tuple[Any, ...]]:
     """Arguments of small calls that reach every part of both kernels."""
-    for heads, kv_heads, width, held, count in ((8, 1, 64, 0, 5), (6, 2, 32, WHOLE + 1, 33)):
-        arena, page = (
-            mx.random.normal((2, kv_heads, tokens, width), key=mx.random.key(tokens)).astype(dtype)
-            for tokens in (held + 7, 64)
-        )
-        q = mx.random.normal((heads, 1, width), key=mx.random.key(heads)).astype(dtype)
-        place = places(held, [Spot(0, 0, 9), Spot(held, count - 1, count)])[1]
-        yield q, arena, page, place, mx.arange(heads).astype(dtype), width**-0.5
+    for heads, kv_heads, width, held in (
+        (8, 1, 64, [0]),
+        (6, 2, 32, [WHOLE + 1]),
+        (6, 2, 32, [3, 2 * WHOLE, 0]),
+    ):
+        arenas = [_random((2, kv_heads, tokens + 7, width), dtype) for tokens in held]
+        pages = _random((len(held), 2, kv_heads, 64, width), dtype)
+        q = _random((heads, len(held), width), dtype)
+        spots = [[Spot(0, 0, 9), Spot(tokens, 4 + i, 5 + i)] for i, tokens in enumerate(held)]
+        place = places(held, spots)[1]
+        yield q, arenas, pages, place, mx.arange(heads).astype(dtype), width**-0.5
+
+
+def _random(shape: tuple[int, ...], dtype: mx.Dtype) -> mx.array:
+    return mx.random.normal(shape, key=mx.random.key(shape[-2])).astype(dtype)

@@ -154,7 +154,8 @@ def largest(pipeline: Pipeline, sizes: Sequence[int]) -> int:
 class MetalKernel:
     """One kernel; MLX compiles it when it first meets a set of template arguments.
 
-    factory: `mx.fast.metal_kernel`, or what runs kernels in its place.
+    factory: `mx.fast.metal_kernel`, or what runs kernels in its place. prologue: the first lines of
+    the body, where they depend on the number of inputs.
     threads: chooses among `sizes`, the numbers of threads a threadgroup may have, the best first.
     """
 
@@ -166,6 +167,7 @@ class MetalKernel:
         factory: Factory | None,
         threads: Threads,
         sizes: Sequence[int],
+        prologue: str = "",
     ) -> None:
         self.name, self.sizes, self._choose = name, sizes, threads
         text = source(name)
@@ -174,7 +176,7 @@ class MetalKernel:
             name=name,
             input_names=list(inputs),
             output_names=list(outputs),
-            source=text.body,
+            source=prologue + text.body,
             header=text.header,
         )
 

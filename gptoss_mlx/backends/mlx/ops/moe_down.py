@@ -9,7 +9,6 @@ import mlx.core as mx
 
 from gptoss_mlx.backends.mlx.ops import moe_prefill
 from gptoss_mlx.backends.mlx.ops.metal import (
-    DECODED,
     Factory,
     MetalKernel,
     Template,
@@ -46,7 +45,7 @@ def moe_down(
 
 
 def metal(factory: Factory | None = None, threads: Threads = largest) -> MoeDown:
-    """As `moe_down`, with metal/moe_decode_down.metal for up to DECODED tokens and
+    """As `moe_down`, with metal/moe_decode_down.metal for tokens in any order and
     metal/moe_prefill_down.metal for tokens grouped by slot.
     """
     names = ["x", "blocks", "scales", "bias", "slots", "experts", "weights"]
@@ -69,7 +68,7 @@ def metal(factory: Factory | None = None, threads: Threads = largest) -> MoeDown
                     outputs=[((tokens, rows), x.dtype)],
                     **moe_prefill.division(tokens, down, size),
                 )[0]
-        elif tokens <= DECODED:
+        elif not routing.grouped:
             template |= {"ACTIVE": k, "ROWS": ROWS, "RESIDUAL": residual is not None}
             if size := decode.threads(template):
                 return decode(

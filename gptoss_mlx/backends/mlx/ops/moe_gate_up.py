@@ -9,7 +9,6 @@ import mlx.core as mx
 
 from gptoss_mlx.backends.mlx.ops import moe_prefill
 from gptoss_mlx.backends.mlx.ops.metal import (
-    DECODED,
     Factory,
     MetalKernel,
     Template,
@@ -62,7 +61,7 @@ _FUSED = mx.compile(swiglu, shapeless=True)
 
 
 def metal(factory: Factory | None = None, threads: Threads = largest) -> MoeGateUp:
-    """As `moe_gate_up`, with metal/moe_decode_gate_up.metal for up to DECODED tokens and
+    """As `moe_gate_up`, with metal/moe_decode_gate_up.metal for tokens in any order and
     metal/moe_prefill_gate_up.metal for tokens grouped by slot.
     """
     names = ["x", "blocks", "scales", "bias", "slots", "experts", "limit"]
@@ -86,7 +85,7 @@ def metal(factory: Factory | None = None, threads: Threads = largest) -> MoeGate
                     outputs=[((tokens, 1, rows // 2), x.dtype)],
                     **moe_prefill.division(tokens, gate_up, size),
                 )[0]
-        elif tokens <= DECODED:
+        elif not routing.grouped:
             template |= {"ACTIVE": k, "ROWS": group}
             if size := decode.threads(template):
                 return decode(

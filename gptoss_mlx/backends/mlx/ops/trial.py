@@ -212,8 +212,8 @@ def _widened(argument: Any) -> Any:
         return Norm(_widened(argument.weight), argument.eps)
     if isinstance(argument, Projection | Routing):
         return type(argument)(*map(_widened, argument))
-    if isinstance(argument, list):
-        return [tuple(map(_widened, pair)) for pair in argument]
+    if type(argument) in (list, tuple):
+        return type(argument)(map(_widened, argument))
     return argument
 
 

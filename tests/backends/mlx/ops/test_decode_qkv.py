@@ -44,12 +44,13 @@ def errors(
     tokens: int,
     spec: QuantizationSpec | None,
     dtype: mx.Dtype,
-    offset: int,
+    *offsets: int,
     room: int | None = None,
 ) -> list[float]:
     """The worst token's relative L2 of queries, keys and values; None: by MLX.
 
-    room: tokens of a page they are written into, at every other place of which nothing may change.
+    offsets: the first token's, or each one's. room: tokens of the pages they are written into, at
+    every other place of which nothing may change.
     """
     rng = np.random.default_rng(inputs + tokens)
     count, width = heads.heads + heads.kv_heads, heads.head_dim
@@ -57,11 +58,12 @@ def errors(
     case = random_case(rng, rows, inputs, spec, dtype)
     x, gain, bias = (normal(rng, dtype, *s) for s in ((tokens, inputs), (inputs,), (rows,)))
     periods = (150_000 ** (np.arange(0, width, 2) / width)).astype(np.float32)
-    page, place, slot = None, anywhere(offset), 0
+    pages, place = None, anywhere(*offsets)
+    slots = rng.integers(0, room or 1, tokens).tolist()
     if room is not None:
-        page = normal(rng, dtype, 2, heads.kv_heads, room, width)
-        slot = int(rng.integers(0, room - tokens + 1))
-        place = places(offset, [Spot(7, 7, 7), Spot(0, slot, slot + 1)])[1]
+        pages = normal(rng, dtype, tokens, 2, heads.kv_heads, room, width)
+        spots = [[Spot(7, 7, 7), Spot(0, slot, slot + 1)] for slot in slots]
+        place = places(offsets, spots)[1]
     run = op.decode_qkv if factory is None else op.metal(factory)
     q, kv = run(
         x,
@@ -70,19 +72,21 @@ def errors(
         heads,
         mx.array(periods),
         place,
-        page,
+        pages,
     )
     assert q.shape == (heads.heads, tokens, width)
-    if page is not None:
-        where = slice(slot, slot + tokens)
-        before, after = (np.delete(exact(a), where, axis=2) for a in (page, kv))
-        np.testing.assert_array_equal(after, before)
-        kv = kv[..., where, :]
+    if pages is not None:
+        for slot, before, after in zip(slots, exact(pages), exact(kv), strict=True):
+            others = (np.delete(a, slot, axis=2) for a in (before, after))
+            np.testing.assert_array_equal(*others)
+        kv = mx.stack([page[:, :, slot] for page, slot in zip(kv, slots, strict=True)], axis=2)
     assert kv.shape == (2, heads.kv_heads, tokens, width)
     assert q.dtype == kv.dtype == dtype
     y = normed(x, gain, EPS) @ case.values.T + exact(bias)
     y = y.reshape(tokens, -1, width).swapaxes(0, 1)
-    turned = rope(y[:count], offset, periods.astype(np.float64))
+    positions = enumerate(offsets if len(offsets) > 1 else range(offsets[0], offsets[0] + tokens))
+    each = [rope(y[:count, i : i + 1], at, periods.astype(np.float64)) for i, at in positions]
+    turned = np.concatenate(each, axis=1)
     expected = turned[: heads.heads], turned[heads.heads :], y[count:]
     return [
         worst_row(exact(a).swapaxes(0, 1), b.swapaxes(0, 1))
@@ -117,23 +121,31 @@ def test_the_kernel(
 
 
 def test_the_reference_with_a_page() -> None:
-    assert max(errors(None, Heads(4, 2, 16), 96, 2, None, mx.float32, 9, room=7)) <= 2e-6
+    assert max(errors(None, Heads(4, 2, 16), 96, 1, None, mx.float32, 9, room=7)) <= 2e-6
+    assert max(errors(None, Heads(4, 2, 16), 96, 3, None, mx.float32, 9, 0, 70, room=7)) <= 2e-6
+    assert max(errors(None, Heads(4, 2, 16), 96, 3, None, mx.float32, 9, 0, 70)) <= 2e-6
 
 
 @emulated
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
 @pytest.mark.parametrize(
-    ("heads", "tokens", "room"),
-    [(Heads(8, 2, 16), 1, 5), (Heads(3, 3, 32), 1, 64), (Heads(2, 1, 64), 3, 9)],
+    ("heads", "room"), [(Heads(4, 2, 16), 9), (Heads(3, 1, 64), 64), (Heads(1, 1, 128), 1)]
 )
-@pytest.mark.parametrize("room_left", [0, 1])
-def test_tokens_into_a_page(
-    heads: Heads, tokens: int, room: int, room_left: int, dtype: mx.Dtype
+@pytest.mark.parametrize("offsets", [(77,), (77, 0), (300, 5, 64), (9, 1, 8, 2, 7, 3, 6, 131_071)])
+def test_each_sequences_token_into_its_page(
+    heads: Heads, room: int, offsets: tuple[int, ...], dtype: mx.Dtype
 ) -> None:
-    room = room if room_left else tokens
     for order in ORDERS:
         factory = Emulator(check=True, order=order).metal_kernel
-        assert max(errors(factory, heads, 96, tokens, None, dtype, 77, room)) <= EXACT[dtype]
+        found = errors(factory, heads, 96, len(offsets), None, dtype, *offsets, room=room)
+        assert max(found) <= EXACT[dtype]
+
+
+@emulated
+def test_each_sequences_token_without_a_page() -> None:
+    factory = Emulator(check=True, order="random").metal_kernel
+    found = errors(factory, Heads(4, 2, 16), 96, 3, None, mx.float32, 300, 5, 64)
+    assert max(found) <= EXACT[mx.float32]
 
 
 @emulated

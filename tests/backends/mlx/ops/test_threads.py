@@ -30,9 +30,9 @@ def small_heads() -> list[Any]:
     """
     q, sinks = mx.random.normal((4, 1, 48), key=mx.random.key(1)), mx.arange(4.0)
     arena, page = (mx.random.normal((2, 2, n, 48), key=mx.random.key(n)) for n in (1200, 64))
-    (one,) = places(40, [Spot(40, 3, 4)])
-    (many,) = places(1190, [Spot(1190, 9, 10)])
-    return [(q, arena, page, place, sinks, 0.2) for place in (one, many)]
+    (one,) = places([40], [[Spot(40, 3, 4)]])
+    (many,) = places([1190], [[Spot(1190, 9, 10)]])
+    return [(q, [arena], page[None], place, sinks, 0.2) for place in (one, many)]
 
 
 def example(name: str, which: int) -> Any:
@@ -44,7 +44,8 @@ CALLS: dict[str, tuple[str, Callable[[], Any]]] = {
     "quantized_matvec, dense": ("quantized_matvec", lambda: example("quantized_matvec", 5)),
     "quantized_matvec, MXFP4": ("quantized_matvec", lambda: example("quantized_matvec", 4)),
     "decode_qkv, a page": ("decode_qkv", lambda: example("decode_qkv", 0)),
-    "decode_qkv": ("decode_qkv", lambda: example("decode_qkv", 1)),
+    "decode_qkv, pages": ("decode_qkv", lambda: example("decode_qkv", 1)),
+    "decode_qkv": ("decode_qkv", lambda: example("decode_qkv", 2)),
     "decode_router": ("decode_router", lambda: example("decode_router", 0)),
     "moe_decode_gate_up": ("moe_gate_up", lambda: example("moe_gate_up", 0)),
     "moe_prefill_gate_up": ("moe_gate_up", lambda: example("moe_gate_up", 1)),
@@ -84,7 +85,8 @@ def test_any_number_of_tokens_takes_one_of_four_pipelines(name: str) -> None:
         return sizes[0]
 
     kernel = MODULES[name].metal(Emulator(check=True).metal_kernel, threads)
-    *_, (x, *others) = (a for a in islice(MODULES[name].examples(mx.float32), 2) if a)
+    which = {"decode_qkv": 2}.get(name, 1)
+    x, *others = example(name, which)
     if name == "quantized_matvec":
         others = others[:1]
     many = mx.random.normal((8, x.shape[1]), key=mx.random.key(7))
