@@ -123,6 +123,21 @@ def test_one_system_prompt_is_kept_once() -> None:
     assert all(read < 200 for read, _ in talk.read[1:])
 
 
+def test_where_a_row_is_free_a_conversation_stays_live_and_its_copy_goes_on() -> None:
+    for rows in (1, 2):
+        scripted = Scripted(window=16, chunk=512, context=131072, cache=1 << 30)
+        scripted.model.rows = rows
+        talk, shared = Talk(scripted, [], []), tools(2)
+        agents = [Agent(name, shared) for name in ("one", "two")]
+        for agent in agents:
+            talk.ask(agent)
+        assert len(scripted.engine._loop.idle.sessions) == rows
+        before = scripted.store.tokens_restored
+        talk.ask(agents[0])
+        assert (scripted.store.tokens_restored == before) == (rows == 2)
+        assert all(read <= new + LEAST for read, new in talk.read)
+
+
 def test_what_another_reads_just_now_is_shared() -> None:
     scripted = Scripted([64] * 50 + [END], [65, END], window=8, chunk=16, cache=1 << 20)
     talk = [{"role": "user", "content": text} for text in ("one", "two")]
