@@ -157,3 +157,33 @@ def test_a_step_has_one_table_of_places() -> None:
     assert all(place.paged for place in found)
     assert not anywhere(20).paged
     assert np.array(anywhere(20).table).tolist() == [[[20, 0, 0, 0, 1]]]
+
+
+def test_a_copy_has_what_lies_in_pages_and_the_rings_of_its_end() -> None:
+    state, kept, snapshots = State([True, False, False], WINDOW), list[int](), []
+    for lengths in ([70], [1] * 20, [1] * 5):
+        for length in lengths:
+            new = list(range(len(kept) + 1, len(kept) + 1 + length))
+            _append(state, kept, new)
+            kept += new
+        snapshots.append(state.snapshot())
+    copy, _ = _copied(state, snapshots[1], snapshots)
+    assert copy.offset == 90
+    for length in (1, 1, 3, 1):
+        new = list(range(500 + copy.offset, 500 + copy.offset + length))
+        _append(copy, [*kept[:90], *range(590, 500 + copy.offset)], new)
+
+
+def test_rings_that_are_ahead_stay_so_in_a_snapshot_and_in_a_copy() -> None:
+    state, kept = State([True, False, False], WINDOW), list(range(1, 2 * WINDOW))
+    _append(state, [], kept)
+    snapshot = state.snapshot(back=1)
+    segment = state.segment(0, snapshot)
+    snapshot.restore()
+    copy = State([True, False, False], WINDOW)
+    copy.restore([segment])
+    for other in (state, copy):
+        assert other.offset == len(kept) - 1
+        assert not other.can_trim(other.offset - 1)
+        _append(other, kept[:-1], [99])
+        assert other.can_trim(other.offset - 1)
