@@ -333,11 +333,15 @@ class State(Rewindable[mx.array]):
             layer.leave()
 
     def hold(self) -> list[mx.array | None]:
-        return [ring.hold() for ring in self._rings()]
+        held = [ring.hold() for ring in self._rings()]
+        # What is computed later may be so on another thread, which has not this one's stream.
+        mx.eval([ring for ring in held if ring is not None])
+        return held
 
     def put_back(self, rings: Sequence[mx.array | None]) -> None:
         for ring, held in zip(self._rings(), rings, strict=True):
             ring.put_back(held)
+        mx.eval(self.arrays())  # as above
 
     def part(self, start: int, end: int) -> list[mx.array]:
         parts = [layer.part(start, end, self.offset) for layer in self._arenas()]
