@@ -100,6 +100,9 @@ def load(
     embedding: str | None = None,
     kv_bits: int | None = None,
     parallel: int | None = None,
+    cache: int | str | None = None,
+    cache_dir: "str | os.PathLike[str] | None" = None,
+    cache_disk: int | str | None = None,
     progress: "Callable[[int, int], None] | None" = None,
 ) -> "Engine":
     """Open a model: a folder, a Hugging Face id, or "tiny".
@@ -118,6 +121,10 @@ def load(
     bfloat16 takes; by default it stays in the compute dtype.
     parallel: sequences decoded at the same time, 1 to 32; by default 1, and on a card up to 4 where
     there is room.
+    cache: bytes of the prefix store, which keeps what conversations have in common, or a text such
+    as "2GiB"; 0 for none; by default up to 1 GiB of what the plan leaves.
+    cache_dir: a folder in which the prefix store lasts; by default it ends with the engine.
+    cache_disk: the most bytes of its files, or a text such as "20GiB", the default.
     progress: called with (bytes read, bytes in all) while the weights are read.
     Raises GptOssError (OptionError, ModelNotFoundError, CheckpointError, ...), whose text is one
     line.
@@ -134,5 +141,8 @@ def load(
         embedding=embedding,
         kv_bits=kv_bits,
         parallel=parallel,
+        cache=cache,
+        cache_dir=cache_dir,
+        cache_disk=cache_disk,
     )
     return open_engine(model, settings, progress)

@@ -22,6 +22,7 @@ from gptoss_mlx.cli.options import (
     CONTEXT_SETTINGS,
     TOKENS,
     backend_options,
+    cache_options,
     model_option,
 )
 from gptoss_mlx.cli.question import Question, question_options, read_question
@@ -33,7 +34,10 @@ if TYPE_CHECKING:
 
 BAR_AFTER = 1.0  # seconds; shorter work shows no bar
 
-_LOADING = ("backend", "device", "memory", "context", "dtype", "embedding", "kv_bits")
+_LOADING = (
+    *("backend", "device", "memory", "context", "dtype", "embedding", "kv_bits"),
+    *("cache", "cache_dir", "cache_disk"),
+)
 _LIMITS = {
     "max_tokens": "--max-tokens was reached",
     "context": "the context is full (--context)",
@@ -52,6 +56,7 @@ _LIMITS = {
 @click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), help="Compute precision.")
 @click.option("--embedding", type=click.Choice(["file", "resident"]), help="Where its table is.")
 @click.option("--kv-bits", type=click.Choice(["8"]), help="Bits of keys and values, to save room.")
+@cache_options
 @click.option("--show-reasoning", is_flag=True, help="Write the reasoning to stdout as well.")
 @click.option(
     "--json", "as_json", is_flag=True, help="Write one JSON object to stdout, at the end."
@@ -88,7 +93,8 @@ def main(
     start = time.perf_counter()
     engine = _open(model, on_terminal, settings)
     load_time = time.perf_counter() - start
-    for note in () if quiet else engine.notes:
+    told = () if quiet else engine.notes
+    for note in told:
         err.write(f"note: {harmless(note)}\n")
     events, finish = _answer(engine, question, printer, out, on_terminal, followed)
 
@@ -104,12 +110,18 @@ def main(
         from gptoss_mlx.cli.report import table
 
         err.write(table(finish, load_time, engine.plan, engine.stats()))
+    engine.close()  # what is to last is on the disk then
+    for note in () if quiet else engine.notes:
+        if note not in told:
+            err.write(f"note: {harmless(note)}\n")
     if finish.reason == "cancelled":
         raise KeyboardInterrupt
 
 
 def _open(model: str, bar_shown: bool, settings: dict[str, Any]) -> Engine:
     given = {name: value for name, value in settings.items() if value is not None}
+    if "cache_dir" not in given:  # one prompt has nothing in common with another
+        given.setdefault("cache", 0)
     if "kv_bits" in given:
         given["kv_bits"] = int(given["kv_bits"])
     label = f"Loading {Path(model).name or model}"

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from gptoss_mlx.errors import OptionError
 from gptoss_mlx.files.jsonfile import shown
-from gptoss_mlx.system.units import parse_bytes, parse_tokens
+from gptoss_mlx.files.paths import expanded
+from gptoss_mlx.system.units import parse_budget, parse_bytes, parse_tokens
 
 DTYPES = ("bfloat16", "float32")
 EMBEDDINGS = ("file", "resident")
 KV_BITS = (8,)
+CACHE_DISK = 20 << 30
+"""Bytes of the prefix store's files, unless asked otherwise."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +27,9 @@ class Settings:
 
     backend, device: as `backends.backend.choose_backend` takes them. dtype: the compute dtype.
     context: the most tokens of a sequence. memory: the most bytes to use. embedding: "file" or
-    "resident". kv_bits: bits of a quantized KV cache. parallel: sequences decoded
-    at a time.
+    "resident". kv_bits: bits of a quantized KV cache. parallel: sequences decoded at a time. cache:
+    bytes of the prefix store, 0 for none. cache_dir: the folder of its files, None for none.
+    cache_disk: bytes of these files.
     """
 
     backend: str | None = None
@@ -34,6 +40,9 @@ class Settings:
     embedding: str | None = None
     kv_bits: int | None = None
     parallel: int | None = None
+    cache: int | None = None
+    cache_dir: Path | None = None
+    cache_disk: int = CACHE_DISK
 
     @classmethod
     def of(
@@ -47,6 +56,9 @@ class Settings:
         embedding: str | None = None,
         kv_bits: int | None = None,
         parallel: int | None = None,
+        cache: int | str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        cache_disk: int | str | None = None,
     ) -> Settings:
         """Validated settings; sizes may be texts such as "10GiB" and "32k".
 
@@ -64,7 +76,19 @@ class Settings:
             embedding=embedding,
             kv_bits=kv_bits,
             parallel=_whole("parallel", parallel, int, "a number of sequences from 1 to 32"),
+            cache=_whole("cache", cache, parse_budget, "bytes, or a size such as 2GiB", 0),
+            cache_dir=None if cache_dir is None else _folder("cache_dir", cache_dir),
+            cache_disk=_whole("cache_disk", cache_disk, parse_bytes, "a size such as 20GiB")
+            or CACHE_DISK,
         )
+
+
+def _folder(name: str, value: object) -> Path:
+    """A path, ~ expanded; relative to the folder of now. Raises OptionError."""
+    path = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(path, str) or not path or "\0" in path:
+        raise OptionError(f"{name} is {shown(value)}, but must be a folder")
+    return expanded(path).absolute()
 
 
 def _one_of(name: str, value: object, choices: Sequence[object]) -> None:

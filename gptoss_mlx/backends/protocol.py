@@ -43,6 +43,22 @@ class Snapshot(Protocol):
         """Bring the sequence back here. Raises ValueError if it has become shorter."""
 
 
+class Segment(Protocol):
+    """A copy of a part of a sequence, on the device: keys and values of full-attention layers for
+    tokens `start` to `end`, and the ring buffers of sliding layers as they are at `end`."""
+
+    @property
+    def start(self) -> int: ...
+    @property
+    def end(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+
+
+Layout: TypeAlias = Mapping[str, tuple[str, tuple[int, ...]]]
+"""Arrays by name, in order: each one's dtype, as safetensors names it, and its shape."""
+
+
 class State(Protocol):
     """The KV cache of one sequence on the device: keys and values of `offset` tokens."""
 
@@ -57,8 +73,15 @@ class State(Protocol):
     def trim(self, offset: int) -> None:
         """Forget all tokens from `offset` on. Raises ValueError where that is impossible."""
 
-    def snapshot(self) -> Snapshot:
-        """A snapshot at the present offset: a copy of what later tokens will overwrite."""
+    def snapshot(self, back: int = 0) -> Snapshot:
+        """A snapshot at the present offset, or at the one before it: a copy of what later tokens
+        will overwrite."""
+
+    def segment(self, start: int, snapshot: Snapshot) -> Segment:
+        """A copy of the tokens from `start` to a snapshot of this sequence."""
+
+    def recall(self, segment: Segment) -> Snapshot:
+        """The snapshot at the end of a segment that this sequence was restored from."""
 
     def close(self) -> None:
         """Give the memory back; the sequence is gone."""
@@ -66,6 +89,7 @@ class State(Protocol):
 
 A = TypeVar("A")
 S = TypeVar("S")
+G = TypeVar("G")
 A_co = TypeVar("A_co", covariant=True)
 
 
@@ -94,8 +118,9 @@ class Sampler(Protocol[A]):
         """Count a choice as generated: later penalties see it."""
 
 
-class Model(Protocol[S, A]):
-    """A network on a device. One thread at a time computes on it.
+class Model(Protocol[S, A, G]):
+    """A network on a device. One thread at a time computes on it. It makes sequences (S), which it
+    computes on arrays (A) and from segments (G).
 
     chunk: tokens prefilled at a time. rows: sequences that decode together; there may be more
     states, of which idle ones make room.
@@ -111,6 +136,19 @@ class Model(Protocol[S, A]):
 
     def new_state(self) -> S:
         """An empty sequence."""
+
+    def restore(self, segments: Sequence[G]) -> S:
+        """A new sequence from segments, each of which begins where the one before ends."""
+
+    def layout(self, tokens: int) -> Layout:
+        """What a segment of so many tokens consists of."""
+
+    def to_host(self, segment: G) -> Sequence[NDArray[np.uint8]]:
+        """The bytes of a segment's arrays, in the order of `layout`; they stay as they are."""
+
+    def from_host(self, start: int, end: int, arrays: Sequence[NDArray[np.uint8]]) -> G:
+        """The segment of which `to_host` gave these bytes. A sequence that ends with it cannot be
+        trimmed: nothing says whether its rings are ahead by a token."""
 
     def prefill(self, ids: Sequence[int], state: S) -> None:
         """Append a chunk and wait until it is in the KV cache; no logits are computed."""
@@ -134,11 +172,11 @@ class Model(Protocol[S, A]):
         backend's own."""
 
 
-AnyModel: TypeAlias = "Model[State, Array]"
+AnyModel: TypeAlias = "Model[State, Array, Segment]"
 """A model of whichever backend."""
 
 
-def sealed(model: Model[S, A]) -> AnyModel:
+def sealed(model: Model[S, A, G]) -> AnyModel:
     """A backend's model in the type that the engine uses.
 
     By this type its methods take any state and array, while they take only the model's own. The

@@ -10,7 +10,7 @@ import click
 from gptoss_mlx.backends.backend import BACKENDS, check_device
 from gptoss_mlx.models.hub import DEFAULT_MODEL
 from gptoss_mlx.system.machine import find_machine
-from gptoss_mlx.system.units import parse_bytes, parse_tokens
+from gptoss_mlx.system.units import parse_budget, parse_bytes, parse_tokens
 
 if TYPE_CHECKING:
     _ParamType = click.ParamType[Any]
@@ -41,6 +41,7 @@ class Parsed(_ParamType):
 
 
 BYTES = Parsed("size", parse_bytes)
+BUDGET = Parsed("size", parse_budget)
 TOKENS = Parsed("tokens", parse_tokens)
 MACHINE = Parsed("machine", find_machine)
 DEVICE = Parsed("device", check_device)
@@ -60,3 +61,18 @@ def backend_options(command: Command) -> Command:
     help = "What computes; cuda is torch on a card. By default the best there is."
     backend = click.option("--backend", type=click.Choice(BACKENDS), help=help)
     return backend(device(command))
+
+
+def cache_option(command: Command) -> Command:
+    """--cache: the memory of the prefix store."""
+    help = "Most memory for what prompts have in common, such as 2GiB; 0 for none."
+    return click.option("--cache", type=BUDGET, help=help)(command)
+
+
+def cache_options(command: Command) -> Command:
+    """--cache, --cache-dir and --cache-disk, of a command that keeps an engine."""
+    help = "Most bytes in --cache-dir; 20GiB by default."
+    disk = click.option("--cache-disk", type=BYTES, help=help)
+    help = "A folder in which what prompts have in common lasts."
+    folder = click.option("--cache-dir", type=click.Path(file_okay=False), help=help)
+    return cache_option(folder(disk(command)))

@@ -21,6 +21,7 @@ from gptoss_mlx.cli.options import (
     MACHINE,
     TOKENS,
     backend_options,
+    cache_option,
     model_option,
 )
 from gptoss_mlx.cli.terminal import harmless, show
@@ -64,6 +65,7 @@ PyTorch, which keeps no fewer than 8 bits, the one that saves the most."""
 @click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), help="Compute precision.")
 @click.option("--embedding", type=click.Choice(["file", "resident"]), help="Where its table is.")
 @click.option("--kv-bits", type=click.Choice(["8"]), help="Quantized keys and values.")
+@cache_option
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON object.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def main(
@@ -78,6 +80,7 @@ def main(
     dtype: str | None,
     embedding: str | None,
     kv_bits: str | None,
+    cache: int | None,
     as_json: bool,
     debug: bool,
 ) -> None:
@@ -92,6 +95,7 @@ def main(
         embedding=embedding,
         kv_bits=int(kv_bits) if kv_bits else None,
         parallel=parallel,
+        cache=cache,
     )
     if memory is not None and machine.memory is not None and memory > machine.memory:
         # A plan can be for a machine like this one with more memory.
@@ -210,6 +214,7 @@ def plan_table(plan: Plan, title: str) -> Table:
         "experts": f"{plan.slots} of {plan.experts} in each layer",
         "embedding": "" if plan.embedding == "resident" else "read from the file",
         "keys and values": f"{_sequences(plan)}{', 8 bits' if plan.kv_bits else ''}",
+        "prefix store": "at most, for what prompts have in common" if plan.store else "",
         "scratch": f"{plan.chunk} tokens of a prompt at a time",
     }
     if plan.host:  # on a card

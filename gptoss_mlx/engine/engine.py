@@ -1,6 +1,7 @@
 """The engine: a model with its tokenizer, which turns prompts into streams of events.
 
-It keeps the session (the KV cache) of the last stream; a prompt with the same prefix reuses it.
+It keeps the sessions (the KV caches) of the last streams, and copies of others in a prefix store; a
+prompt that begins the same goes on from there.
 Streams may be interleaved, and read in several threads: each then has a session of its own, and
 steps of the model are taken one after the other.
 """
@@ -24,6 +25,7 @@ from gptoss_mlx.engine.events import Event
 from gptoss_mlx.engine.inbox import Inbox
 from gptoss_mlx.engine.loop import Loop
 from gptoss_mlx.engine.options import Options, Prompt
+from gptoss_mlx.engine.prefix import PrefixStore, root_name
 from gptoss_mlx.engine.request import Preprocessor, Request
 from gptoss_mlx.engine.result import Result, collect
 from gptoss_mlx.engine.sequence import Outlet
@@ -36,9 +38,11 @@ from gptoss_mlx.errors import (
 )
 from gptoss_mlx.files.jsonfile import read_json, shown
 from gptoss_mlx.files.regular import is_named
+from gptoss_mlx.files.store import OWNER_DIGITS, FileStore
 from gptoss_mlx.harmony.tokenizer import Tokenizer, load_tokenizer
 from gptoss_mlx.models.checkpoint import Checkpoint, Progress
 from gptoss_mlx.models.hub import local_folder, locate
+from gptoss_mlx.models.identity import identity_of
 from gptoss_mlx.models.names import full_name
 from gptoss_mlx.plan.memory import Plan, make_plan
 from gptoss_mlx.settings import Settings
@@ -66,13 +70,13 @@ class Engine:
         plan: Plan | None = None,
         notes: Sequence[str] = (),
         name: str = "",
+        store: PrefixStore | None = None,
     ) -> None:
-        self.notes = tuple(notes)
-        """Notes for the user on how the model was opened, such as kernels that are not used."""
-        self.name = name
+        self._notes, self.name = tuple(notes), name
         self.tokenizer, self.config, self.plan = tokenizer, config, plan
         self.context, self.defaults = context, dict(defaults)
-        self._loop = Loop(model)
+        self._loop = Loop(model, store)
+        self._files = None if store is None else store.files
         self._preprocessor = Preprocessor(tokenizer, config, context, self.defaults)
 
     def __repr__(self) -> str:
@@ -84,6 +88,13 @@ class Engine:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Notes for the user: on how the model was opened, such as kernels that are not used, and
+        on files of the prefix store."""
+        trouble = () if self._loop.is_closed else self._loop.idle.store.trouble
+        return (*self._notes, *trouble, *(() if self._files is None else self._files.notes))
 
     @property
     def model(self) -> AnyModel:
@@ -194,15 +205,19 @@ class Engine:
         return self._evaluate(ids)
 
     def stats(self) -> dict[str, float]:
-        """Bytes in use, by purpose, as the model's device reports them; and where experts are
-        streamed, the counters of that (`streaming.Counts`).
+        """Bytes in use, by purpose, as the model's device reports them; tokens that the prefix
+        store has restored; and where experts are streamed, the counters of that
+        (`streaming.Counts`).
         """
-        model, session = self.model, self._loop.kept
+        model, idle = self.model, self._loop.idle
+        snapshots = [s for session in idle.sessions for s in session.snapshots]
         return {
             **model.stats(),
-            "kv_bytes": session.state.nbytes if session else 0,
-            "snapshot_bytes": sum(s.nbytes for s in session.snapshots) if session else 0,
-            "session_tokens": len(session.tokens) if session else 0,
+            "kv_bytes": sum(session.state.nbytes for session in idle.sessions),
+            "snapshot_bytes": sum(snapshot.nbytes for snapshot in snapshots),
+            "session_tokens": sum(len(session.tokens) for session in idle.sessions),
+            "store_bytes": idle.store.nbytes,
+            "store_tokens": idle.store.tokens_restored,
         }
 
     def _request(self, prompt: Prompt, options: Options) -> Request:
@@ -271,7 +286,25 @@ def open_engine(
     notes += [
         f"the kernel {name} is not used here: {why}" for name, why in network.rejected.items()
     ]
-    return Engine(network, tokenizer, config, plan.context, defaults, plan, notes, model)
+    if settings.cache_dir is not None and settings.cache is None and not plan.store:
+        notes.append("no memory is left for the prefix store: give it some with --cache")
+    store = _open_store(network, checkpoint, plan, settings)
+    return Engine(network, tokenizer, config, plan.context, defaults, plan, notes, model, store)
+
+
+def _open_store(
+    network: AnyModel, checkpoint: Checkpoint, plan: Plan, settings: Settings
+) -> PrefixStore:
+    """The prefix store of a model, as planned; a quarter of it is for what waits to be written."""
+    if settings.cache_dir is None:
+        return PrefixStore(network, plan.store)
+    # What is computed differently is not the same to the last bit.
+    computed = (plan.backend, plan.gpu, plan.dtype, plan.kv_bits)
+    identity = f"{identity_of(checkpoint)} {computed}"
+    waiting = plan.store // 4
+    owner = root_name(identity)[:OWNER_DIGITS]
+    files = FileStore(settings.cache_dir, settings.cache_disk, owner, waiting)
+    return PrefixStore(network, plan.store - waiting, identity, files)
 
 
 def _name_of(model: object) -> str:

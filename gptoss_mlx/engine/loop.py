@@ -17,8 +17,9 @@ from threading import Lock, get_ident
 from typing import TypeVar
 
 from gptoss_mlx.backends.protocol import AnyModel
+from gptoss_mlx.engine.idle import Idle
+from gptoss_mlx.engine.prefix import PrefixStore
 from gptoss_mlx.engine.sequence import Sequence
-from gptoss_mlx.engine.session import Session
 from gptoss_mlx.errors import ClosedError
 
 SHARE = 4
@@ -30,13 +31,13 @@ T = TypeVar("T")
 class Loop:
     """The scheduler: sequences that wait for a session, and active ones that have one.
 
-    Any thread may call any method; steps are taken one after the other. `kept`: the session of the
-    sequence that ended last, whose prefix the next one may reuse.
+    Any thread may call any method; steps are taken one after the other. `idle`: the sessions of
+    sequences that ended, whose prefixes the next ones may reuse.
     """
 
-    def __init__(self, model: AnyModel) -> None:
+    def __init__(self, model: AnyModel, store: PrefixStore | None = None) -> None:
         self._model: AnyModel | None = model
-        self.kept: Session | None = None
+        self._idle: Idle | None = Idle(model, store or PrefixStore(model, 0))
         self._added: SimpleQueue[Sequence] = SimpleQueue()
         self._dropped: SimpleQueue[Sequence] = SimpleQueue()
         self._waiting: deque[Sequence] = deque()
@@ -51,6 +52,13 @@ class Loop:
         if self._model is None:
             raise ClosedError("the engine is closed")
         return self._model
+
+    @property
+    def idle(self) -> Idle:
+        """Raises ClosedError."""
+        if self._idle is None:
+            raise ClosedError("the engine is closed")
+        return self._idle
 
     @property
     def is_closed(self) -> bool:
@@ -140,8 +148,9 @@ class Loop:
                 if sequence.finished or sequence.cancelled_early():
                     continue
                 self._active.append(sequence)
-                sequence.session = self.kept or Session(model)
-                self.kept = None
+                others = [s.session for s in self._active if s.session is not None]
+                sequence.session = self.idle.choose(sequence.request.ids, others)
+                self.idle.remove(sequence.session)
                 sequence.begin()
         return ready
 
@@ -177,26 +186,21 @@ class Loop:
                 _try(sequence, sequence.read)
 
     def _retire(self, gone: Collection[Sequence] = ()) -> None:
-        """Remove finished and dropped sequences, and keep the session of the last one."""
+        """Remove finished and dropped sequences, and keep their sessions while there are rows."""
         for sequence in [s for s in self._active if s.finished or s in gone]:
             self._active.remove(sequence)
             session, sequence.session = sequence.session, None
-            if session is not None:
-                self._keep(session)
+            if session is not None and self._idle is not None:
+                self._idle.keep(session, len(self._active))
 
     def _let_go(self) -> None:
         """Fail every sequence, and free all that is on the device."""
         self._settle()
         while self._active or self._waiting:
             (self._active or self._waiting).pop().fail(ClosedError("the engine is closed"))
-        self._keep(None)
-
-    def _keep(self, session: Session | None) -> None:
-        """Keep a session in place of the one before, which is closed. It is replaced first: an
-        interrupt must not leave a closed one kept."""
-        before, self.kept = self.kept, session
-        if before is not None:
-            before.close()
+        if self._idle is not None:
+            self._idle.close()
+            self._idle = None
 
     @contextmanager
     def _failing(self, sequences: list[Sequence]) -> Iterator[None]:
@@ -216,8 +220,8 @@ class Loop:
         rest."""
         while self._computed:
             sequence = self._computed[-1]
-            if sequence.session is self.kept:  # it was to be taken just now
-                self.kept = None
+            if sequence.session is not None and self._idle is not None:  # it was taken just now
+                self._idle.remove(sequence.session)
             if not sequence.finished:
                 sequence.fail(error)
             self._computed.pop()

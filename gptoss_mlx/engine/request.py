@@ -7,18 +7,17 @@ import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from numbers import Integral, Real
 from typing import TypeAlias, Unpack, cast
 
 import numpy as np
 
 from gptoss_mlx.engine.events import Limit
+from gptoss_mlx.engine.marks import Marks, marks_of
 from gptoss_mlx.engine.options import Message, Prompt, SamplingOptions
 from gptoss_mlx.errors import ContextError, MessageError, SamplingError
 from gptoss_mlx.files.jsonfile import shown
 from gptoss_mlx.harmony import Encoding, Headers, HeaderState, read_tools, render
-from gptoss_mlx.harmony.encoding import START, USER
 from gptoss_mlx.harmony.tokenizer import Tokenizer
 from gptoss_mlx.spec.config import ModelConfig
 from gptoss_mlx.spec.sampling import DRAWN_SEEDS, Sampling
@@ -30,8 +29,7 @@ Render: TypeAlias = Callable[[Sequence[Message]], list[int]]
 class Request:
     """One checked request: the prompt's token ids, how to sample, and when to end.
 
-    marks: positions in ids where a later prompt may diverge, at which snapshots are taken: the
-    beginnings of the first user message (after instructions and tools) and of the last.
+    marks: positions in ids where a later prompt may diverge, at which snapshots are taken.
     limit: where max_tokens comes from, the option of that name or the room left in the context.
     max_time: seconds, from the beginning of the prefill.
     stop_repetition: end an answer that repeats itself (`Repetition`).
@@ -39,7 +37,7 @@ class Request:
     """
 
     ids: list[int]
-    marks: tuple[int, ...]
+    marks: Marks
     max_tokens: int
     limit: Limit
     max_time: float
@@ -108,7 +106,7 @@ class Preprocessor:
             grammar = self._grammar(encoding, tools, response_format)
         return Request(
             ids=ids,
-            marks=_marks(ids) if encoding is not None else (),
+            marks=marks_of(ids, encoding is not None),
             max_tokens=tokens,
             limit=limit,
             max_time=_seconds(max_time),
@@ -192,11 +190,6 @@ class Preprocessor:
             vocab_size=self.config.vocab_size,
         )
         return headers.start()
-
-
-def _marks(ids: Sequence[int]) -> tuple[int, ...]:
-    starts = [i for i, pair in enumerate(pairwise(ids)) if pair == (START, USER)]
-    return tuple(sorted({starts[0], starts[-1]})) if starts else ()
 
 
 def _messages(prompt: Prompt) -> list[Message]:

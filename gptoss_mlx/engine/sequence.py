@@ -98,10 +98,8 @@ class Sequence:
         session, ids = self._open, self.request.ids
         self._reused = session.resume(ids)
         self.outlet.put(PrefillEvent(self._reused, len(ids), self._reused))
-        # A snapshot after the last prefilled token serves the next turn, whose prompt begins the
-        # same. The prompt's last token is read by the first decode step.
-        marks = (*self.request.marks, len(ids) - 1)
-        self._prefilling = session.prefill(ids[self._reused : -1], marks)
+        # The prompt's last token is read by the first decode step.
+        self._prefilling = session.prefill(ids[self._reused : -1], self.request.marks)
 
     def prefill(self, model: AnyModel, chunk: int) -> None:
         """Prefill up to `chunk` tokens of the prompt; if there are none, make the sampler."""
@@ -174,6 +172,8 @@ class Sequence:
     def _finish(self, ending: Ending) -> None:
         for event in self._writer.finish():
             self.outlet.put(event)
+        if self._clock.tokens and not self._writer.reasoned:  # else the reasoning is dropped later
+            self._open.mark_answer()
         reason, limit = ending
         if reason == "stop" and self._writer.called:
             reason = "tool_calls"

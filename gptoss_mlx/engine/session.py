@@ -10,22 +10,53 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from gptoss_mlx.backends.protocol import AnyModel, Snapshot
+from gptoss_mlx.backends.protocol import AnyModel, Segment, Snapshot
+from gptoss_mlx.engine.marks import Marks
 from gptoss_mlx.plan.buffers import SNAPSHOT_BUDGET
+
+NO_MARKS = Marks((), 0, 0)
+_COMPARED = 256
 
 
 class Session:
     """The tokens a state holds, and the snapshots taken of it on the way.
 
-    chunk: the most tokens of the next chunk of a prefill.
+    chunk: the most tokens of the next chunk of a prefill. marks: those of its last prompt.
     """
 
-    def __init__(self, model: AnyModel, budget: int = SNAPSHOT_BUDGET) -> None:
-        self.model, self.budget = model, budget
+    def __init__(
+        self,
+        model: AnyModel,
+        budget: int = SNAPSHOT_BUDGET,
+        tokens: Sequence[int] = (),
+        segments: Sequence[Segment] = (),
+    ) -> None:
+        """An empty session, or one of tokens that segments hold."""
+        self.model, self.budget, self.marks = model, budget, NO_MARKS
         self.chunk = model.chunk
-        self.state = model.new_state()
-        self.tokens: list[int] = []
-        self.snapshots: list[Snapshot] = []
+        self.state = model.restore(segments) if segments else model.new_state()
+        self.tokens = list(tokens)
+        self.snapshots: list[Snapshot] = [self.state.recall(segment) for segment in segments]
+        self._drop_oldest()
+
+    def reusable(self, ids: Sequence[int]) -> int:
+        """How many tokens `resume` would keep."""
+        common = _common(self.tokens, ids[:-1])
+        return common if self.state.can_trim(common) else self.shared(ids)
+
+    def shared(self, ids: Sequence[int]) -> int:
+        """How many tokens a copy of this session could give a prompt: up to a snapshot."""
+        common = _common(self.tokens, ids[:-1])
+        return max((s.offset for s in self.snapshots if s.offset <= common), default=0)
+
+    def loses(self, ids: Sequence[int]) -> bool:
+        """Whether `resume` would lose what another prompt than the next of this conversation may
+        ask for: it would not if only an answer with dropped reasoning goes, and what follows it."""
+        return self.reusable(ids) < min(self.marks.reply, self._last)
+
+    @property
+    def _last(self) -> int:
+        return self.snapshots[-1].offset if self.snapshots else 0
 
     def resume(self, ids: Sequence[int]) -> int:
         """Keep the prefix shared with `ids`, but leave the last token of `ids` to be read again.
@@ -45,13 +76,13 @@ class Session:
         self.snapshots = [s for s in kept if s.offset <= self.state.offset]
         return self.state.offset
 
-    def prefill(self, ids: Sequence[int], marks: Sequence[int] = ()) -> Iterator[int]:
+    def prefill(self, ids: Sequence[int], marks: Marks = NO_MARKS) -> Iterator[int]:
         """Append tokens chunk by chunk; yields the number appended so far after each.
 
-        marks: positions in the sequence at which a snapshot is taken when they are reached.
+        A snapshot is taken at each mark when it is reached.
         """
-        begun, done = self.state.offset, 0
-        ends = {mark - begun for mark in marks if begun <= mark <= begun + len(ids)}
+        begun, done, self.marks = self.state.offset, 0, marks
+        ends = {mark - begun for mark in marks.positions if begun <= mark <= begun + len(ids)}
         for end in sorted(ends | {len(ids)}):
             while done < end:
                 chunk = ids[done : min(end, done + self.chunk)]
@@ -68,11 +99,26 @@ class Session:
 
     def mark(self) -> None:
         """Take a snapshot at the current position, unless there is one already."""
-        if self.snapshots and self.snapshots[-1].offset == self.state.offset:
-            return
-        self.snapshots.append(self.state.snapshot())
-        while sum(s.nbytes for s in self.snapshots) > self.budget:
-            del self.snapshots[0]
+        self._take(0)
+
+    def mark_answer(self) -> None:
+        """Take a snapshot before the last token, a stop token: prompts that go on from this answer
+        end its message otherwise."""
+        if self.state.offset == len(self.tokens) and self.state.can_trim(len(self.tokens) - 1):
+            self._take(1)
+
+    def _take(self, back: int) -> None:
+        if self._last < self.state.offset - back:
+            self.snapshots.append(self.state.snapshot(back))
+            self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
+        """Keep within the budget. The marks that every conversation goes back to go last, but for
+        the newest snapshot."""
+        lasting = (self.marks.head, self.marks.reply)
+        while self.snapshots and sum(s.nbytes for s in self.snapshots) > self.budget:
+            rest = [i for i, s in enumerate(self.snapshots[:-1]) if s.offset not in lasting]
+            del self.snapshots[rest[0] if rest else 0]
 
     def close(self) -> None:
         """Free the state and the snapshots; the session cannot be used afterwards."""
@@ -81,8 +127,10 @@ class Session:
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """The length of the longest common prefix."""
-    for i, (x, y) in enumerate(zip(a, b, strict=False)):
-        if x != y:
-            return i
-    return min(len(a), len(b))
+    """The length of the longest common prefix. Most of it is compared a piece at a time."""
+    length, begin = min(len(a), len(b)), 0
+    while begin + _COMPARED <= length and (
+        a[begin : begin + _COMPARED] == b[begin : begin + _COMPARED]
+    ):
+        begin += _COMPARED
+    return next((i for i in range(begin, length) if a[i] != b[i]), length)

@@ -87,6 +87,13 @@ class Writer:
         messages = self.source.messages if isinstance(self.source, Parser) else []
         return any(message.recipient is not None for message in messages)
 
+    @property
+    def reasoned(self) -> bool:
+        """Whether the next user's turn is rendered without a part of this: reasoning is dropped
+        then, but kept while a tool is called."""
+        messages = self.source.messages if isinstance(self.source, Parser) else []
+        return not self.called and any(message.channel == "analysis" for message in messages)
+
     def push(
         self, id: int, logprob: float | None, top: tuple[tuple[int, float], ...]
     ) -> Iterator[TokenEvent]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 _NONBLOCK = getattr(os, "O_NONBLOCK", 0)
 _KINDS = (
+    (stat.S_ISLNK, "a symbolic link"),
     (stat.S_ISFIFO, "a named pipe"),
     (stat.S_ISSOCK, "a socket"),
     (stat.S_ISCHR, "a device"),
@@ -24,6 +25,19 @@ def open_regular(path: Path) -> int:
     # Opening a device can have effects, so the path is checked first, and again once it is open.
     _check_regular(os.stat(path), path)
     descriptor = os.open(path, os.O_RDONLY | _NONBLOCK | getattr(os, "O_CLOEXEC", 0))
+    try:
+        _check_regular(os.fstat(descriptor), path)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def open_itself(path: Path) -> int:
+    """As `open_regular`, but a symbolic link is not followed: it is an OSError."""
+    _check_regular(os.lstat(path), path)
+    flags = _NONBLOCK | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+    descriptor = os.open(path, os.O_RDONLY | flags)
     try:
         _check_regular(os.fstat(descriptor), path)
     except OSError:

@@ -40,6 +40,7 @@ CALL = 200012
 ENDOFTEXT = 199999
 ASSISTANT = 173781  # the roles' names, ordinary tokens
 USER = 1428
+ANALYSIS = 35644  # the channel's name
 _SPECIAL = re.compile(r"<\|\w+\|>", re.ASCII)
 _TOO_LONG = "the text has more tokens than there is room for"
 STOP_IDS = frozenset({RETURN, CALL, ENDOFTEXT})

@@ -80,6 +80,7 @@ class Allocation:
     cache_limit: int
     embedding: str
     rows: int = 1
+    store: int = 0
 
 
 @dataclass(frozen=True)
@@ -187,6 +188,7 @@ class MLXSizes(Sizes):
             "sliding layers": self.rings * rows,
             "pages": self.pages * rows,
             "snapshots": self.snapshots * rows,
+            "prefix store": choice.store,
             "scratch": self.scratch(choice),
             "MLX's cache": choice.cache_limit,
             "runtime": RUNTIME,

@@ -48,6 +48,9 @@ DEFAULT_CONTEXT = 8192
 SHARED_CONTEXT = 32768
 """Context each sequence must have room for, before a plan takes several without being asked."""
 
+STORE = 1 << 30
+"""The most bytes of the prefix store, unless asked for."""
+
 MOST_ROWS = 32
 """The most sequences at a time."""
 
@@ -65,7 +68,7 @@ class Plan:
     cache_limit: bytes of freed buffers MLX may keep. embedding: "file" or "resident".
     dtype: "bfloat16" or "float32". kv_bits: 8, or None for keys and values in the compute dtype.
     gpu: whether a GPU computes. backend: "mlx" or "torch". rows: sequences at a time. host: buffers
-    in the host's memory beside a card's, which are not in the sum.
+    in the host's memory beside a card's, which are not in the sum. store: the prefix store's bytes.
     Not planned for: `Engine.logits`, which keeps the logits of every token, and sequences that rest
     while others are decoded.
     """
@@ -84,6 +87,7 @@ class Plan:
     backend: str = "mlx"
     rows: int = 1
     host: tuple[Buffer, ...] = ()
+    store: int = 0
 
     @property
     def total(self) -> int:
@@ -131,6 +135,7 @@ def make_plan(config: ModelConfig, machine: Machine, settings: Settings = DEFAUL
     kv_bits: 8 for quantized keys and values of full-attention layers, on MLX.
     parallel: sequences at a time; by default 1, and on a card the most of 4, 2 and 1 that leave
     every expert in memory and each sequence SHARED_CONTEXT tokens, or the context asked for.
+    cache: bytes of the prefix store; by default half of what the plan leaves, up to STORE.
     Raises MemoryBudgetError with the sum and the longest context that would fit, ContextError, and
     DeviceError for what the machine's backend does not have.
     """
@@ -151,10 +156,13 @@ def make_plan(config: ModelConfig, machine: Machine, settings: Settings = DEFAUL
         settings.embedding,
         machine.backend,
         settings.parallel,
+        settings.cache or 0,
     )
     choice = planner.resident() or planner.streaming()
     if choice is None:
         raise MemoryBudgetError(planner.refusal())
+    if settings.cache is None and planner.budget is not None:
+        choice = replace(choice, store=planner.spare(choice))
     return planner.plan(choice)
 
 
@@ -178,6 +186,7 @@ class _Planner:
     embedding: str | None
     backend: str
     parallel: int | None
+    store: int
 
     def resident(self) -> Allocation | None:
         """The choice with every expert in a slot and the longest context that allows it, or
@@ -239,13 +248,18 @@ class _Planner:
 
     def _choice(self, context: int, chunk: int, cache: int, slots: int, rows: int) -> Allocation:
         place = self.embedding or self.sizes.embeddings[0]
-        return Allocation(context, slots, chunk, cache, place, rows)
+        return Allocation(context, slots, chunk, cache, place, rows, self.store)
 
     def _total(self, choice: Allocation) -> int:
         return sum(buffer.nbytes for buffer in self.sizes.buffers(choice))
 
     def _fits(self, choice: Allocation) -> bool:
         return self.budget is None or self._total(choice) <= self.budget
+
+    def spare(self, choice: Allocation) -> int:
+        """Bytes for the prefix store where nobody asked for any: half of what is left."""
+        left = (self.budget or 0) - self._total(choice)
+        return max(0, min(STORE, left // 2))
 
     def plan(self, choice: Allocation) -> Plan:
         sizes = self.sizes
@@ -264,6 +278,7 @@ class _Planner:
             backend=self.backend,
             rows=choice.rows,
             host=sizes.host(choice),
+            store=choice.store,
         )
 
     def refusal(self) -> str:

@@ -125,6 +125,7 @@ class TorchSizes(Sizes):
             "keys and values": 2 * self.full_layers * self.arena(choice.context) * rows,
             "sliding layers": self.rings * rows,
             "snapshots": self.snapshots * rows,
+            "prefix store": choice.store,
         }
 
     @cached_property
@@ -210,7 +211,9 @@ class CudaSizes(TorchSizes):
     def buffers(self, choice: Allocation) -> tuple[Buffer, ...]:
         lasting = self.lasting(choice)
         decoding, graphs = self.decoding(choice.rows), self.graphs(choice)
-        later = lasting["snapshots"] + decoding + graphs  # allocated after the model is opened
+        later = (
+            lasting["snapshots"] + choice.store + decoding + graphs
+        )  # allocated after the model is opened
         sizes = {
             **lasting,
             "scratch": max(self.reading(choice), self.loading - later),

@@ -40,6 +40,11 @@ def parse_bytes(text: str) -> int:
     return nbytes
 
 
+def parse_budget(text: str) -> int:
+    """As `parse_bytes`, or "0". Raises ValueError in one line."""
+    return 0 if text.strip() == "0" else parse_bytes(text)
+
+
 def parse_tokens(text: str) -> int:
     """ "8192" or "32k" (times 1024) -> tokens. Raises ValueError in one line."""
     match = _TOKENS.fullmatch(text.strip().lower())

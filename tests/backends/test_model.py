@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from gptoss_mlx.backends.mlx.model import Transformer
+from gptoss_mlx.backends.state import layout_bytes
 from tests.support.backends import BACKENDS, open_on, token_on
 from tests.support.checkpoints import Shape
 from tests.support.comparison import argmax_agreement, fresh, opened, relative_l2, worst_row
@@ -219,6 +220,8 @@ class _Walk:
         self.rows: list[Logits] = []
         self.snapshots = [self.state.snapshot()]
         self.fresh_token = 0
+        self.short: int | None = None  # the length at which the rings are ahead by a token
+        self.shorts: dict[int, int | None] = {}  # the same of each snapshot
 
     def extend(self, count: int) -> None:
         count = max(count, 1)
@@ -232,17 +235,55 @@ class _Walk:
             self.extend(1)
 
     def snapshot(self, _: int) -> None:
-        self.snapshots.append(self.state.snapshot())
+        self._take(0)
+
+    def snapshot_of_before(self, _: int) -> None:
+        if self.ids and self.short != len(self.ids):
+            self._take(1)
+
+    def _take(self, back: int) -> None:
+        held = len(self.ids)
+        self.snapshots.append(self.state.snapshot(back))
+        ahead = back and held > self.state.window
+        self.shorts[id(self.snapshots[-1])] = held - back if ahead else self.short
 
     def restore(self, which: int) -> None:
         snapshot = self.snapshots[-1 - which % len(self.snapshots)]
         snapshot.restore()
+        self.short = self.shorts.get(id(snapshot))
         self._cut(snapshot.offset)
+
+    def copy(self, which: int) -> None:
+        """Go on with a copy of all up to a snapshot, in segments; every other through bytes."""
+        end = self.snapshots[-1 - which % len(self.snapshots)].offset
+        ends = sorted({s.offset: s for s in self.snapshots if 0 < s.offset <= end}.items())
+        segments: list[Any] = []
+        shorts: list[int | None] = []
+        for at, snapshot in ends:
+            segments.append(self.state.segment(segments[-1].end if segments else 0, snapshot))
+            shorts.append(self.shorts.get(id(snapshot)))
+            layout = self.model.layout(at - segments[-1].start)
+            assert segments[-1].nbytes == layout_bytes(layout)
+            if at % 2:
+                host = [data.copy() for data in self.model.to_host(segments[-1])]
+                assert sum(data.nbytes for data in host) == layout_bytes(layout)
+                segments[-1] = self.model.from_host(segments[-1].start, at, host)
+                shorts[-1] = at
+        if segments:
+            self.state.close()
+            self.state = self.model.restore(segments)
+            self.snapshots = [self.state.recall(segment) for segment in segments]
+            self.shorts = dict(zip(map(id, self.snapshots), shorts, strict=True))
+            self.short = shorts[-1]
+            self._cut(end)
 
     def trim(self, to: int) -> None:
         held = len(self.ids)
         offset = held - to % (held + 1)
-        if offset == held or held <= self.state.window:
+        fresh = self.short != held and (held <= self.state.window or offset == held - 1)
+        if offset == held or fresh:
+            if offset < held and held > self.state.window:
+                self.short = offset
             self.state.trim(offset)
             self._cut(offset)
         else:
@@ -251,19 +292,24 @@ class _Walk:
 
     def _cut(self, offset: int) -> None:
         del self.ids[offset:], self.rows[offset:]
-        self.snapshots = [s for s in self.snapshots if s.offset <= offset]
+        self.snapshots = [s for s in self.snapshots if s.offset <= offset] or [
+            self.state.snapshot()
+        ]
 
 
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(["extend", "decode", "snapshot", "restore", "trim"]), st.integers(0, 20)
+        st.sampled_from(
+            ["extend", "decode", "snapshot", "snapshot_of_before", "restore", "trim", "copy"]
+        ),
+        st.integers(0, 20),
     ),
     min_size=6,
-    max_size=14,
+    max_size=16,
 )
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(STEPS)
 def test_any_snapshots_restores_and_trims_give_one_pass(
     model_of: Callable[[Shape], Any], steps: list[tuple[str, int]]

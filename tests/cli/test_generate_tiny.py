@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -86,3 +87,24 @@ def test_it_answers_with_the_network_cut() -> None:
     result = offline("What is 27 + 58?", *ASK)
     assert (result.returncode, result.stderr) == (0, "")
     assert "85" in result.stdout
+
+
+def test_a_folder_of_prefixes_is_read_by_the_next_process(tmp_path: Path) -> None:
+    folder, long = tmp_path / "prefixes", "Be brief. " * 100
+    asked = ("--model", "tiny", "--temperature", "0", "--system", long, "--stats")
+    first = CliRunner().invoke(main, [*asked, "--cache-dir", str(folder), "What is 27 + 58?"])
+    again = CliRunner().invoke(main, [*asked, "--cache-dir", str(folder), "What is 20 + 30?"])
+    plain = CliRunner().invoke(main, [*asked, "What is 20 + 30?"])
+    reused = [
+        int(re.search(r"(\d+) reused", r.stderr)[1])  # type: ignore[index]
+        for r in (first, again, plain)
+    ]
+    assert reused[0] == reused[2] == 0
+    assert reused[1] > 300
+    assert again.stdout == plain.stdout
+    assert "note" not in first.stderr + again.stderr
+    path = next(iter(folder.iterdir()))
+    path.write_bytes(path.read_bytes()[:-1])
+    broken = CliRunner().invoke(main, [*asked, "--cache-dir", str(folder), "What is 20 + 30?"])
+    assert broken.stdout == plain.stdout
+    assert broken.stderr.count("note: the prefix store") <= 1

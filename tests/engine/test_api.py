@@ -58,6 +58,9 @@ class TestOpening:
             ({"memory": float("nan")}, "memory is nan, but must be"),
             ({"memory": -5}, "memory is -5, but must be"),
             ({"parallel": "two"}, "parallel is 'two', but must be a number of sequences"),
+            ({"cache": "-1GiB"}, "cache is '-1GiB', but must be bytes, or a size such as 2GiB"),
+            ({"cache_dir": 5}, "cache_dir is 5, but must be a folder"),
+            ({"cache_disk": 0}, "cache_disk is 0, but must be a size such as 20GiB"),
             ({"dtype": "float16"}, "dtype is 'float16', but must be bfloat16 or float32"),
             ({"dtype": ["float32"]}, "dtype is ['float32'], but must be"),
             ({"kv_bits": 4}, "kv_bits is 4, but must be 8"),
@@ -155,7 +158,7 @@ class TestClosing:
             with pytest.raises(ClosedError):
                 list(stream)
             assert list(stream) == []
-        assert scripted.engine._loop.kept is None
+        assert scripted.engine._loop._idle is None
 
 
 class TestCallbacks:

@@ -67,7 +67,8 @@ def opened(request: pytest.FixtureRequest, checkpoint_of: Callable[..., Path]) -
 @pytest.fixture
 def engine(opened: Engine) -> Engine:
     """The one engine, with nothing to reuse."""
-    opened._loop.kept = None
+    opened._loop.idle.sessions = ()
+    opened._loop.idle.store.root.children.clear()
     return opened
 
 
@@ -309,9 +310,11 @@ def test_reuse_gives_what_reading_all_again_gives(engine: Engine) -> None:
     for cut, new in ((None, 9), (None, 20), (-12, 3), (45, 10), (40, 1), (3, 50), (None, 2)):
         sequence = [*sequence[:cut], *rng.integers(0, 199998, new).tolist()]
         found = run(engine, sequence, raw=True, **SEEDED)
-        session, engine._loop.kept = engine._loop.kept, None
+        idle = engine._loop.idle
+        sessions, idle.sessions = idle.sessions, ()
+        idle.store.root.children.clear()
         assert_same(found, run(engine, sequence, raw=True, **SEEDED))
-        engine._loop.kept = session
+        idle.sessions = sessions
         sequence = [*sequence, *ids_of(found)]
 
 
@@ -370,6 +373,6 @@ def test_stats_name_the_bytes_in_use(engine: Engine) -> None:
     stats = engine.stats()
     assert stats["session_tokens"] == len(PROMPT) + 2
     key_bytes = 2 * 16 * 4  # a key and a value of 16 float32
-    assert stats["snapshot_bytes"] == key_bytes * SHAPE.window
+    assert stats["snapshot_bytes"] == 2 * key_bytes * SHAPE.window  # of the prompt, the answer
     assert stats["kv_bytes"] >= key_bytes * (SHAPE.window + len(PROMPT))
     assert stats["active_bytes"] > 2 * VOCAB_SIZE * 32

@@ -5,18 +5,20 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
 import pytest
 
 from gptoss_mlx.engine import engine as engine_module
-from gptoss_mlx.engine import inbox, loop, session
+from gptoss_mlx.engine import idle, inbox, loop, prefix, session
 from gptoss_mlx.engine import sequence as sequence_module
 from gptoss_mlx.engine.engine import Engine
 from gptoss_mlx.engine.events import Event, FinishEvent, PrefillEvent, TokenEvent
 from gptoss_mlx.engine.sequence import Sequence
 from gptoss_mlx.errors import ClosedError, MessageError
+from tests.engine.test_prefix import check
 from tests.support.interrupts import everywhere
 from tests.support.ring_model import RingState
 from tests.support.scripted_model import Scripted, finish_of, ids_of
@@ -277,12 +279,12 @@ def test_what_cannot_be_asked_is_refused_at_once() -> None:
     assert scripted.engine.finished
 
 
-MODULES = (engine_module, inbox, loop, sequence_module, session)
+MODULES = (engine_module, idle, inbox, loop, prefix, sequence_module, session)
 
 
 def test_an_interrupt_anywhere_in_streams_side_by_side() -> None:
-    """A thousand places: whoever asks next is answered as if it had not come, and no session but
-    one stays."""
+    """A thousand places: whoever asks next is answered as if it had not come, and no more sessions
+    stay than there are rows."""
     scripted = Scripted(window=4, chunk=2)
     scripted.model.rows = 2
     scripted.model.states = Living()
@@ -292,8 +294,34 @@ def test_an_interrupt_anywhere_in_streams_side_by_side() -> None:
         scripted.replies[:] = [reply(70, 1)]
         assert scripted.engine.generate([9, 8, 7], **RAW).token_ids == (70, END)
         assert scripted.engine.finished
-        assert len(_open(scripted)) == 1
+        assert len(_open(scripted)) <= 2
     assert count > 500
+
+
+def test_an_interrupt_anywhere_in_the_store_leaves_only_right_nodes(tmp_path: Path) -> None:
+    """Conversations that take each other's one row, with a store in memory and on the disk."""
+    scripted = Scripted(window=4, chunk=8, cache=700, cache_dir=tmp_path)
+    scripted.model.rows = 1
+    scripted.model.states = Living()
+    prompts = [[*range(9), *range(n, n + 5)] for n in (100, 200)]
+    count = 0
+
+    def talk() -> None:
+        scripted.replies[:] = [reply(64, 1), reply(65, 1), reply(66, 1)]
+        for prompt in prompts:
+            list(scripted.engine.stream(prompt, **RAW))
+
+    for count in everywhere((idle, prefix), talk, step=5):
+        check(scripted.store)
+        scripted.replies[:] = [reply(70, 1)]
+        prompt = prompts[count % 2]
+        assert scripted.engine.generate([*prompt, 7], **RAW).token_ids == (70, END)
+        assert len(_open(scripted)) == 1
+        assert scripted.held() == [*prompt, 7, 70, END]
+    assert count > 500
+    assert scripted.engine.notes == ()
+    scripted.engine.close()
+    assert not [t for t in threading.enumerate() if t.name == "prefix-store"]
 
 
 class Living(list[RingState]):
@@ -324,4 +352,4 @@ def test_nothing_is_left_when_all_have_left() -> None:
     sinks = [added(scripted, [i + 1])[1] for i in range(5)]
     run(scripted.engine)
     assert all(isinstance(sink.events[-1], FinishEvent) for sink in sinks)
-    assert len(_open(scripted)) == 1  # the one that the next prompt may go on from
+    assert len(_open(scripted)) == 3  # as many as there are rows: prompts may go on from them

@@ -11,6 +11,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from gptoss_mlx.backends.protocol import AnyModel
+from gptoss_mlx.engine.marks import Marks
 from gptoss_mlx.engine.session import SNAPSHOT_BUDGET, Session
 from tests.support.ring_model import RingModel, RingState
 
@@ -85,7 +86,7 @@ def test_any_conversation_is_held_exactly_and_reused_at_most(
         ids = held[: turn.keep] + turn.new
         same = common(held, ids[:-1])
         choices = [len(m) for m in marks if len(m) <= same] + [0]
-        if length == same or length <= WINDOW:
+        if length in (same, same + 1) or length <= WINDOW:
             choices.append(same)
         reused = session.resume(ids)
         event(f"reused {'nothing' if not reused else 'all' if reused == same else 'a part'}")
@@ -95,7 +96,7 @@ def test_any_conversation_is_held_exactly_and_reused_at_most(
 
         list(session.prefill(ids[reused:-1]))
         assert session.tokens == state_of(session).held() == ids[:-1]
-        if turn.mark:
+        if turn.mark and ids[:-1]:
             session.mark()
             marks = [m for m in marks if m != ids[:-1]] + [ids[:-1]]
             marks = marks[len(marks) - snapshots :] if snapshots < len(marks) else marks
@@ -145,6 +146,13 @@ def test_one_token_beyond_the_window_it_needs_a_snapshot() -> None:
     assert state_of(session).held() == [1, 2, 3, 9]
 
 
+def test_the_last_token_is_forgotten_at_any_length_but_only_one() -> None:
+    session = session_of()
+    read(session, list(range(20)), mark=False)
+    assert session.resume([*range(19), 50, 51]) == 19
+    assert session.resume([*range(18), 50]) == 0
+
+
 def test_the_newest_snapshot_that_fits_is_restored() -> None:
     session = session_of()
     for end in (10, 14, 18):
@@ -171,8 +179,11 @@ def test_a_pending_token_is_forgotten() -> None:
     assert read(session, list(range(12))) == 11
     write(session, [12])
     decode(session, 50)
-    assert read(session, [*range(13), 60]) == 11  # where the snapshot is: the ring went too far
-    assert state_of(session).held() == [*range(13), 60]
+    assert read(session, [*range(13), 60]) == 13
+    decode(session, 50)
+    decode(session, 50)
+    assert read(session, [*range(13), 61]) == 13  # where the snapshot is: the ring went too far
+    assert state_of(session).held() == [*range(13), 61]
 
 
 def test_the_budget_lets_the_oldest_go() -> None:
@@ -182,6 +193,35 @@ def test_the_budget_lets_the_oldest_go() -> None:
     assert [s.offset for s in session.snapshots] == [19, 29]
     assert sum(s.nbytes for s in session.snapshots) <= session.budget
     assert session.resume([*range(15), 99]) == 0
+
+
+def test_what_every_conversation_goes_back_to_stays_longest() -> None:
+    session = session_of(budget=3 * WINDOW)
+    list(session.prefill(list(range(60)), Marks((10, 20, 30, 40, 50, 60), head=10, reply=30)))
+    assert [s.offset for s in session.snapshots] == [10, 30, 60]
+    session = session_of(budget=WINDOW)
+    list(session.prefill(list(range(60)), Marks((10, 20, 30, 40, 50, 60), head=10, reply=30)))
+    assert [s.offset for s in session.snapshots] == [60]
+
+
+def test_an_answer_ends_before_its_stop_token() -> None:
+    session = session_of()
+    read(session, list(range(20)))
+    write(session, [30, 31, 32])
+    session.mark_answer()
+    session.mark_answer()
+    assert [s.offset for s in session.snapshots] == [19, 22]
+    write(session, range(50, 70))
+    assert read(session, [*range(20), 30, 31, 40, 41]) == 22
+    assert state_of(session).held() == [*range(20), 30, 31, 40, 41]
+
+
+def test_it_says_what_going_on_would_lose() -> None:
+    session = session_of()
+    list(session.prefill(list(range(60)), Marks((10, 20, 30, 40, 50, 60), head=10, reply=50)))
+    write(session, range(80, 99))
+    for kept, lost in ((15, True), (25, True), (45, True), (50, False), (55, False), (60, False)):
+        assert session.loses([*range(kept), 99, 98]) is lost
 
 
 def test_a_snapshot_larger_than_the_budget_is_not_kept() -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from gptoss_mlx.errors import ContextError, MemoryBudgetError
 from gptoss_mlx.plan.buffers import GROWTH, HEADROOM, RUNTIME, SCORES_BYTES, least_slots
-from gptoss_mlx.plan.memory import CHUNKS, Plan, device_bytes, make_plan, wired_bytes
+from gptoss_mlx.plan.memory import CHUNKS, STORE, Plan, device_bytes, make_plan, wired_bytes
 from gptoss_mlx.settings import Settings
 from gptoss_mlx.spec.config import ModelConfig
 from gptoss_mlx.spec.recipe import RECIPES, quantization
@@ -336,6 +336,32 @@ shapes = st.builds(
 machines = st.sampled_from([GPU, CPU])
 recipes = st.sampled_from(["bf16", "8", "mixed"])
 budgets = st.floats(7, 11).map(lambda exponent: int(10**exponent))
+
+
+def test_the_prefix_store_takes_half_of_what_is_left_at_most() -> None:
+    """So the choices are those without one, and a model that fitted still fits."""
+    config = RELEASED["20b", "8"]
+    for machine in MACHINES.values():
+        none = make_plan(config, machine, Settings(cache=0))
+        plan = make_plan(config, machine)
+        assert (none.store, plan.store) == (0, min(STORE, (none.left or 0) // 2))
+        assert replace(plan, buffers=none.buffers, store=0) == none
+        assert plan.of("prefix store") == plan.store == plan.total - none.total
+    assert make_plan(config, GPU).store == 0  # nobody knows what is left
+
+
+def test_a_prefix_store_that_is_asked_for_is_planned_like_the_rest() -> None:
+    config = RELEASED["20b", "8"]
+    none = make_plan(config, GPU, Settings(context=8192, cache=0))
+    exact = none.total + GiB
+    asked = make_plan(config, GPU, Settings(context=8192, cache=GiB, memory=exact))
+    assert (asked.store, asked.total, asked.slots) == (GiB, exact, 32)
+    fewer = make_plan(config, GPU, Settings(context=8192, cache=GiB, memory=exact - 2 * GiB))
+    assert fewer.store == GiB
+    assert fewer.slots < 32
+    assert fewer.total <= exact - 2 * GiB
+    with pytest.raises(MemoryBudgetError, match=r"prefix store 1\.00 GiB|the rest"):
+        make_plan(config, GPU, Settings(context=8192, cache=GiB, memory=3 * GiB))
 
 
 @settings(max_examples=200, deadline=None)

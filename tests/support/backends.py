@@ -10,6 +10,8 @@ import pytest
 import gptoss_mlx
 from gptoss_mlx.backends.protocol import sealed
 from gptoss_mlx.engine.engine import Engine
+from gptoss_mlx.engine.prefix import PrefixStore, root_name
+from gptoss_mlx.files.store import OWNER_DIGITS, FileStore
 from gptoss_mlx.harmony.tokenizer import load_tokenizer
 from gptoss_mlx.models.checkpoint import Checkpoint
 from tests.support.fake_backend import FakeModel
@@ -46,11 +48,23 @@ def engine_on(backend: str, folder: Path, **options: Any) -> Engine:
     return gptoss_mlx.load(str(folder), backend=backend, device="cpu", **options)
 
 
-def _faked(folder: Path, context: int, parallel: int) -> Engine:
+def _faked(
+    folder: Path,
+    context: int,
+    parallel: int = ROWS,
+    cache: int = 0,
+    cache_dir: Path | None = None,
+    cache_disk: int = 1 << 30,
+) -> Engine:
     with Checkpoint.open(folder) as checkpoint:
         config = checkpoint.config
     model = sealed(FakeModel(config, parallel))
-    return Engine(model, load_tokenizer(folder, config), config, context, {})
+    files = None
+    if cache_dir is not None:
+        owner = root_name("fake")[:OWNER_DIGITS]
+        files = FileStore(cache_dir, cache_disk, owner, cache)
+    store = PrefixStore(model, cache, "fake", files)
+    return Engine(model, load_tokenizer(folder, config), config, context, {}, store=store)
 
 
 def token_on(backend: str, token: int) -> Any:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptoss_mlx.backends.sampler import Fetch, RuledSampler
-from gptoss_mlx.backends.state import Rewindable
+from gptoss_mlx.backends.state import Copied, Rewindable
 from gptoss_mlx.errors import CapacityError
 from gptoss_mlx.spec.config import ModelConfig
 from gptoss_mlx.spec.sampling import Sampling
@@ -48,6 +48,12 @@ class FakeState(Rewindable[Array]):
     def put_back(self, rings: Sequence[Array | None]) -> None:
         (self.ring[:],) = rings
 
+    def part(self, start: int, end: int) -> Sequence[Array]:
+        return [np.stack(self.rows[start:end])]
+
+    def fill(self, parts: Sequence[Sequence[Array]]) -> None:
+        self.rows = [row for (rows,) in parts for row in rows]
+
     def close(self) -> None:
         self.rows.clear()
 
@@ -68,6 +74,22 @@ class FakeModel:
 
     def new_state(self) -> FakeState:
         return FakeState(self.config.sliding_window)
+
+    def restore(self, segments: Sequence[Copied[Array]]) -> FakeState:
+        state = self.new_state()
+        state.restore(segments)
+        return state
+
+    def layout(self, tokens: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+        window = self.config.sliding_window
+        return {"rows": ("F32", (tokens, WIDTH)), "ring": ("F32", (window, WIDTH))}
+
+    def to_host(self, segment: Copied[Array]) -> list[NDArray[np.uint8]]:
+        return [array.reshape(-1).view(np.uint8) for array in segment.arrays]
+
+    def from_host(self, start: int, end: int, data: Sequence[NDArray[np.uint8]]) -> Copied[Array]:
+        rows, ring = (array.view(np.float32).reshape(-1, WIDTH) for array in data)
+        return Copied(start, end, (rows,), (ring,), ahead=True)
 
     def prefill(self, ids: Sequence[int], state: FakeState) -> None:
         for id in ids:

@@ -59,9 +59,11 @@ def _looks_for_signals(code: CodeType, at: int, event: str) -> bool:
     return [(one.opname, one.argval) for one in exit] != [("LOAD_CONST", None)] * 3
 
 
-def everywhere(modules: Iterable[ModuleType], call: Callable[[], object]) -> Iterator[int]:
-    """Make a call again and again, interrupted at its first event, its second, and so on; gives
-    the number of each, until one is not reached."""
+def everywhere(
+    modules: Iterable[ModuleType], call: Callable[[], object], step: int = 1
+) -> Iterator[int]:
+    """Make a call again and again, interrupted at its first event, its second, and so on, or at
+    every `step`-th; gives the number of each, until one is not reached."""
     modules = list(modules)
     at = 0
     while True:
@@ -70,7 +72,7 @@ def everywhere(modules: Iterable[ModuleType], call: Callable[[], object]) -> Ite
         if not interrupt.came:
             return
         yield at
-        at += 1
+        at += step
 
 
 def left_open() -> set[object]:

@@ -11,7 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from gptoss_mlx.spec.sampling import Sampling
+
+EMPTY = (1 << 32) - 1
 
 
 @dataclass(frozen=True)
@@ -19,11 +24,12 @@ class RingSnapshot:
     state: RingState
     offset: int
     ring: tuple[Any, ...]
+    short: int | None = None
 
     def restore(self) -> None:
         assert self.offset <= self.state.offset
         self.state.ring[:] = self.ring
-        self.state.offset = self.offset
+        self.state.offset, self.state.short = self.offset, self.short
         self.state.moves.append(("restore", self.offset))
 
     @property
@@ -31,14 +37,31 @@ class RingSnapshot:
         return len(self.ring)
 
 
+@dataclass(frozen=True)
+class RingSegment:
+    start: int
+    end: int
+    arena: tuple[Any, ...]
+    ring: tuple[Any, ...]
+    short: int | None
+
+    @property
+    def nbytes(self) -> int:
+        return 4 * (len(self.arena) + len(self.ring))
+
+
 class RingState:
-    """One sequence; a snapshot of it takes `window` bytes."""
+    """One sequence; a snapshot of it takes `window` bytes.
+
+    short: the offset at which a token was forgotten that has overwritten another.
+    """
 
     def __init__(self, window: int) -> None:
         self.offset = 0
         self.arena: list[Any] = []
         self.ring: list[Any] = [None] * window
         self.moves: list[tuple[str, int]] = []  # trims and restores
+        self.short: int | None = None
         self.closed = False
 
     def append(self, token: Any) -> None:
@@ -46,24 +69,47 @@ class RingState:
         self.arena[self.offset : self.offset + 1] = [token]
         self.ring[self.offset % len(self.ring)] = token
         self.offset += 1
+        self.check(len(self.ring))
 
     def held(self) -> list[Any]:
         """The tokens the sequence consists of; arena and ring must agree about them."""
         assert len(self.arena) >= self.offset
-        for position in range(max(0, self.offset - len(self.ring)), self.offset):
-            assert self.ring[position % len(self.ring)] == self.arena[position], "a stale ring"
+        self.check(len(self.ring) - 1)
         return self.arena[: self.offset]
 
-    def snapshot(self) -> RingSnapshot:
-        return RingSnapshot(self, self.offset, tuple(self.ring))
+    def check(self, seen: int) -> None:
+        """The ring holds the last tokens that the newest or the next one sees."""
+        for position in range(max(0, self.offset - seen), self.offset):
+            assert self.ring[position % len(self.ring)] == self.arena[position], "a stale ring"
+
+    def snapshot(self, back: int = 0) -> RingSnapshot:
+        offset = self.offset - back
+        assert self.can_trim(offset)
+        short = offset if back and self.offset > len(self.ring) else self.short
+        return RingSnapshot(self, offset, tuple(self.ring), short)
+
+    def segment(self, start: int, snapshot: RingSnapshot) -> RingSegment:
+        assert snapshot.state is self
+        assert not self.closed
+        end = snapshot.offset
+        assert 0 <= start < end <= self.offset
+        return RingSegment(start, end, tuple(self.arena[start:end]), snapshot.ring, snapshot.short)
+
+    def recall(self, segment: RingSegment) -> RingSnapshot:
+        return RingSnapshot(self, segment.end, segment.ring, segment.short)
 
     def can_trim(self, offset: int) -> bool:
         assert not self.closed
-        return offset == self.offset or 0 <= offset < self.offset <= len(self.ring)
+        if offset == self.offset:
+            return True
+        fresh = 0 <= offset < self.offset != self.short
+        return fresh and (self.offset <= len(self.ring) or offset == self.offset - 1)
 
     def trim(self, offset: int) -> None:
         assert self.can_trim(offset)
         self.moves.append(("trim", offset))
+        if offset < self.offset > len(self.ring):
+            self.short = offset
         self.offset = offset
 
     def close(self) -> None:
@@ -73,6 +119,11 @@ class RingState:
     @property
     def nbytes(self) -> int:
         return len(self.arena)
+
+
+def _id(token: Any) -> int:
+    """A token as a number, also one that was on its way; of an empty place, one that is none."""
+    return EMPTY if token is None else int(getattr(token, "id", token))
 
 
 class RingModel:
@@ -95,6 +146,26 @@ class RingModel:
         state = RingState(self.window)
         self.states.append(state)
         return state
+
+    def restore(self, segments: Sequence[RingSegment]) -> RingState:
+        state = self.new_state()
+        for segment in segments:
+            assert segment.start == state.offset
+            state.arena += segment.arena
+            state.offset = segment.end
+        state.ring[:], state.short = segments[-1].ring, segments[-1].short
+        return state
+
+    def layout(self, tokens: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+        return {"arena": ("U32", (tokens,)), "ring": ("U32", (self.window,))}
+
+    def to_host(self, segment: RingSegment) -> list[NDArray[np.uint8]]:
+        ids = [[_id(token) for token in part] for part in (segment.arena, segment.ring)]
+        return [np.array(part, np.uint32).view(np.uint8) for part in ids]
+
+    def from_host(self, start: int, end: int, arrays: Sequence[NDArray[np.uint8]]) -> RingSegment:
+        arena, ring = (tuple(data.view(np.uint32).tolist()) for data in arrays)
+        return RingSegment(start, end, arena, ring, short=end)
 
     def prefill(self, ids: Sequence[int], state: RingState) -> None:
         assert 0 < len(ids) <= self.chunk

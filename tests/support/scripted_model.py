@@ -5,14 +5,17 @@ Every step is logged, so that a test sees in which order things are queued and r
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 from gptoss_mlx.backends.protocol import SampledToken
 from gptoss_mlx.engine.engine import Engine
 from gptoss_mlx.engine.events import Event, FinishEvent, TokenEvent
+from gptoss_mlx.engine.prefix import PrefixStore, root_name
+from gptoss_mlx.files.store import OWNER_DIGITS, FileStore
 from gptoss_mlx.harmony import Encoding, Mask
 from gptoss_mlx.harmony.tokenizer import HarmonyTokenizer, Tokenizer
 from gptoss_mlx.spec.sampling import Sampling
@@ -27,7 +30,7 @@ F = {"type": "function", "function": {"name": "f"}}
 Step = tuple[str, Any]
 
 
-@cache
+@functools.cache
 def tokenizer() -> HarmonyTokenizer:
     return HarmonyTokenizer()
 
@@ -77,6 +80,8 @@ class Scripted:
         context: int = 4096,
         defaults: Mapping[str, Any] | None = None,
         tokenizer_: Tokenizer | None = None,
+        cache: int = 0,
+        cache_dir: Path | None = None,
     ) -> None:
         self.replies = [
             encoding().encode_special(reply) if isinstance(reply, str) else list(reply)
@@ -87,21 +92,29 @@ class Scripted:
         self.log: list[Step] = []
         self.samplings: list[tuple[Sampling, int, list[int]]] = []
         self._failure: tuple[str, int, BaseException] | None = None
-        self.engine = Engine(
+        self._arguments = (
             cast(Any, self.model),
             tokenizer_ or tokenizer(),
             cast(Any, SimpleNamespace(vocab_size=VOCAB, max_position_embeddings=131072)),
             context,
             defaults or {},
         )
+        self.open(cache, cache_dir)
+
+    def open(self, cache: int, cache_dir: Path | None = None) -> None:
+        """Make an engine, with a prefix store of so many bytes."""
+        files = None
+        if cache_dir is not None:
+            files = FileStore(cache_dir, 1 << 30, root_name("ring")[:OWNER_DIGITS], 1 << 20)
+        self.store = PrefixStore(cast(Any, self.model), cache, "ring", files)
+        self.engine = Engine(*self._arguments, store=self.store)
 
     def fail(self, kind: str, after: int, error: BaseException) -> None:
         self._failure = (kind, after, error)
 
     def held(self) -> list[int]:
-        """The ids in the state of the session that the engine keeps."""
-        session = self.engine._loop.kept
-        assert session is not None
+        """The ids in the state of the session that became idle last."""
+        *_, session = self.engine._loop.idle.sessions
         assert isinstance(session.state, RingState)
         ids = [t.id if isinstance(t, Pending) else t for t in session.state.held()]
         assert session.tokens == ids

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptoss_mlx.system.units import parse_bytes, parse_tokens, show_bytes, show_tokens
+from gptoss_mlx.system.units import parse_budget, parse_bytes, parse_tokens, show_bytes, show_tokens
 
 
 @pytest.mark.parametrize(
@@ -77,3 +77,11 @@ def test_tokens_shown_are_the_tokens(tokens: int) -> None:
 
 def test_a_size_without_end_is_a_size() -> None:
     assert parse_bytes("9" * 400 + "GiB") > 1 << 1000
+
+
+def test_a_budget_may_be_nothing() -> None:
+    assert parse_budget(" 0 ") == 0
+    assert parse_budget("2GiB") == 2 << 30
+    for text in ("-0", "0x", "00", "0GiB"):
+        with pytest.raises(ValueError, match=r"is no size|is nothing"):
+            parse_budget(text)

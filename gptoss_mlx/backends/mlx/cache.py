@@ -125,6 +125,17 @@ class Arena:
         self._held = end
         return self._kv
 
+    def part(self, start: int, end: int, offset: int) -> tuple[mx.array, ...]:
+        """The tokens from start to end, of a sequence of `offset`."""
+        self._settle(offset)
+        assert self._kv is not None
+        return (self._kv[..., start:end, :],)
+
+    def fill(self, parts: Sequence[tuple[mx.array, ...]]) -> None:
+        """Hold what `part` gave, one after another."""
+        (kv,) = zip(*parts, strict=True)
+        self._kv, self._held = _joined(kv)
+
     def arrays(self) -> list[mx.array]:
         """The buffers held, for `mx.eval`."""
         page = [] if self._page is None else [self._page.pages]
@@ -159,6 +170,15 @@ class QuantizedArena:
         self._kv = Quantized(*grown)
         return self._kv.part(0, end)
 
+    def part(self, start: int, end: int, offset: int) -> tuple[mx.array, ...]:
+        """As `Arena.part`: codes, scales and biases."""
+        assert self._kv is not None
+        return tuple(array[..., start:end, :] for array in self._kv)
+
+    def fill(self, parts: Sequence[tuple[mx.array, ...]]) -> None:
+        """As `Arena.fill`."""
+        self._kv = Quantized(*(_joined(arrays)[0] for arrays in zip(*parts, strict=True)))
+
     def leave(self) -> None:
         """As `Arena.leave`: there are no pages."""
 
@@ -186,6 +206,13 @@ def _grown(buffer: mx.array | None, like: mx.array, used: int, need: int) -> mx.
     both, heads, _, width = like.shape
     room = mx.zeros((both, heads, capacity - used, width), dtype=like.dtype)
     return room if buffer is None else mx.concatenate([buffer[..., :used, :], room], axis=2)
+
+
+def _joined(parts: Sequence[mx.array]) -> tuple[mx.array, int]:
+    """A buffer with these tokens one after another, and their number."""
+    tokens = sum(part.shape[2] for part in parts)
+    room = _empty(parts[0], -tokens % GROWTH)
+    return mx.concatenate([*parts, room], axis=2), tokens
 
 
 class Ring:
@@ -306,11 +333,30 @@ class State(Rewindable[mx.array]):
             layer.leave()
 
     def hold(self) -> list[mx.array | None]:
-        return [ring.hold() for ring in self._rings()]
+        held = [ring.hold() for ring in self._rings()]
+        # What is computed later may be so on another thread, which has not this one's stream.
+        mx.eval([ring for ring in held if ring is not None])
+        return held
 
     def put_back(self, rings: Sequence[mx.array | None]) -> None:
         for ring, held in zip(self._rings(), rings, strict=True):
             ring.put_back(held)
+        mx.eval(self.arrays())  # as above
+
+    def part(self, start: int, end: int) -> list[mx.array]:
+        parts = [layer.part(start, end, self.offset) for layer in self._arenas()]
+        # Stacked, and so copied: a slice would keep the whole arena in memory.
+        copies = [mx.contiguous(mx.stack(list(arrays))) for arrays in zip(*parts, strict=True)]
+        mx.eval(copies)
+        return copies
+
+    def fill(self, parts: Sequence[Sequence[mx.array]]) -> None:
+        for i, arena in enumerate(self._arenas()):
+            arena.fill([tuple(array[i] for array in arrays) for arrays in parts])
+        mx.eval(self.arrays())
+
+    def _arenas(self) -> list[Arena | QuantizedArena]:
+        return [layer for layer in self.layers if not isinstance(layer, Ring)]
 
     def _rings(self) -> list[Ring]:
         return [layer for layer in self.layers if isinstance(layer, Ring)]

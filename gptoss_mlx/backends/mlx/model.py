@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptoss_mlx.backends.loading import bytes_to_read
+from gptoss_mlx.backends.mlx import segments
 from gptoss_mlx.backends.mlx.blocks import Block
 from gptoss_mlx.backends.mlx.cache import State, kv_group
 from gptoss_mlx.backends.mlx.embedding import Embedding, FileEmbedding, ResidentEmbedding, Rows
@@ -27,7 +28,8 @@ from gptoss_mlx.backends.mlx.rehearsal import rehearse
 from gptoss_mlx.backends.mlx.sampler import Sampler
 from gptoss_mlx.backends.mlx.streaming import Streaming
 from gptoss_mlx.backends.mlx.weights import Loader
-from gptoss_mlx.backends.state import check_rows
+from gptoss_mlx.backends.protocol import Layout
+from gptoss_mlx.backends.state import Copied, check_rows
 from gptoss_mlx.errors import ConfigError
 from gptoss_mlx.models.checkpoint import Checkpoint, Progress
 from gptoss_mlx.plan.buffers import least_slots
@@ -59,7 +61,7 @@ class Transformer:
         rows: int = 1,
     ) -> None:
         self.config, self.chunk, self.rows, self.streaming = config, chunk, rows, streaming
-        self.kernels, self.kv_bits = loader.kernels, kv_bits
+        self.kernels, self.kv_bits, self.dtype = loader.kernels, kv_bits, loader.dtype
         self.sliding = tuple(config.is_sliding(i) for i in range(config.num_hidden_layers))
         rope_periods = mx.array(periods(config).astype(np.float32))
         self.embedding = embedding
@@ -81,6 +83,24 @@ class Transformer:
     def new_state(self) -> State:
         """An empty sequence."""
         return State(self.sliding, self.config.sliding_window, self.kv_bits)
+
+    def restore(self, parts: Sequence[Copied[mx.array]]) -> State:
+        """A new sequence from segments, each of which begins where the one before ends."""
+        state = self.new_state()
+        state.restore(parts)
+        return state
+
+    def layout(self, tokens: int) -> Layout:
+        """What a segment of so many tokens consists of."""
+        return segments.layout(self.config, self.dtype, self.kv_bits, tokens)
+
+    def to_host(self, segment: Copied[mx.array]) -> list[NDArray[np.uint8]]:
+        return segments.to_host(segment)
+
+    def from_host(
+        self, start: int, end: int, arrays: Sequence[NDArray[np.uint8]]
+    ) -> Copied[mx.array]:
+        return segments.from_host(start, end, arrays, self.layout(end - start))
 
     def hidden(
         self, ids: Sequence[int] | mx.array, state: State, *, answered: bool = True

@@ -142,6 +142,17 @@ class State(Rewindable[torch.Tensor]):
         assert held is not None
         self.cache.rings[:, self.row] = held
 
+    def part(self, start: int, end: int) -> list[torch.Tensor]:
+        place = self.place
+        held = place.arenas if isinstance(place, Parked) else self.cache.arenas[:, self.row]
+        return [held[..., start:end, :].to(self.cache.arenas.device, copy=True).contiguous()]
+
+    def fill(self, parts: Sequence[Sequence[torch.Tensor]]) -> None:
+        row, end = self.row, 0
+        for (kept,) in parts:
+            start, end = end, end + kept.shape[-2]
+            self.cache.arenas[:, row, :, :, start:end] = kept
+
     @property
     def nbytes(self) -> int:
         return (self.cache.arenas.nbytes + self.cache.rings.nbytes) // self.cache.rows

@@ -15,7 +15,9 @@ import torch
 from numpy.typing import NDArray
 
 from gptoss_mlx.backends.loading import bytes_to_read
-from gptoss_mlx.backends.torch import mxfp4
+from gptoss_mlx.backends.protocol import Layout
+from gptoss_mlx.backends.state import Copied
+from gptoss_mlx.backends.torch import mxfp4, segments
 from gptoss_mlx.backends.torch.blocks import Block, Norm
 from gptoss_mlx.backends.torch.cache import Cache, State
 from gptoss_mlx.backends.torch.choice import Kernels, choose_kernels
@@ -80,6 +82,25 @@ class Transformer:
     def new_state(self) -> State:
         """An empty sequence. There may be more sequences than rows: see cache.py."""
         return self.cache.new_state()
+
+    @torch.inference_mode()
+    def restore(self, copies: Sequence[Copied[torch.Tensor]]) -> State:
+        """A new sequence, which has a row, from segments that follow one another."""
+        state = self.cache.new_state()
+        state.restore(copies)
+        return state
+
+    def layout(self, tokens: int) -> Layout:
+        """What a segment of so many tokens consists of."""
+        return segments.layout(self.cache, tokens)
+
+    def to_host(self, segment: Copied[torch.Tensor]) -> list[NDArray[np.uint8]]:
+        return segments.to_host(segment)
+
+    def from_host(
+        self, start: int, end: int, data: Sequence[NDArray[np.uint8]]
+    ) -> Copied[torch.Tensor]:
+        return segments.from_host(start, end, data, self.cache)
 
     @torch.inference_mode()
     def prefill(self, ids: Sequence[int], state: State) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gptoss_mlx.backends.mlx.cache import Arena, Ring, Row, State
 from gptoss_mlx.backends.mlx.ops.place import Spot, anywhere, places
-from gptoss_mlx.backends.state import RingSnapshot
+from gptoss_mlx.backends.state import Copied, RingSnapshot
 from gptoss_mlx.plan.buffers import GROWTH, PAGE
 from tests.backends.mlx.test_cache import KV_HEADS, WIDTH, _extend, _tokens, _values
 
@@ -49,6 +49,22 @@ def _append(state: State, kept: list[int], new: list[int]) -> None:
     state.offset += len(new)
 
 
+def _copied(
+    state: State, last: RingSnapshot[mx.array], snapshots: list[RingSnapshot[mx.array]]
+) -> tuple[State, list[RingSnapshot[mx.array]]]:
+    """A state made of segments that end where snapshots are, up to the last; the old one goes."""
+    by_end = {s.offset: s for s in snapshots if 0 < s.offset < last.offset}
+    segments: list[Copied[mx.array]] = []
+    for snapshot in [*(by_end[end] for end in sorted(by_end)), last]:
+        if snapshot.offset:
+            segments.append(state.segment(segments[-1].end if segments else 0, snapshot))
+    copy = State([True, False, False], WINDOW)
+    if segments:
+        copy.restore(segments)
+    state.close()
+    return copy, [copy.recall(segment) for segment in segments]
+
+
 STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("one by one"), st.one_of(st.integers(1, 9), st.integers(1, 2 * PAGE))),
@@ -57,6 +73,8 @@ STEPS = st.lists(
         st.tuples(st.just("restore"), st.integers(0, 5)),
         st.tuples(st.just("trim"), st.integers(0, WINDOW)),
         st.tuples(st.just("cut"), st.integers(0, 100)),
+        st.tuples(st.just("forget one"), st.just(0)),
+        st.tuples(st.just("copy"), st.integers(0, 5)),
     ),
     max_size=9,
 )
@@ -75,6 +93,10 @@ def test_whatever_is_forgotten_the_rest_is_seen(steps: list[tuple[str, int]]) ->
             snapshot.restore()
         elif step == "trim" and state.can_trim(n):
             state.trim(n)
+        elif step == "forget one" and state.offset and state.can_trim(state.offset - 1):
+            state.trim(state.offset - 1)
+        elif step == "copy" and snapshots and len(state.layers) == 3:
+            state, snapshots = _copied(state, snapshots[n % len(snapshots)], snapshots)
         elif step == "cut":  # without rings an arena alone may forget from anywhere
             state.layers = [layer for layer in state.layers if isinstance(layer, Arena)]
             state.offset = max(0, state.offset - n)
@@ -135,3 +157,33 @@ def test_a_step_has_one_table_of_places() -> None:
     assert all(place.paged for place in found)
     assert not anywhere(20).paged
     assert np.array(anywhere(20).table).tolist() == [[[20, 0, 0, 0, 1]]]
+
+
+def test_a_copy_has_what_lies_in_pages_and_the_rings_of_its_end() -> None:
+    state, kept, snapshots = State([True, False, False], WINDOW), list[int](), []
+    for lengths in ([70], [1] * 20, [1] * 5):
+        for length in lengths:
+            new = list(range(len(kept) + 1, len(kept) + 1 + length))
+            _append(state, kept, new)
+            kept += new
+        snapshots.append(state.snapshot())
+    copy, _ = _copied(state, snapshots[1], snapshots)
+    assert copy.offset == 90
+    for length in (1, 1, 3, 1):
+        new = list(range(500 + copy.offset, 500 + copy.offset + length))
+        _append(copy, [*kept[:90], *range(590, 500 + copy.offset)], new)
+
+
+def test_rings_that_are_ahead_stay_so_in_a_snapshot_and_in_a_copy() -> None:
+    state, kept = State([True, False, False], WINDOW), list(range(1, 2 * WINDOW))
+    _append(state, [], kept)
+    snapshot = state.snapshot(back=1)
+    segment = state.segment(0, snapshot)
+    snapshot.restore()
+    copy = State([True, False, False], WINDOW)
+    copy.restore([segment])
+    for other in (state, copy):
+        assert other.offset == len(kept) - 1
+        assert not other.can_trim(other.offset - 1)
+        _append(other, kept[:-1], [99])
+        assert other.can_trim(other.offset - 1)
