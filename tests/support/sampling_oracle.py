@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -20,6 +20,21 @@ class Expected:
 
     kept: dict[int, float]
     margin: float
+
+
+def permits(mask: Mask, id: int) -> bool:
+    """Whether a mask permits a token."""
+    if mask.bits is not None:
+        return id < 8 * len(mask.bits) and bool(mask.bits[id // 8] >> id % 8 & 1)
+    if mask.allow is not None:
+        return id in mask.allow
+    return mask.ban is not None and id not in mask.ban
+
+
+def packed(ids: Collection[int], size: int) -> Mask:
+    """The mask of bits that permits these of the ids below `size`."""
+    flags = np.isin(np.arange(size), sorted(ids))
+    return Mask(bits=np.packbits(flags, bitorder="little").tobytes())
 
 
 def oracle(
@@ -40,7 +55,7 @@ def oracle(
         x[id] += bias
     kept = list(range(len(x)))
     if mask is not None:
-        kept = [i for i in kept if (i in mask.allow if mask.allow else i not in (mask.ban or ()))]
+        kept = [i for i in kept if permits(mask, i)]
     kept.sort(key=lambda i: (-x[i], i))
     most = 1 if options.temperature == 0 else options.top_k or len(kept)
     margins = [x[a] - x[b] for a, b in pairwise(kept[most - 1 : most + 1])]
