@@ -10,7 +10,7 @@ import pytest
 from gptoss_mlx.harmony import Encoding, Headers, HeaderState, Mask, Parser, render_reply
 from gptoss_mlx.harmony.encoding import CALL, END, ENDOFTEXT, MESSAGE, RETURN, START
 from gptoss_mlx.harmony.header import read_header
-from gptoss_mlx.harmony.headers import _texts
+from gptoss_mlx.harmony.headers import _calls, _plain
 
 TOOLS = ("get_weather", "get_weather2", "f", "a-b_c")
 CONFIGURATIONS: list[dict[str, Any]] = [
@@ -173,7 +173,7 @@ def test_tokens_that_are_not_permitted_lead_back_to_a_header(encoding: Encoding)
 def test_headers_are_the_tokens_of_their_texts(encoding: Encoding) -> None:
     tools, builtin = ("f", "get_weather-2", "x" * 128), ("browser", "python")
     start = Headers(encoding, tools=tools, builtin=builtin, response_format={}).start()
-    for text in _texts(tools, builtin, True):
+    for text in [*_plain(True, True, True), *_calls(tools, builtin, True)]:
         state = start
         for id in encoding.encode_special(text):
             assert state.mask.allow is not None
