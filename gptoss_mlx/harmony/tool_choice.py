@@ -46,6 +46,4 @@ def _named(function: Any, tools: Tools) -> Function:
     for known in tools.functions:
         if known.name == name:
             return known
-    raise MessageError(
-        f"tool_choice names the function {shown(name)}, which is not among the tools"
-    )
+    raise MessageError(f"tool_choice: the function {shown(name)} is not among the tools")

@@ -24,11 +24,18 @@ class Expected:
 
 def permits(mask: Mask, id: int) -> bool:
     """Whether a mask permits a token."""
+    return bool(flags(mask, id + 1)[id])
+
+
+def flags(mask: Mask, size: int) -> NDArray[np.bool_]:
+    """Of the ids below `size`, those that a mask permits."""
+    found = np.full(size, mask.ban is not None)
     if mask.bits is not None:
-        return id < 8 * len(mask.bits) and bool(mask.bits[id // 8] >> id % 8 & 1)
-    if mask.allow is not None:
-        return id in mask.allow
-    return mask.ban is not None and id not in mask.ban
+        bits = np.unpackbits(np.frombuffer(mask.bits, np.uint8), bitorder="little")[:size]
+        found[: len(bits)] = bits
+    found[[id for id in mask.allow or () if id < size]] = True
+    found[[id for id in mask.ban or () if id < size]] = False
+    return found
 
 
 def packed(ids: Collection[int], size: int) -> Mask:
