@@ -13,6 +13,7 @@ from urllib.parse import unquote
 
 from gptoss_mlx.errors import GrammarError
 from gptoss_mlx.files.jsonfile import shown
+from gptoss_mlx.harmony.control_characters import demands_control, has_control
 from gptoss_mlx.harmony.schema_graph import SchemaGraph
 
 MAX_SCHEMAS = 10_000
@@ -126,6 +127,12 @@ class _Checker:
             self.fail(f"{_short(place)} has {shown(value)}, no text of at most {MAX_TEXT} letters")
         return value
 
+    def pattern(self, value: Any, place: str, depth: int) -> str:
+        text = self.text(value, place, depth)
+        if demands_control(text):
+            self.fail(f"{_short(place)} is {shown(value)}, with a control character")
+        return text
+
     def names(self, value: Any, place: str, depth: int) -> list[str]:
         if not isinstance(value, (list, tuple)) or len(value) > MAX_PROPERTIES:
             self.fail(f"{_short(place)} must be a list of at most {MAX_PROPERTIES} names")
@@ -186,6 +193,8 @@ class _Checker:
         if value is None or isinstance(value, bool):
             return value
         if isinstance(value, str):
+            if has_control(value):
+                self.fail(f"{_short(place)} has {shown(value)}, with a control character")
             return self.text(value, place, depth)
         if isinstance(value, Mapping):
             return {
@@ -210,7 +219,7 @@ _RULES: Mapping[str, Rule] = {
     "const": _Checker.value,
     "enum": _Checker.values,
     "required": _Checker.names,
-    "pattern": _Checker.text,
+    "pattern": _Checker.pattern,
     "format": _Checker.format,
     "uniqueItems": _Checker.value,
 }

@@ -76,6 +76,20 @@ def test_annotations_are_left_out() -> None:
         ({"const": object()}, "#/const is <object"),
         ({"multipleOf": 0}, "#/multipleOf is 0, but must be above 0"),
         ({"minProperties": 2}, '"minProperties" at # is not supported above'),
+        ({"const": "a\0b"}, "#/const has .*with a control character"),
+        ({"enum": ["a", "a\x7fb"]}, "#/enum has .*with a control character"),
+        *(
+            ({"pattern": pattern}, "#/pattern is .*with a control character")
+            for pattern in (
+                "a\0",
+                r"a\x00",
+                r"\u007F",
+                r"a[\x00-\x1f]",
+                r"[\x01]+",
+                r"\x{1b}",
+                r"\v",
+            )
+        ),
         ({"pattern": "a" * 10_001}, "#/pattern has"),
         ({"$ref": "http://x/y"}, "#/\\$ref is 'http://x/y', but must point into the schema"),
         ({"$ref": "#/$defs/a"}, "\\$ref at # points to #/\\$defs/a, which is no schema"),
@@ -97,6 +111,14 @@ def test_references_are_followed_and_escapes_understood() -> None:
         "anyOf": [{"$ref": "#/$defs/d"}, {"$ref": "#"}, {"$ref": "#/anyOf/0"}],
     }
     assert checked(schema, "x") == schema
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["^[^\\x00-\\x1f]*$", "[\\x00-\\x7f]", "[\\x00a]b", "\\n\\t", "\\\\x00", "\\x41", "a\\\\v"],
+)
+def test_patterns_that_need_no_control_character_are_taken(pattern: str) -> None:
+    assert checked({"pattern": pattern}, "x") == {"pattern": pattern}
 
 
 def nested(levels: int, wrap: Callable[[Any], Any]) -> Any:

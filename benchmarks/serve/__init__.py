@@ -1,0 +1,1 @@
+"""What serving requests costs, and whether what is served is what was asked for."""
