@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import resource
 from collections.abc import Callable
 from typing import Any
@@ -152,8 +153,8 @@ HOSTILE: dict[str, Any] = {
     "no end": {"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]},
     "no end in arrays": {"type": "array", "items": {"$ref": "#"}, "minItems": 1},
     "all of itself": {"allOf": [{"$ref": "#"}, {"type": "object"}]},
-    "a chain": chain(5_000, lambda s: s),
-    "a chain of objects": chain(199, lambda s: {"type": "object", "properties": {"a": s}}),
+    "a chain": chain(900, lambda s: s),
+    "a chain of objects": chain(150, lambda s: {"type": "object", "properties": {"a": s}}),
     "a huge enum": {"enum": [f"value {i * 7919}" for i in range(100_000)]},
     "enums multiplied": {"allOf": [{"enum": [f"a{i}" for i in range(300)]}] * 2},
     "alternatives multiplied": {"allOf": [{"anyOf": [fields(i) for i in range(60)]}] * 3},
@@ -222,3 +223,23 @@ ALLOWED: dict[str, Any] = {
 @pytest.mark.parametrize("schema", ALLOWED.values(), ids=ALLOWED.keys())
 def test_a_large_schema_is_taken(compiler: Compiler, schema: Any) -> None:
     compiler.schema(schema, "response_format")
+
+
+SAYS = {
+    "two that loop": "no JSON text of finite length satisfies it",
+    "no end in arrays": "no JSON text of finite length satisfies it",
+    "a chain": "has references to more than 200 schemas",
+    "a chain of objects": "has references through more than 256 schemas",
+    "enums multiplied": "# has more than 2000 combinations",
+    "patterns intersected": "# intersects more than 8 patterns",
+    "a huge enum": "has more than 20000 values in const and enum",
+    "deep arrays": "/items is more than 24 schemas deep",
+    "100,000 schemas": "has more than 10000 schemas",
+    "1,001 properties": "#/properties has more than 1000 names",
+}
+
+
+@pytest.mark.parametrize("name", SAYS)
+def test_a_limit_is_named_before_anything_is_compiled(name: str) -> None:
+    with pytest.raises(GrammarError, match=re.escape(SAYS[name])):
+        checked(HOSTILE[name], "response_format")
