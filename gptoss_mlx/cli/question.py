@@ -145,7 +145,7 @@ def read_question(
         raise click.UsageError("--raw completes a text: it takes no Harmony options beside it")
     if not all(stop):
         raise click.UsageError("--stop is empty")
-    constraint = take_constraint(sampling, raw=raw, no_constrain=no_constrain)
+    options = take_constraint(sampling, raw=raw, no_constrain=no_constrain)
     sampling = _given(**sampling)
     if "top_logprobs" in sampling:
         sampling["logprobs"] = True
@@ -153,11 +153,7 @@ def read_question(
         Sampling(**sampling)
     except SamplingError as error:
         raise click.UsageError(str(error)) from error
-    options = (
-        sampling
-        | constraint
-        | _given(system=system, max_tokens=max_tokens, max_time=max_time, stop=stop)
-    )
+    options |= sampling | _given(system=system, max_tokens=max_tokens, max_time=max_time, stop=stop)
     if raw:
         return Question(_prompt(prompt, exact=True, alone=True), options | {"raw": True})
     if no_constrain:
