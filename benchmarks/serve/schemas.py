@@ -92,8 +92,8 @@ class RandomModel:
 
     def choose(self, mask: Mask, liking: float) -> int:
         ids = permitted(mask)
-        scores = self._rng.normal(0, 2, len(ids)) + liking * self._liked[ids]
-        noise = self._rng.gumbel(size=len(ids))
+        scores = 2 * self._rng.standard_normal(len(ids), np.float32) + liking * self._liked[ids]
+        noise = -np.log(self._rng.standard_exponential(len(ids), np.float32))
         return int(ids[np.argmax(scores / TEMPERATURE + noise)])
 
 
@@ -131,7 +131,7 @@ def survey(suite: Path, texts: int, encoding: Encoding) -> Tally:
                 taken.append((stem, schema, grammar.start((RETURN,), HeaderState(Mask(ban=())))))
         except GrammarError:
             tally.refused[stem] += 1
-    rounds = -(-texts // len(taken)) + 2
+    rounds = 2 * -(-texts // len(taken))
     for seed in track(range(rounds), description=f"{len(taken)} schemas", console=_console()):
         model = RandomModel(encoding, seed)
         for stem, schema, start in taken:
