@@ -142,7 +142,7 @@ def test_a_call_that_must_be(engine: Engine, choice: Any, names: set[str]) -> No
 
 
 def test_none_is_no_call_and_auto_may_be_one(engine: Engine) -> None:
-    tools: dict[str, Any] = {**HURRY, "tools": TOOLS}
+    tools: dict[str, Any] = {**HURRY, "tools": TOOLS, "max_tokens": 24}
     none = engine.generate([13], seed=1, tool_choice="none", **tools)
     assert none.tool_calls == ()
     assert none.preamble == ""
@@ -168,6 +168,7 @@ def test_a_stop_string_a_bias_and_logprobs_beside_a_schema(engine: Engine) -> No
     result = engine.generate([17], seed=5, stop='"kind"', top_logprobs=2, **options)
     assert '"kind"' not in result.text
     assert result.finish_reason == "stop"
+    options["max_tokens"] = 8
     assert all(e.logprob is not None for e in result.tokens if e.id is not None)
     biased = {**options, "logit_bias": {**HURRY["logit_bias"], 7: 100.0}}
     assert begins_a_text(
