@@ -38,6 +38,10 @@ class MessageError(GptOssError):
     """Messages, tools or a response format that cannot be rendered."""
 
 
+class GrammarError(GptOssError):
+    """A schema, grammar or regular expression that cannot be enforced or satisfied."""
+
+
 class SamplingError(GptOssError):
     """A sampling option out of range."""
 

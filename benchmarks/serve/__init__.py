@@ -1,1 +1,1 @@
-"""What several callers at a time get from one engine."""
+"""What requests of several callers cost, and whether they get what they asked for."""

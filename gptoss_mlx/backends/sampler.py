@@ -82,7 +82,7 @@ class RuledSampler(ABC, Generic[A]):
         bias = options.logit_bias
         self._bias = (self.ids(bias), self.floats(bias.values()))
         self._mask: Mask | None = None
-        self._mask_ids = self.ids(())
+        self._mask_ids = self.ids(())  # or flags, of a mask of bits
 
     def choose(self, logits: A, step: int, mask: Mask | None) -> SampledChoice[A]:
         """Queue the choice of the answer's token number `step` (from 0): logits [vocabulary]."""
@@ -119,12 +119,20 @@ class RuledSampler(ABC, Generic[A]):
         if mask is None:
             return scores, None
         if mask is not self._mask:
-            ids = mask.ban if mask.allow is None else mask.allow
-            self._mask = mask
-            self._mask_ids = self.ids(i for i in ids or () if i < self.vocab)
+            self._mask, self._mask_ids = mask, self._on_device(mask)
+        if mask.bits is not None:
+            return self.where(self._mask_ids, scores, -inf), None
         if mask.allow is not None:
             return scores[self._mask_ids], self._mask_ids
         return self.ban(scores, self._mask_ids), None
+
+    def _on_device(self, mask: Mask) -> A:
+        """The mask's flags or ids, without those that the model does not have."""
+        if mask.bits is not None:
+            size = -(-self.vocab // 8)
+            return self.bits(mask.bits[:size].ljust(size, b"\0"))
+        ids = mask.ban if mask.allow is None else mask.allow
+        return self.ids(i for i in ids or () if i < self.vocab)
 
     def _draw(self, scores: A, step: int) -> A:
         """The place of the token drawn."""
@@ -174,6 +182,10 @@ class RuledSampler(ABC, Generic[A]):
     @abstractmethod
     def floats(self, values: Iterable[float]) -> A:
         """float32 on the device, likewise."""
+
+    @abstractmethod
+    def bits(self, packed: bytes) -> A:
+        """Flags [vocabulary] from one bit each, the least significant of a byte first, likewise."""
 
     @abstractmethod
     def zeros(self, size: int, *, flags: bool = False) -> A:

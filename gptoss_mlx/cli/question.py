@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import click
 
+from gptoss_mlx.cli.constraint import CONSTRAINT_OPTIONS, take_constraint
 from gptoss_mlx.errors import MessageError, SamplingError
 from gptoss_mlx.files.jsonfile import shown
 from gptoss_mlx.spec.sampling import Sampling
@@ -71,6 +72,7 @@ _OPTIONS = (
         metavar="FILE|json",
         help='JSON file: a response format or JSON schema; or the word "json".',
     ),
+    *CONSTRAINT_OPTIONS,
     click.option("--raw", is_flag=True, help="Continue the text as it is, without Harmony."),
     click.option("--no-constrain", is_flag=True, help="Let the model write any Harmony header."),
     click.option("-n", "--max-tokens", type=click.IntRange(1), help="Most tokens to generate."),
@@ -143,6 +145,7 @@ def read_question(
         raise click.UsageError("--raw completes a text: it takes no Harmony options beside it")
     if not all(stop):
         raise click.UsageError("--stop is empty")
+    options = take_constraint(sampling, raw=raw, no_constrain=no_constrain)
     sampling = _given(**sampling)
     if "top_logprobs" in sampling:
         sampling["logprobs"] = True
@@ -150,7 +153,7 @@ def read_question(
         Sampling(**sampling)
     except SamplingError as error:
         raise click.UsageError(str(error)) from error
-    options = sampling | _given(system=system, max_tokens=max_tokens, max_time=max_time, stop=stop)
+    options |= sampling | _given(system=system, max_tokens=max_tokens, max_time=max_time, stop=stop)
     if raw:
         return Question(_prompt(prompt, exact=True, alone=True), options | {"raw": True})
     if no_constrain:

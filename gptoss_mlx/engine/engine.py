@@ -116,11 +116,18 @@ class Engine:
         lets it go on.
         raw: continue the text as it is, without Harmony.
         tools, system, reasoning, response_format: rendered into the Harmony prompt.
-        constrain_headers: False lets the model write any Harmony header.
+        response_format: the answer then satisfies it. grammar, regex: so the answer must be, in
+        Lark or a regular expression; in raw mode all of the text.
+        tool_choice: "auto", "required", "none" or the function to call, as OpenAI has it. Arguments
+        satisfy the function's schema, or are any object where a schema that is not strict cannot be
+        enforced.
+        reasoning_budget: the most tokens of reasoning, which is ended then.
+        constrain_headers: False lets the model write any Harmony header, and any answer.
         stop: a text that ends the answer, or several.
         cancel: called before every token; True ends the stream.
         And the fields of `Sampling`; those left out are the checkpoint's defaults.
-        Raises MessageError, ContextError or SamplingError before anything is computed.
+        Raises MessageError, GrammarError, ContextError or SamplingError before anything is
+        computed.
         """
         return _events(self._drive([self._request(prompt, options)]))
 

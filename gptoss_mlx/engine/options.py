@@ -38,6 +38,10 @@ class Options(SamplingOptions, total=False):
     system: str | None
     reasoning: str
     response_format: Message | None
+    tool_choice: str | Message | None
+    grammar: str | None
+    regex: str | None
+    reasoning_budget: int | None
     constrain_headers: bool
     stop: str | Sequence[str] | None
     cancel: Callable[[], bool] | None

@@ -6,18 +6,21 @@ import math
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from numbers import Integral, Real
 from typing import TypeAlias, Unpack, cast
 
 import numpy as np
 
+from gptoss_mlx.engine.constraint import Constraint
 from gptoss_mlx.engine.events import Limit
 from gptoss_mlx.engine.marks import Marks, marks_of
 from gptoss_mlx.engine.options import Message, Prompt, SamplingOptions
 from gptoss_mlx.errors import ContextError, MessageError, SamplingError
 from gptoss_mlx.files.jsonfile import shown
-from gptoss_mlx.harmony import Encoding, Headers, HeaderState, read_tools, render
+from gptoss_mlx.harmony import Encoding, render
+from gptoss_mlx.harmony.compiler import Compiler
+from gptoss_mlx.harmony.text_grammar import GrammarState
 from gptoss_mlx.harmony.tokenizer import Tokenizer
 from gptoss_mlx.spec.config import ModelConfig
 from gptoss_mlx.spec.sampling import DRAWN_SEEDS, Sampling
@@ -33,7 +36,7 @@ class Request:
     limit: where max_tokens comes from, the option of that name or the room left in the context.
     max_time: seconds, from the beginning of the prefill.
     stop_repetition: end an answer that repeats itself (`Repetition`).
-    encoding: Harmony's; None in raw mode.
+    encoding: Harmony's; None in raw mode. grammar: what may be sampled; None for anything.
     """
 
     ids: list[int]
@@ -46,7 +49,7 @@ class Request:
     seed: int
     stop: tuple[str, ...]
     encoding: Encoding | None
-    grammar: HeaderState | None
+    grammar: GrammarState | None
     cancel: Callable[[], bool]
 
 
@@ -74,6 +77,10 @@ class Preprocessor:
         system: str | None = None,
         reasoning: str = "medium",
         response_format: Message | None = None,
+        tool_choice: str | Message | None = None,
+        grammar: str | None = None,
+        regex: str | None = None,
+        reasoning_budget: int | None = None,
         constrain_headers: bool = True,
         stop: str | Sequence[str] | None = None,
         cancel: Callable[[], bool] | None = None,
@@ -81,7 +88,7 @@ class Preprocessor:
     ) -> Request:
         """The checked request. Options and errors: see `Engine.stream`.
 
-        Raises MessageError, ContextError or SamplingError.
+        Raises MessageError, GrammarError, ContextError or SamplingError.
         """
         encoding = None if raw else self.tokenizer.harmony
         if encoding is None and (tools or system or response_format):
@@ -101,9 +108,15 @@ class Preprocessor:
         self.check_ids(ids)
         tokens, limit = self._limit(len(ids), max_tokens)
         options = self._options(sampling)
-        grammar = None
-        if encoding is not None and constrain_headers:
-            grammar = self._grammar(encoding, tools, response_format)
+        constraint = Constraint(
+            tools=tools,
+            response_format=response_format,
+            tool_choice=tool_choice,
+            grammar=grammar,
+            regex=regex,
+            reasoning_budget=reasoning_budget,
+            headers=constrain_headers,
+        )
         return Request(
             ids=ids,
             marks=marks_of(ids, encoding is not None),
@@ -115,7 +128,7 @@ class Preprocessor:
             seed=secrets.randbelow(DRAWN_SEEDS) if options.seed is None else options.seed,
             stop=_stop_strings(stop),
             encoding=encoding,
-            grammar=grammar,
+            grammar=self._grammar(constraint, encoding),
             cancel=cancel or (lambda: False),
         )
 
@@ -175,21 +188,14 @@ class Preprocessor:
         options.check_vocabulary(self.config.vocab_size)
         return options
 
-    def _grammar(
-        self,
-        encoding: Encoding,
-        tools: Sequence[Message],
-        response_format: Message | None,
-    ) -> HeaderState:
-        named = read_tools(tools)
-        headers = Headers(
-            encoding,
-            tools=[function.name for function in named.functions],
-            builtin=named.builtin,
-            response_format=response_format,
-            vocab_size=self.config.vocab_size,
-        )
-        return headers.start()
+    def _grammar(self, constraint: Constraint, encoding: Encoding | None) -> GrammarState | None:
+        if encoding is None:
+            return constraint.raw(self._compiler, sorted(self.tokenizer.stop_ids))
+        return constraint.harmony(encoding, self._compiler, self.config.vocab_size)
+
+    @cached_property
+    def _compiler(self) -> Compiler:
+        return Compiler(lambda: self.tokenizer.trie, self.config.vocab_size)
 
 
 def _messages(prompt: Prompt) -> list[Message]:

@@ -1,14 +1,15 @@
 """The header grammar of Harmony: which token may come next while a model writes.
 
-Every permitted header is a path of a trie over its canonical tokens. Inside a message the mask is
-one and the same object, so that decoding need not wait for it. Every state has a next state, also
-after tokens the grammar did not permit.
+Every permitted header is a path of a trie over its canonical tokens. Inside a free message the mask
+is one and the same object, so that decoding need not wait for it; inside one with a grammar of its
+own the states are that grammar's. Every state has a next state, also after tokens the grammar did
+not permit.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 
 from gptoss_mlx.harmony.encoding import (
@@ -25,6 +26,7 @@ from gptoss_mlx.harmony.encoding import (
     Encoding,
 )
 from gptoss_mlx.harmony.header import Header, read_header
+from gptoss_mlx.harmony.text_grammar import GrammarState, TextGrammar
 from gptoss_mlx.spec.sampling import Mask
 
 BUILTIN = {
@@ -36,21 +38,21 @@ _ENDS = (END, RETURN, CALL)
 
 
 class HeaderState:
-    """A state of the grammar. `header` is set inside a message and says which one it is."""
+    """A state of the grammar. `header` is set inside a free message and says which one it is."""
 
     __slots__ = ("_next", "_other", "header", "mask")
 
     def __init__(self, mask: Mask, header: Header | None = None) -> None:
         self.mask = mask
         self.header = header
-        self._next: dict[int, HeaderState] = {}
+        self._next: dict[int, GrammarState] = {}
         self._other: HeaderState = self
 
-    def advance(self, id: int) -> HeaderState:
+    def advance(self, id: int) -> GrammarState:
         """The state after this token, also if the token is not permitted."""
         return self._next.get(id, self._other)
 
-    def link(self, id: int, state: HeaderState) -> None:
+    def link(self, id: int, state: GrammarState) -> None:
         """While the grammar is built: set the state after a token, unless it is set already."""
         self._next.setdefault(id, state)
 
@@ -63,8 +65,11 @@ class Headers:
     """The grammar for a set of functions.
 
     `tools` are function names without namespace, `builtin` may hold "browser" and "python".
-    With `response_format` a final message may be declared as JSON. `vocab_size` is the number of
-    logits: ids without a token are banned.
+    With `response_format` a final message may be declared as JSON. Without `reasoning` there is no
+    analysis but in calls of builtin tools, without `preamble` nothing is said before a call,
+    without `answer` only a call ends the turn. `then` is the state where the messages after the
+    first one begin, if not that of the first. `grammar_of` gives the grammar of a message's text,
+    None where it is free. `vocab_size` is the number of logits: ids without a token are banned.
     """
 
     def __init__(
@@ -75,8 +80,14 @@ class Headers:
         builtin: Iterable[str] = (),
         response_format: object = None,
         vocab_size: int = VOCAB_SIZE,
+        reasoning: bool = True,
+        preamble: bool = True,
+        answer: bool = True,
+        then: HeaderState | None = None,
+        grammar_of: Callable[[Header], TextGrammar | None] = lambda header: None,
     ) -> None:
         self._specials = tuple(range(ORDINARY_TOKENS, max(vocab_size, VOCAB_SIZE)))
+        self._grammar_of = grammar_of
         self._messages: dict[Header, HeaderState] = {}
         self._bans: dict[int, Mask] = {}
         # the states after tokens that are not permitted: any header, then any message
@@ -84,14 +95,17 @@ class Headers:
         loose = HeaderState(self._ban(*_ENDS))
         self._again = HeaderState(Mask(allow=(START,)))
         role = HeaderState(Mask(allow=(ASSISTANT,)))
-        texts = _texts(tuple(tools), tuple(builtin), response_format is not None)
+        texts = [
+            *_plain(reasoning, answer, response_format is not None),
+            *_calls(tuple(tools), tuple(builtin), preamble),
+        ]
         ids = cache(encoding.encode_special)  # a name is in several headers
         paths = {
             tuple(id for word in _WORDS.findall(text) for id in ids(word)): read_header(text)
             for text in texts
         }
         self._nodes: list[HeaderState] = []
-        self._start = self._node(paths)
+        self._start = self._trie(paths)
         for state in (*self._nodes, *self._messages.values(), self._lost, loose, self._again, role):
             state.link(START, role)
             for end in _ENDS:
@@ -99,7 +113,7 @@ class Headers:
         for state in (*self._nodes, self._lost, self._again, role):
             state.link(MESSAGE, loose)
             state.lead(self._lost)
-        role.link(ASSISTANT, self._start)
+        role.link(ASSISTANT, then or self._start)
 
     def start(self) -> HeaderState:
         """The state just after the prompt's `<|start|>assistant`."""
@@ -108,10 +122,11 @@ class Headers:
     def _ban(self, *permitted: int) -> Mask:
         return Mask(ban=tuple(id for id in self._specials if id not in permitted))
 
-    def _node(self, paths: Mapping[tuple[int, ...], Header]) -> HeaderState:
+    def _node(self, paths: Mapping[tuple[int, ...], Header]) -> GrammarState:
         """The trie of these token sequences; an empty sequence is where the message begins."""
-        if () in paths:
-            return self._message(paths[()])
+        return self._message(paths[()]) if () in paths else self._trie(paths)
+
+    def _trie(self, paths: Mapping[tuple[int, ...], Header]) -> HeaderState:
         rests: dict[int, dict[tuple[int, ...], Header]] = {}
         for path, header in paths.items():
             rests.setdefault(path[0], {})[path[1:]] = header
@@ -121,23 +136,29 @@ class Headers:
         self._nodes.append(node)
         return node
 
-    def _message(self, header: Header) -> HeaderState:
+    def _message(self, header: Header) -> GrammarState:
         """The inside of a message: ordinary tokens, and the one special that ends it."""
-        known = self._messages.get(header)
-        if known is None:
-            end = CALL if header.recipient else RETURN if header.channel == "final" else END
+        end = CALL if header.recipient else RETURN if header.channel == "final" else END
+        if header not in self._messages:
             mask = self._bans.setdefault(end, self._ban(end))
-            known = self._messages[header] = HeaderState(mask, header)
-        return known
+            self._messages[header] = HeaderState(mask, header)
+        free, grammar = self._messages[header], self._grammar_of(header)
+        return free if grammar is None else grammar.start((end,), free)
 
 
-def _texts(tools: tuple[str, ...], builtin: tuple[str, ...], json: bool) -> Iterator[str]:
-    """The permitted headers as texts."""
-    yield "<|channel|>analysis<|message|>"
-    yield "<|channel|>final<|message|>"
-    if json:
+def _plain(reasoning: bool, answer: bool, json: bool) -> Iterator[str]:
+    """The headers of the messages to the user, and of the analysis."""
+    if reasoning:
+        yield "<|channel|>analysis<|message|>"
+    if answer:
+        yield "<|channel|>final<|message|>"
+    if answer and json:
         yield "<|channel|>final <|constrain|>json<|message|>"
-    if tools:
+
+
+def _calls(tools: tuple[str, ...], builtin: tuple[str, ...], preamble: bool) -> Iterator[str]:
+    """The headers of calls, and that of what is said before one."""
+    if tools and preamble:
         yield "<|channel|>commentary<|message|>"
     for name in tools:
         for kind in (" <|constrain|>json", ""):

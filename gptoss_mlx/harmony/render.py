@@ -21,6 +21,7 @@ from gptoss_mlx.errors import MessageError
 from gptoss_mlx.files.jsonfile import shown
 from gptoss_mlx.harmony.encoding import ASSISTANT, CALL, END, MESSAGE, RETURN, START, Encoding
 from gptoss_mlx.harmony.messages import INSTRUCTIONS, Turn, read_messages
+from gptoss_mlx.harmony.response_format import read_response_format
 from gptoss_mlx.harmony.schema import clean
 from gptoss_mlx.harmony.stand_ins import StandIns
 from gptoss_mlx.harmony.tools import Tools, read_tools
@@ -224,29 +225,10 @@ def _text_of(tools: Tools) -> str:
 
 def _response_format(response_format: Any) -> str | None:
     """The section that tells the model the format; None if any text will do."""
-    if response_format is None:
+    asked = read_response_format(response_format)
+    if asked is None:
         return None
-    if not isinstance(response_format, Mapping):
-        raise MessageError("response_format: expected an object with a type")
-    kind = response_format.get("type")
-    if kind == "text":
-        return None
-    name: Any = "json_object"
-    schema: Any = {"type": "object"}
-    description: Any = None
-    if kind == "json_schema":
-        inner = response_format.get("json_schema", response_format)
-        if not isinstance(inner, Mapping) or not isinstance(inner.get("schema"), Mapping):
-            raise MessageError("response_format: json_schema needs a schema that is an object")
-        name, schema = inner.get("name", "response"), inner["schema"]
-        description = inner.get("description")
-    elif kind != "json_object":
-        raise MessageError(
-            f"response_format: type {shown(kind)} is unknown: use text, json_object or json_schema"
-        )
-    if not isinstance(name, str) or not (description is None or isinstance(description, str)):
-        raise MessageError("response_format: name and description must be texts")
-    lines = ["## " + clean(name), ""]
-    lines += ["// " + line for line in clean(description or "").splitlines()]
-    lines.append(json.dumps(clean(schema), ensure_ascii=False, separators=(",", ":")))
+    lines = ["## " + clean(asked.name), ""]
+    lines += ["// " + line for line in clean(asked.description).splitlines()]
+    lines.append(json.dumps(clean(asked.schema), ensure_ascii=False, separators=(",", ":")))
     return "# Response Formats\n\n" + "\n".join(lines)

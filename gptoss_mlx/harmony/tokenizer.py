@@ -13,8 +13,11 @@ import hashlib
 import importlib
 import math
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
+
+from llguidance import LLTokenizer
 
 from gptoss_mlx.errors import CheckpointError, VocabularyError
 from gptoss_mlx.files.jsonfile import JSON_LIMIT, parse_json, shown
@@ -29,6 +32,7 @@ from gptoss_mlx.harmony.encoding import (
     with_whole_characters,
 )
 from gptoss_mlx.harmony.export import ordinary_tokens
+from gptoss_mlx.harmony.trie import token_trie
 from gptoss_mlx.spec.config import ModelConfig
 
 _JSON_LIMIT = 40 << 20
@@ -69,6 +73,11 @@ class Tokenizer(Protocol):
     @property
     def harmony(self) -> Encoding | None: ...
 
+    @property
+    def trie(self) -> LLTokenizer:
+        """The tokens that text is made of, for grammars; built when it is first asked for."""
+        ...
+
     def encode(self, text: str, most: float = math.inf) -> list[int]:
         """The ids of a raw prompt. May raise ContextError if there are more than `most`."""
         ...
@@ -86,6 +95,10 @@ class HarmonyTokenizer:
 
     def __init__(self, encoding: Encoding | None = None) -> None:
         self.harmony = encoding if encoding is not None else Encoding()
+
+    @property
+    def trie(self) -> LLTokenizer:
+        return self.harmony.trie
 
     def encode(self, text: str, most: float = math.inf) -> list[int]:
         return self.harmony.encode_special(text, most)
@@ -118,6 +131,10 @@ class SentencePieceTokenizer:
         begin = int(self._model.bos_id())
         adds = _adds_begin(path.with_name("tokenizer_config.json"))
         self._prefix = [begin] if begin >= 0 and adds else []
+
+    @cached_property
+    def trie(self) -> LLTokenizer:
+        return token_trie(self._pieces)
 
     def encode(self, text: str, most: float = math.inf) -> list[int]:
         ids: list[int] = self._model.encode(with_whole_characters(text))

@@ -17,11 +17,17 @@ TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 @dataclass(frozen=True)
 class Function:
-    """One function tool; `parameters` is a normalised JSON schema, None for no arguments."""
+    """One function tool.
+
+    parameters: a JSON schema, normalised for the prompt; None for no arguments. schema: the same as
+    it was given. strict: whether arguments must follow it in everything.
+    """
 
     name: str
     description: str
     parameters: dict[str, Any] | None
+    schema: Mapping[str, Any] | None = None
+    strict: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,4 +83,7 @@ def _function(where: str, function: Any) -> Function:
     # the format writes a function without arguments as `() => any`
     if schema is not None and schema.get("type") == "object" and not schema.get("properties"):
         schema = None
-    return Function(name, clean(description or ""), schema)
+    strict = function.get("strict")
+    if not isinstance(strict, bool | None):
+        raise MessageError(f"{where} ({name}): strict is {shown(strict)}, not true or false")
+    return Function(name, clean(description or ""), schema, parameters, bool(strict))

@@ -25,10 +25,16 @@ SMALLEST = 1e-30  # least temperature or top-p: a smaller one might be 0 in floa
 
 @dataclass(frozen=True, slots=True)
 class Mask:
-    """Either the only ids that are allowed, or the ids that are banned; the other is None."""
+    """Which token ids may be sampled, in one of three forms; the other two are None.
+
+    allow: the only ids that are allowed. ban: the ids that are banned. bits: an id is allowed if
+    its bit is set, the least significant bit of the first byte being id 0; ids beyond the last
+    bit are banned.
+    """
 
     allow: tuple[int, ...] | None = None
     ban: tuple[int, ...] | None = None
+    bits: bytes | None = None
 
 
 @dataclass(frozen=True)

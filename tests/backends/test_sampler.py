@@ -17,7 +17,7 @@ from gptoss_mlx.errors import NumericalError, SamplingError
 from gptoss_mlx.harmony import Mask
 from gptoss_mlx.spec.sampling import Sampling
 from tests.support.sampler_backends import BACKENDS, Backend, open_backend
-from tests.support.sampling_oracle import oracle
+from tests.support.sampling_oracle import oracle, packed
 
 VOCAB = 12
 CLOSE = 1e-4  # a token this near a limit may fall on either side in float32
@@ -129,7 +129,16 @@ def test_each_option_follows_the_documented_order(
     check(backend, LOGITS, Sampling(**options), prompt=[3, 4, 9, 9], generated=[0, 0, 2, 0])
 
 
-@pytest.mark.parametrize("mask", [Mask(ban=(3, 6, 0)), Mask(allow=(1, 4, 8)), Mask(allow=(9,))])
+@pytest.mark.parametrize(
+    "mask",
+    [
+        Mask(ban=(3, 6, 0)),
+        Mask(allow=(1, 4, 8)),
+        Mask(allow=(9,)),
+        packed((1, 4, 8, 11), VOCAB),
+        packed((5,), 8),
+    ],
+)
 @pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())
 def test_each_option_with_each_kind_of_mask(
     backend: Backend, options: dict[str, Any], mask: Mask
@@ -145,6 +154,11 @@ MASKS = st.one_of(
     st.sets(st.integers(0, VOCAB - 1), min_size=1).map(lambda ids: Mask(allow=tuple(sorted(ids)))),
     st.sets(st.integers(0, VOCAB + 9), max_size=VOCAB - 1).map(
         lambda ids: Mask(ban=tuple(sorted(ids)))
+    ),
+    st.builds(
+        packed,
+        st.sets(st.integers(0, VOCAB - 1), min_size=1),
+        st.integers(VOCAB, 40),  # bits for more ids than the model has
     ),
 )
 OPTIONS = st.builds(
@@ -274,7 +288,7 @@ def test_a_banned_token_never_comes(
     sampler = backend.sampler(Sampling(**{**options, "temperature": temperature}), 5, [], VOCAB)
     logits = backend.array(LOGITS)
     allowed, banned = (4, 8), tuple(i for i in range(VOCAB) if i not in (4, 8))
-    for mask in (Mask(allow=allowed), Mask(ban=banned)):
+    for mask in (Mask(allow=allowed), Mask(ban=banned), packed(allowed, VOCAB)):
         for step in range(20):
             assert sampler.choose(logits, step, mask).read()[0] in allowed
 
@@ -285,6 +299,7 @@ def test_ids_beyond_the_vocabulary_in_a_mask_are_passed_over(backend: Backend) -
     assert sampler.choose(logits, 0, Mask(ban=(3, VOCAB, 10**6))).read()[0] == 6
     assert sampler.choose(logits, 0, Mask(allow=(4, VOCAB + 1))).read()[0] == 4
     assert sampler.choose(logits, 0, Mask(ban=(VOCAB,))).read()[0] == 3
+    assert sampler.choose(logits, 0, packed((4, VOCAB, 99), 100)).read()[0] == 4
 
 
 def test_choosing_again_under_another_mask_disturbs_nothing(backend: Backend) -> None:

@@ -127,6 +127,22 @@ def test_every_option_reaches_the_engine(ask: Ask, engine: ScriptedEngine, writt
     }
 
 
+def test_constraints_are_passed_on(ask: Ask, engine: ScriptedEngine, written: Write) -> None:
+    ask("hi", "--grammar", written('start: "a"'), "--reasoning-budget", "0")
+    ask("hi", "--raw", "--regex", "[0-9]+")
+    ask("hi", "--tool-choice", "required")
+    ask("hi", "--tool-choice", "f")
+    assert [options for _, options in engine.asked] == [
+        {"grammar": 'start: "a"', "reasoning_budget": 0},
+        {"regex": "[0-9]+", "raw": True},
+        {"tool_choice": "required"},
+        {"tool_choice": {"type": "function", "function": {"name": "f"}}},
+    ]
+    missing = ask("hi", "--grammar", "nowhere.lark")
+    assert missing.exit_code == 1
+    assert "nowhere.lark: cannot be read" in missing.stderr
+
+
 @pytest.mark.parametrize("arguments", [(), ("-",)])
 def test_a_prompt_from_stdin_loses_its_last_newline(
     ask: Ask, engine: ScriptedEngine, arguments: tuple[str, ...]

@@ -18,14 +18,17 @@ from numpy.typing import NDArray
 
 import gptoss_mlx
 from gptoss_mlx.backends.mlx.sampler import Sampler
+from gptoss_mlx.engine.constraint import Constraint
 from gptoss_mlx.engine.engine import Engine
 from gptoss_mlx.engine.events import Event, TokenEvent
 from gptoss_mlx.errors import ContextError, MessageError
-from gptoss_mlx.harmony import Headers, Mask, Parser
+from gptoss_mlx.harmony import Mask, Parser
+from gptoss_mlx.harmony.compiler import Compiler
 from gptoss_mlx.harmony.encoding import CALL, CHANNEL, END, RETURN, VOCAB_SIZE
 from tests.support.backends import ENGINES, engine_on
 from tests.support.checkpoints import Shape
 from tests.support.ring_model import RingModel
+from tests.support.sampling_oracle import flags
 from tests.support.scripted_model import F, encoding, finish_of, ids_of, tokenizer
 
 SHAPE = Shape(
@@ -93,7 +96,8 @@ def greedy(
     masks: bool = False,
 ) -> list[int]:
     """The plain loop: everything computed again for each token. change: scores in place."""
-    state = Headers(encoding(), tools=["f"], response_format=CALLS["response_format"]).start()
+    compiler = Compiler(lambda: encoding().trie, VOCAB_SIZE)
+    state: Any = Constraint(**CALLS).harmony(encoding(), compiler, VOCAB_SIZE)
     new: list[int] = []
     while len(new) < tokens:
         scores = last_logits(engine, [*prompt, *new])
@@ -107,13 +111,7 @@ def greedy(
 
 
 def masked(scores: NDArray[np.float64], mask: Mask) -> NDArray[np.float64]:
-    allowed = np.ones(len(scores), bool)
-    if mask.allow is not None:
-        allowed[:] = False
-        allowed[list(mask.allow)] = True
-    else:
-        allowed[list(mask.ban or ())] = False
-    return np.where(allowed, scores, -np.inf)
+    return np.where(flags(mask, len(scores)), scores, -np.inf)
 
 
 def test_logits_are_those_of_one_pass_whatever_the_chunk(engine: Engine) -> None:

@@ -7,10 +7,22 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gptoss_mlx.engine.constraint import Constraint
 from gptoss_mlx.harmony import Encoding, Headers, HeaderState, Mask, Parser, render_reply
-from gptoss_mlx.harmony.encoding import CALL, END, ENDOFTEXT, MESSAGE, RETURN, START
+from gptoss_mlx.harmony.compiler import Compiler
+from gptoss_mlx.harmony.encoding import (
+    CALL,
+    CHANNEL,
+    END,
+    ENDOFTEXT,
+    MESSAGE,
+    RETURN,
+    START,
+    VOCAB_SIZE,
+)
 from gptoss_mlx.harmony.header import read_header
-from gptoss_mlx.harmony.headers import _texts
+from gptoss_mlx.harmony.headers import _calls, _plain
+from gptoss_mlx.harmony.text_grammar import permits
 
 TOOLS = ("get_weather", "get_weather2", "f", "a-b_c")
 CONFIGURATIONS: list[dict[str, Any]] = [
@@ -19,12 +31,6 @@ CONFIGURATIONS: list[dict[str, Any]] = [
     {"response_format": {"type": "json_object"}},
     {"tools": TOOLS, "builtin": ("browser", "python"), "response_format": {"type": "json_object"}},
 ]
-
-
-def permits(mask: Mask, id: int) -> bool:
-    if mask.allow is not None:
-        return id in mask.allow
-    return mask.ban is not None and id not in mask.ban
 
 
 def reachable(start: HeaderState) -> list[HeaderState]:
@@ -173,10 +179,32 @@ def test_tokens_that_are_not_permitted_lead_back_to_a_header(encoding: Encoding)
 def test_headers_are_the_tokens_of_their_texts(encoding: Encoding) -> None:
     tools, builtin = ("f", "get_weather-2", "x" * 128), ("browser", "python")
     start = Headers(encoding, tools=tools, builtin=builtin, response_format={}).start()
-    for text in _texts(tools, builtin, True):
+    for text in [*_plain(True, True, True), *_calls(tools, builtin, True)]:
         state = start
         for id in encoding.encode_special(text):
             assert state.mask.allow is not None
             assert id in state.mask.allow
             state = state.advance(id)
         assert state.header == read_header(text)
+
+
+def test_a_turn_that_must_call_thinks_and_speaks_once(encoding: Encoding) -> None:
+    """Else a model that wants to answer would go on thinking, or speaking, and never call."""
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    compiler = Compiler(lambda: encoding.trie, VOCAB_SIZE)
+    constraint = Constraint(tools=tools, tool_choice="required")
+    state: Any = constraint.harmony(encoding, compiler, VOCAB_SIZE)
+    channels = {name: encoding.encode(name)[0] for name in ("analysis", "commentary", "final")}
+    again = "x<|end|><|start|>assistant"
+    for said, left in (
+        ("", {"analysis", "commentary"}),
+        ("<|channel|>analysis<|message|>", {"commentary"}),
+        ("<|channel|>commentary<|message|>", {"commentary"}),
+    ):
+        for id in encoding.encode_special(said + again if said else ""):
+            assert permits(state.mask, id)
+            state = state.advance(id)
+        channel = state.advance(CHANNEL)
+        assert {name for name, id in channels.items() if permits(channel.mask, id)} == left
+    speaks = state.advance(CHANNEL).advance(channels["commentary"])
+    assert not permits(speaks.mask, MESSAGE)

@@ -128,6 +128,9 @@ class FakeSampler(RuledSampler[Array]):
     def floats(self, values: Iterable[float]) -> Array:
         return np.array(list(values), np.float32)
 
+    def bits(self, packed: bytes) -> Array:
+        return np.unpackbits(np.frombuffer(packed, np.uint8), bitorder="little")[: self.vocab] > 0
+
     def zeros(self, size: int, *, flags: bool = False) -> Array:
         return np.zeros(size, bool if flags else np.float32)
 

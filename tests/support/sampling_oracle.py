@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -20,6 +20,28 @@ class Expected:
 
     kept: dict[int, float]
     margin: float
+
+
+def permits(mask: Mask, id: int) -> bool:
+    """Whether a mask permits a token."""
+    return bool(flags(mask, id + 1)[id])
+
+
+def flags(mask: Mask, size: int) -> NDArray[np.bool_]:
+    """Of the ids below `size`, those that a mask permits."""
+    found = np.full(size, mask.ban is not None)
+    if mask.bits is not None:
+        bits = np.unpackbits(np.frombuffer(mask.bits, np.uint8), bitorder="little")[:size]
+        found[: len(bits)] = bits
+    found[[id for id in mask.allow or () if id < size]] = True
+    found[[id for id in mask.ban or () if id < size]] = False
+    return found
+
+
+def packed(ids: Collection[int], size: int) -> Mask:
+    """The mask of bits that permits these of the ids below `size`."""
+    flags = np.isin(np.arange(size), sorted(ids))
+    return Mask(bits=np.packbits(flags, bitorder="little").tobytes())
 
 
 def oracle(
@@ -40,7 +62,7 @@ def oracle(
         x[id] += bias
     kept = list(range(len(x)))
     if mask is not None:
-        kept = [i for i in kept if (i in mask.allow if mask.allow else i not in (mask.ban or ()))]
+        kept = [i for i in kept if permits(mask, i)]
     kept.sort(key=lambda i: (-x[i], i))
     most = 1 if options.temperature == 0 else options.top_k or len(kept)
     margins = [x[a] - x[b] for a, b in pairwise(kept[most - 1 : most + 1])]

@@ -20,6 +20,11 @@ class Sampler(RuledSampler[mx.array]):
     def floats(self, values: Iterable[float]) -> mx.array:
         return mx.array(list(values), mx.float32)
 
+    def bits(self, packed: bytes) -> mx.array:
+        octets = mx.array(np.frombuffer(packed, np.uint8))[:, None]
+        flags = (octets >> mx.arange(8, dtype=mx.uint8)) & 1
+        return flags.reshape(-1)[: self.vocab].astype(mx.bool_)
+
     def zeros(self, size: int, *, flags: bool = False) -> mx.array:
         return mx.zeros(size, mx.bool_ if flags else mx.float32)
 

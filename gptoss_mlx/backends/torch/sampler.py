@@ -34,6 +34,11 @@ class Sampler(RuledSampler[torch.Tensor]):
     def floats(self, values: Iterable[float]) -> torch.Tensor:
         return self._send(torch.tensor(list(values), dtype=torch.float32))
 
+    def bits(self, packed: bytes) -> torch.Tensor:
+        octets = self._send(torch.frombuffer(bytearray(packed), dtype=torch.uint8))
+        places = torch.arange(8, dtype=torch.uint8, device=self._device)
+        return ((octets[:, None] >> places) & 1).flatten()[: self.vocab].bool()
+
     def _send(self, host: torch.Tensor) -> torch.Tensor:
         """Copy to the device, without waiting for what is queued there."""
         if self._device.type != "cuda":

@@ -1,0 +1,49 @@
+"""The tool choice: whether the model may, must or must not call a tool, and which."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gptoss_mlx.errors import MessageError
+from gptoss_mlx.files.jsonfile import shown
+from gptoss_mlx.harmony.tools import Function, Tools
+
+MODES = ("auto", "required", "none")
+
+
+@dataclass(frozen=True)
+class ToolChoice:
+    """The tools that may be called, and whether one must be."""
+
+    tools: Tools
+    must: bool = False
+
+
+def read_tool_choice(choice: Any, tools: Tools) -> ToolChoice:
+    """Read OpenAI's tool_choice; None is "auto".
+
+    A function is named as {"type": "function", "function": {"name": ...}} or, as the Responses API
+    does, {"type": "function", "name": ...}. Raises MessageError.
+    """
+    if choice is None or choice == "auto":
+        return ToolChoice(tools)
+    if choice == "none":
+        return ToolChoice(Tools())
+    if choice == "required":
+        if not (tools.functions or tools.builtin):
+            raise MessageError("tool_choice is 'required', but there are no tools")
+        return ToolChoice(tools, must=True)
+    if not isinstance(choice, Mapping) or choice.get("type") != "function":
+        known = ", ".join(MODES)
+        raise MessageError(f"tool_choice is {shown(choice)}, but must be {known} or a function")
+    return ToolChoice(Tools((_named(choice.get("function", choice), tools),)), must=True)
+
+
+def _named(function: Any, tools: Tools) -> Function:
+    name = function.get("name") if isinstance(function, Mapping) else None
+    for known in tools.functions:
+        if known.name == name:
+            return known
+    raise MessageError(f"tool_choice: the function {shown(name)} is not among the tools")
