@@ -189,7 +189,7 @@ class Loop:
         """Remove finished and dropped sequences, and keep their sessions while there are rows."""
         for sequence in [s for s in self._active if s.finished or s in gone]:
             self._active.remove(sequence)
-            session, sequence.session = sequence.session, None
+            session = sequence.leave()
             if session is not None and self._idle is not None:
                 self._idle.keep(session, len(self._active))
 

@@ -68,10 +68,19 @@ class Sequence:
 
     def fail(self, error: BaseException) -> None:
         """End with an error. The session's state may be inconsistent by then, and is freed."""
-        session, self.session, self.finished = self.session, None, True
+        self.finished = True
+        session = self.leave()
         if session is not None:
             session.close()
         self.outlet.fail(error)
+
+    def leave(self) -> Session | None:
+        """Let go of all that is on the device, and return the session. Whoever keeps a sequence
+        that has ended, or was dropped, keeps no memory of the model."""
+        session, self.session = self.session, None
+        self._prefilling = iter(())
+        self._sampler = self._choice = self._ahead = self._logits = None
+        return session
 
     @property
     def state(self) -> State:

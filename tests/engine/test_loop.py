@@ -3,7 +3,9 @@ thread; each says what it would say alone."""
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -234,6 +236,21 @@ def test_where_more_are_ready_than_there_are_rows_they_take_turns() -> None:
         scripted.engine.step()
     assert ids_of([*stream]) == reply(64, 50)
     assert ids_of(sink.events) == reply(65, 20)
+
+
+@pytest.mark.parametrize("prompt", [[1], PROMPT], ids=["decoding", "prefilling"])
+def test_a_sequence_that_was_dropped_keeps_nothing_of_the_model(prompt: list[int]) -> None:
+    scripted = Scripted(reply(64, 50), chunk=4)
+    sequence, _ = added(scripted, prompt)
+    for _ in range(4):
+        scripted.engine.step()
+    states = [weakref.ref(state) for state in scripted.model.states]
+    scripted.engine.drop([sequence])
+    scripted.engine.close()
+    scripted.model.states.clear()
+    gc.collect()
+    assert [state() for state in states] == [None]
+    assert sequence.session is None
 
 
 def test_what_waits_behind_unread_events_is_not_begun() -> None:

@@ -10,12 +10,13 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
-from gptoss_mlx.backends.mlx.cache import Arena, LayerCache, QuantizedArena, Ring, Row, joined
+from gptoss_mlx.backends.mlx.cache import Arena, LayerCache, QuantizedArena, Ring
 from gptoss_mlx.backends.mlx.experts import ExpertBank
 from gptoss_mlx.backends.mlx.ops.attention_quantized import attention_quantized
 from gptoss_mlx.backends.mlx.ops.decode_qkv import Heads
 from gptoss_mlx.backends.mlx.ops.matrix import Norm
 from gptoss_mlx.backends.mlx.ops.place import Place
+from gptoss_mlx.backends.mlx.pages import Row, joined
 from gptoss_mlx.backends.mlx.streaming import StreamedExperts, Streaming
 from gptoss_mlx.backends.mlx.weights import Loader
 from gptoss_mlx.spec.config import ModelConfig

@@ -9,8 +9,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptoss_mlx.backends.mlx.cache import Arena, Ring, Row, State
+from gptoss_mlx.backends.mlx.cache import Arena, Ring, State
 from gptoss_mlx.backends.mlx.ops.place import Spot, anywhere, places
+from gptoss_mlx.backends.mlx.pages import Row
 from gptoss_mlx.backends.state import Copied, RingSnapshot
 from gptoss_mlx.plan.buffers import GROWTH, PAGE
 from tests.backends.mlx.test_cache import KV_HEADS, WIDTH, _extend, _tokens, _values
