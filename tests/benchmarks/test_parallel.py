@@ -7,6 +7,8 @@ import subprocess
 import sys
 from typing import Any
 
+import pytest
+
 
 def run(module: str, *options: str) -> dict[str, Any]:
     command = [sys.executable, "-m", f"benchmarks.serve.{module}", "--backend", "mlx", *options]
@@ -22,6 +24,7 @@ def test_streams_are_counted_together_and_a_long_prompt_waits_its_turn() -> None
     assert found["waits"]["most_chunks"] == 1
 
 
+@pytest.mark.slow
 def test_nothing_is_left_of_short_requests() -> None:
     found = run("soak", "--requests", "40", "--callers", "3")
     assert found["requests"] >= 40

@@ -76,7 +76,7 @@ def test_raw_text_without_channels_is_the_answer(ask: Ask, engine: ScriptedEngin
 
 def test_nothing_is_passed_that_was_not_given(ask: Ask, engine: ScriptedEngine) -> None:
     ask("hi")
-    assert engine.loads == [("openai/gpt-oss-20b", {})]
+    assert engine.loads == [("openai/gpt-oss-20b", {"cache": 0})]  # one answer reuses nothing
     assert engine.asked == [("hi", {})]
 
 
@@ -112,7 +112,7 @@ def test_every_option_reaches_the_engine(ask: Ask, engine: ScriptedEngine, writt
     result = ask("hi", *options)
     assert result.exit_code == 1  # the scripted engine has no tokenizer for --json's logprobs
     loading = {"context": 99, "dtype": "float32", "embedding": "resident", "kv_bits": 8}
-    loading |= {"backend": "torch", "device": "cpu"}
+    loading |= {"backend": "torch", "device": "cpu", "cache": 0}
     assert engine.loads == [("tiny", loading)]
     assert engine.asked[0][1] == {
         **numbers,

@@ -73,6 +73,7 @@ def test_it_greets_at_every_effort(effort: str) -> None:
     assert generated("Hello!", "--reasoning", effort, *ASK)["finish_reason"] == "stop"
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own_repeats_a_seed() -> None:
     line = [sys.executable, "-m", "gptoss_mlx.generate", "Hello!", "--model", "tiny", "--seed", "5"]
     runs = [

@@ -47,6 +47,7 @@ def test_quantized_logits_are_those_of_the_numbers_in_the_folder(
     assert relative_l2(fresh(opened(made), ids), NumpyGptOss(made).logits(ids)) < LIMIT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["lm_head.weight", "model.layers.1.self_attn.o_proj.weight"])
 def test_every_bit_less_doubles_the_distance_to_the_release(
     name: str, checkpoint_of: Callable[..., Path], tmp_path: Path

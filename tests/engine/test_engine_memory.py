@@ -50,6 +50,7 @@ def test_the_engine_follows_the_plan(little: Engine, budget: int) -> None:
     assert little.stats()["slots"] == plan.slots
 
 
+@pytest.mark.slow
 def test_fewer_slots_answer_alike(little: Engine) -> None:
     whole = gptoss_mlx.load("tiny", context=CONTEXT)
     assert whole.plan is not None

@@ -47,6 +47,7 @@ def test_the_same_answers_to_the_last_bit() -> None:
     assert "misses" not in whole.stats()
 
 
+@pytest.mark.slow
 def test_two_streams_in_turn_share_the_banks() -> None:
     whole, few = (_engine(materialise(), slots) for slots in (None, 4))
     options: dict[str, Any] = {"temperature": 0, "max_tokens": 12}

@@ -66,6 +66,7 @@ def test_it_remembers_over_turns(engine: Engine) -> None:
     assert result.text == "Your name is Maria."
 
 
+@pytest.mark.slow
 def test_it_calls_a_function_and_answers_from_its_result(engine: Engine) -> None:
     question = "What is the weather in Paris?"
     result = ask(engine, question, tools=[WEATHER])

@@ -41,4 +41,5 @@ TOOLS = [
     {"type": "function", "function": {"name": "now"}},
     {"type": "browser"},
 ]
-FORMAT = {"type": "json_schema", "json_schema": {"name": "place", "schema": SCHEMA}}
+ENFORCED = {**SCHEMA, "$defs": {"a": {"type": "boolean"}}}  # "nullable" is no JSON schema's keyword
+FORMAT = {"type": "json_schema", "json_schema": {"name": "place", "schema": ENFORCED}}

@@ -147,6 +147,7 @@ def test_a_model_with_fewer_rows_than_tokens_is_refused(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_file_of_more_tokens_than_rows_is_named(tmp_path: Path, good: dict[str, Any]) -> None:
     path = write(tmp_path, good)
     with pytest.raises(VocabularyError) as caught:

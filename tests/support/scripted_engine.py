@@ -39,6 +39,9 @@ class ScriptedEngine:
     def stats(self) -> dict[str, float]:
         return {}
 
+    def close(self) -> None:
+        """Nothing is held."""
+
     def load(self, model: str, *, progress: Callable[[int, int], None], **options: Any) -> Any:
         self.loads.append((model, options))
         for step in self.script:

@@ -43,6 +43,7 @@ def test_a_few_steps_lower_the_loss_of_a_batch() -> None:
     assert losses[-1] < 0.6 * losses[0]
 
 
+@pytest.mark.slow
 def test_an_optimizer_goes_on_where_another_stood() -> None:
     torch.manual_seed(0)
     shape = Shape(40, full_vocabulary=80, hidden_size=64, intermediate_size=32)
