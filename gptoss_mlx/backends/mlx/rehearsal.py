@@ -11,7 +11,7 @@ from typing import Any
 import mlx.core as mx
 
 from gptoss_mlx.backends.mlx.cache import QuantizedArena
-from gptoss_mlx.backends.mlx.ops.metal import DECODED, padded
+from gptoss_mlx.backends.mlx.ops.metal import CONSTANT, DECODED, padded
 from gptoss_mlx.backends.mlx.ops.place import RANGE, WHOLE, anywhere, places
 from gptoss_mlx.backends.mlx.ops.routing import Routing
 from gptoss_mlx.plan.buffers import PAGE
@@ -70,16 +70,16 @@ def _experts(moe: Any, x: mx.array, chunk: int, rows: int) -> None:
     bank = getattr(moe.experts, "bank", moe.experts)
     chosen = mx.broadcast_to(mx.arange(moe.k, dtype=mx.uint32), weights.shape)
     streamed = bank is not moe.experts
-    for tokens in (1, 2) if rows > 1 or streamed else (1,):
+    for tokens in (1, 2, DECODED) if rows > 1 or streamed else (1,):
         routing = Routing(chosen[:tokens], chosen[:tokens], weights[:tokens])
         bank.down(bank.gate_up(h[:tokens], routing), routing, x[:tokens])
-        if streamed:  # a token's experts may compute gate_up in waves
+        if streamed:  # in waves of any number of pairs
             slots, shares = (a.reshape(-1, 1)[:tokens] for a in (chosen, weights))
             bank.gate_up(h[:tokens], Routing(slots, slots, shares))
-    visits = chunk * moe.k
-    slots = (mx.arange(visits, dtype=mx.uint32) * bank.size // visits)[:, None]
-    grouped = Routing(slots, slots, mx.full((visits, 1), 1 / moe.k), grouped=True)
-    bank.down(bank.gate_up(_random(visits, h[0]), grouped), grouped)
+    for visits in (2, chunk * moe.k) if streamed or 2 * moe.k < CONSTANT else (chunk * moe.k,):
+        slots = (mx.arange(visits, dtype=mx.uint32) * bank.size // visits)[:, None]
+        grouped = Routing(slots, slots, mx.full((visits, 1), 1 / moe.k), grouped=True)
+        bank.down(bank.gate_up(_random(visits, h[0]), grouped), grouped)
 
 
 def _random(rows: int, like: mx.array) -> mx.array:

@@ -38,7 +38,9 @@ SIMDGROUP = 32
 """Threads of a simdgroup, which run together."""
 
 CONSTANT = 8
-"""Elements below which MLX passes an array in Metal's constant address space, not in device."""
+"""Elements below which MLX passes an array in Metal's constant address space, not in device. The
+kernel's text then differs, and MLX compiles a kernel anew whenever its text has changed. So arrays
+that may have fewer or more must be told apart by a template argument."""
 
 _BODY = re.compile(r"^// kernel$", re.MULTILINE)
 _UNREAD = re.compile(r"[ \t]*//[^\n]*|^[ \t]+", re.MULTILINE)

@@ -9,6 +9,7 @@ import mlx.core as mx
 
 from gptoss_mlx.backends.mlx.ops import moe_prefill
 from gptoss_mlx.backends.mlx.ops.metal import (
+    CONSTANT,
     Factory,
     MetalKernel,
     Template,
@@ -71,8 +72,10 @@ def metal(factory: Factory | None = None, threads: Threads = largest) -> MoeDown
         """Of several tokens: empty if the reference is to compute."""
         tokens, k, inner = x.shape
         rows = down.blocks.shape[1]
-        shape: Template = {"T": x.dtype, "K": inner, "N": rows, "ROWS": ROWS}
+        small: Template = {"SMALL": routing.slots.size < CONSTANT}
+        shape: Template = {"T": x.dtype, "K": inner, "N": rows, "ROWS": ROWS, **small}
         summed: Template = {"T": x.dtype, "N": rows, "ACTIVE": k, "RESIDUAL": residual is not None}
+        summed |= small
         size, sum_size = each.threads(shape), total.threads(summed)
         if not (size and sum_size):
             return []
@@ -100,7 +103,7 @@ def metal(factory: Factory | None = None, threads: Threads = largest) -> MoeDown
         inputs = x, *down, routing.slots, routing.experts, routing.weights
         template: Template = {"T": x.dtype, "K": inner, "N": rows}
         if residual is None and moe_prefill.takes(down, routing):
-            template |= {"TILES": moe_prefill.TILES}
+            template |= {"TILES": moe_prefill.TILES, "SMALL": routing.slots.size < CONSTANT}
             if size := prefill.threads(template):
                 return prefill(
                     *inputs,

@@ -9,6 +9,7 @@ import mlx.core as mx
 
 from gptoss_mlx.backends.mlx.ops import moe_prefill
 from gptoss_mlx.backends.mlx.ops.metal import (
+    CONSTANT,
     Factory,
     MetalKernel,
     Template,
@@ -77,7 +78,7 @@ def metal(factory: Factory | None = None, threads: Threads = largest) -> MoeGate
         inputs = x, *gate_up, routing.slots, routing.experts, number(limit)
         template: Template = {"T": x.dtype, "K": x.shape[1], "N": rows}
         if moe_prefill.takes(gate_up, routing):
-            template |= {"TILES": moe_prefill.TILES}
+            template |= {"TILES": moe_prefill.TILES, "SMALL": routing.slots.size < CONSTANT}
             if size := prefill.threads(template):
                 return prefill(
                     *inputs,
@@ -87,6 +88,7 @@ def metal(factory: Factory | None = None, threads: Threads = largest) -> MoeGate
                 )[0]
         elif not routing.grouped:
             template |= {"ACTIVE": k, "ROWS": group, "COUNT": 1 if tokens == 1 else 2}
+            template |= {"SMALL": routing.slots.size < CONSTANT}
             if size := decode.threads(template):
                 return decode(
                     *inputs,
