@@ -123,6 +123,12 @@ def _experts(kernels: Kernels, s: Sizes, dtype: mx.Dtype) -> Iterator[str]:
     yield "1 token"
     kernels.moe_down(h, down, routing, residual=x)
     yield "1 token"
+    two, ids = mx.zeros((2, s.hidden), dtype), mx.zeros((2, s.active), mx.uint32)
+    routing = Routing(ids, ids, mx.zeros((2, s.active)))
+    h = kernels.moe_gate_up(two, up, routing, 7.0)
+    yield "2 tokens"
+    kernels.moe_down(h, down, routing, residual=two)
+    yield "2 tokens"
     visits = moe_prefill.TILE_ROWS * s.experts
     slots = mx.zeros((visits, 1), mx.uint32)
     routing = Routing(slots, slots, mx.zeros((visits, 1)), grouped=True)
