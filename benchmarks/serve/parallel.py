@@ -1,7 +1,8 @@
 """Decoding several streams at a time: what a joint step brings over one stream.
 
 Every number of streams is measured in turn, several rounds of them, and the medians are reported.
-All streams are begun before the clock is: what is measured are the steps in which all decode.
+What is measured are the steps in which all streams decode, so that --tokens must be larger than
+their number.
 
     python -m benchmarks.serve.parallel --model DIR --backend torch --peer mlx-lm
 """
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -37,6 +39,7 @@ PROMPT = 32  # tokens
 @click.option("--streams", default="1,2,4,8", show_default=True, help="Numbers of streams.")
 @click.option("--tokens", default=48, show_default=True, type=click.IntRange(4), help="Of each.")
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(1))
+@click.option("--bare", is_flag=True, help="The model's steps alone: no sampling, no text.")
 @click.option("--long", default=0, show_default=True, help="Tokens of a prompt that comes between.")
 @click.option("--peer", type=click.Choice(["mlx-lm"]), help="Measure this one too.")
 def main(
@@ -45,6 +48,7 @@ def main(
     streams: str,
     tokens: int,
     rounds: int,
+    bare: bool,
     long: int,
     peer: str | None,
 ) -> None:
@@ -60,10 +64,12 @@ def main(
             "backend": backend,
             "tokens": tokens,
             "rounds": rounds,
+            "bare": bare,
         }
+        rate = stepped if bare else decoded
         with gptoss_mlx.load(folder, backend=backend, parallel=max(counts)) as engine:
             report["dtype"] = None if engine.plan is None else engine.plan.dtype
-            report["ours"] = measured(counts, rounds, lambda n: decoded(engine, n, tokens))
+            report["ours"] = measured(counts, rounds, lambda n: rate(engine, n, tokens))
             if long:
                 report["waits"] = waits(engine, long)
         if peer is not None:
@@ -105,6 +111,23 @@ def decoded(engine: Engine, streams: int, tokens: int) -> float:
             times[i].append(time.perf_counter())
     begun, ended = max(own[0] for own in times), min(own[-1] for own in times)
     return sum(sum(begun < at <= ended for at in own) for own in times) / (ended - begun)
+
+
+def stepped(engine: Engine, streams: int, steps: int) -> float:
+    """Tokens a second of the model's decode steps alone, of so many sequences."""
+    model = engine.model
+    states = [model.new_state() for _ in range(streams)]
+    for state, prompt in zip(states, prompts(streams), strict=True):
+        model.prefill(prompt, state)
+    times = []
+    for step in range(steps):
+        begun = time.perf_counter()
+        tokens = [[1000 + 97 * step + i] for i in range(streams)]
+        _ = [np.asarray(row) for row in model.decode(tokens, states)]
+        times.append(time.perf_counter() - begun)
+    for state in states:
+        state.close()
+    return streams / statistics.median(times[1:])  # the first step may allocate
 
 
 def prompts(streams: int) -> list[list[int]]:

@@ -24,6 +24,11 @@ def test_streams_are_counted_together_and_a_long_prompt_waits_its_turn() -> None
     assert found["waits"]["most_chunks"] == 1
 
 
+def test_the_models_steps_alone() -> None:
+    found = run("parallel", "--streams", "1,2", "--tokens", "4", "--rounds", "1", "--bare")
+    assert all(row["tok_s"] > 0 for row in found["ours"].values())
+
+
 @pytest.mark.slow
 def test_nothing_is_left_of_short_requests() -> None:
     found = run("soak", "--requests", "40", "--callers", "3")
