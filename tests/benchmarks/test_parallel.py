@@ -16,6 +16,7 @@ def run(module: str, *options: str) -> dict[str, Any]:
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
+@pytest.mark.slow
 def test_streams_are_counted_together_and_a_long_prompt_waits_its_turn() -> None:
     found = run("parallel", "--streams", "1,3", "--tokens", "6", "--rounds", "1", "--long", "700")
     assert set(found["ours"]) == {"1", "3"}

@@ -90,6 +90,7 @@ def test_it_answers_with_the_network_cut() -> None:
     assert "85" in result.stdout
 
 
+@pytest.mark.slow
 def test_a_folder_of_prefixes_is_read_by_the_next_process(tmp_path: Path) -> None:
     folder, long = tmp_path / "prefixes", "Be brief. " * 100
     asked = ("--model", "tiny", "--temperature", "0", "--system", long, "--stats")

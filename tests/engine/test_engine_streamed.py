@@ -37,6 +37,7 @@ def _ask(engine: Engine, prompt: Any = QUESTION, **options: Any) -> list[tuple[i
     return [(e.id, e.logprob) for e in events if isinstance(e, TokenEvent)]
 
 
+@pytest.mark.slow
 def test_the_same_answers_to_the_last_bit() -> None:
     whole, few = _engine(materialise(), None), _engine(materialise(), 4)
     for prompt in (QUESTION, "Reverse: " + "apple river stone cloud " * 40):

@@ -70,6 +70,7 @@ def test_agreement_is_checked_once_for_each_content(
         load_tokenizer(tmp_path, config())
 
 
+@pytest.mark.slow
 def test_a_cache_that_cannot_be_written_does_no_harm(
     tmp_path: Path, cache: Path, good: dict[str, Any]
 ) -> None:
