@@ -83,8 +83,8 @@ class Constraint:
 
         ends: the tokens that may end it. Raises MessageError or GrammarError.
         """
-        if self.tools or self.response_format or self.tool_choice:
-            raise MessageError("raw mode knows no system message, tools or response format")
+        if self.tool_choice:
+            raise MessageError("raw mode knows no tools, and so no tool_choice")
         if self.reasoning_budget is not None:
             raise MessageError("raw mode knows no reasoning, and so no reasoning_budget")
         answer = self._answer(compiler)

@@ -10,7 +10,7 @@ A chunk of tokens is appended by `extend`. On a GPU a single token is appended i
 where it goes, `arena` and `page` are what it joins, `put` takes back the page that has it. MLX
 copies a buffer before it writes into it while a step still running reads it. So the token is
 written into a small page, a new array each time, and the arena only at every `PAGE`-th token. The
-pages of sequences that are decoded together are the rows of one array (`joined`), so that one
+pages of sequences that are decoded together are the rows of one array (pages.py), so that one
 kernel writes them all; as long as the same sequences go on together they stay so.
 
 How a sequence goes back to an earlier position: backends/state.py.

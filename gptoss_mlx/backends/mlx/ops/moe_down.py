@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, TypeAlias
 
 import mlx.core as mx
 
@@ -27,6 +27,10 @@ KERNELS = (
     *("moe_decode_down", "moe_decode_down_each", "moe_decode_down_sum"),
     "moe_prefill_down",
 )  # of metal/
+
+
+Several: TypeAlias = Callable[[mx.array, Projection, Routing, mx.array | None], list[mx.array]]
+"""`moe_down` of several tokens in any order; empty if the reference is to compute."""
 
 
 class MoeDown(Protocol):
@@ -56,44 +60,8 @@ def metal(factory: Factory | None = None, threads: Threads = largest) -> MoeDown
     """
     names = ["x", "blocks", "scales", "bias", "slots", "experts", "weights"]
     decode = MetalKernel("moe_decode_down", [*names, "residual"], ["out"], factory, threads, SIZES)
-    each = MetalKernel(
-        *("moe_decode_down_each", ["x", "blocks", "scales", "slots"], ["products"]),
-        *(factory, threads, SIZES),
-    )
-    total = MetalKernel(
-        *("moe_decode_down_sum", ["products", "bias", "experts", "weights", "residual"], ["out"]),
-        *(factory, threads, SUM_SIZES),
-    )
+    several = _metal_for_several(factory, threads)
     prefill = MetalKernel("moe_prefill_down", names, ["out"], factory, threads, moe_prefill.SIZES)
-
-    def several(
-        x: mx.array, down: Projection, routing: Routing, residual: mx.array | None
-    ) -> list[mx.array]:
-        """Of several tokens: empty if the reference is to compute."""
-        tokens, k, inner = x.shape
-        rows = down.blocks.shape[1]
-        small: Template = {"SMALL": routing.slots.size < CONSTANT}
-        shape: Template = {"T": x.dtype, "K": inner, "N": rows, "ROWS": ROWS, **small}
-        summed: Template = {"T": x.dtype, "N": rows, "ACTIVE": k, "RESIDUAL": residual is not None}
-        summed |= small
-        size, sum_size = each.threads(shape), total.threads(summed)
-        if not (size and sum_size):
-            return []
-        (products,) = each(
-            *(x, down.blocks, down.scales, routing.slots),
-            template=shape,
-            threadgroups=(-(-rows // ROWS), tokens * k, 1),
-            threads=size,
-            outputs=[((tokens, k, rows), mx.float32)],
-        )
-        return total(
-            *(products, down.bias, routing.experts, routing.weights),
-            x if residual is None else residual,
-            template=summed,
-            threadgroups=(-(-rows // sum_size), tokens, 1),
-            threads=sum_size,
-            outputs=[((tokens, rows), x.dtype)],
-        )
 
     def run(
         x: mx.array, down: Projection, routing: Routing, residual: mx.array | None = None
@@ -128,6 +96,48 @@ def metal(factory: Factory | None = None, threads: Threads = largest) -> MoeDown
         return moe_down(x, down, routing, residual)
 
     return run
+
+
+def _metal_for_several(factory: Factory | None, threads: Threads) -> Several:
+    """As `metal`, for several tokens in any order; empty if the reference is to compute."""
+    each = MetalKernel(
+        *("moe_decode_down_each", ["x", "blocks", "scales", "slots"], ["products"]),
+        *(factory, threads, SIZES),
+    )
+    total = MetalKernel(
+        *("moe_decode_down_sum", ["products", "bias", "experts", "weights", "residual"], ["out"]),
+        *(factory, threads, SUM_SIZES),
+    )
+
+    def several(
+        x: mx.array, down: Projection, routing: Routing, residual: mx.array | None
+    ) -> list[mx.array]:
+        tokens, k, inner = x.shape
+        rows = down.blocks.shape[1]
+        small: Template = {"SMALL": routing.slots.size < CONSTANT}
+        shape: Template = {"T": x.dtype, "K": inner, "N": rows, "ROWS": ROWS, **small}
+        summed: Template = {"T": x.dtype, "N": rows, "ACTIVE": k, "RESIDUAL": residual is not None}
+        summed |= small
+        size, sum_size = each.threads(shape), total.threads(summed)
+        if not (size and sum_size):
+            return []
+        (products,) = each(
+            *(x, down.blocks, down.scales, routing.slots),
+            template=shape,
+            threadgroups=(-(-rows // ROWS), tokens * k, 1),
+            threads=size,
+            outputs=[((tokens, k, rows), mx.float32)],
+        )
+        return total(
+            *(products, down.bias, routing.experts, routing.weights),
+            x if residual is None else residual,
+            template=summed,
+            threadgroups=(-(-rows // sum_size), tokens, 1),
+            threads=sum_size,
+            outputs=[((tokens, rows), x.dtype)],
+        )
+
+    return several
 
 
 def examples(dtype: mx.Dtype) -> Iterator[tuple[Any, ...]]:
