@@ -131,7 +131,7 @@ def _ours(folder: Path, context: int, rows: int) -> Callable[[], Step]:
     from gptoss_mlx.backends.mlx.model import open_model
     from gptoss_mlx.backends.mlx.ops.choice import Kernels, metal_kernels
     from gptoss_mlx.backends.mlx.ops.decode_attention import decode_attention
-    from gptoss_mlx.backends.mlx.sampler import Sampler
+    from gptoss_mlx.backends.protocol import Draw
     from gptoss_mlx.models.checkpoint import Checkpoint
     from gptoss_mlx.spec.sampling import Sampling
 
@@ -142,8 +142,7 @@ def _ours(folder: Path, context: int, rows: int) -> Callable[[], Step]:
         open_model(checkpoint, dtype="bfloat16", embedding="resident", rows=rows, kernels=kernels)
         for kernels in (paged, metal_kernels())
     )
-    sampler = Sampler(Sampling(temperature=0.0), 0, [], SHAPE.vocab)
-
+    sampler = model.sampler(Sampling(temperature=0.0), 0, [])
     before: list[State] = []
 
     def new_step() -> Step:
@@ -157,7 +156,8 @@ def _ours(folder: Path, context: int, rows: int) -> Callable[[], Step]:
 
         def step(tokens: mx.array) -> Sequence[mx.array]:
             logits = model.decode([tokens[i : i + 1] for i in range(rows)], states)
-            chosen = [sampler.choose(row, 0, None).token for row in logits]
+            draws = [Draw(row, sampler, 0, None) for row in range(rows)]
+            chosen = [choice.token for choice in model.choose(logits, draws)]
             return [*chosen, *{id(a): a for state in states for a in state.arrays()}.values()]
 
         return Step(step, len({id(a) for state in states for a in state.arrays()}))

@@ -7,8 +7,8 @@ arrays, while the engine, which only passes them on, needs no such type: see `se
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple, Protocol, TypeAlias, TypeVar, cast
+from collections.abc import Mapping, Sequence
+from typing import Generic, NamedTuple, Protocol, TypeAlias, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,6 +90,8 @@ class State(Protocol):
 A = TypeVar("A")
 S = TypeVar("S")
 G = TypeVar("G")
+D = TypeVar("D")
+A_in = TypeVar("A_in", contravariant=True)
 A_co = TypeVar("A_co", covariant=True)
 
 
@@ -104,23 +106,30 @@ class Choice(Protocol[A_co]):
         """Wait for the token. Raises NumericalError if the logits were not finite."""
 
 
-class Sampler(Protocol[A]):
-    """Chooses the tokens of one sequence.
+class Sampler(Protocol[A_in]):
+    """The sampling of one sequence: its options, its seed and the tokens it has accepted."""
 
-    The random numbers of a step depend on the seed and the step alone. So a step can be sampled
-    again under another mask, and a sequence can be reproduced exactly.
-    """
-
-    def choose(self, logits: A, step: int, mask: Mask | None) -> Choice[A]:
-        """Queue the choice of the answer's token number `step` (from 0): logits [vocabulary]."""
-
-    def accept(self, choice: Choice[A]) -> None:
+    def accept(self, choice: Choice[A_in]) -> None:
         """Count a choice as generated: later penalties see it."""
 
 
-class Model(Protocol[S, A, G]):
+class Draw(NamedTuple, Generic[D]):
+    """A token to be chosen for one sequence: the answer's token number `step` (from 0), from row
+    `row` of a step's logits.
+
+    The random numbers depend on the seed and the step alone. So a step can be sampled again under
+    another mask, and a sequence can be reproduced exactly.
+    """
+
+    row: int
+    sampler: D
+    step: int
+    mask: Mask | None
+
+
+class Model(Protocol[S, A, G, D]):
     """A network on a device. One thread at a time computes on it. It makes sequences (S), which it
-    computes on arrays (A) and from segments (G).
+    computes on arrays (A) and from segments (G), and whose tokens it draws by samplers (D).
 
     chunk: tokens prefilled at a time. rows: sequences that decode together; there may be more
     states, of which idle ones make room.
@@ -156,27 +165,31 @@ class Model(Protocol[S, A, G]):
     def evaluate(self, ids: Sequence[int], state: S) -> NDArray[np.float32]:
         """Append a chunk -> the logits after each of its tokens, [tokens, vocabulary]."""
 
-    def decode(self, tokens: Sequence[Sequence[int] | A], states: Sequence[S]) -> Iterable[A]:
-        """Append one token to each of several sequences -> float32 logits [vocabulary] of each.
+    def decode(self, tokens: Sequence[Sequence[int] | A], states: Sequence[S]) -> A:
+        """Append one token to each of several sequences -> float32 [sequences, vocabulary], logits.
 
         A token is [id], or an array that may still have to be computed; nothing is waited for.
         At most `rows` at a time: with fixed memory more is a CapacityError, before anything is
         computed.
         """
 
-    def sampler(self, options: Sampling, seed: int, prompt: Sequence[int]) -> Sampler[A]:
+    def sampler(self, options: Sampling, seed: int, prompt: Sequence[int]) -> D:
         """Raises SamplingError if logit_bias names a token the model does not have."""
+
+    def choose(self, logits: A, draws: Sequence[Draw[D]]) -> Sequence[Choice[A]]:
+        """Queue the choice of a token for each of several sequences, from the logits of a step. A
+        sequence's token does not depend on the others."""
 
     def stats(self) -> dict[str, float]:
         """Bytes that the device holds: active_bytes, peak_bytes, cache_bytes; and counts of a
         backend's own."""
 
 
-AnyModel: TypeAlias = "Model[State, Array, Segment]"
+AnyModel: TypeAlias = "Model[State, Array, Segment, Sampler[Array]]"
 """A model of whichever backend."""
 
 
-def sealed(model: Model[S, A, G]) -> AnyModel:
+def sealed(model: Model[S, A, G, D]) -> AnyModel:
     """A backend's model in the type that the engine uses.
 
     By this type its methods take any state and array, while they take only the model's own. The

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from functools import partial
 from itertools import islice
 from queue import SimpleQueue
 from threading import Lock, get_ident
@@ -169,21 +168,23 @@ class Loop:
                 return
 
     def _decode(self, ready: list[Sequence]) -> None:
-        """Queue the next decode step for all that decode, then read the tokens of the step
-        before."""
+        """Queue the next decode step for all that decode; while the device computes it, read the
+        tokens chosen before; then queue the choice of the next ones."""
         decoding = [s for s in ready if not (s.in_prefill or s.finished)]
         batch = decoding[: self.model.rows]
         if len(batch) < len(decoding):  # streams that rested are read again: take turns
             self._active.sort(key=batch.__contains__)
         with self._failing(batch):
-            asking = [sequence for sequence in batch if sequence.wants_logits]
-            if asking:
-                tokens, states = [s.token for s in asking], [s.state for s in asking]
-                logits = self.model.decode(tokens, states)
-                for sequence, row in zip(asking, logits, strict=True):
-                    _try(sequence, partial(sequence.choose, row))
+            model, asking = self.model, [s for s in batch if s.wants_logits]
+            tokens, states = [s.token for s in asking], [s.state for s in asking]
+            logits = model.decode(tokens, states) if asking else None
             for sequence in batch:
                 _try(sequence, sequence.read)
+            draws = {s: s.draw(row) for row, s in enumerate(asking) if not s.finished}
+            if logits is not None:
+                choices = model.choose(logits, [*draws.values()])
+                for sequence, choice in zip(draws, choices, strict=True):
+                    sequence.take(choice)
 
     def _retire(self, gone: Collection[Sequence] = ()) -> None:
         """Remove finished and dropped sequences, and keep their sessions while there are rows."""

@@ -1,8 +1,8 @@
 """A sequence: one request on its way through the engine, and the events it gives.
 
 It waits, prefills chunk by chunk, decodes token by token and finishes, as `Loop` schedules it.
-Decoding is pipelined: the step after a token is queued before the token is read. If the token then
-changes the grammar's mask, the next token is chosen again, from the same logits.
+Decoding is pipelined: the step after a token is queued before the token is read. While the device
+computes that step, the token's events are given and the grammar's next mask is computed.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol, TypeAlias
 
-from gptoss_mlx.backends.protocol import AnyModel, Array, Choice, Sampler, State
+from gptoss_mlx.backends.protocol import AnyModel, Array, Choice, Draw, Sampler, State
 from gptoss_mlx.engine.clock import Clock
 from gptoss_mlx.engine.events import Event, FinishEvent, FinishReason, Limit, PrefillEvent
 from gptoss_mlx.engine.repetition import Repetition
@@ -19,7 +19,6 @@ from gptoss_mlx.engine.session import Session
 from gptoss_mlx.engine.writer import PlainText, Writer
 from gptoss_mlx.harmony import Parser
 from gptoss_mlx.harmony.tokenizer import Tokenizer
-from gptoss_mlx.spec.sampling import Mask
 
 Ending: TypeAlias = tuple[FinishReason, Limit | None]
 
@@ -52,9 +51,7 @@ class Sequence:
         self._prefilling: Iterator[int] = iter(())
         self._sampler: Sampler[Array] | None = None
         self._choice: Choice[Array] | None = None  # the token to be read next
-        self._ahead: Choice[Array] | None = None  # the one after it
-        self._logits: Array | None = None  # those that `_ahead` was chosen from
-        self._chosen = 0  # tokens chosen, those not read yet included
+        self._chosen = 0  # tokens chosen, one not read yet included
 
     def cancel(self) -> None:
         """End within one token, or one chunk of the prompt. Any thread may call this."""
@@ -79,7 +76,7 @@ class Sequence:
         that has ended, or was dropped, keeps no memory of the model."""
         session, self.session = self.session, None
         self._prefilling = iter(())
-        self._sampler = self._choice = self._ahead = self._logits = None
+        self._sampler = self._choice = None
         return session
 
     @property
@@ -127,24 +124,15 @@ class Sequence:
             self.outlet.put(PrefillEvent(self.state.offset, len(request.ids), self._reused))
         return None
 
-    def choose(self, logits: Array) -> None:
-        """Queue the choice of the next token from the logits of a decode step."""
-        assert self._sampler is not None
-        if self._choice is None:
-            self._open.note(self.request.ids[-1])
-        else:
-            self._sampler.accept(self._choice)
-        self._logits = logits
-        self._ahead = self._sampler.choose(logits, self._chosen, self._mask)
-        self._chosen += 1
-
     def read(self) -> None:
-        """Wait for the token before the one that was chosen last, and give its events."""
-        choice, self._choice, self._ahead = self._choice, self._ahead, None
+        """Wait for the token chosen last, and give its events. The decode step that takes it as
+        input is queued by now, if another token is wanted."""
+        choice, self._choice = self._choice, None
         if choice is None:
+            self._open.note(self.request.ids[-1])
             return
         id, logprob, top = choice.read()
-        if self._choice is not None:  # the decode step that takes it as input is queued
+        if self.wants_logits:
             self._open.note(id)
         if self._is_cancelled():
             return self._finish(("cancelled", None))
@@ -153,18 +141,21 @@ class Sequence:
             self.outlet.put(event)
         if (ending := self._ending(id)) is not None:
             return self._finish(ending)
-        return self._advance(id)
+        if self._grammar is not None:
+            self._grammar = self._grammar.advance(id)
+        assert self._sampler is not None
+        self._sampler.accept(choice)
 
-    def _advance(self, id: int) -> None:
-        """Advance the grammar. If its mask changes, the token chosen under the old one is chosen
-        again."""
-        if self._grammar is None:
-            return
-        before, self._grammar = self._mask, self._grammar.advance(id)
-        if self._mask is not before:
-            assert self._sampler is not None
-            assert self._logits is not None
-            self._choice = self._sampler.choose(self._logits, self._chosen - 1, self._mask)
+    def draw(self, row: int) -> Draw[Sampler[Array]]:
+        """How to choose the next token, from row `row` of the decode step's logits."""
+        assert self._sampler is not None
+        mask = None if self._grammar is None else self._grammar.mask
+        return Draw(row, self._sampler, self._chosen, mask)
+
+    def take(self, choice: Choice[Array]) -> None:
+        """Take the next token, which the device may still have to compute."""
+        self._choice = choice
+        self._chosen += 1
 
     def _ending(self, id: int) -> Ending | None:
         """Why the token just read is the last one, if it is."""
@@ -174,7 +165,7 @@ class Sequence:
             return "length", "max_time"
         if self._repetition is not None and self._repetition.push(id):
             return "length", "repetition"
-        if self._choice is None:
+        if not self.wants_logits:
             return "length", self.request.limit
         return None
 
@@ -192,10 +183,6 @@ class Sequence:
 
     def _is_cancelled(self) -> bool:
         return self._cancelled or self.request.cancel()
-
-    @property
-    def _mask(self) -> Mask | None:
-        return None if self._grammar is None else self._grammar.mask
 
     @property
     def _open(self) -> Session:

@@ -40,6 +40,9 @@ RUNTIME = 98 * MiB
 with tools and every sampling option, as resident memory beyond what MLX held; two models had the
 same."""
 
+TOGETHER = 8
+"""Sequences sampled at a time, which bounds the memory that sampling takes."""
+
 LOGITS = 18
 """Arrays of float32 [vocabulary] alive while a sequence's token is chosen: 17.6 at MLX's peak, with
 penalties, top-p and log-probabilities, two steps under way."""

@@ -17,7 +17,7 @@ from math import prod
 from typing import ClassVar
 
 from gptoss_mlx.files.shard import ITEM_BYTES
-from gptoss_mlx.plan.buffers import Allocation, Buffer, MiB, Sizes
+from gptoss_mlx.plan.buffers import TOGETHER, Allocation, Buffer, MiB, Sizes
 from gptoss_mlx.spec.config import QuantizationSpec
 
 CUDA_CONTEXT = 504 * MiB
@@ -61,7 +61,8 @@ of their bits. See torch/quantized.py."""
 
 SAMPLED, SAMPLED_ROW = 12, 4
 """Arrays of float32 [vocabulary] alive while a token is sampled: 10.6 at the peak, whatever the
-options; and those each sequence keeps: logits of two steps, and which tokens were seen and used."""
+options, for each of up to TOGETHER sequences; and those each sequence keeps:
+logits of two steps, and which tokens were seen and used."""
 
 CPU_RUNTIME = 224 * MiB
 """Python, PyTorch, numpy 145 MiB, the vocabulary 75."""
@@ -196,7 +197,8 @@ class TorchSizes(Sizes):
 
     def choosing(self, rows: int) -> int:
         """Bytes of sampling a token of each row."""
-        return (SAMPLED + SAMPLED_ROW * rows) * self.config.vocab_size * _FLOAT
+        arrays = SAMPLED * min(rows, TOGETHER) + SAMPLED_ROW * rows
+        return arrays * self.config.vocab_size * _FLOAT
 
 
 @dataclass(frozen=True)

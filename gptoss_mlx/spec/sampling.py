@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeAlias
 
 from gptoss_mlx.errors import NumericalError, SamplingError
 from gptoss_mlx.files.jsonfile import shown
@@ -21,6 +21,10 @@ DRAWN_SEEDS = 2**53  # integers below it are exact in every JSON reader
 WEYL = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: neighbouring steps get unrelated keys
 WORD = 2**64 - 1
 SMALLEST = 1e-30  # least temperature or top-p: a smaller one might be 0 in float32
+
+
+Rules: TypeAlias = tuple[object, ...]
+"""How tokens are drawn, whatever the seed. Sequences with equal rules are sampled together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +95,13 @@ class Sampling:
             _within(f"logit_bias of token {shown(token)}", bias, -100, 100)
         # A copy, so that the options stay what was checked.
         object.__setattr__(self, "logit_bias", MappingProxyType(dict(self.logit_bias)))
+
+    @property
+    def rules(self) -> Rules:
+        """Every option but the seed, as a value that can be a key."""
+        bias = frozenset(self.logit_bias.items())
+        names = (field.name for field in fields(self) if field.name not in ("seed", "logit_bias"))
+        return bias, *(getattr(self, name) for name in names)
 
     def check_vocabulary(self, vocab_size: int) -> None:
         """Raises SamplingError if logit_bias names a token the model does not have."""

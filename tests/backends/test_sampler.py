@@ -13,10 +13,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from gptoss_mlx.backends.protocol import Draw
+from gptoss_mlx.backends.sampler import RuledSampler
 from gptoss_mlx.errors import NumericalError, SamplingError
 from gptoss_mlx.harmony import Mask
-from gptoss_mlx.spec.sampling import Sampling
-from tests.support.sampler_backends import BACKENDS, Backend, open_backend
+from gptoss_mlx.plan.buffers import TOGETHER
+from gptoss_mlx.spec.sampling import MAX_SEED, Sampling
+from tests.support.sampler_backends import BACKENDS, Backend, OneSequence, open_backend
 from tests.support.sampling_oracle import oracle, packed
 
 VOCAB = 12
@@ -197,6 +200,44 @@ def test_any_logits_options_history_and_mask(
     raw = (np.array(ranks, np.float32) - 5.3) * np.float32(scale)
     assume(oracle(raw, options, prompt, generated, mask).margin > CLOSE)
     check(backend, raw, options, prompt, generated, mask)
+
+
+RULES = (
+    *(Sampling(**options) for options in CASES.values()),
+    Sampling(logprobs=True),
+    Sampling(temperature=0.7, top_logprobs=3),
+)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    data=st.data(),
+    kinds=st.lists(st.sampled_from(RULES), min_size=1, max_size=3),
+    count=st.integers(1, 2 * TOGETHER + 1),
+    vocab=st.sampled_from([VOCAB, 300]),
+)
+def test_a_sequence_is_sampled_alike_alone_and_beside_others(
+    backend: Backend, data: st.DataObject, kinds: list[Sampling], count: int, vocab: int
+) -> None:
+    """With equal and unequal rules, masks and seeds, over rows in any order and not all of them."""
+    operations = backend.operations(vocab)
+    masks = data.draw(st.lists(MASKS, min_size=1, max_size=3))
+    assume(not any(m and m.ban and len([i for i in m.ban if i < vocab]) == vocab for m in masks))
+    logits = np.random.default_rng(count).normal(0, 2, (count + 2, vocab)).astype(np.float32)
+    rows = data.draw(st.permutations(range(count + 2)))[:count]
+    seeds = data.draw(st.lists(st.integers(0, MAX_SEED), min_size=count, max_size=count))
+    options = [data.draw(st.sampled_from(kinds)) for _ in rows]
+    alone = [OneSequence(operations, o, s, [1, 2]) for o, s in zip(options, seeds, strict=True)]
+    beside = [RuledSampler(operations, o, s, [1, 2]) for o, s in zip(options, seeds, strict=True)]
+    for step in range(3):
+        asked = [data.draw(st.sampled_from(masks)) for _ in rows]
+        draws = [Draw(*each) for each in zip(rows, beside, [step] * count, asked, strict=True)]
+        chosen = operations.choose(backend.array(logits), draws)
+        for row, one, sampler, mask, choice in zip(rows, alone, beside, asked, chosen, strict=True):
+            expected = one.choose(backend.array(logits[row]), step, mask)
+            assert choice.read() == expected.read()
+            one.accept(expected)
+            sampler.accept(choice)
 
 
 @pytest.mark.parametrize("name", ["plain", "cool", "top-k", "all"])

@@ -17,7 +17,8 @@ import pytest
 from numpy.typing import NDArray
 
 import gptoss_mlx
-from gptoss_mlx.backends.mlx.sampler import Sampler
+from gptoss_mlx.backends.mlx.sampler import Operations
+from gptoss_mlx.backends.sampler import RuledSampler
 from gptoss_mlx.engine.constraint import Constraint
 from gptoss_mlx.engine.engine import Engine
 from gptoss_mlx.engine.events import Event, TokenEvent
@@ -179,11 +180,13 @@ def improvised() -> Engine:
     """The real sampler on logits drawn at random: as much as grammar and loop see of a model."""
     rng = np.random.default_rng(6)
     logits = [mx.array(rng.normal(0, 2, VOCAB_SIZE).astype(np.float32)) for _ in range(7)]
+    operations = Operations(VOCAB_SIZE)
     model: Any = RingModel(
         chunk=64,
         predict=lambda tokens: logits[len(tokens) % len(logits)],
-        sampler=lambda *asked: Sampler(*asked, VOCAB_SIZE),
+        sampler=lambda *asked: RuledSampler(operations, *asked),
     )
+    model.choose = lambda rows, draws: operations.choose(mx.stack(rows), draws)
     config: Any = SimpleNamespace(vocab_size=VOCAB_SIZE)
     return Engine(model, tokenizer(), config, 4096, {})
 

@@ -167,12 +167,13 @@ def test_what_fails_alone_fails_alone(kind: str, fails: list[bool]) -> None:
     assert finish_of(sinks[fails.index(False)].events).reason == "stop"
 
 
-def test_a_decode_step_fails_those_in_it_and_no_other() -> None:
+@pytest.mark.parametrize("kind", ["decode", "choose"])
+def test_a_decode_step_fails_those_in_it_and_no_other(kind: str) -> None:
     scripted = Scripted(reply(64, 9), reply(65, 9), reply(66, 9), reply(67, 9))
     sinks = [added(scripted, [i + 1])[1] for i in range(4)]
     for _ in range(6):
         scripted.engine.step()
-    scripted.fail("decode", 0, RuntimeError("out of memory"))
+    scripted.fail(kind, 0, RuntimeError("out of memory"))
     run(scripted.engine)
     assert [str(sink.error) for sink in sinks[:3]] == ["out of memory"] * 3
     assert finish_of(sinks[3].events).reason == "stop"

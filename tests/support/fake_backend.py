@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from gptoss_mlx.backends.sampler import Fetch, RuledSampler
+from gptoss_mlx.backends.sampler import Fetch, Operations, RuledSampler
 from gptoss_mlx.backends.state import Copied, Rewindable
 from gptoss_mlx.errors import CapacityError
 from gptoss_mlx.spec.config import ModelConfig
@@ -69,6 +69,8 @@ class FakeModel:
         rng = np.random.default_rng(0)
         self.config, self.rows, self.chunk = config, rows, chunk
         self.rejected: Mapping[str, str] = {}
+        self.operations = FakeOperations(config.vocab_size)
+        self.choose = self.operations.choose
         self.embedding = rng.normal(0, 1, (config.vocab_size, WIDTH)).astype(np.float32)
         self.head = rng.normal(0, 0.4, (WIDTH, config.vocab_size)).astype(np.float32)
 
@@ -102,25 +104,22 @@ class FakeModel:
             seen.append(state.seen())
         return np.stack(seen) @ self.head
 
-    def decode(
-        self, tokens: Sequence[Sequence[int] | Array], states: Sequence[FakeState]
-    ) -> list[Array]:
+    def decode(self, tokens: Sequence[Sequence[int] | Array], states: Sequence[FakeState]) -> Array:
         if len(states) > self.rows:
             raise CapacityError(f"{len(states)} sequences on {self.rows} rows")
         for token, state in zip(tokens, states, strict=True):
             state.append(self.embedding[int(token[0])])
-        return [state.seen() @ self.head for state in states]
+        return np.stack([state.seen() @ self.head for state in states])
 
-    def sampler(self, options: Sampling, seed: int, prompt: Sequence[int]) -> FakeSampler:
-        return FakeSampler(options, seed, prompt, self.config.vocab_size)
+    def sampler(self, options: Sampling, seed: int, prompt: Sequence[int]) -> RuledSampler[Array]:
+        return RuledSampler(self.operations, options, seed, prompt)
 
     def stats(self) -> dict[str, float]:
-        held = self.embedding.nbytes + self.head.nbytes
-        return {"active_bytes": held, "peak_bytes": held, "cache_bytes": 0}
+        return dict.fromkeys(("active_bytes", "peak_bytes", "cache_bytes"), self.head.nbytes)
 
 
-class FakeSampler(RuledSampler[Array]):
-    """The operations in numpy."""
+class FakeOperations(Operations[Array]):
+    """The sampler's operations in numpy."""
 
     def ids(self, values: Iterable[int]) -> Array:
         return np.array(list(values), np.int64)
@@ -129,59 +128,73 @@ class FakeSampler(RuledSampler[Array]):
         return np.array(list(values), np.float32)
 
     def bits(self, packed: bytes) -> Array:
-        return np.unpackbits(np.frombuffer(packed, np.uint8), bitorder="little")[: self.vocab] > 0
+        flags = np.unpackbits(np.frombuffer(packed, np.uint8), bitorder="little") > 0
+        return flags[None, : self.vocab]
 
     def zeros(self, size: int, *, flags: bool = False) -> Array:
-        return np.zeros(size, bool if flags else np.float32)
+        return np.zeros((1, size), bool if flags else np.float32)
 
     def float32(self, logits: Array) -> Array:
         return logits.astype(np.float32)
 
+    def joined(self, rows: Sequence[Array]) -> Array:
+        return np.concatenate(rows)
+
     def flag(self, flags: Array, ids: Array) -> Array:
-        flags[ids] = True
+        flags[:, ids] = True
         return flags
 
     def add(self, scores: Array, ids: Array, values: Array) -> Array:
         scores = scores.copy()
-        scores[ids] += values
+        scores[:, ids] += values
         return scores
 
     def ban(self, scores: Array, ids: Array) -> Array:
         scores = scores.copy()
-        scores[ids] = -np.inf
+        scores[:, ids] = -np.inf
         return scores
+
+    def columns(self, scores: Array, ids: Array) -> Array:
+        return scores[:, ids]
+
+    def take(self, x: Array, places: Array) -> Array:
+        return x[np.arange(len(x)), places]
 
     def where(self, condition: Array, a: Array, b: Array | float) -> Array:
         return np.where(condition, a, b)
 
     def sum(self, x: Array) -> Array:
-        return x.sum(keepdims=True)
+        return x.sum(-1)
+
+    def max(self, x: Array) -> Array:
+        return x.max(-1, keepdims=True)
 
     def softmax(self, scores: Array) -> Array:
-        p = np.exp(scores - scores.max())
-        return p / p.sum()
+        p = np.exp(scores - self.max(scores))
+        return p / p.sum(-1, keepdims=True)
 
-    def logsumexp(self, x: Array) -> Array:
-        return np.array(x.max() + np.log(np.exp(x.astype(np.float64) - x.max()).sum()))
+    def log_softmax(self, x: Array) -> Array:
+        x = x - self.max(x)
+        return x - np.log(np.exp(x.astype(np.float64)).sum(-1, keepdims=True))
 
     def argmax(self, scores: Array) -> Array:
-        return np.array([scores.argmax()])
+        return scores.argmax(-1)
 
     def candidates(self, scores: Array, k: int) -> tuple[Array, Array]:
         return self.largest(scores, k)
 
     def largest(self, x: Array, k: int) -> tuple[Array, Array]:
-        places = np.argsort(-x, kind="stable")[:k]
-        return x[places], places
+        places = np.argsort(-x, axis=-1, kind="stable")[:, :k]
+        return np.take_along_axis(x, places, -1), places
 
     def least_of_top(self, p: Array, top_p: float) -> Array:
         descending = -np.sort(-p)
-        before = np.cumsum(descending) - descending
-        return descending[before < top_p].min()
+        before = np.cumsum(descending, axis=-1) - descending
+        return np.where(before < top_p, descending, np.inf).min(-1, keepdims=True)
 
-    def categorical(self, scores: Array, key: int) -> Array:
-        times = np.random.default_rng(key).exponential(size=scores.shape)
+    def categorical(self, scores: Array, keys: Sequence[int]) -> Array:
+        times = [np.random.default_rng(key).exponential(size=scores[0].shape) for key in keys]
         return self.argmax(scores - np.log(times))
 
-    def fetch(self, arrays: Sequence[Array]) -> Fetch:
+    def fetch(self, arrays: Sequence[Array], views: Sequence[Array]) -> Fetch:
         return lambda: [array.tolist() for array in arrays]

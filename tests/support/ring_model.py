@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gptoss_mlx.backends.protocol import Draw
 from gptoss_mlx.spec.sampling import Sampling
 
 EMPTY = (1 << 32) - 1
@@ -185,6 +186,10 @@ class RingModel:
         self.log.append(("decode", one))
         state.append(one[0])
         return self.predict(state.held())
+
+    def choose(self, logits: Sequence[Any], draws: Sequence[Draw[Any]]) -> list[Any]:
+        """By the samplers, one after the other."""
+        return [sampler.choose(logits[row], step, mask) for row, sampler, step, mask in draws]
 
     def evaluate(self, ids: Sequence[int], state: RingState) -> Any:
         raise NotImplementedError

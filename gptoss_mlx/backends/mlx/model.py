@@ -25,10 +25,11 @@ from gptoss_mlx.backends.mlx.ops.matrix import Norm
 from gptoss_mlx.backends.mlx.ops.metal import DECODED, mlx_version, require_mlx
 from gptoss_mlx.backends.mlx.ops.place import anywhere, places
 from gptoss_mlx.backends.mlx.rehearsal import rehearse
-from gptoss_mlx.backends.mlx.sampler import Sampler
+from gptoss_mlx.backends.mlx.sampler import Operations
 from gptoss_mlx.backends.mlx.streaming import Streaming
 from gptoss_mlx.backends.mlx.weights import Loader
-from gptoss_mlx.backends.protocol import Layout
+from gptoss_mlx.backends.protocol import Choice, Draw, Layout
+from gptoss_mlx.backends.sampler import RuledSampler
 from gptoss_mlx.backends.state import Copied, check_rows
 from gptoss_mlx.errors import ConfigError
 from gptoss_mlx.models.checkpoint import Checkpoint, Progress
@@ -65,6 +66,7 @@ class Transformer:
         self.sliding = tuple(config.is_sliding(i) for i in range(config.num_hidden_layers))
         rope_periods = mx.array(periods(config).astype(np.float32))
         self.embedding = embedding
+        self._operations = Operations(config.vocab_size)
         self._together: WeakSet[State] = WeakSet()  # in the last step
         self.blocks = [
             Block(config, loader, layer, rope_periods, streaming)
@@ -150,8 +152,8 @@ class Transformer:
 
     def decode(
         self, tokens: Sequence[Sequence[int] | mx.array], states: Sequence[State]
-    ) -> list[mx.array]:
-        """Append one token to each of several sequences -> float32 logits [vocabulary] of each.
+    ) -> mx.array:
+        """Append one token to each of several sequences -> float32 [sequences, vocabulary], logits.
 
         Every weight is read once for all of them, or for each DECODED of them. Raises
         CapacityError, before anything is computed, if there are more sequences than rows.
@@ -161,8 +163,10 @@ class Transformer:
         logits: list[mx.array] = []
         for i in range(0, len(states), DECODED):
             x = self._step(tokens[i : i + DECODED], states[i : i + DECODED])
-            logits.extend(self.logits(x))
-        return logits
+            logits.append(self.logits(x))
+        joined = logits[0] if len(logits) == 1 else mx.concatenate(logits)
+        mx.async_eval(joined)  # type: ignore[no-untyped-call]
+        return joined
 
     def _step(
         self, tokens: Sequence[Sequence[int] | mx.array], states: Sequence[State]
@@ -202,8 +206,16 @@ class Transformer:
                 state.leave()
         self._together = WeakSet(states)
 
-    def sampler(self, options: Sampling, seed: int, prompt: Sequence[int]) -> Sampler:
-        return Sampler(options, seed, prompt, self.config.vocab_size)
+    def sampler(
+        self, options: Sampling, seed: int, prompt: Sequence[int]
+    ) -> RuledSampler[mx.array]:
+        return RuledSampler(self._operations, options, seed, prompt)
+
+    def choose(
+        self, logits: mx.array, draws: Sequence[Draw[RuledSampler[mx.array]]]
+    ) -> Sequence[Choice[mx.array]]:
+        """Queue the choice of a token for each of several sequences, from the logits of a step."""
+        return self._operations.choose(logits, draws)
 
 
 def _masks(tokens: int, state: State) -> tuple[mx.array | str | None, mx.array | str | None]:

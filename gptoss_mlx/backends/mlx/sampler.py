@@ -8,11 +8,11 @@ from collections.abc import Iterable, Sequence
 import mlx.core as mx
 import numpy as np
 
-from gptoss_mlx.backends.sampler import Fetch, RuledSampler
+from gptoss_mlx.backends import sampler
 
 
-class Sampler(RuledSampler[mx.array]):
-    """A `RuledSampler` on MLX arrays."""
+class Operations(sampler.Operations[mx.array]):
+    """The operations on MLX arrays."""
 
     def ids(self, values: Iterable[int]) -> mx.array:
         return mx.array(list(values), mx.uint32)
@@ -23,59 +23,79 @@ class Sampler(RuledSampler[mx.array]):
     def bits(self, packed: bytes) -> mx.array:
         octets = mx.array(np.frombuffer(packed, np.uint8))[:, None]
         flags = (octets >> mx.arange(8, dtype=mx.uint8)) & 1
-        return flags.reshape(-1)[: self.vocab].astype(mx.bool_)
+        return flags.reshape(1, -1)[:, : self.vocab].astype(mx.bool_)
 
     def zeros(self, size: int, *, flags: bool = False) -> mx.array:
-        return mx.zeros(size, mx.bool_ if flags else mx.float32)
+        return mx.zeros((1, size), mx.bool_ if flags else mx.float32)
 
     def float32(self, logits: mx.array) -> mx.array:
         return logits.astype(mx.float32)
 
+    def joined(self, rows: Sequence[mx.array]) -> mx.array:
+        return rows[0] if len(rows) == 1 else mx.concatenate([*rows])
+
     def flag(self, flags: mx.array, ids: mx.array) -> mx.array:
         if ids.size:
-            flags[ids] = True
+            flags[:, ids] = True
         return flags
 
     def add(self, scores: mx.array, ids: mx.array, values: mx.array) -> mx.array:
-        return scores.at[ids].add(values)
+        return scores.at[:, ids].add(values)
 
     def ban(self, scores: mx.array, ids: mx.array) -> mx.array:
-        return scores.at[ids].add(-mx.inf) if ids.size else scores
+        return scores.at[:, ids].add(-mx.inf) if ids.size else scores
+
+    def columns(self, scores: mx.array, ids: mx.array) -> mx.array:
+        return scores[:, ids]
+
+    def take(self, x: mx.array, places: mx.array) -> mx.array:
+        return mx.take_along_axis(x, places[:, None], axis=-1).reshape(-1)
 
     def where(self, condition: mx.array, a: mx.array, b: mx.array | float) -> mx.array:
         return mx.where(condition, a, b)
 
     def sum(self, x: mx.array) -> mx.array:
-        return x.sum(keepdims=True)
+        return x.sum(axis=-1)
+
+    def max(self, x: mx.array) -> mx.array:
+        return x.max(axis=-1, keepdims=True)
 
     def softmax(self, scores: mx.array) -> mx.array:
         return mx.softmax(scores, axis=-1)
 
-    def logsumexp(self, x: mx.array) -> mx.array:
+    def log_softmax(self, x: mx.array) -> mx.array:
         """In two levels: on a CPU, one float32 sum over a whole vocabulary is off by 1e-4."""
-        rows = mx.pad(x, (0, -x.size % 256), constant_values=-mx.inf).reshape(-1, 256)
-        return mx.logsumexp(mx.logsumexp(rows, axis=-1))
+        padded = mx.pad(x, [(0, 0), (0, -x.shape[-1] % 256)], constant_values=-mx.inf)
+        parts = mx.logsumexp(padded.reshape(x.shape[0], -1, 256), axis=-1)
+        return x - mx.logsumexp(parts, axis=-1, keepdims=True)
 
     def argmax(self, scores: mx.array) -> mx.array:
-        return mx.argmax(scores, keepdims=True)
+        return mx.argmax(scores, axis=-1)
 
     def candidates(self, scores: mx.array, k: int) -> tuple[mx.array, mx.array]:
-        places = mx.argpartition(scores, kth=scores.size - k)[-k:]
-        return scores[places], places
+        places = mx.argpartition(scores, kth=scores.shape[-1] - k, axis=-1)[:, -k:]
+        return mx.take_along_axis(scores, places, axis=-1), places
 
     def largest(self, x: mx.array, k: int) -> tuple[mx.array, mx.array]:
-        places = mx.argpartition(-x, kth=k - 1)[:k]
-        places = places[mx.argsort(-x[places])]
-        return x[places], places
+        places = mx.argpartition(-x, kth=k - 1, axis=-1)[:, :k]
+        order = mx.argsort(-mx.take_along_axis(x, places, axis=-1), axis=-1)
+        places = mx.take_along_axis(places, order, axis=-1)
+        return mx.take_along_axis(x, places, axis=-1), places
 
     def least_of_top(self, p: mx.array, top_p: float) -> mx.array:
-        descending = -mx.sort(-p)
-        before = mx.cumsum(descending) - descending
-        return mx.where(before < top_p, descending, mx.inf).min()
+        descending = -mx.sort(-p, axis=-1)
+        before = mx.cumsum(descending, axis=-1) - descending
+        return mx.where(before < top_p, descending, mx.inf).min(axis=-1, keepdims=True)
 
-    def categorical(self, scores: mx.array, key: int) -> mx.array:
-        return mx.random.categorical(scores, key=mx.random.key(key)).reshape(1)
+    def categorical(self, scores: mx.array, keys: Sequence[int]) -> mx.array:
+        """With a key for each row, which `mx.random` has by vmap only."""
+        pairs = mx.array([divmod(key, 2**32) for key in keys], mx.uint32)  # as mx.random.key's
 
-    def fetch(self, arrays: Sequence[mx.array]) -> Fetch:
-        mx.async_eval(*arrays)  # type: ignore[no-untyped-call]
+        def draw(row: mx.array, key: mx.array) -> mx.array:
+            return mx.random.categorical(row, key=key)
+
+        return mx.vmap(draw)(scores, pairs)
+
+    def fetch(self, arrays: Sequence[mx.array], views: Sequence[mx.array]) -> sampler.Fetch:
+        mx.async_eval(*arrays, *views)  # type: ignore[no-untyped-call]
         return lambda: [np.asarray(array).tolist() for array in arrays]

@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from gptoss_mlx.backends.loading import bytes_to_read
-from gptoss_mlx.backends.protocol import Layout
+from gptoss_mlx.backends.protocol import Choice, Draw, Layout
+from gptoss_mlx.backends.sampler import RuledSampler
 from gptoss_mlx.backends.state import Copied
 from gptoss_mlx.backends.torch import mxfp4, segments
 from gptoss_mlx.backends.torch.blocks import Block, Norm
@@ -27,7 +28,7 @@ from gptoss_mlx.backends.torch.graph import Graphs
 from gptoss_mlx.backends.torch.operands import Matrix
 from gptoss_mlx.backends.torch.places import Chunk, Step
 from gptoss_mlx.backends.torch.reference import dense
-from gptoss_mlx.backends.torch.sampler import Sampler
+from gptoss_mlx.backends.torch.sampler import Operations
 from gptoss_mlx.backends.torch.streaming import Streaming
 from gptoss_mlx.backends.torch.weights import Loader
 from gptoss_mlx.models.checkpoint import Checkpoint, Progress
@@ -68,6 +69,7 @@ class Transformer:
         self.lm_head = loader.matrix("lm_head")
         self.dtype = loader.dtype
         captured = self.device.type == "cuda" and kernels.capturable and streaming is None
+        self._operations = Operations(config.vocab_size, self.device)
         self._step = Graphs(self._one_each, self.device) if captured else self._one_each
 
     @property
@@ -145,8 +147,16 @@ class Transformer:
             state.offset += 1
         return logits
 
-    def sampler(self, options: Sampling, seed: int, prompt: Sequence[int]) -> Sampler:
-        return Sampler(options, seed, prompt, self.config.vocab_size, self.device)
+    def sampler(
+        self, options: Sampling, seed: int, prompt: Sequence[int]
+    ) -> RuledSampler[torch.Tensor]:
+        return RuledSampler(self._operations, options, seed, prompt)
+
+    def choose(
+        self, logits: torch.Tensor, draws: Sequence[Draw[RuledSampler[torch.Tensor]]]
+    ) -> Sequence[Choice[torch.Tensor]]:
+        """Queue the choice of a token for each of several sequences, from the logits of a step."""
+        return self._operations.choose(logits, draws)
 
     def stats(self) -> dict[str, float]:
         """Memory in bytes, and what streaming did (`streaming.Counts`).
