@@ -44,11 +44,12 @@ def marks_of(ids: Sequence[int], harmony: bool) -> Marks:
     reasoning = (ASSISTANT, CHANNEL, ANALYSIS)
     reply = next((at for at in starts if tuple(ids[at : at + 3]) == reasoning), end)
     asked = next((at for at in reversed(starts) if ids[at] == USER), 0)
-    chosen, nearest = {head, asked, reply, end} - {0}, end
+    chosen = {head, asked, reply, end} - {0}
     for at in reversed(starts):
-        if nearest - at >= max(LEAST, (end - at) // _SPARSER):
+        before = max((mark for mark in chosen if mark < at), default=0)
+        after = min(mark for mark in chosen if mark >= at)
+        if at - before >= LEAST and after - at >= max(LEAST, (end - at) // _SPARSER):
             chosen.add(at)
-            nearest = at
     for before, after in pairwise(sorted({0, *chosen})):
         chosen.update(range(before + PIECE, after - LEAST, PIECE))
     return Marks(tuple(sorted(chosen)), head, reply)

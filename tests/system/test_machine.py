@@ -96,6 +96,20 @@ def test_a_mac_may_be_named_by_its_chip(name: str, memory: int, bandwidth: int) 
     assert machine.limit == find_machine(f"{memory}GB Mac").limit
 
 
+def test_every_chip_has_the_bandwidth_that_apple_states() -> None:
+    """In GB/s, by generation: the chip itself, Pro, Max and Ultra."""
+    stated = {
+        "M1": (68, 200, 400, 800),
+        "M2": (100, 200, 400, 800),
+        "M3": (100, 150, 400, 819),
+        "M4": (120, 273, 546),
+        "M5": (153,),
+    }
+    for generation, numbers in stated.items():
+        for kind, bandwidth in zip(("", " Pro", " Max", " Ultra"), numbers, strict=False):
+            assert find_machine(f"{generation}{kind} 64GB").bandwidth == bandwidth * 10**9
+
+
 @pytest.mark.parametrize("name", ["M9 16GB", "M4 Ultra 64GB"])
 def test_a_chip_that_is_not_known_is_said(name: str) -> None:
     with pytest.raises(ValueError, match="the chips known here are M1, "):

@@ -28,6 +28,13 @@ def test_sizes(text: str, nbytes: int) -> None:
     assert parse_bytes(text) == nbytes
 
 
+@pytest.mark.parametrize("power", [1, 2, 3, 4])
+def test_every_unit(power: int) -> None:
+    prefix = "kmgt"[power - 1]
+    assert parse_bytes(f"3{prefix}b") == 3 * 1000**power
+    assert parse_bytes(f"3{prefix}") == parse_bytes(f"3{prefix}ib") == 3 * 1024**power
+
+
 @pytest.mark.parametrize(
     "text", ["", "10", "GiB", "-1GiB", "1e3GB", "10 GiBs", "10GB Mac", "0GiB", "nan GB", "1.2.3G"]
 )
