@@ -206,7 +206,8 @@ class Operations(ABC, Generic[A]):
             scores = (scores - self.max(scores)) / max(options.temperature, SMALLEST)
         places = None
         if 0 < options.top_k < scores.shape[-1]:
-            scores, places = self.candidates(scores, options.top_k)
+            # In order, so that a candidate's random number does not change with a rounding.
+            scores, places = self.largest(scores, options.top_k)
         scores = self.nucleus(scores, options.top_p, options.min_p)
         drawn = self.categorical(scores, keys)
         return drawn if places is None else self.take(places, drawn)
@@ -301,10 +302,6 @@ class Operations(ABC, Generic[A]):
     @abstractmethod
     def argmax(self, scores: A) -> A:
         """The place of each row's largest score, of equal ones the first."""
-
-    @abstractmethod
-    def candidates(self, scores: A, k: int) -> tuple[A, A]:
-        """The k largest scores of each row, in any order, and their places: [n, k]."""
 
     @abstractmethod
     def largest(self, x: A, k: int) -> tuple[A, A]:

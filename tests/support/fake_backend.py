@@ -180,9 +180,6 @@ class FakeOperations(Operations[Array]):
     def argmax(self, scores: Array) -> Array:
         return scores.argmax(-1)
 
-    def candidates(self, scores: Array, k: int) -> tuple[Array, Array]:
-        return self.largest(scores, k)
-
     def largest(self, x: Array, k: int) -> tuple[Array, Array]:
         places = np.argsort(-x, axis=-1, kind="stable")[:, :k]
         return np.take_along_axis(x, places, -1), places

@@ -72,10 +72,6 @@ class Operations(sampler.Operations[mx.array]):
     def argmax(self, scores: mx.array) -> mx.array:
         return mx.argmax(scores, axis=-1)
 
-    def candidates(self, scores: mx.array, k: int) -> tuple[mx.array, mx.array]:
-        places = mx.argpartition(scores, kth=scores.shape[-1] - k, axis=-1)[:, -k:]
-        return mx.take_along_axis(scores, places, axis=-1), places
-
     def largest(self, x: mx.array, k: int) -> tuple[mx.array, mx.array]:
         places = mx.argpartition(-x, kth=k - 1, axis=-1)[:, :k]
         order = mx.argsort(-mx.take_along_axis(x, places, axis=-1), axis=-1)

@@ -85,9 +85,6 @@ class Operations(sampler.Operations[torch.Tensor]):
     def argmax(self, scores: torch.Tensor) -> torch.Tensor:
         return scores.argmax(1)
 
-    def candidates(self, scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.largest(scores, k)
-
     def largest(self, x: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Of equal values the first. By a stable sort: topk does not say which of them it takes."""
         values, places = x.sort(dim=1, descending=True, stable=True)
