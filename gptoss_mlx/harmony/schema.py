@@ -172,6 +172,8 @@ class _Normaliser:
         if other is not None:
             properties[_ANY_KEY] = self.node(other, refs, depth, nullable=True)
             names.append(_ANY_KEY)
+        if not properties and depth > 1 and schema.get("additionalProperties") is not False:
+            return {"type": ["object"]}  # with any keys, where { } would say that it has none
         return {"type": "object", "properties": properties, "required": names}
 
     def _resolve(

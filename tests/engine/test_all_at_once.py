@@ -91,7 +91,10 @@ class Asked:
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(name, marks=MARKS[backend]) for name, (backend, _) in MODELS.items()],
+    params=[
+        pytest.param(name, marks=[pytest.mark.torch] if backend == "torch" else [])
+        for name, (backend, _) in MODELS.items()
+    ],
 )
 def model(request: pytest.FixtureRequest, checkpoint_of: Callable[..., Path]) -> Iterator[Any]:
     backend, options = MODELS[request.param]

@@ -102,6 +102,10 @@ FIELDS: list[tuple[Any, str]] = [
     ),
     # maps, tuples, types left out
     ({"type": "object", "additionalProperties": NUMBER}, "x: { [key: string]: number, },"),
+    ({"type": "object", "additionalProperties": {}}, "x: object,"),
+    ({"type": "object"}, "x: object,"),
+    ({"type": "object", "additionalProperties": True}, "x: object,"),
+    ({"type": "object", "additionalProperties": False}, "x: { },"),
     ({"type": "array", "prefixItems": [STRING, NUMBER]}, "x: [string, number],"),
     ({"items": STRING}, "x: string[],"),
     ({"properties": {"a": STRING}}, "x: { a?: string, },"),
