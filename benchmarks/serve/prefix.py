@@ -151,6 +151,9 @@ class Ours:
     def answer(self, asked: Asked) -> Cost:
         model: Any = self.engine.model
         model.sampler = lambda *_: Told(asked.reply)
+        model.choose = lambda logits, draws: [
+            d.sampler.choose(logits[d.row], d.step) for d in draws
+        ]
         events = self.engine.stream(asked.messages, constrain_headers=False, **asked.options)
         (finish,) = (event for event in events if isinstance(event, FinishEvent))
         assert finish.completion_tokens == len(asked.reply)
@@ -163,7 +166,7 @@ class Told:
     def __init__(self, reply: Sequence[int]) -> None:
         self._reply = reply
 
-    def choose(self, logits: Any, step: int, mask: Any) -> Any:
+    def choose(self, logits: Any, step: int) -> Any:
         return Known(self._reply[min(step, len(self._reply) - 1)], logits)
 
     def accept(self, choice: Any) -> None:
