@@ -78,23 +78,28 @@ class Caller:
 @click.option("--backend", type=click.Choice(["mlx", "torch"]), help="What computes.")
 @click.option("--requests", default=5000, show_default=True, type=click.IntRange(1))
 @click.option("--callers", default=8, show_default=True, type=click.IntRange(1, 32))
-def main(model: str, backend: str | None, requests: int, callers: int) -> None:
+@click.option("--cache", default="32MiB", show_default=True, help="Of the prefix store.")
+def main(model: str, backend: str | None, requests: int, callers: int, cache: str) -> None:
     """Send many short requests and see what is left; one JSON line last."""
     try:
-        report = soak(model, backend, requests, callers)
+        report = soak(model, backend, requests, callers, cache)
     except GptOssError as error:
         raise click.ClickException(str(error)) from None
     _show(report)
     print(json.dumps(report))
 
 
-def soak(model: str, backend: str | None, requests: int, callers: int) -> dict[str, Any]:
+def soak(
+    model: str, backend: str | None, requests: int, callers: int, cache: str
+) -> dict[str, Any]:
+    """cache: the prefix store's bytes, few enough that the first thousand requests fill it."""
     process = psutil.Process()
     threads = threading.active_count()
     folder = locate(model)
     files = process.num_fds()
     rows: list[dict[str, float]] = []
-    with gptoss_mlx.load(folder, backend=backend, parallel=callers, context=1024) as engine:
+    options: dict[str, Any] = {"parallel": callers, "context": 1024, "cache": cache}
+    with gptoss_mlx.load(folder, backend=backend, **options) as engine:
         senders = [Caller(engine, number) for number in range(callers)]
         done, resident, active = 0, list[float](), list[float]()
         with Progress(console=Console(stderr=True), disable=not os.isatty(2)) as bar:
@@ -126,6 +131,7 @@ def soak(model: str, backend: str | None, requests: int, callers: int) -> dict[s
         "backend": backend,
         "requests": done,
         "callers": callers,
+        "cache": cache,
         "tokens": tokens,
         "cancelled": cancelled,
         "blocks": rows,

@@ -1,8 +1,8 @@
 """Continuous batching: any number of sequences on one model, a step at a time.
 
-A step admits sequences while there are rows, prefills one chunk of one prompt, and decodes one
-token for every sequence that is past its prompt, all together. A step that fails fails the
-sequences that were in it and no other, and the loop goes on.
+A step prefills one chunk of one prompt, for which it admits a sequence if there is a row, and
+decodes one token for every sequence that is past its prompt, all together. A step that fails fails
+the sequences that were in it and no other, and the loop goes on.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from itertools import islice
 from queue import SimpleQueue
 from threading import Lock, get_ident
 from typing import TypeVar
@@ -114,7 +113,7 @@ class Loop:
 
     def _step(self) -> None:
         self._settle()
-        ready = self._admit()
+        ready = self._ready()
         self._prefill(ready)
         self._decode(ready)
         self._retire()
@@ -131,17 +130,33 @@ class Loop:
             self._waiting = deque(s for s in self._waiting if s not in gone)
             self._retire(gone)
 
-    def _admit(self) -> list[Sequence]:
-        """Give sessions to waiting sequences, and return the active ones that this step computes.
+    def _ready(self) -> list[Sequence]:
+        """The active sequences that this step computes.
 
-        A sequence whose outlet is full rests, waiting or active. It takes no row meanwhile: its
-        reader may have turned to another stream.
+        One whose outlet is full rests. It takes no row meanwhile: its reader may have turned to
+        another stream.
+        """
+        return [sequence for sequence in self._active if not sequence.outlet.is_full()]
+
+    def _prefill(self, ready: list[Sequence]) -> None:
+        """Prefill a chunk of the prompt that is being read, or else of the next that waits.
+
+        One prompt after the other: the next begins where the marks of the one before let it, as
+        when several have one system prompt. The chunk is smaller while others decode, since each of
+        their tokens waits for one.
         """
         model = self.model
-        ready = [sequence for sequence in self._active if not sequence.outlet.is_full()]
-        room = max(0, model.rows - len(ready))
-        admitted = islice((s for s in self._waiting if not s.outlet.is_full()), room)
-        for sequence in [*admitted]:
+        waiting = any(not sequence.in_prefill for sequence in ready)
+        chunk = max(1, model.chunk // SHARE) if waiting else model.chunk
+        sequence = next((s for s in ready if s.in_prefill), None) or self._admit(ready)
+        if sequence is not None:
+            with self._failing([sequence]):
+                sequence.prefill(model, chunk)
+
+    def _admit(self, ready: list[Sequence]) -> Sequence | None:
+        """Give a session to the first sequence that waits, if there is a row for it."""
+        waiting = [s for s in self._waiting if not s.outlet.is_full()]
+        for sequence in waiting if len(ready) < self.model.rows else ():
             with self._failing([sequence]):
                 self._waiting.remove(sequence)
                 if sequence.finished or sequence.cancelled_early():
@@ -151,21 +166,9 @@ class Loop:
                 sequence.session = self.idle.choose(sequence.request.ids, others)
                 self.idle.remove(sequence.session)
                 sequence.begin()
-        return ready
-
-    def _prefill(self, ready: list[Sequence]) -> None:
-        """Prefill a chunk of the first sequence whose prompt has not been read in full.
-
-        The chunk is smaller while others decode: each of their tokens waits for one.
-        """
-        model = self.model
-        waiting = any(not sequence.in_prefill for sequence in ready)
-        chunk = max(1, model.chunk // SHARE) if waiting else model.chunk
-        for sequence in ready:
-            if sequence.in_prefill:
-                with self._failing([sequence]):
-                    sequence.prefill(model, chunk)
-                return
+                ready.append(sequence)
+                return sequence
+        return None
 
     def _decode(self, ready: list[Sequence]) -> None:
         """Queue the next decode step for all that decode; while the device computes it, read the

@@ -108,21 +108,29 @@ class Sequence:
         self._prefilling = session.prefill(ids[self._reused : -1], self.request.marks)
 
     def prefill(self, model: AnyModel, chunk: int) -> None:
-        """Prefill up to `chunk` tokens of the prompt; if there are none, make the sampler."""
-        request, before = self.request, self.state.offset
-        if before > self._reused:  # a chunk has been read and reported
-            if self._is_cancelled():
-                return self._finish(("cancelled", None))
-            if self._clock.elapsed() > request.max_time:
-                return self._finish(("length", "max_time"))
+        """Prefill up to `chunk` tokens of the prompt; after its last ones, make the sampler."""
+        request = self.request
+        if self._finished_in_prefill():
+            return
         self._open.chunk = chunk
-        done = next(self._prefilling, None)
+        computed = next(self._prefilling, None) is not None
         self._clock.prefilled(self.state.offset - self._reused, self._reused)
-        if done is None:
-            self._sampler = model.sampler(request.sampling, request.seed, request.ids)
-        else:
+        if computed:
             self.outlet.put(PrefillEvent(self.state.offset, len(request.ids), self._reused))
-        return None
+        if self.state.offset == len(request.ids) - 1:
+            next(self._prefilling, None)  # takes the snapshot at the prompt's end
+            if not self._finished_in_prefill():
+                self._sampler = model.sampler(request.sampling, request.seed, request.ids)
+
+    def _finished_in_prefill(self) -> bool:
+        """Finish if the sequence was cancelled, or its time is over, since a chunk was read."""
+        if self.state.offset == self._reused:
+            return False
+        if self._is_cancelled():
+            self._finish(("cancelled", None))
+        elif self._clock.elapsed() > self.request.max_time:
+            self._finish(("length", "max_time"))
+        return self.finished
 
     def read(self) -> None:
         """Wait for the token chosen last, and give its events. The decode step that takes it as

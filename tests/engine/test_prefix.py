@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from gptoss_mlx.backends.protocol import AnyModel
 from gptoss_mlx.backends.state import layout_bytes
 from gptoss_mlx.engine.engine import Engine
-from gptoss_mlx.engine.events import TokenEvent
+from gptoss_mlx.engine.events import Event, TokenEvent
 from gptoss_mlx.engine.marks import LEAST, PIECE, marks_of
 from gptoss_mlx.engine.prefix import Node, PrefixStore, root_name
 from gptoss_mlx.engine.prefix import _header as prefix_header
@@ -150,6 +150,22 @@ def test_what_another_reads_just_now_is_shared() -> None:
     ids = render(encoding(), talk[1:], system=options["system"])
     assert finish_of(second).timings.reused_tokens == ids.index(USER)
     assert ids_of(list(first))[-1] == END
+    check(scripted.store)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_prompts_that_arrive_together_read_what_they_share_once(rows: int) -> None:
+    scripted = Scripted(*[[64, END]] * 5, window=8, chunk=16, context=8192, cache=1 << 20)
+    scripted.model.rows = rows
+    talks = [[{"role": "user", "content": text}] for text in ("one", "two", "three", "four", "5")]
+    system = "Be brief. " * 40
+    events: list[list[Event]] = [[] for _ in talks]
+    options: dict[str, Any] = {"system": system, "constrain_headers": False}
+    for i, event in scripted.engine.stream_many(talks, **options):
+        events[i].append(event)
+    head = render(encoding(), talks[0], system=system).index(USER)
+    assert head > 60
+    assert [finish_of(one).timings.reused_tokens for one in events] == [0, head, head, head, head]
     check(scripted.store)
 
 
