@@ -184,6 +184,16 @@ class Engine:
         self._loop.drop(sequences)
 
     @property
+    def is_closed(self) -> bool:
+        return self._loop.is_closed
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a step would do something now: not if all outlets under way are full. Raises
+        ClosedError."""
+        return self._loop.is_ready
+
+    @property
     def finished(self) -> bool:
         """Whether there is nothing to do until a prompt is added."""
         return self._loop.finished

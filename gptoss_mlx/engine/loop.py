@@ -67,9 +67,18 @@ class Loop:
         """Whether there is nothing to do until a sequence is added."""
         return self._added.empty() and not (self._waiting or self._active)
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether a step would do something now: not if all that is under way rests. Raises
+        ClosedError."""
+        _ = self.model
+        return self.run(self._is_ready)
+
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence. That does not wait for a step."""
         self._added.put(sequence)
+        if self.is_closed and not self._is_stepping():  # meanwhile: nobody else would fail it
+            self.run(self._settle)
 
     def step(self) -> None:
         """Prefill a chunk of one prompt, and decode a token of every sequence past its prompt.
@@ -117,6 +126,10 @@ class Loop:
         self._prefill(ready)
         self._decode(ready)
         self._retire()
+
+    def _is_ready(self) -> bool:
+        queued = not (self._added.empty() and self._dropped.empty())
+        return queued or any(not s.outlet.is_full() for s in (*self._active, *self._waiting))
 
     def _settle(self) -> None:
         """Take in added sequences, remove dropped ones, and fail those an interrupt left behind."""

@@ -371,3 +371,20 @@ def test_nothing_is_left_when_all_have_left() -> None:
     run(scripted.engine)
     assert all(isinstance(sink.events[-1], FinishEvent) for sink in sinks)
     assert len(_open(scripted)) == 3  # as many as there are rows: prompts may go on from them
+
+
+def test_a_sequence_that_comes_just_as_the_engine_closes_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After it was looked at and found open, before the sequence is queued."""
+    scripted, sink = Scripted(reply(64, 5)), Sink()
+    request = scripted.engine._request
+
+    def closes(prompt: Any, options: Any) -> Any:
+        found = request(prompt, options)
+        scripted.engine.close()
+        return found
+
+    monkeypatch.setattr(scripted.engine, "_request", closes)
+    scripted.engine.add([1], sink, **RAW)
+    assert isinstance(sink.error, ClosedError)
