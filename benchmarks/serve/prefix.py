@@ -13,12 +13,14 @@ an answer as a prompt, which leaves the same cache.
 from __future__ import annotations
 
 import json
+import os
 import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
+from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -84,9 +86,11 @@ def main(
     if peer is not None:
         costs[peer] = measure(mlx_lm(folder), requests, lambda: None)
     report = {
+        "benchmark": "serve.prefix",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
+        "date": date.today().isoformat(),
         "model": model,
         "backend": backend,
-        "machine": platform.processor() or platform.machine(),
         "turns": turns,
         "requests": len(requests),
         "tools_tokens": marks_of(requests[0].ids, harmony=True).head,
