@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
 from queue import SimpleQueue
 from threading import Lock, get_ident
 from typing import TypeVar
 
-from gptoss_mlx.backends.protocol import AnyModel
+from gptoss_mlx.backends.protocol import AnyModel, Array, Draw, Sampler
 from gptoss_mlx.engine.idle import Idle
 from gptoss_mlx.engine.prefix import PrefixStore
 from gptoss_mlx.engine.sequence import Sequence
@@ -196,7 +197,9 @@ class Loop:
             logits = model.decode(tokens, states) if asking else None
             for sequence in batch:
                 _try(sequence, sequence.read)
-            draws = {s: s.draw(row) for row, s in enumerate(asking) if not s.finished}
+            draws = dict[Sequence, Draw[Sampler[Array]]]()
+            for row, sequence in enumerate(asking):
+                _try(sequence, partial(_add_draw, draws, sequence, row))
             if logits is not None:
                 choices = model.choose(logits, [*draws.values()])
                 for sequence, choice in zip(draws, choices, strict=True):
@@ -242,6 +245,10 @@ class Loop:
             if not sequence.finished:
                 sequence.fail(error)
             self._computed.pop()
+
+
+def _add_draw(draws: dict[Sequence, Draw[Sampler[Array]]], sequence: Sequence, row: int) -> None:
+    draws[sequence] = sequence.draw(row)  # computes the mask, which may fail
 
 
 def _try(sequence: Sequence, call: Callable[[], None]) -> None:

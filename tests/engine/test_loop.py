@@ -167,6 +167,24 @@ def test_what_fails_alone_fails_alone(kind: str, fails: list[bool]) -> None:
     assert finish_of(sinks[fails.index(False)].events).reason == "stop"
 
 
+def test_a_mask_that_cannot_be_computed_fails_its_sequence_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scripted = Scripted(reply(64, 9), reply(65, 9))
+    sequences, sinks = zip(*(added(scripted, [i + 1]) for i in range(2)), strict=True)
+    draw = Sequence.draw
+
+    def failing(sequence: Sequence, row: int) -> Any:
+        if sequence is sequences[0] and len(ids_of(sinks[0].events)) == 3:
+            raise RuntimeError("the grammar is too large")
+        return draw(sequence, row)
+
+    monkeypatch.setattr(Sequence, "draw", failing)
+    run(scripted.engine)
+    assert str(sinks[0].error) == "the grammar is too large"
+    assert ids_of(sinks[1].events) == reply(65, 9)
+
+
 @pytest.mark.parametrize("kind", ["decode", "choose"])
 def test_a_decode_step_fails_those_in_it_and_no_other(kind: str) -> None:
     scripted = Scripted(reply(64, 9), reply(65, 9), reply(66, 9), reply(67, 9))
