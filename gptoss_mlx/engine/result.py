@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import secrets
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from gptoss_mlx.engine.deltas import Part, Splitter
 from gptoss_mlx.engine.events import Event, FinishEvent, FinishReason, Limit, Timings, TokenEvent
-
-_SPECIAL = re.compile(r"<\|\w+\|>")
-_ENDS = ("<|end|>", "<|return|>", "<|call|>", "<|endoftext|>")
-_PARTS: Mapping[str | None, str] = {"analysis": "reasoning", "commentary": "preamble"}
 
 
 @dataclass(frozen=True)
@@ -80,13 +77,18 @@ def collect(events: Iterable[Event]) -> Result:
             finish = event
     if finish is None:
         raise ValueError("the stream has not finished")
-    parts = {"text": "", "reasoning": "", "preamble": ""}
-    for event in tokens:
-        if event.kind == "content" and event.recipient is None:
-            parts[_PARTS.get(event.channel, "text")] += event.text
+    parts = defaultdict[Part, list[str]](list)
+    calls: dict[int, tuple[str, list[str]]] = {}  # by the number of the message
+    splitter = Splitter()
+    for delta in filter(None, map(splitter.push, tokens)):
+        parts[delta.part].append(delta.text)
+        if delta.part == "call":
+            calls.setdefault(delta.message, (delta.name, []))[1].append(delta.text)
     return Result(
-        **parts,
-        tool_calls=_tool_calls(tokens),
+        text="".join(parts["answer"]),
+        reasoning="".join(parts["reasoning"]),
+        preamble="".join(parts["preamble"]),
+        tool_calls=tuple(ToolCall(new_call_id(), name, "".join(t)) for name, t in calls.values()),
         finish_reason=finish.reason,
         prompt_tokens=finish.prompt_tokens,
         completion_tokens=finish.completion_tokens,
@@ -98,30 +100,6 @@ def collect(events: Iterable[Event]) -> Result:
     )
 
 
-def _tool_calls(tokens: Iterable[TokenEvent]) -> tuple[ToolCall, ...]:
-    """The messages to a recipient, each from the header that names it or from its first content."""
-    calls: list[tuple[str, list[str]]] = []
-    inside = False
-    for event in tokens:
-        if event.kind == "header" and not _is_stray(event):
-            inside = False
-        if event.recipient is None or (event.kind == "header" and not _opens(event)):
-            continue
-        if not inside:
-            calls.append((event.recipient, []))
-            inside = True
-        if event.kind == "content":
-            calls[-1][1].append(event.text)
-    return tuple(
-        ToolCall(f"call_{secrets.token_hex(12)}", name.removeprefix("functions."), "".join(text))
-        for name, text in calls
-    )
-
-
-def _is_stray(header: TokenEvent) -> bool:
-    """Whether this is a special token inside a message, where the model should write none."""
-    return _SPECIAL.fullmatch(header.markup) is not None and header.markup not in _ENDS
-
-
-def _opens(header: TokenEvent) -> bool:
-    return header.markup.endswith("<|message|>")
+def new_call_id() -> str:
+    """An id for a call, which no other has."""
+    return f"call_{secrets.token_hex(12)}"

@@ -1,0 +1,73 @@
+"""Deltas: the pieces of an answer as its reader sees them, without Harmony's markup.
+
+A call begins with the header that names its recipient, or where that is malformed with its first
+content. Every other message begins with its first text, so that an empty one gives nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from gptoss_mlx.engine.events import TokenEvent
+
+Part: TypeAlias = Literal["reasoning", "preamble", "answer", "call"]
+
+_SPECIAL = re.compile(r"<\|\w+\|>")
+_ENDS = ("<|end|>", "<|return|>", "<|call|>", "<|endoftext|>")
+_PARTS: Mapping[str | None, Part] = {"analysis": "reasoning", "commentary": "preamble"}
+
+
+@dataclass(frozen=True)
+class Delta:
+    """A piece of a message's text.
+
+    part: what the message is; a preamble is what the model tells the user before it calls a tool,
+    all of a raw stream is answer. message: its number, from 0. name: the function of a call.
+    text: of a call, a piece of its arguments; "" where a call begins. token: the event it came in.
+    """
+
+    part: Part
+    message: int
+    name: str
+    text: str
+    token: TokenEvent
+
+
+class Splitter:
+    """Takes the token events of one stream in order, and gives its deltas."""
+
+    def __init__(self) -> None:
+        self._messages = 0
+        self._open: tuple[Part, str] | None = None  # part and name of the message under way
+
+    def push(self, token: TokenEvent) -> Delta | None:
+        """The delta of a token; None for markup, and while a character is incomplete."""
+        header, stray = token.kind == "header", _is_stray(token)
+        if header and not stray:
+            self._open = None
+        begins = header and _opens(token) and token.recipient is not None
+        if not (begins or (token.text and not header)):
+            return None
+        if token.recipient is None:
+            message = _PARTS.get(token.channel, "answer"), ""
+        else:
+            message = "call", token.recipient.removeprefix("functions.")
+        if message != self._open:
+            self._open = message
+            self._messages += 1
+        elif header:  # stray: the call has begun
+            return None
+        part, name = message
+        return Delta(part, self._messages - 1, name, token.text, token)
+
+
+def _is_stray(token: TokenEvent) -> bool:
+    """Whether this is a special token inside a message, where the model should write none."""
+    return _SPECIAL.fullmatch(token.markup) is not None and token.markup not in _ENDS
+
+
+def _opens(header: TokenEvent) -> bool:
+    return header.markup.endswith("<|message|>")
