@@ -18,7 +18,7 @@ from gptoss_mlx.backends.mlx.ops.matrix import Norm
 from gptoss_mlx.backends.mlx.ops.place import Place
 from gptoss_mlx.backends.mlx.pages import Row, joined
 from gptoss_mlx.backends.mlx.streaming import StreamedExperts, Streaming
-from gptoss_mlx.backends.mlx.weights import Loader
+from gptoss_mlx.backends.mlx.weights import Loader, evaluated
 from gptoss_mlx.spec.config import ModelConfig
 from gptoss_mlx.spec.rope import magnitude
 
@@ -37,9 +37,8 @@ class Attention:
         self.qkv = [(loader.matrix(*modules), loader.bias(*modules)) for modules in joined]
         self.o = loader.linear(f"{attention}.o_proj")
         self.sinks = loader.dense(f"{attention}.sinks")
-        self.nothing = mx.array([], loader.dtype).reshape(
-            2, self.heads.kv_heads, 0, self.heads.head_dim
-        )
+        heads = self.heads
+        self.nothing = evaluated(mx.zeros((2, heads.kv_heads, 0, heads.head_dim), loader.dtype))
         # YaRN scales queries and keys by the same factor; here their product is scaled once.
         self.scale = magnitude(config) ** 2 * config.head_dim**-0.5
 

@@ -11,7 +11,7 @@ import mlx.core as mx
 
 from gptoss_mlx.backends.mlx.ops.mxfp4 import Projection
 from gptoss_mlx.backends.mlx.ops.routing import Routing
-from gptoss_mlx.backends.mlx.weights import Loader
+from gptoss_mlx.backends.mlx.weights import Loader, evaluated
 from gptoss_mlx.spec.config import ModelConfig
 
 
@@ -83,7 +83,7 @@ class ExpertBank:
         # [slots, outputs, groups, 16] bytes are, byte for byte, [slots, outputs, inputs / 8] words.
         blocks = loader.raw(f"{name}_blocks", dtype=mx.uint32, rows=self.size)
         return Projection(
-            blocks.reshape(self.size, outputs, inputs // 8),
+            evaluated(blocks.reshape(self.size, outputs, inputs // 8)),
             loader.raw(f"{name}_scales", dtype=mx.uint8, rows=self.size),
             loader.dense(f"{name}_bias"),
         )

@@ -50,13 +50,13 @@ class Loader(WeightLoader):
         """The named tensors, stacked along their first axis, in the compute dtype."""
         tensors = self.tensors(names)
         if self.dtype == mx.bfloat16 and all(t.dtype == "BF16" for t in tensors):
-            return self._raw(tensors, stacked(tensors), mx.uint16).view(mx.bfloat16)
+            return evaluated(self._raw(tensors, stacked(tensors), mx.uint16).view(mx.bfloat16))
         out = _allocate(stacked(tensors), mx.float32)
         flat = np.asarray(out).reshape(-1)
         self.queue(tensors, partial(self._fill_floats, flat), PIECE)
         if self.dtype != mx.float32:
             self.finish()
-            out = out.astype(self.dtype)
+            out = evaluated(out.astype(self.dtype))
         return out
 
     def raw(self, *names: str, dtype: mx.Dtype, rows: int | None = None) -> mx.array:
@@ -123,6 +123,11 @@ class Loader(WeightLoader):
 
 
 def _allocate(shape: tuple[int, ...], dtype: mx.Dtype) -> mx.array:
-    out = mx.zeros(shape, dtype=dtype)
-    mx.eval(out)
-    return out
+    return evaluated(mx.zeros(shape, dtype=dtype))
+
+
+def evaluated(array: mx.array) -> mx.array:
+    """The array, computed now. A lazy one can be computed only on the thread that made it, whose
+    stream it has; a model is opened on one thread and used on others."""
+    mx.eval(array)
+    return array
