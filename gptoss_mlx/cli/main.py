@@ -17,6 +17,7 @@ _COMMANDS = {
     "convert": ("gptoss_convert.__main__", "Convert a checkpoint to MLX format."),
     "doctor": ("gptoss_mlx.cli.doctor", "Show what this machine has for a model."),
     "generate": ("gptoss_mlx.generate", "Answer one prompt."),
+    "serve": ("gptoss_mlx.cli.serve", "Serve models to programs on this machine."),
     "plan": ("gptoss_mlx.cli.plan", "Show what a model takes in memory, before a download."),
 }
 

@@ -26,14 +26,15 @@ class Delta:
 
     part: what the message is; a preamble is what the model tells the user before it calls a tool,
     all of a raw stream is answer. message: its number, from 0. name: the function of a call.
-    text: of a call, a piece of its arguments; "" where a call begins. token: the event it came in.
+    text: of a call, a piece of its arguments; "" where a call begins. tokens: those that the text
+    is made of, as far as no delta before had them.
     """
 
     part: Part
     message: int
     name: str
     text: str
-    token: TokenEvent
+    tokens: tuple[TokenEvent, ...]
 
 
 class Splitter:
@@ -42,12 +43,16 @@ class Splitter:
     def __init__(self) -> None:
         self._messages = 0
         self._open: tuple[Part, str] | None = None  # part and name of the message under way
+        self._held: list[TokenEvent] = []  # of text that is incomplete so far
 
     def push(self, token: TokenEvent) -> Delta | None:
         """The delta of a token; None for markup, and while a character is incomplete."""
-        header, stray = token.kind == "header", _is_stray(token)
-        if header and not stray:
+        header = token.kind == "header"
+        if header and not _is_stray(token):
             self._open = None
+            self._held.clear()
+        elif not header and token.id is not None:
+            self._held.append(token)
         begins = header and _opens(token) and token.recipient is not None
         if not (begins or (token.text and not header)):
             return None
@@ -61,7 +66,9 @@ class Splitter:
         elif header:  # stray: the call has begun
             return None
         part, name = message
-        return Delta(part, self._messages - 1, name, token.text, token)
+        tokens = tuple(self._held)
+        self._held.clear()
+        return Delta(part, self._messages - 1, name, token.text, tokens)
 
 
 def _is_stray(token: TokenEvent) -> bool:

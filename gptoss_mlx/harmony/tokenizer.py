@@ -82,6 +82,10 @@ class Tokenizer(Protocol):
         """The ids of a raw prompt. May raise ContextError if there are more than `most`."""
         ...
 
+    def token_bytes(self, id: int) -> bytes:
+        """The bytes one token stands for; they need not be whole characters."""
+        ...
+
     def decoder(self) -> Decoder:
         """A fresh incremental decoder."""
         ...
@@ -103,8 +107,11 @@ class HarmonyTokenizer:
     def encode(self, text: str, most: float = math.inf) -> list[int]:
         return self.harmony.encode_special(text, most)
 
+    def token_bytes(self, id: int) -> bytes:
+        return self.harmony.token_bytes(id)
+
     def decoder(self) -> Decoder:
-        return Decoder(self.harmony.token_bytes)
+        return Decoder(self.token_bytes)
 
 
 class SentencePieceTokenizer:
@@ -141,9 +148,9 @@ class SentencePieceTokenizer:
         return self._prefix + ids
 
     def decoder(self) -> Decoder:
-        return Decoder(self._bytes)
+        return Decoder(self.token_bytes)
 
-    def _bytes(self, id: int) -> bytes:
+    def token_bytes(self, id: int) -> bytes:
         return self._pieces[id] if 0 <= id < self.vocab_size else b""
 
     def _bytes_of(self, id: int) -> bytes:

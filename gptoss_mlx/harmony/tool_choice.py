@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,8 @@ def read_tool_choice(choice: Any, tools: Tools) -> ToolChoice:
     """Read OpenAI's tool_choice; None is "auto".
 
     A function is named as {"type": "function", "function": {"name": ...}} or, as the Responses API
-    does, {"type": "function", "name": ...}. Raises MessageError.
+    does, {"type": "function", "name": ...}. {"type": "allowed_tools", "mode": "auto" or "required",
+    "tools": [functions]} allows some of the tools. Raises MessageError.
     """
     if choice is None or choice == "auto":
         return ToolChoice(tools)
@@ -35,10 +36,23 @@ def read_tool_choice(choice: Any, tools: Tools) -> ToolChoice:
         if not (tools.functions or tools.builtin):
             raise MessageError("tool_choice is 'required', but there are no tools")
         return ToolChoice(tools, must=True)
+    if isinstance(choice, Mapping) and choice.get("type") == "allowed_tools":
+        return _allowed(choice, tools)
     if not isinstance(choice, Mapping) or choice.get("type") != "function":
         known = ", ".join(MODES)
         raise MessageError(f"tool_choice is {shown(choice)}, but must be {known} or a function")
     return ToolChoice(Tools((_named(choice.get("function", choice), tools),)), must=True)
+
+
+def _allowed(choice: Mapping[str, Any], tools: Tools) -> ToolChoice:
+    mode, given = choice.get("mode", "auto"), choice.get("tools")
+    if mode not in ("auto", "required"):
+        raise MessageError(f"tool_choice: the mode is {shown(mode)}, but must be auto or required")
+    if not isinstance(given, Sequence) or isinstance(given, str) or not given:
+        raise MessageError("tool_choice: allowed_tools needs a list of tools")
+    functions = [tool.get("function", tool) for tool in given if isinstance(tool, Mapping)]
+    named = {f.name: f for f in (_named(function, tools) for function in functions)}
+    return ToolChoice(Tools(tuple(named.values())), must=mode == "required")
 
 
 def _named(function: Any, tools: Tools) -> Function:

@@ -1,0 +1,94 @@
+"""A job: what one request has the engine do, read as deltas."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from gptoss_mlx.engine.deltas import Delta, Splitter
+from gptoss_mlx.engine.events import FinishEvent, PrefillEvent, TokenEvent
+from gptoss_mlx.engine.options import Options, Prompt
+from gptoss_mlx.engine.runner import Runner
+from gptoss_mlx.engine.sequence import Sequence as Running
+from gptoss_mlx.harmony.tokenizer import Tokenizer
+from gptoss_mlx.server.mailbox import Mailbox
+from gptoss_mlx.server.metrics import Watch
+
+Piece: TypeAlias = PrefillEvent | Delta | FinishEvent
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What a request of any API asks of a model; None is the first one.
+
+    choices: how many answers; the seeds of a given seed follow each other.
+    """
+
+    model: str | None
+    prompt: Prompt
+    options: Options
+    choices: int = 1
+
+
+class Job:
+    """The sequences of one request. `pieces` can be read once; `close` ends what still runs.
+
+    model: the name it goes by. created: seconds since 1970. tokens: generated, of each choice;
+    reasoning_tokens: those of them that are reasoning.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        runner: Runner,
+        mailbox: Mailbox,
+        sequences: Sequence[Running],
+        release: Callable[[], None],
+        watch: Watch,
+    ) -> None:
+        self.model, self.created = model, int(time.time())
+        self.key = secrets.token_hex(12)
+        self.tokens = [0] * len(sequences)
+        self.reasoning_tokens = [0] * len(sequences)
+        self._runner, self._mailbox, self._sequences = runner, mailbox, sequences
+        self._release, self._watch = release, watch
+        self._unfinished = len(sequences)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self._runner.engine.tokenizer
+
+    async def pieces(self) -> AsyncIterator[tuple[int, Piece]]:
+        """Progress with the prompt, deltas and the end of each choice, with the choice's number.
+
+        Raises the error of a choice that failed.
+        """
+        splitters = [Splitter() for _ in self._sequences]
+        while self._unfinished:
+            for i, event in await self._mailbox.take():
+                if not isinstance(event, TokenEvent):
+                    if isinstance(event, FinishEvent):
+                        self._unfinished -= 1
+                        self._watch.finish(event)
+                    yield i, event
+                    continue
+                self._count(i, event)
+                if (delta := splitters[i].push(event)) is not None:
+                    yield i, delta
+
+    def _count(self, choice: int, token: TokenEvent) -> None:
+        if token.id is not None:
+            self.tokens[choice] += 1
+            self.reasoning_tokens[choice] += token.channel == "analysis"
+            self._watch.token()
+
+    def close(self) -> None:
+        """Cancel what has not finished, within a token, and let go of the model."""
+        if self._unfinished:
+            self._watch.cancel()
+            self._runner.drop(self._sequences)
+            self._unfinished = 0
+        self._release()

@@ -1,0 +1,303 @@
+"""The registry of models: loads one when it is asked for, and unloads one that nobody asks.
+
+All models share one budget of memory. One that is asked for takes the place of those that nobody
+uses, the one used longest ago first, if it does not fit beside them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from gptoss_mlx.engine.engine import Engine, open_engine
+from gptoss_mlx.engine.runner import Runner
+from gptoss_mlx.errors import ClosedError, MemoryBudgetError
+from gptoss_mlx.files.jsonfile import shown
+from gptoss_mlx.models.checkpoint import Progress
+from gptoss_mlx.models.names import ALIASES, full_name
+from gptoss_mlx.server.problems import Problem
+from gptoss_mlx.settings import Settings
+
+logger = logging.getLogger(__name__)
+Opener: TypeAlias = Callable[[str, Settings, Progress], Engine]
+Status: TypeAlias = Literal["unloaded", "loading", "ready", "failed"]
+
+
+class Entry:
+    """A model by name.
+
+    argument: as `load` takes it. name: what it goes by, without a path. done, total: bytes read of
+    the weights while it loads. rows: sequences that it decodes at a time. sequences: those that it
+    was given and that have not finished. leases: requests that use it. is_asked_for: whether a
+    request has it loaded, and waits. is_given_up: whether it is not to be loaded any more.
+    """
+
+    def __init__(self, argument: str, settings: Settings) -> None:
+        self.argument, self.settings = argument, settings
+        self.id = full_name(argument)
+        self._name = Path(self.id).resolve().name if Path(self.id).exists() else None
+        self.created = int(time.time())
+        self.done = self.total = 0
+        self.error: BaseException | None = None
+        self.runner: Runner | None = None
+        self.leases = self.sequences = 0
+        self.last_used = 0.0
+        self.keep_alive: float | None = None
+        self.loading: asyncio.Task[None] | None = None
+        self.is_asked_for = self.is_given_up = False
+
+    @property
+    def name(self) -> str:
+        return self._name or self.id.rpartition("/")[2]
+
+    @property
+    def names(self) -> set[str]:
+        """Every name it may be asked for by, in lower case."""
+        others = {alias for alias, id in ALIASES.items() if id == self.id}
+        return {n.lower() for n in (self.argument, self.id, self.name, f"{self.name}:latest")} | {
+            *others
+        }
+
+    @property
+    def status(self) -> Status:
+        if self.runner is not None:
+            return "ready" if self.runner.is_alive else "failed"
+        if self.loading is not None:
+            return "loading"
+        return "failed" if self.error is not None else "unloaded"
+
+    @property
+    def engine(self) -> Engine | None:
+        return None if self.runner is None else self.runner.engine
+
+    @property
+    def rows(self) -> int:
+        engine = self.engine
+        return 0 if engine is None else engine.model.rows
+
+    @property
+    def context(self) -> int | None:
+        """Tokens; None before it was loaded."""
+        engine = self.engine
+        return self.settings.context if engine is None else engine.context
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes by plan; 0 if it is not loaded."""
+        plan = None if self.engine is None else self.engine.plan
+        return 0 if plan is None else plan.total
+
+    @property
+    def running(self) -> int:
+        return min(self.sequences, self.rows)
+
+    @property
+    def waiting(self) -> int:
+        return self.sequences - self.running
+
+    def stats(self) -> dict[str, float]:
+        """`Engine.stats`, and whether it is loaded."""
+        engine = self.engine
+        if engine is None:
+            return {"loaded": 0}
+        with suppress(ClosedError):
+            return {"loaded": 1, **engine.stats()}
+        return {"loaded": 0}
+
+
+@dataclass(frozen=True)
+class Alias:
+    """Another name for a model: `name`, or with a star at its end all that begin so."""
+
+    name: str
+    model: str | None = None
+
+    def fits(self, name: str) -> bool:
+        if self.name.endswith("*"):
+            return name.startswith(self.name[:-1].lower())
+        return name == self.name.lower()
+
+
+Watching: TypeAlias = Callable[[Entry], AbstractContextManager[Progress]]
+"""Shows how far a model is loaded, for as long as the context lasts."""
+
+
+@contextmanager
+def _unseen(entry: Entry) -> Iterator[Progress]:
+    yield lambda done, total: None
+
+
+class Registry:
+    """The models of a server, the first of which is the one meant where no name is given.
+
+    keep_alive: seconds after which one that nobody uses is unloaded; None for never. opener: opens
+    an engine, in a thread. Used in one event loop.
+    """
+
+    def __init__(
+        self,
+        entries: Iterable[Entry],
+        aliases: Iterable[Alias] = (),
+        keep_alive: float | None = None,
+        opener: Opener = open_engine,
+        watch: Watching = _unseen,
+    ) -> None:
+        self.entries = tuple(entries)
+        self._aliases, self._opener, self._watch = tuple(aliases), opener, watch
+        self._lock, self._released = asyncio.Lock(), asyncio.Event()
+        self._closing: set[asyncio.Task[None]] = set()
+        for entry in self.entries:
+            entry.keep_alive = keep_alive
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self.entries)
+
+    def find(self, name: str | None) -> Entry:
+        """The model of a name. Raises Problem."""
+        if not name:
+            return self.entries[0]
+        wanted = name.lower()
+        for entry in self.entries:
+            if wanted in entry.names:
+                return entry
+        for alias in self._aliases:
+            if alias.fits(wanted):
+                return self.find(alias.model)
+        known = ", ".join(entry.name for entry in self.entries)
+        raise Problem(
+            404,
+            f"the model {shown(name)} is not served here: use {known}",
+            code="model_not_found",
+            param="model",
+        )
+
+    def load(self, entry: Entry) -> asyncio.Task[None]:
+        """The loading of a model, begun if it was not."""
+        if entry.loading is None:
+            entry.error = None
+            entry.loading = asyncio.create_task(self._load(entry))
+        return entry.loading
+
+    async def lease(self, name: str | None) -> Entry:
+        """A model that is not unloaded before it is released, loaded if it was not.
+
+        Raises Problem, also where the server has just begun to load it: the caller is told how far
+        that is.
+        """
+        entry = self.find(name)
+        while entry.status != "ready":
+            if entry.status == "failed" and entry.runner is not None:
+                raise _dead(entry)
+            if entry.status == "loading" and not entry.is_asked_for:
+                raise _loading(entry)
+            entry.is_asked_for = True
+            await asyncio.shield(self.load(entry))
+            if entry.error is not None:
+                raise _failed(entry)
+        entry.leases += 1
+        return entry
+
+    def release(self, entry: Entry, keep_alive: float | None = None) -> None:
+        """Give a lease back. keep_alive: what its request asked for, instead of the server's."""
+        entry.leases -= 1
+        entry.last_used = time.monotonic()
+        if keep_alive is not None:
+            entry.keep_alive = keep_alive
+        self._released.set()
+        if entry.keep_alive is not None and entry.leases == 0:
+            loop = asyncio.get_running_loop()
+            loop.call_later(entry.keep_alive, self._unload_idle, entry)
+
+    async def unload(self, entry: Entry) -> None:
+        """Give a model's memory back; what still runs fails."""
+        runner, entry.runner, entry.loading = entry.runner, None, None
+        if runner is not None:
+            await asyncio.to_thread(runner.close)
+
+    async def close(self) -> None:
+        """Unload all; what still runs fails."""
+        for entry in self.entries:
+            entry.is_given_up = True
+        loading = [e.loading for e in self.entries if e.loading is not None]
+        await asyncio.gather(*loading, *self._closing)
+        await asyncio.gather(*map(self.unload, self.entries))
+
+    def _unload_idle(self, entry: Entry) -> None:
+        idle = time.monotonic() - entry.last_used
+        if entry.leases == 0 and entry.keep_alive is not None and idle >= entry.keep_alive:
+            task = asyncio.create_task(self.unload(entry))
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+
+    async def _load(self, entry: Entry) -> None:
+        """Open a model in a thread; its error is kept, for whoever asks for it."""
+        try:
+            async with self._lock:
+                engine = await self._open(entry)
+                entry.runner = Runner(engine)
+        except Exception as error:  # of any kind: it is told to whoever asks for the model
+            logger.error("the model %s cannot be loaded: %s", entry.name, error)
+            entry.error = error
+            entry.loading = None
+
+    async def _open(self, entry: Entry) -> Engine:
+        while True:
+            await asyncio.gather(*self._closing)
+            others = [other for other in self.entries if other.runner is not None]
+            try:
+                settings = replace(entry.settings, memory=self._left(entry, others))
+                return await asyncio.to_thread(self._open_now, entry, settings)
+            except MemoryBudgetError:
+                if not others:
+                    raise
+                await self._make_room(others)
+
+    def _open_now(self, entry: Entry, settings: Settings) -> Engine:
+        with self._watch(entry) as show:
+
+            def progress(done: int, total: int) -> None:
+                if entry.is_given_up:
+                    raise ClosedError("the server ends")  # which ends the loading
+                entry.done, entry.total = done, total
+                show(done, total)
+
+            return self._opener(entry.argument, settings, progress)
+
+    def _left(self, entry: Entry, others: Iterable[Entry]) -> int | None:
+        """Bytes for a model beside others; None leaves it to the machine."""
+        budget = entry.settings.memory
+        for other in others:
+            plan = None if other.engine is None else other.engine.plan
+            budget = budget or (None if plan is None else plan.budget)
+        used = sum(other.nbytes for other in others)
+        return None if budget is None else max(1, budget - used)
+
+    async def _make_room(self, others: list[Entry]) -> None:
+        """Unload the idle model that was used longest ago; wait for one if all are used."""
+        while not (idle := [other for other in others if other.leases == 0]):
+            self._released.clear()
+            await self._released.wait()
+        await self.unload(min(idle, key=lambda other: other.last_used))
+
+
+def _loading(entry: Entry) -> Problem:
+    part = f", {100 * entry.done // entry.total} % so far" if entry.total else ""
+    return Problem(
+        503, f"the model {entry.name} is being loaded{part}", code="model_loading", retry_after=2
+    )
+
+
+def _failed(entry: Entry) -> Problem:
+    """Without the reason, which may name files."""
+    said = f"the model {entry.name} cannot be loaded: the server's log says why"
+    return Problem(503, said, code="model_failed", retry_after=30)
+
+
+def _dead(entry: Entry) -> Problem:
+    return Problem(503, f"the model {entry.name} has ended by an error", code="model_failed")
