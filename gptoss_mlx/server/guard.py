@@ -90,8 +90,8 @@ class Guard:
             return
         scheme, _, token = headers.get("authorization", "").partition(" ")
         given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
-        # Every key is compared, in constant time.
-        fits = [hmac.compare_digest(given.encode(), key) for key in self._keys]
+        # Every key is compared, in constant time. Headers are bytes, which Starlette reads as Latin-1.
+        fits = [hmac.compare_digest(given.encode("latin-1"), key) for key in self._keys]
         if not any(fits):
             raise Problem(
                 401,
@@ -135,7 +135,8 @@ def _route(scope: Scope) -> str:
 
 def _without_port(host: str) -> str:
     if host.startswith("["):
-        return host[1:].partition("]")[0]
+        address, closed, _ = host[1:].partition("]")
+        return address if closed else ""
     return host.partition(":")[0]
 
 
