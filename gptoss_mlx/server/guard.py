@@ -90,7 +90,7 @@ class Guard:
             return
         scheme, _, token = headers.get("authorization", "").partition(" ")
         given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
-        # Every key is compared, in constant time. Headers are bytes, which Starlette reads as Latin-1.
+        # Every key is compared, in constant time; Starlette reads the bytes of headers as Latin-1.
         fits = [hmac.compare_digest(given.encode("latin-1"), key) for key in self._keys]
         if not any(fits):
             raise Problem(

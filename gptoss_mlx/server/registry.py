@@ -46,7 +46,7 @@ class Entry:
         self.done = self.total = 0
         self.error: BaseException | None = None
         self.runner: Runner | None = None
-        self.leases = self.sequences = 0
+        self.rows = self.leases = self.sequences = 0
         self.last_used = 0.0
         self.keep_alive: float | None = None
         self.loading: asyncio.Task[None] | None = None
@@ -75,11 +75,6 @@ class Entry:
     @property
     def engine(self) -> Engine | None:
         return None if self.runner is None else self.runner.engine
-
-    @property
-    def rows(self) -> int:
-        engine = self.engine
-        return 0 if engine is None else engine.model.rows
 
     @property
     def context(self) -> int | None:
@@ -240,6 +235,7 @@ class Registry:
         try:
             async with self._lock:
                 engine = await self._open(entry)
+                entry.rows = engine.model.rows
                 entry.runner = Runner(engine)
         except Exception as error:  # of any kind: it is told to whoever asks for the model
             logger.error("the model %s cannot be loaded: %s", entry.name, error)
