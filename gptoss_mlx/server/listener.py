@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+from contextlib import ExitStack
 from types import FrameType
 from typing import Any
 
@@ -32,16 +33,18 @@ BACKLOG = 512
 
 def bind(host: str, port: int) -> socket.socket:
     """A socket that listens. Raises OptionError."""
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, _, _, _, address = found[0]
-        listening = socket.socket(family, socket.SOCK_STREAM)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
-        listening.listen(BACKLOG)
-    except (OSError, UnicodeError, OverflowError) as error:
-        said = getattr(error, "strerror", None) or error
-        raise OptionError(f"cannot listen on {shown(host)}, port {port}: {said}") from error
+    with ExitStack() as undo:
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            family, _, _, _, address = found[0]
+            listening = undo.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(address)
+            listening.listen(BACKLOG)
+        except (OSError, UnicodeError, OverflowError, ValueError) as error:
+            said = getattr(error, "strerror", None) or error
+            raise OptionError(f"cannot listen on {shown(host)}, port {port}: {said}") from error
+        undo.pop_all()
     return listening
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import socket
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -24,13 +23,6 @@ PATH = "/v1/chat/completions"
 HI = [{"role": "user", "content": "hi"}]
 LONG_REPLY = FINAL + "word " * 3000 + "<|return|>"
 SHORT = f"{FINAL}ok<|return|>"
-
-
-@pytest.fixture
-def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
-    gate = Gate(monkeypatch)
-    yield gate
-    gate.open()
 
 
 def raw(served: Served, body: dict[str, Any], path: str = PATH) -> socket.socket:
