@@ -50,7 +50,7 @@ def parse_duration(text: str) -> float | None:
     """ "90", "90s", "5m", "2h", "1d" -> seconds; "forever" -> None. Raises ValueError."""
     if text == "forever":
         return None
-    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([smhd]?)", text)
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([smhd]?)", text, re.ASCII)
     if match is None:
         raise ValueError(f"{shown(text)} is no time such as 30s, 5m or forever")
     return float(match[1]) * _UNITS[match[2]]
@@ -179,13 +179,17 @@ def _serve(
     entries = [Entry(name, chosen) for name in names]
     given = [Alias(name) for name in aliases]
     registry = Registry(entries, given, policy.keep_alive, watch=_bar)
+    first = entries[0]
+
+    def failed() -> bool:
+        return first.error is not None and first.rows == 0
+
     with bind(host, port) as listening:
-        listener = Listener(App(Service(registry, policy)), policy)
-        click.echo(welcome(entries[0].name, host, listening.getsockname()[1]), err=True)
+        listener = Listener(App(Service(registry, policy)), policy, failed)
+        click.echo(welcome(first.name, host, listening.getsockname()[1]), err=True)
         listener.run(sockets=[listening])
-    error = entries[0].error
-    if error is not None:
-        raise error
+    if first.error is not None and failed():
+        raise first.error
 
 
 def welcome(model: str, host: str, port: int) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+from collections.abc import Callable
 from contextlib import ExitStack
 from types import FrameType
 from typing import Any
@@ -50,9 +51,12 @@ def bind(host: str, port: int) -> socket.socket:
 
 class Listener(uvicorn.Server):
     """The server of one app. SIGTERM ends it after the grace, a second one at once; Ctrl-C ends it
-    in the same way, and then interrupts."""
+    in the same way, and then interrupts. has_failed: asked ten times a second; True ends it."""
 
-    def __init__(self, app: ASGIApp, policy: Policy) -> None:
+    def __init__(
+        self, app: ASGIApp, policy: Policy, has_failed: Callable[[], bool] = lambda: False
+    ) -> None:
+        self._has_failed = has_failed
         super().__init__(
             uvicorn.Config(
                 app,
@@ -69,6 +73,9 @@ class Listener(uvicorn.Server):
                 timeout_graceful_shutdown=policy.grace,  # type: ignore[arg-type]  # may be 0.5
             )
         )
+
+    async def on_tick(self, counter: int) -> bool:
+        return await super().on_tick(counter) or self._has_failed()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if sig != signal.SIGTERM:

@@ -1,0 +1,182 @@
+"""The serve command: what it refuses, and its life as a process."""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from click.testing import CliRunner
+
+from gptoss_mlx.cli import serve
+from gptoss_mlx.cli.serve import parse_duration, parse_origin, welcome
+from tests.root import ROOT
+
+LONG = 120.0  # seconds that nothing here takes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--host", "0.0.0.0"], "--api-key"),
+        (["--host", "::"], "--api-key"),
+        (["--host", "192.168.1.2"], "--api-key"),
+        (["--api-key", ""], "--api-key is empty"),
+        (["--port", "70000"], "--port"),
+        (["--keep-alive", "soon"], "no time such as"),
+        (["--allow-origin", "localhost"], "no origin such as"),
+        (["--no-cache-dir", "--cache-dir", "x"], "exclude each other"),
+        (["tiny", "-m", "tiny"], "named twice"),
+        (["--parallel", "0"], "--parallel"),
+        (["--max-queue", "-1"], "--max-queue"),
+    ],
+)
+def test_a_usage_mistake_is_said(arguments: list[str], said: str) -> None:
+    result = CliRunner().invoke(serve.main, arguments)
+    assert result.exit_code == 2
+    assert said in result.output
+
+
+@pytest.mark.parametrize("data", [b"", b"\n\n", b"\xff", b"k" * 70_000])
+def test_a_file_of_keys_must_hold_some(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "keys"
+    path.write_bytes(data)
+    result = CliRunner().invoke(serve.main, ["tiny", "--api-key-file", str(path)])
+    assert result.exit_code == 1
+    assert str(path) in result.output
+    assert len(result.output) < 400
+
+
+def test_durations_and_origins() -> None:
+    found = [parse_duration(text) for text in ("90", "1.5s", "5m", "2h", "1d", "0", "forever")]
+    assert found == [90, 1.5, 300, 7200, 86400, 0, None]
+    for text in ("", "-1", "5 m", "1w", "inf", "1e9", "٣s"):
+        with pytest.raises(ValueError, match="no time"):
+            parse_duration(text)
+    for text in ("*", "http://localhost:3000", "app://obsidian.md"):
+        assert parse_origin(text) == text
+    for text in ("localhost", "http://a/b", "HTTP://a", "http://", ""):
+        with pytest.raises(ValueError, match="no origin"):
+            parse_origin(text)
+
+
+def test_the_address_that_is_shown_can_be_pasted() -> None:
+    assert "http://localhost:8080/v1" in welcome("m", "127.0.0.1", 8080)
+    assert "http://192.168.1.2:1/v1" in welcome("m", "192.168.1.2", 1)
+    assert "http://[fe80::1]:1/v1" in welcome("m", "fe80::1", 1)
+    assert "\x1b" not in welcome("\x1b[2J", "::1", 1)
+
+
+class Process:
+    """The command as a process that serves the tiny model."""
+
+    def __init__(self, *arguments: str) -> None:
+        command = [sys.executable, "-m", "gptoss_mlx", "serve", "tiny", "--port", "0", *arguments]
+        self.process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        assert self.process.stderr is not None
+        line = self.process.stderr.readline()
+        found = re.search(r"http://localhost:(\d+)", line)
+        assert found, line
+        self.url = f"http://127.0.0.1:{found[1]}"
+
+    def wait_until_ready(self) -> None:
+        for _ in range(int(LONG / 0.05)):
+            response = httpx.get(f"{self.url}/health", trust_env=False)
+            assert response.json()["status"] in ("ok", "loading")
+            if response.status_code == 200:
+                return
+            with pytest.raises(subprocess.TimeoutExpired):
+                self.process.wait(0.05)
+        raise AssertionError("it does not load")
+
+    def end(self, number: int) -> tuple[int, str]:
+        """Exit code and the rest of what was said."""
+        self.process.send_signal(number)
+        _, said = self.process.communicate(timeout=LONG)
+        return self.process.returncode, said
+
+
+@pytest.fixture
+def start() -> Iterator[Any]:
+    made: list[Process] = []
+
+    def one(*arguments: str) -> Process:
+        made.append(Process(*arguments))
+        return made[-1]
+
+    yield one
+    for process in made:
+        if process.process.poll() is None:
+            process.process.kill()
+        process.process.communicate()
+
+
+def test_it_answers_and_finishes_what_runs_when_told_to_end(start: Any, tmp_path: Path) -> None:
+    """And the prefix store lasts: a second process reads of the same prompt what is new."""
+    body: dict[str, Any] = {
+        "messages": [
+            {"role": "system", "content": "Be brief. " * 60},
+            {"role": "user", "content": "What is 12 + 30?"},
+        ],
+        "stream": True,
+        "seed": 1,
+    }
+    cached = []
+    for question in ("What is 12 + 30?", "What is 27 + 58?"):
+        body["messages"][1]["content"] = question
+        server = start("--cache-dir", str(tmp_path), "--api-key", "k")
+        server.wait_until_ready()
+        whole = {**body, "stream_options": {"include_usage": True}}
+        with httpx.stream(
+            "POST",
+            f"{server.url}/v1/chat/completions",
+            json=whole,
+            headers={"authorization": "Bearer k"},
+            timeout=LONG,
+            trust_env=False,
+        ) as answer:
+            lines = answer.iter_lines()
+            first = next(lines)
+            code, said = server.end(signal.SIGTERM)
+            text = first + "".join(lines)
+        assert text.endswith("data: [DONE]")
+        assert (code, "Traceback" in said) == (0, False), said
+        cached.append(int(re.findall(r'"cached_tokens":(\d+)', text)[-1]))
+    assert cached[0] == 0
+    assert cached[1] > 100
+
+
+def test_ctrl_c_ends_it_as_every_command(start: Any) -> None:
+    server = start("--no-cache-dir")
+    assert server.end(signal.SIGINT)[0] == 130  # while it loads
+    server = start("--no-cache-dir")
+    server.wait_until_ready()
+    code, said = server.end(signal.SIGINT)
+    assert (code, "Traceback" in said) == (130, False), said
+
+
+def test_a_port_that_is_taken_is_one_line() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        result = CliRunner().invoke(serve.main, ["tiny", "--port", str(port)])
+    assert result.exit_code == 1
+    assert f"port {port}" in result.output
+    assert len(result.output.splitlines()) == 1
+
+
+def test_a_model_that_cannot_be_loaded_ends_it(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{")
+    command = [sys.executable, "-m", "gptoss_mlx", "serve", str(tmp_path), "--port", "0"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LONG)
+    assert run.returncode == 1
+    assert "Traceback" not in run.stderr
+    assert run.stderr.splitlines()[-1].startswith(f"error: {tmp_path}/config.json")
