@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from numbers import Integral, Real
-from typing import TypeAlias, Unpack, cast
+from typing import Protocol, Unpack, cast
 
 import numpy as np
 
@@ -25,7 +25,15 @@ from gptoss_mlx.harmony.tokenizer import Tokenizer
 from gptoss_mlx.spec.config import ModelConfig
 from gptoss_mlx.spec.sampling import DRAWN_SEEDS, Sampling
 
-Render: TypeAlias = Callable[[Sequence[Message]], list[int]]
+
+class Render(Protocol):
+    """Renders messages to ids. Raises ContextError if there are more than `most`."""
+
+    def __call__(self, messages: Sequence[Message], /, *, most: float) -> list[int]: ...
+
+
+COUNTED = 4
+"""Contexts up to which the tokens of too long a prompt are counted."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +110,6 @@ class Preprocessor:
                 system=system,
                 reasoning=reasoning,
                 response_format=response_format,
-                most=self.context,
             )
         ids = self._read(prompt, rendered)
         self.check_ids(ids)
@@ -138,17 +145,17 @@ class Preprocessor:
             raise MessageError("the prompt must be a text, token ids or a list of messages")
         if not isinstance(prompt, str) and all(isinstance(id, Integral) for id in prompt):
             return [int(cast(int, id)) for id in prompt]
-        try:
-            if rendered is not None:
-                return rendered(_messages(prompt))
-            if isinstance(prompt, str):
-                return self.tokenizer.encode(prompt, self.context)
-        except ContextError:  # raised before the prompt was read in full
-            raise ContextError(
-                f"the prompt has more than the {self.context} tokens that the context holds;"
-                f" the model allows a context of {self.config.max_position_embeddings}"
-            ) from None
-        raise MessageError("raw mode continues a text: it takes no list of messages")
+        # One that is too long is counted, as far as that takes little time.
+        for most in (self.context, self.context * COUNTED):
+            try:
+                if rendered is not None:
+                    return rendered(_messages(prompt), most=most)
+                if isinstance(prompt, str):
+                    return self.tokenizer.encode(prompt, most)
+            except ContextError:
+                continue
+            raise MessageError("raw mode continues a text: it takes no list of messages")
+        raise self._too_long(f"more than {self.context * COUNTED}")
 
     def check_ids(self, ids: Sequence[int]) -> None:
         """Raises MessageError or ContextError if the model cannot read these tokens."""
@@ -159,10 +166,13 @@ class Preprocessor:
                 vocabulary = f"the model's vocabulary of {self.config.vocab_size}"
                 raise MessageError(f"token id {shown(id)} is outside {vocabulary}")
         if len(ids) > self.context:
-            raise ContextError(
-                f"the prompt has {len(ids)} tokens, but the context holds {self.context};"
-                f" the model allows a context of {self.config.max_position_embeddings}"
-            )
+            raise self._too_long(str(len(ids)))
+
+    def _too_long(self, tokens: str) -> ContextError:
+        return ContextError(
+            f"the prompt has {tokens} tokens, but the context holds {self.context};"
+            f" the model allows a context of {self.config.max_position_embeddings}"
+        )
 
     def _limit(self, prompt_tokens: int, max_tokens: int | None) -> tuple[int, Limit]:
         """How many tokens may be generated, and what limits them."""

@@ -217,9 +217,19 @@ def test_a_text_that_cannot_fit_is_refused_with_the_limits(text: str, raw: bool)
     with pytest.raises(ContextError) as raised:
         Scripted([64]).engine.stream(text, raw=raw)
     assert str(raised.value) == (
-        "the prompt has more than the 4096 tokens that the context holds;"
+        "the prompt has more than 16384 tokens, but the context holds 4096;"
         " the model allows a context of 131072"
     )
+
+
+def test_a_text_that_does_not_fit_is_counted() -> None:
+    """As far as that takes little time; a prompt of as many tokens as are told is as long."""
+    scripted = Scripted([64], context=4096)
+    with pytest.raises(ContextError) as raised:
+        scripted.engine.stream("word " * 6000)
+    count = int(str(raised.value).split()[3])
+    rendered = Scripted([64], context=131072).engine._request("word " * 6000, {}).ids
+    assert count == len(rendered) > 6000
 
 
 @pytest.mark.parametrize(

@@ -243,13 +243,20 @@ def test_what_cannot_be_done_is_refused_by_name(case: str, idle: Served) -> None
         assert len(error["message"]) < 300
 
 
-def test_too_long_a_prompt_is_a_400_with_both_counts() -> None:
+def test_36_too_long_a_prompt_is_a_400_with_both_counts() -> None:
     with serving(Scripted(context=200)) as served:
-        response = served.post(PATH, {"messages": [{"role": "user", "content": "word " * 500}]})
-    assert response.status_code == 400
-    error = response.json()["error"]
-    assert error["code"] == "context_length_exceeded"
-    assert "200" in error["message"]
+        body = {"messages": [{"role": "user", "content": "word " * 500}]}
+        for stream in (False, True):
+            response = served.post(PATH, {**body, "stream": stream})
+            assert response.status_code == 400
+            error = response.json()["error"]
+            assert error["code"] == "context_length_exceeded"
+            counts = [int(word) for word in error["message"].split() if word.isdigit()]
+            assert counts[0] > 500
+        with serving(Scripted(f"{FINAL}ok<|return|>", context=4096)) as roomy:
+            usage = roomy.post(PATH, body).json()["usage"]
+        assert counts[0] == usage["prompt_tokens"]
+        assert "holds 200" in error["message"]
 
 
 def test_an_error_of_the_model_ends_the_stream_with_it() -> None:
