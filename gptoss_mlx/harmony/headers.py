@@ -89,6 +89,7 @@ class Headers:
         self._specials = tuple(range(ORDINARY_TOKENS, max(vocab_size, VOCAB_SIZE)))
         self._grammar_of = grammar_of
         self._messages: dict[Header, HeaderState] = {}
+        self._firsts: dict[HeaderState, HeaderState] = {}
         self._bans: dict[int, Mask] = {}
         # the states after tokens that are not permitted: any header, then any message
         self._lost = HeaderState(self._ban(CHANNEL, CONSTRAIN, MESSAGE, START, *_ENDS))
@@ -106,7 +107,8 @@ class Headers:
         }
         self._nodes: list[HeaderState] = []
         self._start = self._trie(paths)
-        for state in (*self._nodes, *self._messages.values(), self._lost, loose, self._again, role):
+        inside = (*self._messages.values(), *self._firsts.values(), loose)
+        for state in (*self._nodes, *inside, self._lost, self._again, role):
             state.link(START, role)
             for end in _ENDS:
                 state.link(end, self._again)
@@ -137,13 +139,23 @@ class Headers:
         return node
 
     def _message(self, header: Header) -> GrammarState:
-        """The inside of a message: ordinary tokens, and the one special that ends it."""
+        """The inside of a message: ordinary tokens, and the one special that ends it. An answer is
+        not empty: whoever asked would take it for a fault of the program."""
         end = CALL if header.recipient else RETURN if header.channel == "final" else END
         if header not in self._messages:
             mask = self._bans.setdefault(end, self._ban(end))
             self._messages[header] = HeaderState(mask, header)
         free, grammar = self._messages[header], self._grammar_of(header)
-        return free if grammar is None else grammar.start((end,), free)
+        if grammar is not None:
+            return grammar.start((end,), free)
+        return self._first(free) if end == RETURN else free
+
+    def _first(self, message: HeaderState) -> HeaderState:
+        """The state before the first token of a message, which does not end it."""
+        if message not in self._firsts:
+            self._firsts[message] = HeaderState(self._ban(), message.header)
+            self._firsts[message].lead(message)
+        return self._firsts[message]
 
 
 def _plain(reasoning: bool, answer: bool, json: bool) -> Iterator[str]:
