@@ -10,11 +10,12 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
+from time import monotonic
 from typing import TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from gptoss_mlx.server.policy import Policy
 
@@ -69,45 +70,39 @@ class FrameStream(Response):
         # Proxies hold streams back otherwise.
         self.headers.update({"cache-control": "no-store", "x-accel-buffering": "no"})
         self._frames, self._beat, self._beat_seconds = frames, beat, policy.beat_seconds
+        self._at = 0.0  # when something was sent last
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await unless_gone(receive, self._send(send))
 
     async def _send(self, send: Send) -> None:
-        async with aclosing(self._frames) as frames:
-            await send(
-                {
-                    "type": "http.response.start",
-                    "status": self.status_code,
-                    "headers": self.raw_headers,
-                }
-            )
-            async for frame in _with_beats(frames, self._beat_seconds, self._beat):
-                await send({"type": "http.response.body", "body": frame, "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        turn = asyncio.Lock()  # a beat and a frame are not sent at once
 
+        async def put(message: Message) -> None:
+            self._at = monotonic()
+            async with turn:
+                await send(message)
 
-async def _with_beats(
-    frames: AsyncGenerator[bytes, None], seconds: float, beat: Callable[[], bytes] | None
-) -> AsyncGenerator[bytes, None]:
-    """The frames, with a beat wherever there was none for so many seconds."""
-    following: asyncio.Task[bytes] | None = None
-    try:
-        while True:
-            following = asyncio.ensure_future(anext(frames))
-            while beat is not None:
-                done, _ = await asyncio.wait({following}, timeout=seconds)
-                if done:
-                    break
-                yield beat()
-            try:
-                yield await following
-            except StopAsyncIteration:
-                return
-    finally:
-        if following is not None and not following.done():
-            following.cancel()
-            await asyncio.wait({following})
+        head = {"status": self.status_code, "headers": self.raw_headers}
+        await put({"type": "http.response.start", **head})
+        beats = asyncio.ensure_future(self._send_beats(put))
+        try:
+            async with aclosing(self._frames) as frames:
+                async for frame in frames:
+                    await put({"type": "http.response.body", "body": frame, "more_body": True})
+        finally:
+            beats.cancel()
+            await asyncio.wait({beats})
+        await put({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _send_beats(self, put: Send) -> None:
+        """Send a beat wherever nothing was sent for as many seconds."""
+        while self._beat is not None:
+            silent = monotonic() - self._at
+            if silent >= self._beat_seconds:
+                beat = self._beat()
+                await put({"type": "http.response.body", "body": beat, "more_body": True})
+            await asyncio.sleep(max(0.01, self._beat_seconds - (monotonic() - self._at)))
 
 
 async def unless_gone(receive: Receive, made: Awaitable[T]) -> T | None:
