@@ -5,7 +5,7 @@ machine's drift cancels. Then for each server, in a process of its own: from con
 headers while others are answered, many clients at once, and the first token of each turn of a
 conversation with tools.
 
-    python -m benchmarks.serve.http --peer mlx-lm
+    python -m benchmarks.serve.servers --peer mlx-lm
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def main(model: str, peer: str | None, rounds: int, tokens: int, clients: int, t
     """Measure servers; one JSON line last."""
     folder = locate(model)
     report: dict[str, Any] = {
-        "benchmark": "http",
+        "benchmark": "servers",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
         "date": date.today().isoformat(),
         "model": folder.name,
@@ -149,7 +149,7 @@ def _over_the_engine(folder: Path, rounds: int, tokens: int) -> dict[str, Any]:
                 [
                     sys.executable,
                     "-c",
-                    f"import {__name__} as b; b.answer_lines({url!r}, {tokens})",
+                    f"import benchmarks.serve.servers as b; b.answer_lines({url!r}, {tokens})",
                 ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
