@@ -68,7 +68,7 @@ def exit_codes(debug: bool = False) -> Iterator[None]:
         sys.exit(0)
     except Exception as error:
         _forget_output_nobody_takes()
-        _report(error, debug)
+        report(error, debug)
         sys.exit(FAILED)
 
 
@@ -110,7 +110,8 @@ def _on_ctrl_c(handler: Callable[[int, FrameType | None], None]) -> Iterator[Non
         signal.signal(signal.SIGINT, before)
 
 
-def _report(error: Exception, debug: bool) -> None:
+def report(error: Exception, debug: bool) -> None:
+    """Show an error on stderr in one line."""
     if debug:
         import traceback
 

@@ -1,0 +1,179 @@
+"""The keyboard: messages of one or many lines, edited with prompt_toolkit."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import termios
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any
+
+from prompt_toolkit import PromptSession
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
+from prompt_toolkit.document import Document
+from prompt_toolkit.filters import Condition, completion_is_selected
+from prompt_toolkit.formatted_text import AnyFormattedText
+from prompt_toolkit.history import History
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.styles import Style
+
+from gptoss_mlx.cli.chat.commands import COMMANDS
+from gptoss_mlx.cli.chat.conversation import Talk
+
+AGAIN = 1.0
+"""Seconds within which a second Ctrl-C ends the program."""
+
+_LOOKS = Style.from_dict({"bottom-toolbar": "noreverse fg:ansibrightblack", "mark": "bold"})
+_AT_THE_END = "\x1b[?2004l\x1b[?25h\x1b[0m"  # no bracketed paste, a cursor, no style
+_PATHS = ("file", "export")
+
+
+class Keyboard:
+    """Reads messages from a terminal.
+
+    clock: seconds. Input and output are those of prompt_toolkit's current session.
+    """
+
+    def __init__(
+        self, talk: Talk, history: History, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._talk, self._clock = talk, clock
+        self._pressed = -AGAIN
+        self._session: PromptSession[str] = PromptSession(
+            message=[("class:mark", "> ")],
+            prompt_continuation="  ",
+            multiline=True,
+            history=history,
+            key_bindings=self._keys(),
+            completer=_Completer(talk),
+            complete_while_typing=Condition(self._is_command),
+            bottom_toolbar=self._toolbar,
+            enable_open_in_editor=True,
+            tempfile_suffix=".md",
+            style=_LOOKS,
+        )
+
+    def read(self, draft: str = "") -> str | None:
+        """A message; None if the person wants to leave. draft: what it begins with."""
+        self._pressed = -AGAIN
+        try:
+            text = self._session.prompt(default=draft)
+        except EOFError:
+            return None
+        return text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+
+    def _is_command(self) -> bool:
+        return self._session.default_buffer.text.startswith("/")
+
+    def _toolbar(self) -> AnyFormattedText:
+        if self._clock() - self._pressed < AGAIN:
+            return "Ctrl-C again ends, Ctrl-D too"
+        return self._talk.status()
+
+    def _keys(self) -> KeyBindings:
+        keys = KeyBindings()
+
+        @keys.add("enter", filter=~completion_is_selected)
+        def send(event: KeyPressEvent) -> None:
+            buffer = event.current_buffer
+            if buffer.document.text_before_cursor.endswith("\\"):
+                buffer.delete_before_cursor()
+                buffer.insert_text("\n")
+            elif buffer.text.strip():
+                buffer.validate_and_handle()
+
+        @keys.add("enter", filter=completion_is_selected)
+        def take_completion(event: KeyPressEvent) -> None:
+            event.current_buffer.complete_state = None
+
+        @keys.add("escape", "enter")
+        @keys.add("c-j")
+        def new_line(event: KeyPressEvent) -> None:
+            event.current_buffer.insert_text("\n")
+
+        @keys.add("c-c")
+        @keys.add("<sigint>")
+        def clear(event: KeyPressEvent) -> None:
+            now = self._clock()
+            if now - self._pressed < AGAIN:
+                event.app.exit(exception=EOFError)
+            self._pressed = now
+            event.current_buffer.reset()
+
+        return keys
+
+
+class _Completer(Completer):
+    """Completes commands, and what may follow them."""
+
+    def __init__(self, talk: Talk) -> None:
+        self._talk = talk
+        self._paths = PathCompleter(expanduser=True)
+
+    def get_completions(
+        self, document: Document, complete_event: CompleteEvent
+    ) -> Iterable[Completion]:
+        text = document.text_before_cursor
+        if not text.startswith("/") or "\n" in text:
+            return
+        name, space, argument = text[1:].partition(" ")
+        if not space:
+            for known, command in COMMANDS.items():
+                if known.startswith(name):
+                    yield Completion(known, -len(name), display_meta=command.help)
+        elif name in _PATHS:
+            inner = Document(argument, len(argument))
+            yield from self._paths.get_completions(inner, complete_event)
+        elif name in COMMANDS:
+            for word in COMMANDS[name].words(self._talk):
+                if word.startswith(argument):
+                    yield Completion(word, -len(argument))
+
+
+@contextmanager
+def clean_terminal() -> Iterator[None]:
+    """Leave the terminal as it was found, also where a signal ends the process."""
+    number = sys.stdin.fileno()
+    before = termios.tcgetattr(number)
+
+    def end(signum: int, frame: FrameType | None) -> None:
+        _restore(number, before)
+        with suppress(OSError):
+            os.write(2, _AT_THE_END.encode() + b"\r\n")
+        signal.signal(signum, signal.SIG_DFL)
+        os.kill(os.getpid(), signum)
+
+    handlers = {
+        signum: signal.signal(signum, end)
+        for signum in (signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(signum) == signal.SIG_DFL
+    }
+    try:
+        yield
+    finally:
+        _restore(number, before)
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Keys are not shown; those pressed meanwhile go to the next prompt. Ctrl-C is a signal."""
+    number = sys.stdin.fileno()
+    before = termios.tcgetattr(number)
+    quiet = termios.tcgetattr(number)
+    quiet[3] &= ~(termios.ECHO | termios.ICANON)
+    termios.tcsetattr(number, termios.TCSANOW, quiet)
+    try:
+        yield
+    finally:
+        _restore(number, before)
+
+
+def _restore(number: int, attributes: list[Any]) -> None:
+    with suppress(termios.error):  # the terminal is gone
+        termios.tcsetattr(number, termios.TCSANOW, attributes)
