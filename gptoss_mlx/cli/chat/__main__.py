@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -28,11 +30,13 @@ from gptoss_mlx.cli.options import (
 )
 from gptoss_mlx.cli.terminal import Output, harmless
 from gptoss_mlx.errors import MessageError, SamplingError
+from gptoss_mlx.launch import end_at_once
 from gptoss_mlx.spec.sampling import Sampling
 
 if TYPE_CHECKING:
     from gptoss_mlx.cli.chat.archive import Archive, Saved
     from gptoss_mlx.cli.chat.conversation import Talk
+    from gptoss_mlx.cli.chat.echo import Echo
     from gptoss_mlx.cli.chat.transcript import Transcript
     from gptoss_mlx.cli.chat.view import View
 
@@ -97,39 +101,39 @@ def main(
     transcript = _changed(transcript, asked)
     out, err = Output(sys.stdout), Output(sys.stderr, optional=True)
     typed = sys.stdin is not None and sys.stdin.isatty() and (out.terminal or err.terminal)
-    engine = open_with_bar(
-        model, settings | {"parallel": 1}, bar_shown=err.terminal and not quiet, after=BAR_AFTER
-    )
-    from gptoss_mlx.cli.chat.conversation import Talk
-    from gptoss_mlx.cli.chat.dialogue import take_lines
-
-    if engine.tokenizer.harmony is None:
-        raise MessageError(f"{model}: speaks no Harmony; generate --raw continues a text")
-    talk = Talk(
-        engine,
-        transcript,
-        new_view=_views(out, typed, quiet),
-        out=out,
-        err=err,
-        archive=archive,
-        saved=saved,
-        saves=not no_save and (typed or saved is not None),
-        quiet=quiet,
-        bar_after=BAR_AFTER,
-    )
-    told = engine.notes
-    for note in told:
-        talk.note(note)
-    try:
+    with ExitStack() as stack:
+        echo = None
         if typed:
-            _by_keyboard(talk, typed_is_kept=not no_save, debug=debug)
-        else:
-            take_lines(talk)
-    finally:
-        engine.close()  # what is to last is on the disk then
-    for note in engine.notes:
-        if note not in told:
-            talk.note(note)
+            from gptoss_mlx.cli.chat.echo import Echo
+
+            echo = stack.enter_context(Echo(sys.stdin.fileno()))
+            stack.enter_context(echo.off())
+        engine = open_with_bar(
+            model,
+            settings | {"parallel": 1},
+            bar_shown=err.terminal and not quiet,
+            after=BAR_AFTER,
+        )
+        stack.callback(engine.close)
+        if engine.tokenizer.harmony is None:
+            raise MessageError(f"{model}: speaks no Harmony; generate --raw continues a text")
+        from gptoss_mlx.cli.chat.conversation import Talk
+
+        talk = Talk(
+            engine,
+            transcript,
+            new_view=_views(out, typed, quiet),
+            out=out,
+            err=err,
+            archive=archive,
+            saved=saved,
+            saves=not no_save and (typed or saved is not None),
+            quiet=quiet,
+            bar_after=BAR_AFTER,
+            third=end_at_once if echo is None else echo.end_at_once,
+            edit=partial(_edited, echo),
+        )
+        _talk(talk, echo, no_save=no_save, debug=debug)
 
 
 def _checked(given: dict[str, Any]) -> dict[str, Any]:
@@ -183,25 +187,52 @@ def _views(out: Output, typed: bool, quiet: bool) -> Callable[[], View]:
     return lambda: TerminalView(sys.stdout, painter, quiet=quiet)
 
 
-def _by_keyboard(talk: Talk, *, typed_is_kept: bool, debug: bool) -> None:
+def _talk(talk: Talk, echo: Echo | None, *, no_save: bool, debug: bool) -> None:
+    """Until it ends. Notes of the engine are told before, and those that came meanwhile after."""
+    from gptoss_mlx.cli.chat.dialogue import take_lines
+
+    told = talk.engine.notes
+    for note in told:
+        talk.note(note)
+    if echo is not None:
+        _by_keyboard(talk, echo, no_save=no_save, debug=debug)
+    else:
+        take_lines(talk)
+    talk.engine.close()  # what is to last is on the disk then
+    for note in talk.engine.notes:
+        if note not in told:
+            talk.note(note)
+
+
+def _by_keyboard(talk: Talk, echo: Echo, *, no_save: bool, debug: bool) -> None:
     from prompt_toolkit.application import create_app_session
     from prompt_toolkit.history import History, InMemoryHistory
     from prompt_toolkit.output import create_output
 
     from gptoss_mlx.cli.chat.dialogue import converse, greet, show_last_turn
     from gptoss_mlx.cli.chat.history import TypedHistory
-    from gptoss_mlx.cli.chat.keyboard import Keyboard, clean_terminal
+    from gptoss_mlx.cli.chat.keyboard import Keyboard
 
     history: History = InMemoryHistory()
-    if typed_is_kept:
+    if not no_save:
         history = TypedHistory(talk.archive.folder.parent / "typed.jsonl")
-    output = create_output(always_prefer_tty=True)
-    with clean_terminal(), create_app_session(output=output):
+    with create_app_session(output=create_output(always_prefer_tty=True)):
         greet(talk)
         show_last_turn(talk, talk.new_view())
-        converse(talk, Keyboard(talk, history), debug)
+        converse(talk, Keyboard(talk, history), echo, debug)
     if talk.saved is not None and talk.saved.digest is not None:
         talk.note(f"saved; gptoss-mlx chat --resume {talk.saved.name} goes on")
+
+
+def _edited(echo: Echo | None, text: str) -> str | None:
+    """The text as $VISUAL or $EDITOR has left it; None if it was not saved. Raises MessageError."""
+    if echo is None:
+        raise MessageError("there is no terminal to edit on")
+    try:
+        with echo.as_found():
+            return click.edit(text, extension=".md")
+    except click.ClickException as error:
+        raise MessageError(error.message) from error
 
 
 if __name__ == "__main__":

@@ -136,14 +136,8 @@ def _undo(talk: Talk, argument: str) -> None:
 
 
 def _edit(talk: Talk, argument: str) -> None:
-    import click
-
     text = _need_turn(talk)
-    try:
-        edited = click.edit(text, extension=".md")
-    except click.ClickException as error:
-        raise MessageError(error.message) from error
-    edited = (edited or "").removesuffix("\n")
+    edited = (talk.edit(text) or "").removesuffix("\n")
     if not edited.strip() or edited == text:
         talk.say("the message is unchanged")
         return

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING
 from gptoss_mlx.cli.chat.archive import Archive, Saved
 from gptoss_mlx.cli.chat.transcript import Transcript
 from gptoss_mlx.cli.chat.view import View, counted
-from gptoss_mlx.cli.exits import interruptible
+from gptoss_mlx.cli.exits import Handler, interruptible
 from gptoss_mlx.cli.terminal import Bar, Output, harmless
 from gptoss_mlx.engine.events import Event, FinishEvent, PrefillEvent, Timings
 from gptoss_mlx.engine.result import Result, collect
 from gptoss_mlx.errors import ContextError, SessionError
 from gptoss_mlx.harmony.messages import read_messages
 from gptoss_mlx.harmony.render import drop_reasoning, render, render_turns
+from gptoss_mlx.launch import end_at_once
 
 if TYPE_CHECKING:
     from gptoss_mlx.engine.engine import Engine
@@ -41,7 +42,8 @@ class Talk:
 
     archive: where it is saved, after each turn if `saves`. saved: under which name. new_view: makes
     what shows one answer. out: where answers go; err: where everything else goes. draft: what the
-    next prompt begins with. ended: whether the person has asked to leave.
+    next prompt begins with. ended: whether the person has asked to leave. third: handles a third
+    Ctrl-C in one answer. edit: gives a text as a person has changed it, None for unchanged.
     """
 
     def __init__(
@@ -57,10 +59,13 @@ class Talk:
         saves: bool = True,
         quiet: bool = False,
         bar_after: float = 1.0,
+        third: Handler = end_at_once,
+        edit: Callable[[str], str | None] = lambda text: None,
     ) -> None:
         self.engine, self.transcript, self.archive, self.saved = engine, transcript, archive, saved
         self.out, self.err, self.saves = out, err, saves
         self.new_view, self._quiet, self._bar_after = new_view, quiet, bar_after
+        self.third, self.edit = third, edit
         self.draft, self.ended = "", False
         self.attached: list[tuple[str, str]] = []
         self.finish: FinishEvent | None = None
@@ -182,7 +187,7 @@ class Talk:
         events: list[Event] = []
         shown = self.err.terminal and not self._quiet
         with (
-            interruptible() as pressed,
+            interruptible(self.third) as pressed,
             closing(self.new_view()) as view,
             Bar("Reading", "tokens", shown=shown, after=self._bar_after) as reading,
         ):

@@ -11,12 +11,13 @@ from gptoss_mlx.cli.chat.commands import is_command, run_command
 from gptoss_mlx.cli.chat.conversation import Talk
 from gptoss_mlx.cli.chat.transcript import text_of
 from gptoss_mlx.cli.chat.view import View, counted
-from gptoss_mlx.cli.exits import report
+from gptoss_mlx.cli.exits import interrupted_anew, report
 from gptoss_mlx.cli.terminal import harmless
 from gptoss_mlx.engine.events import TokenEvent
 from gptoss_mlx.errors import ClosedError, MessageError
 
 if TYPE_CHECKING:
+    from gptoss_mlx.cli.chat.echo import Echo
     from gptoss_mlx.cli.chat.keyboard import Keyboard
 
 LINE_LIMIT = 16 << 20
@@ -31,21 +32,16 @@ def take(talk: Talk, text: str) -> None:
         talk.ask(text[1:] if text.startswith("//") else text)
 
 
-def converse(talk: Talk, keyboard: Keyboard, debug: bool) -> None:
+def converse(talk: Talk, keyboard: Keyboard, echo: Echo, debug: bool) -> None:
     """Until the person leaves. An error ends a turn, and not the conversation."""
-    from gptoss_mlx.cli.chat.keyboard import hushed
-
     while not talk.ended:
         draft, talk.draft = talk.draft, ""
         text = keyboard.read(draft)
         if text is None:
             break
         try:
-            if is_command(text) and text.split()[0] == "/edit":
-                take(talk, text)  # the editor needs the terminal as it is
-            else:
-                with hushed():
-                    take(talk, text)
+            with interrupted_anew(echo.end_at_once), echo.off():
+                take(talk, text)
         except (BrokenPipeError, ClosedError):
             raise
         except KeyboardInterrupt:

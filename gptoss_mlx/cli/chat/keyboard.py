@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import sys
-import termios
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
-from types import FrameType
-from typing import Any
+from collections.abc import Callable, Iterable
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
@@ -28,7 +21,6 @@ AGAIN = 1.0
 """Seconds within which a second Ctrl-C ends the program."""
 
 _LOOKS = Style.from_dict({"bottom-toolbar": "noreverse fg:ansibrightblack", "mark": "bold"})
-_AT_THE_END = "\x1b[?2004l\x1b[?25h\x1b[0m"  # no bracketed paste, a cursor, no style
 _PATHS = ("file", "export")
 
 
@@ -132,48 +124,3 @@ class _Completer(Completer):
             for word in COMMANDS[name].words(self._talk):
                 if word.startswith(argument):
                     yield Completion(word, -len(argument))
-
-
-@contextmanager
-def clean_terminal() -> Iterator[None]:
-    """Leave the terminal as it was found, also where a signal ends the process."""
-    number = sys.stdin.fileno()
-    before = termios.tcgetattr(number)
-
-    def end(signum: int, frame: FrameType | None) -> None:
-        _restore(number, before)
-        with suppress(OSError):
-            os.write(2, _AT_THE_END.encode() + b"\r\n")
-        signal.signal(signum, signal.SIG_DFL)
-        os.kill(os.getpid(), signum)
-
-    handlers = {
-        signum: signal.signal(signum, end)
-        for signum in (signal.SIGTERM, signal.SIGHUP)
-        if signal.getsignal(signum) == signal.SIG_DFL
-    }
-    try:
-        yield
-    finally:
-        _restore(number, before)
-        for signum, handler in handlers.items():
-            signal.signal(signum, handler)
-
-
-@contextmanager
-def hushed() -> Iterator[None]:
-    """Keys are not shown; those pressed meanwhile go to the next prompt. Ctrl-C is a signal."""
-    number = sys.stdin.fileno()
-    before = termios.tcgetattr(number)
-    quiet = termios.tcgetattr(number)
-    quiet[3] &= ~(termios.ECHO | termios.ICANON)
-    termios.tcsetattr(number, termios.TCSANOW, quiet)
-    try:
-        yield
-    finally:
-        _restore(number, before)
-
-
-def _restore(number: int, attributes: list[Any]) -> None:
-    with suppress(termios.error):  # the terminal is gone
-        termios.tcsetattr(number, termios.TCSANOW, attributes)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
@@ -58,8 +59,7 @@ class Transcript:
     def turns(self) -> tuple[tuple[Said, ...], ...]:
         """The messages in turns, each of which begins with a user's."""
         starts = [i for i, one in enumerate(self.messages) if one["role"] == "user"]
-        ends = [*starts[1:], len(self.messages)]
-        return tuple(self.messages[a:b] for a, b in zip(starts, ends, strict=True))
+        return tuple(self.messages[a:b] for a, b in pairwise([*starts, len(self.messages)]))
 
     @property
     def last_message(self) -> str | None:
