@@ -7,6 +7,7 @@ is never replaced: the conversation then goes on under another name.
 from __future__ import annotations
 
 import datetime
+import errno
 import json
 import os
 import re
@@ -118,13 +119,15 @@ class Archive:
         data = json.dumps(transcript.as_json(), indent=1).encode("ascii")
         if len(data) > LIMIT:
             raise SessionError(f"the conversation takes {len(data)} bytes, more than {LIMIT}")
+        name, digest = saved.name, _digest(data)
         try:
             with self._alone():
                 name = self._free(saved)
                 write_atomic(self._path(name), data)
         except OSError as error:
-            raise SessionError(f"{self.folder}: cannot be written: {error.strerror}") from error
-        return Saved(name, _digest(data))
+            if not self._stands(name, digest):
+                raise SessionError(f"{self.folder}: cannot be written: {error.strerror}") from error
+        return Saved(name, digest)
 
     def delete(self, name: str) -> None:
         """Raises SessionError."""
@@ -143,13 +146,25 @@ class Archive:
 
     def _free(self, saved: Saved) -> str:
         """The name to write under: the conversation's own, unless its file is another's now."""
+        now = self._digest_of(saved.name)
+        return saved.name if now in (None, saved.digest) else self._unused(saved.name)
+
+    def _stands(self, name: str, digest: bytes) -> bool:
+        """Whether a file was written, though it could not be flushed."""
+        with suppress(OSError):
+            return self._digest_of(name) == digest
+        return False
+
+    def _digest_of(self, name: str) -> bytes | None:
+        """The digest of a file, None if there is none. Raises OSError if that cannot be told."""
         try:
-            now = _digest(read_regular(self._path(saved.name), LIMIT))
+            return _digest(read_regular(self._path(name), LIMIT))
         except FileNotFoundError:
-            return saved.name
-        except OSError:  # it is no regular file, or too large: none of ours
-            now = b""
-        return saved.name if now == saved.digest else self._unused(saved.name)
+            return None
+        except OSError as error:
+            if error.errno not in (errno.EFBIG, errno.EISDIR, errno.EINVAL):
+                raise
+            return b""  # it is no regular file, or too large: none of ours
 
     def _unused(self, name: str) -> str:
         if not os.path.lexists(self._path(name)):
