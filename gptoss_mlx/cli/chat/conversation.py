@@ -19,7 +19,7 @@ from gptoss_mlx.cli.chat.view import View, counted
 from gptoss_mlx.cli.exits import Handler, interruptible
 from gptoss_mlx.cli.terminal import Bar, Output, harmless
 from gptoss_mlx.engine.events import Event, FinishEvent, PrefillEvent, Timings
-from gptoss_mlx.engine.result import Result, collect
+from gptoss_mlx.engine.result import collect
 from gptoss_mlx.errors import ContextError, SessionError
 from gptoss_mlx.harmony.messages import read_messages
 from gptoss_mlx.harmony.render import drop_reasoning, render, render_turns
@@ -164,11 +164,11 @@ class Talk:
         """Stream the answer; False, if it was stopped before it began."""
         events, finish = self._stream()
         self.stopped = finish.reason == "cancelled"
-        if self.stopped and not events:
+        result = collect([*events, finish])
+        if self.stopped and result.message["content"] == "":
             self.note("stopped")
             return False
         self.finish = finish
-        result: Result = collect([*events, finish])
         answered = self.transcript.with_answer(result.message)
         self.transcript = replace(answered, model=self.engine.name)
         if self.stopped:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from prompt_toolkit import PromptSession
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
 from prompt_toolkit.document import Document
-from prompt_toolkit.filters import Condition, completion_is_selected
+from prompt_toolkit.filters import Condition, completion_is_selected, has_completions
 from prompt_toolkit.formatted_text import AnyFormattedText
 from prompt_toolkit.history import History
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
@@ -35,13 +35,14 @@ class Keyboard:
     ) -> None:
         self._talk, self._clock = talk, clock
         self._pressed = -AGAIN
+        self._completer = _Completer(talk)
         self._session: PromptSession[str] = PromptSession(
             message=[("class:mark", "> ")],
             prompt_continuation="  ",
             multiline=True,
             history=history,
             key_bindings=self._keys(),
-            completer=_Completer(talk),
+            completer=self._completer,
             complete_while_typing=Condition(self._is_command),
             bottom_toolbar=self._toolbar,
             enable_open_in_editor=True,
@@ -81,6 +82,15 @@ class Keyboard:
         @keys.add("enter", filter=completion_is_selected)
         def take_completion(event: KeyPressEvent) -> None:
             event.current_buffer.complete_state = None
+
+        @keys.add("tab", filter=~has_completions)
+        def complete(event: KeyPressEvent) -> None:
+            buffer = event.current_buffer
+            found = list(self._completer.get_completions(buffer.document, CompleteEvent()))
+            if len(found) == 1:
+                buffer.apply_completion(found[0])
+            else:
+                buffer.start_completion(insert_common_part=True)
 
         @keys.add("escape", "enter")
         @keys.add("c-j")
