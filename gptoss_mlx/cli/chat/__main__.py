@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gptoss_mlx.cli.exits import Command
+from gptoss_mlx.cli.exits import Command, interrupted_anew
 from gptoss_mlx.cli.opening import open_with_bar, take_settings
 from gptoss_mlx.cli.options import (
     CACHE,
@@ -108,12 +108,12 @@ def main(
 
             echo = stack.enter_context(Echo(sys.stdin.fileno()))
             stack.enter_context(echo.off())
-        engine = open_with_bar(
-            model,
-            settings | {"parallel": 1},
-            bar_shown=err.terminal and not quiet,
-            after=BAR_AFTER,
-        )
+        last = end_at_once if echo is None else echo.end_at_once
+        shown = err.terminal and not quiet
+        with interrupted_anew(last):
+            engine = open_with_bar(
+                model, settings | {"parallel": 1}, bar_shown=shown, after=BAR_AFTER
+            )
         stack.callback(engine.close)
         if engine.tokenizer.harmony is None:
             raise MessageError(f"{model}: speaks no Harmony; generate --raw continues a text")
@@ -130,7 +130,7 @@ def main(
             saves=not no_save and (typed or saved is not None),
             quiet=quiet,
             bar_after=BAR_AFTER,
-            third=end_at_once if echo is None else echo.end_at_once,
+            third=last,
             edit=partial(_edited, echo),
         )
         _talk(talk, echo, no_save=no_save, debug=debug)

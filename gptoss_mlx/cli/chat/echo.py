@@ -47,7 +47,7 @@ class Echo:
         before = termios.tcgetattr(self._number)
         quiet = termios.tcgetattr(self._number)
         quiet[0] &= ~termios.ICRNL
-        quiet[3] &= ~(termios.ECHO | termios.ICANON)
+        quiet[3] = quiet[3] & ~(termios.ECHO | termios.ICANON) | termios.NOFLSH
         self._set(quiet)
         try:
             yield

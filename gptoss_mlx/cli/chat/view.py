@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from threading import Lock, Timer
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 from gptoss_mlx.cli.terminal import Output, Part, Printer, harmless, part_of
@@ -67,8 +69,31 @@ class TerminalView:
         self._begun = 0.0
         self._finished: list[str] = []  # lines that are still to be written
         self._due = 0.0
+        self._lock = Lock()
+        self._late: Timer | None = None
 
     def show(self, event: TokenEvent) -> None:
+        with self._lock:
+            self._take(event)
+            wait = self._due - self._clock()
+            if wait <= 0:
+                self._draw()
+            elif self._late is None:  # the next token may be long in coming
+                self._late = Timer(wait, self._draw_late)
+                self._late.daemon = True
+                self._late.start()
+
+    def close(self) -> None:
+        with self._lock:
+            self._close_part()
+            self._draw()
+
+    def _draw_late(self) -> None:
+        with self._lock, suppress(OSError):  # whoever draws next meets the error
+            if self._late is not None:
+                self._draw()
+
+    def _take(self, event: TokenEvent) -> None:
         part = part_of(event)
         if event.kind == "header":
             self._close_part()
@@ -80,12 +105,6 @@ class TerminalView:
                 self._open_part(part, event)
             self._push(event.text)
         self._tokens += event.id is not None
-        if self._part is not None and self._clock() >= self._due:
-            self._draw()
-
-    def close(self) -> None:
-        self._close_part()
-        self._draw()
 
     def _open_part(self, part: Part, event: TokenEvent) -> None:
         self._part, self._text, self._tokens, self._begun = part, "", 0, self._clock()
@@ -114,6 +133,9 @@ class TerminalView:
         self._part = None
 
     def _draw(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
         begun = self._clock()
         self._region.update(self._finished, self._open_lines())
         self._finished = []
