@@ -54,6 +54,12 @@ class ScriptedEngine:
     def close(self) -> None:
         """Nothing is held."""
 
+    def __enter__(self) -> ScriptedEngine:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
     def load(self, model: str, *, progress: Callable[[int, int], None], **options: Any) -> Any:
         self.loads.append((model, options))
         for step in self.script:

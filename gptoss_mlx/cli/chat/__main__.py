@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from gptoss_mlx.cli.chat.echo import Echo
     from gptoss_mlx.cli.chat.transcript import Transcript
     from gptoss_mlx.cli.chat.view import View
+    from gptoss_mlx.engine.engine import Engine
 
 BAR_AFTER = 1.0  # seconds; shorter work shows no bar
 
@@ -102,21 +103,8 @@ def main(
     out, err = Output(sys.stdout), Output(sys.stderr, optional=True)
     typed = sys.stdin is not None and sys.stdin.isatty() and (out.terminal or err.terminal)
     with ExitStack() as stack:
-        echo = None
-        if typed:
-            from gptoss_mlx.cli.chat.echo import Echo
-
-            echo = stack.enter_context(Echo(sys.stdin.fileno()))
-            stack.enter_context(echo.off())
-        last = end_at_once if echo is None else echo.end_at_once
-        shown = err.terminal and not quiet
-        with interrupted_anew(last):
-            engine = open_with_bar(
-                model, settings | {"parallel": 1}, bar_shown=shown, after=BAR_AFTER
-            )
-        stack.callback(engine.close)
-        if engine.tokenizer.harmony is None:
-            raise MessageError(f"{model}: speaks no Harmony; generate --raw continues a text")
+        echo = stack.enter_context(_echo()) if typed else None
+        engine = stack.enter_context(_loaded(model, settings, err.terminal and not quiet, echo))
         from gptoss_mlx.cli.chat.conversation import Talk
 
         talk = Talk(
@@ -130,7 +118,7 @@ def main(
             saves=not no_save and (typed or saved is not None),
             quiet=quiet,
             bar_after=BAR_AFTER,
-            third=last,
+            third=end_at_once if echo is None else echo.end_at_once,
             edit=partial(_edited, echo),
         )
         _talk(talk, echo, no_save=no_save, debug=debug)
@@ -172,6 +160,25 @@ def _changed(transcript: Transcript, asked: dict[str, Any]) -> Transcript:
     reasoning = options.pop("reasoning", transcript.reasoning)
     merged = {**transcript.options, **options}
     return replace(transcript, system=system, reasoning=reasoning, options=merged)
+
+
+def _echo() -> Echo:
+    from gptoss_mlx.cli.chat.echo import Echo
+
+    return Echo(sys.stdin.fileno())
+
+
+def _loaded(model: str, settings: dict[str, Any], bar_shown: bool, echo: Echo | None) -> Engine:
+    """The engine. Keys pressed meanwhile go to the first prompt. Raises MessageError for a model
+    that speaks no Harmony."""
+    last = end_at_once if echo is None else echo.end_at_once
+    with interrupted_anew(last), nullcontext() if echo is None else echo.off():
+        settings = {**settings, "parallel": 1}
+        engine = open_with_bar(model, settings, bar_shown=bar_shown, after=BAR_AFTER)
+    if engine.tokenizer.harmony is None:
+        engine.close()
+        raise MessageError(f"{model}: speaks no Harmony; generate --raw continues a text")
+    return engine
 
 
 def _views(out: Output, typed: bool, quiet: bool) -> Callable[[], View]:

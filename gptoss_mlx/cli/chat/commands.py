@@ -39,7 +39,7 @@ class SlashCommand:
     words: Callable[[Talk], Iterable[str]] = lambda talk: ()
 
 
-def is_command(line: str) -> bool:
+def begins_command(line: str) -> bool:
     """Whether a line is one: it begins with a slash, and its first word has no other."""
     first = line.split(maxsplit=1)[0] if line.strip() else ""
     return line.startswith("/") and first.count("/") == 1 and first != "/"

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from gptoss_mlx.cli.chat.commands import is_command, run_command
+from gptoss_mlx.cli.chat.commands import begins_command, run_command
 from gptoss_mlx.cli.chat.conversation import Talk
 from gptoss_mlx.cli.chat.transcript import text_of
 from gptoss_mlx.cli.chat.view import View, counted
@@ -26,7 +26,7 @@ LINE_LIMIT = 16 << 20
 
 def take(talk: Talk, text: str) -> None:
     """Obey a command or send a message; of two slashes at its beginning one is taken away."""
-    if is_command(text):
+    if begins_command(text):
         run_command(talk, text)
     else:
         talk.ask(text[1:] if text.startswith("//") else text)

@@ -43,7 +43,7 @@ class Keyboard:
             history=history,
             key_bindings=self._keys(),
             completer=self._completer,
-            complete_while_typing=Condition(self._is_command),
+            complete_while_typing=Condition(self._begins_command),
             bottom_toolbar=self._toolbar,
             enable_open_in_editor=True,
             tempfile_suffix=".md",
@@ -59,7 +59,7 @@ class Keyboard:
             return None
         return text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
 
-    def _is_command(self) -> bool:
+    def _begins_command(self) -> bool:
         return self._session.default_buffer.text.startswith("/")
 
     def _toolbar(self) -> AnyFormattedText:

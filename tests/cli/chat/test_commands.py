@@ -14,7 +14,13 @@ import pytest
 from click.testing import CliRunner
 
 import gptoss_mlx
-from gptoss_mlx.cli.chat.commands import COMMANDS, COPY_LIMIT, FILE_LIMIT, is_command, run_command
+from gptoss_mlx.cli.chat.commands import (
+    COMMANDS,
+    COPY_LIMIT,
+    FILE_LIMIT,
+    begins_command,
+    run_command,
+)
 from gptoss_mlx.cli.chat.dialogue import take
 from gptoss_mlx.cli.chat.transcript import Transcript
 from gptoss_mlx.errors import GptOssError
@@ -42,7 +48,7 @@ def contents(talking: Talking) -> list[Any]:
     ],
 )
 def test_a_path_is_a_message(line: str, expected: bool) -> None:
-    assert is_command(line) is expected
+    assert begins_command(line) is expected
 
 
 def test_two_slashes_begin_a_message_with_one(begin: Begin) -> None:
