@@ -71,7 +71,9 @@ def printed(said: str, cuts: list[int], draws: bool, screen: Screen) -> None:
 
 @given(text, st.lists(st.integers(0, 1000), max_size=12))
 @example("- a\n\n  ```python\n  x\n  ```\n- b\n\nend", list(range(40)))
-@example("| a | b |\n|---|---|\n" + "| 1 | 2 |\n" * 30, list(range(0, 400, 7)))
+@example("| a | b |\n|---|---|\n" + "| 1 | 2 |\n" * 30 + "| 1 | wide |", list(range(0, 400, 7)))
+@example("| a | b |\n|---|---|\n| 1 | 2 | 3 |\n", [])
+@example("1. a\n   0007. b", [])
 @example("```\n" + "line\n" * 40 + "```\nend", list(range(0, 250, 3)))
 def test_pieces_give_what_the_whole_gives_and_lose_nothing(said: str, cuts: list[int]) -> None:
     whole, pieces = Screen(40, 12), Screen(40, 12)
@@ -106,19 +108,23 @@ def test_what_markdown_means_is_shown() -> None:
     assert painted("[docs](http://a.b) ![i](http://c.d)") == [
         *("docs (http://a.b) !i (http://c.d)",),
     ]
+    assert painted("**b** &amp; c") == ["b &amp; c"]
     assert painted("<b>kept</b> &lt;\n\n<div>\nkept\n</div>") == [
         *("<b>kept</b> &lt;", "", "<div> kept </div>"),
     ]
 
 
 def test_code_is_shown_line_by_line_as_it_was_written() -> None:
-    code = "```python\ndef f():\n\treturn '''a\n\n  b'''\n```"
+    code = "```python\ndef f():\n\treturn '''a\n\n  if b\n'''\n```"
     blocks, paint = Blocks(), painter()
     done = [line for block in blocks.push(code + "\n") for line in paint.paint(block)]
     assert blocks.open is None
     plain = [re.sub(r"\x1b\[[\d;]*m", "", line) for line in done]
-    assert plain == ["```python", "def f():", "    return '''a", "", "  b'''", "```"]
-    assert "\x1b[33m" in done[4]  # a line inside a string has its colour
+    assert plain == ["```python", "def f():", "    return '''a", "", "  if b", "'''", "```"]
+    assert "\x1b[33m  if b" in done[4]  # a line inside a string has its colour
+    assert painted("````\n```\n**z**\n~~~~\n**x**\n````\n**y**") == [
+        *("````", "```", "**z**", "~~~~", "**x**", "````", "y"),
+    ]
 
 
 @pytest.mark.parametrize("said", ["\x1b]0;title\x07", "```\n\x1b[31m\x9b\n```", "a\x85\u2028b"])

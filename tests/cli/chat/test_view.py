@@ -71,6 +71,8 @@ def test_calls_and_preambles_are_seen() -> None:
 
 @pytest.mark.parametrize("channel", ["analysis", "final", "commentary"])
 def test_no_channel_steers_the_terminal(channel: str) -> None:
-    recipient = "functions.\x1b]0;t\x07" if channel == "commentary" else None
+    recipient = "functions.\x1b[31m" if channel == "commentary" else None
     # The screen refuses what would steer it.
-    assert seen(message(channel, recipient, "\x1b]0;t\x07\x9b2J\u202e")).text
+    screen = seen(message(channel, recipient, "\x1b]0;t\x07\x9b2J\u202e\x1b[31mred"))
+    assert channel == "analysis" or "\ufffd[31mred" in screen.text[0]
+    assert channel != "commentary" or "tool call: \ufffd[31m(" in screen.text[0]
