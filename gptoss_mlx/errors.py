@@ -46,6 +46,10 @@ class SamplingError(GptOssError):
     """A sampling option out of range."""
 
 
+class SessionError(GptOssError):
+    """A saved conversation that is missing or damaged, or a name that none can have."""
+
+
 class ContextError(GptOssError):
     """A prompt that does not fit the context."""
 

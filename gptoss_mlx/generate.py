@@ -9,20 +9,18 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import closing
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-import gptoss_mlx
 from gptoss_mlx.cli.exits import Command, interruptible
+from gptoss_mlx.cli.opening import open_with_bar, take_settings
 from gptoss_mlx.cli.options import (
-    BYTES,
     CACHE,
     CONTEXT_SETTINGS,
-    TOKENS,
+    MODEL_HELP,
     backend_options,
-    cache_options,
+    loading_options,
     model_option,
 )
 from gptoss_mlx.cli.question import Question, question_options, read_question
@@ -34,10 +32,6 @@ if TYPE_CHECKING:
 
 BAR_AFTER = 1.0  # seconds; shorter work shows no bar
 
-_LOADING = (
-    *("backend", "device", "memory", "context", "dtype", "embedding", "kv_bits"),
-    *("cache", "cache_dir", "cache_disk"),
-)
 _LIMITS = {
     "max_tokens": "--max-tokens was reached",
     "context": "the context is full (--context)",
@@ -49,14 +43,9 @@ _LIMITS = {
 
 @click.command(cls=Command, context_settings=CONTEXT_SETTINGS, epilog=CACHE)
 @question_options
-@model_option('A folder, a Hugging Face id, gpt-oss:20b or such, or "tiny".')
+@model_option(MODEL_HELP)
 @backend_options
-@click.option("--memory", type=BYTES, help="Most memory to use, such as 10GiB.")
-@click.option("--context", type=TOKENS, help="Most tokens, prompt and answer: 32k.")
-@click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), help="Compute precision.")
-@click.option("--embedding", type=click.Choice(["file", "resident"]), help="Where its table is.")
-@click.option("--kv-bits", type=click.Choice(["8"]), help="Bits of keys and values, to save room.")
-@cache_options
+@loading_options
 @click.option("--show-reasoning", is_flag=True, help="Write the reasoning to stdout as well.")
 @click.option(
     "--json", "as_json", is_flag=True, help="Write one JSON object to stdout, at the end."
@@ -79,7 +68,9 @@ def main(
     place; "-" is stdin. The answer goes to stdout. Reasoning and bars go to stderr, where that is
     a terminal, and notes go there wherever it is.
     """
-    settings = {name: asked.pop(name) for name in _LOADING}
+    settings = take_settings(asked)
+    if "cache_dir" not in settings:  # one prompt has nothing in common with another
+        settings.setdefault("cache", 0)
     question = read_question(**asked)
     if "logprobs" in question.options and not as_json:
         raise click.UsageError("log-probabilities are shown in --json only")
@@ -91,7 +82,7 @@ def main(
     followed = on_terminal and (as_json or not out.terminal)
 
     start = time.perf_counter()
-    engine = _open(model, on_terminal, settings)
+    engine = open_with_bar(model, settings, bar_shown=on_terminal, after=BAR_AFTER)
     load_time = time.perf_counter() - start
     told = () if quiet else engine.notes
     for note in told:
@@ -116,17 +107,6 @@ def main(
             err.write(f"note: {harmless(note)}\n")
     if finish.reason == "cancelled":
         raise KeyboardInterrupt
-
-
-def _open(model: str, bar_shown: bool, settings: dict[str, Any]) -> Engine:
-    given = {name: value for name, value in settings.items() if value is not None}
-    if "cache_dir" not in given:  # one prompt has nothing in common with another
-        given.setdefault("cache", 0)
-    if "kv_bits" in given:
-        given["kv_bits"] = int(given["kv_bits"])
-    label = f"Loading {Path(model).name or model}"
-    with Bar(label, "bytes", shown=bar_shown, after=BAR_AFTER) as bar:
-        return gptoss_mlx.load(model, progress=bar.update, **given)
 
 
 def _answer(

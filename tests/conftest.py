@@ -73,6 +73,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GPTOSS_CACHE", str(folder))
+        patch.setenv("GPTOSS_DATA", str(folder / "data"))
         yield folder
 
 

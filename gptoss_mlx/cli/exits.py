@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeAlias
 
 import click
 
@@ -20,6 +20,9 @@ from gptoss_mlx.launch import INTERRUPTED, end_at_once
 
 FAILED = 1
 LONGEST_LINE = 300  # characters
+
+Handler: TypeAlias = Callable[[int, FrameType | None], object]
+"""Of a signal."""
 
 
 class Command(click.Command):
@@ -42,7 +45,7 @@ def exit_codes(debug: bool = False) -> Iterator[None]:
     debug: the traceback comes before the line.
     """
     try:
-        with _on_ctrl_c(_interrupt):
+        with _on_ctrl_c(_interrupt()):
             try:
                 yield
             except click.exceptions.Exit:  # as --help ends
@@ -68,35 +71,47 @@ def exit_codes(debug: bool = False) -> Iterator[None]:
         sys.exit(0)
     except Exception as error:
         _forget_output_nobody_takes()
-        _report(error, debug)
+        report(error, debug)
         sys.exit(FAILED)
 
 
 @contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
+def interruptible(last: Handler = end_at_once) -> Iterator[Callable[[], bool]]:
     """Gives a function that tells whether Ctrl-C was pressed, instead of KeyboardInterrupt.
 
-    A second Ctrl-C raises KeyboardInterrupt.
+    A second Ctrl-C raises KeyboardInterrupt. last: handles a third.
     """
     pressed = False
 
     def press(number: int, frame: FrameType | None) -> None:
         nonlocal pressed
         pressed = True
-        signal.signal(signal.SIGINT, _interrupt)
+        signal.signal(signal.SIGINT, _interrupt(last))
 
     with _on_ctrl_c(press):
         yield lambda: pressed
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Raise KeyboardInterrupt once: another Ctrl-C while that unwinds ends the process at once."""
-    signal.signal(signal.SIGINT, end_at_once)
-    raise KeyboardInterrupt
+@contextmanager
+def interrupted_anew(last: Handler) -> Iterator[None]:
+    """KeyboardInterrupt at Ctrl-C, whatever was pressed before; `last` handles a second one."""
+    with _on_ctrl_c(_interrupt(last)):
+        yield
+
+
+def _interrupt(last: Handler = end_at_once) -> Handler:
+    """A handler that raises KeyboardInterrupt once: another Ctrl-C while that unwinds ends the
+    process at once."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, last)
+        raise KeyboardInterrupt
+
+    return interrupt
 
 
 @contextmanager
-def _on_ctrl_c(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+def _on_ctrl_c(handler: Handler) -> Iterator[None]:
     """Handle Ctrl-C in the block, unless it is ignored, as a shell does for a background job."""
     before = signal.getsignal(signal.SIGINT)
     # Only the main thread may set handlers.
@@ -110,7 +125,8 @@ def _on_ctrl_c(handler: Callable[[int, FrameType | None], None]) -> Iterator[Non
         signal.signal(signal.SIGINT, before)
 
 
-def _report(error: Exception, debug: bool) -> None:
+def report(error: Exception, debug: bool) -> None:
+    """Show an error on stderr in one line."""
     if debug:
         import traceback
 

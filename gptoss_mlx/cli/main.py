@@ -14,6 +14,7 @@ from gptoss_mlx.cli.exits import Command
 from gptoss_mlx.cli.options import CACHE, CONTEXT_SETTINGS
 
 _COMMANDS = {
+    "chat": ("gptoss_mlx.cli.chat.__main__", "Talk with the model."),
     "convert": ("gptoss_convert.__main__", "Convert a checkpoint to MLX format."),
     "doctor": ("gptoss_mlx.cli.doctor", "Show what this machine has for a model."),
     "generate": ("gptoss_mlx.generate", "Answer one prompt."),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from gptoss_mlx.backends.backend import BACKENDS, check_device
+from gptoss_mlx.files.jsonfile import shown
 from gptoss_mlx.models.hub import DEFAULT_MODEL
 from gptoss_mlx.system.machine import find_machine
 from gptoss_mlx.system.units import parse_budget, parse_bytes, parse_tokens
@@ -23,6 +24,13 @@ CONTEXT_SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_
 
 CACHE = "What the package itself makes lies in $GPTOSS_CACHE, or else in the user's cache folder."
 """Shown at the end of --help."""
+
+MODEL_HELP = 'A folder, a Hugging Face id, gpt-oss:20b or such, or "tiny".'
+
+EFFORTS = ("low", "medium", "high")
+"""Of reasoning."""
+
+MOST_SECONDS = 1e9
 
 
 class Parsed(_ParamType):
@@ -76,3 +84,71 @@ def cache_options(command: Command) -> Command:
     help = "A folder in which what prompts have in common lasts."
     folder = click.option("--cache-dir", type=click.Path(file_okay=False), help=help)
     return cache_option(folder(disk(command)))
+
+
+def _biases(
+    context: click.Context, parameter: click.Parameter, given: tuple[str, ...]
+) -> dict[int, float] | None:
+    """ID=VALUE, repeated, as {ID: VALUE}; None if not given."""
+    biases = {}
+    for text in given:
+        token, _, bias = text.partition("=")
+        try:
+            biases[int(token)] = float(bias)
+        except ValueError as error:
+            raise click.BadParameter(f"{shown(text)} is not like 1734=-5") from error
+    return biases or None
+
+
+# None, or empty, if not given, so that the checkpoint's own defaults apply.
+INSTRUCTION_OPTIONS = (
+    click.option("--system", help="Instructions for the model."),
+    click.option("--reasoning", type=click.Choice(EFFORTS), help="How long to think."),
+)
+
+SAMPLING_OPTIONS = (
+    click.option("-n", "--max-tokens", type=click.IntRange(1), help="Most tokens to generate."),
+    click.option(
+        "--max-time",
+        type=click.FloatRange(0, MOST_SECONDS, min_open=True),
+        metavar="SECONDS",
+        help="Most time to take, prompt and answer.",
+    ),
+    click.option("--stop", multiple=True, help="End before this text. Repeatable."),
+    click.option("--temperature", type=float, help="0 takes the most probable token."),
+    click.option("--top-p", type=float, help="Only the first tokens that together reach this."),
+    click.option("--top-k", type=int, help="Only this many tokens; 0 is all."),
+    click.option("--min-p", type=float, help="Only tokens this probable, relative to the first."),
+    click.option("--repetition-penalty", type=float, help="Divides logits of tokens seen."),
+    click.option("--presence-penalty", type=float, help="Subtracted once from tokens written."),
+    click.option("--frequency-penalty", type=float, help="Subtracted for each use of a token."),
+    click.option(
+        "--logit-bias",
+        metavar="ID=VALUE",
+        multiple=True,
+        callback=_biases,
+        help="Added to a token's logit. Repeatable.",
+    ),
+    click.option("--seed", type=int, help="Repeats the same output."),
+)
+
+
+def loading_options(command: Command) -> Command:
+    """--memory to --cache-disk: how a model is opened, beside its name and backend."""
+    options = (
+        click.option("--memory", type=BYTES, help="Most memory to use, such as 10GiB."),
+        click.option("--context", type=TOKENS, help="Most tokens, prompt and answer: 32k."),
+        click.option(
+            "--dtype", type=click.Choice(["bfloat16", "float32"]), help="Compute precision."
+        ),
+        click.option(
+            "--embedding", type=click.Choice(["file", "resident"]), help="Where its table is."
+        ),
+        click.option(
+            "--kv-bits", type=click.Choice(["8"]), help="Bits of keys and values, to save room."
+        ),
+        cache_options,
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import click
 
 from gptoss_mlx.cli.constraint import CONSTRAINT_OPTIONS, take_constraint
+from gptoss_mlx.cli.options import EFFORTS, INSTRUCTION_OPTIONS, SAMPLING_OPTIONS
 from gptoss_mlx.errors import MessageError, SamplingError
 from gptoss_mlx.files.jsonfile import shown
 from gptoss_mlx.spec.sampling import Sampling
@@ -28,8 +29,6 @@ FILE_LIMIT = 64 << 20
 TEXT_LIMIT = 16 << 20
 """Bytes of a prompt: 131072 tokens, the longest context, of at most 128 bytes each."""
 
-MOST_SECONDS = 1e9
-
 PATIENCE = 5.0
 """Seconds to wait for text from a pipe beside a PROMPT. One that is silent for longer is taken for
 one nobody writes to, inherited from a program that started this one."""
@@ -37,35 +36,17 @@ one nobody writes to, inherited from a program that started this one."""
 _CONVERSATION_KEYS = ("messages", "tools", "response_format", "reasoning_effort")
 _FORMATS = ("text", "json_object", "json_schema")
 _SCHEMA_TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
-_EFFORTS = ("low", "medium", "high")
 _STDIN = Path("-")
 _F = TypeVar("_F", bound=Callable[..., Any])
 
-
-def _biases(
-    context: click.Context, parameter: click.Parameter, given: tuple[str, ...]
-) -> dict[int, float] | None:
-    """ID=VALUE, repeated, as {ID: VALUE}; None if not given."""
-    biases = {}
-    for text in given:
-        token, _, bias = text.partition("=")
-        try:
-            biases[int(token)] = float(bias)
-        except ValueError as error:
-            raise click.BadParameter(f"{shown(text)} is not like 1734=-5") from error
-    return biases or None
-
-
 _FILE = click.Path(path_type=Path)
 
-# None (or empty, or False) if not given, so that the checkpoint's own defaults apply.
 _OPTIONS = (
     click.argument("prompt", required=False),
     click.option(
         "--messages", type=_FILE, help='JSON file of chat messages, "-" is stdin. PROMPT is added.'
     ),
-    click.option("--system", help="Instructions for the model."),
-    click.option("--reasoning", type=click.Choice(_EFFORTS), help="How long to think."),
+    *INSTRUCTION_OPTIONS,
     click.option("--tools", type=_FILE, help="JSON file: a list of OpenAI function tools."),
     click.option(
         "--response-format",
@@ -75,29 +56,7 @@ _OPTIONS = (
     *CONSTRAINT_OPTIONS,
     click.option("--raw", is_flag=True, help="Continue the text as it is, without Harmony."),
     click.option("--no-constrain", is_flag=True, help="Let the model write any Harmony header."),
-    click.option("-n", "--max-tokens", type=click.IntRange(1), help="Most tokens to generate."),
-    click.option(
-        "--max-time",
-        type=click.FloatRange(0, MOST_SECONDS, min_open=True),
-        metavar="SECONDS",
-        help="Most time to take, prompt and answer.",
-    ),
-    click.option("--stop", multiple=True, help="End before this text. Repeatable."),
-    click.option("--temperature", type=float, help="0 takes the most probable token."),
-    click.option("--top-p", type=float, help="Only the first tokens that together reach this."),
-    click.option("--top-k", type=int, help="Only this many tokens; 0 is all."),
-    click.option("--min-p", type=float, help="Only tokens this probable, relative to the first."),
-    click.option("--repetition-penalty", type=float, help="Divides logits of tokens seen."),
-    click.option("--presence-penalty", type=float, help="Subtracted once from tokens written."),
-    click.option("--frequency-penalty", type=float, help="Subtracted for each use of a token."),
-    click.option(
-        "--logit-bias",
-        metavar="ID=VALUE",
-        multiple=True,
-        callback=_biases,
-        help="Added to a token's logit. Repeatable.",
-    ),
-    click.option("--seed", type=int, help="Repeats the same output."),
+    *SAMPLING_OPTIONS,
     click.option("--logprobs", is_flag=True, help="Log-probabilities, in --json."),
     click.option("--top-logprobs", type=int, help="And those of this many alternatives."),
 )
@@ -263,7 +222,7 @@ def _conversation(path: Path) -> dict[str, Any]:
     if value.get("response_format") is not None:
         result["response_format"] = _checked_format(path, value["response_format"])
     if (effort := value.get("reasoning_effort")) is not None:
-        if effort not in _EFFORTS:
+        if effort not in EFFORTS:
             raise MessageError(
                 f"{path}: reasoning_effort is {shown(effort)}, but must be low, medium or high"
             )

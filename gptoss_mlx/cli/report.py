@@ -53,12 +53,12 @@ def as_object(
 
 
 def table(
-    finish: FinishEvent, load_time: float, plan: Plan | None, stats: Mapping[str, float]
+    finish: FinishEvent, load_time: float | None, plan: Plan | None, stats: Mapping[str, float]
 ) -> str:
-    """A few aligned lines for a person. stats: those of the engine."""
+    """A few aligned lines for a person. load_time: left out if None. stats: the engine's."""
     t, read, written = finish.timings, finish.prompt_tokens, finish.completion_tokens
     rows = (
-        ("load", load_time, ""),
+        *(() if load_time is None else (("load", load_time, ""),)),
         (
             "prompt",
             t.prefill,

@@ -14,7 +14,7 @@ import select
 import stat
 import sys
 from threading import Lock, Timer
-from typing import TYPE_CHECKING, Literal, TextIO
+from typing import TYPE_CHECKING, Literal, TextIO, TypeAlias
 
 from gptoss_mlx.engine.events import TokenEvent
 
@@ -34,6 +34,9 @@ _STEERING = re.compile(
     "\ud800-\udfff"  # halves of characters, as in names of files that are not UTF-8
     "]"
 )
+
+
+Part: TypeAlias = Literal["reasoning", "call", "text"]
 
 
 def harmless(text: str) -> str:
@@ -71,6 +74,13 @@ class Output:
         except OSError:
             if not self._optional:
                 raise
+
+    def control(self, sequence: str) -> None:
+        """Send a control sequence of our own to the terminal."""
+        if self._stream is not None and self.terminal:
+            with contextlib.suppress(OSError):
+                self._stream.write(sequence)
+                self._stream.flush()
 
     def end_line(self) -> None:
         """Go to the beginning of a line, if not there."""
@@ -119,7 +129,7 @@ class Printer:
 
     def __init__(self, out: Output | None, reasoning: Output | None) -> None:
         self._out, self._reasoning = out, reasoning
-        self._part: str | None = None  # of the message that is open: reasoning, call or text
+        self._part: Part | None = None  # of the message that is open
 
     def __enter__(self) -> Printer:
         return self
@@ -130,11 +140,11 @@ class Printer:
 
     def seen(self, event: TokenEvent) -> bool:
         """Whether the event is shown on a terminal."""
-        output = self._reasoning if _part(event) == "reasoning" else self._out
+        output = self._reasoning if part_of(event) == "reasoning" else self._out
         return output is not None and output.terminal
 
     def show(self, event: TokenEvent) -> None:
-        part = _part(event)
+        part = part_of(event)
         if event.kind == "header":
             self._close()
             # A call without arguments has no content: its header shows it.
@@ -146,7 +156,7 @@ class Printer:
                 self._open(part, event)
             self._write(event.text)
 
-    def _open(self, part: str, event: TokenEvent) -> None:
+    def _open(self, part: Part, event: TokenEvent) -> None:
         self._part = part
         if part == "call":
             self._write(f"tool call: {(event.recipient or '').removeprefix('functions.')}(")
@@ -170,7 +180,8 @@ class Printer:
         return self._reasoning if self._part == "reasoning" else self._out
 
 
-def _part(event: TokenEvent) -> str:
+def part_of(event: TokenEvent) -> Part:
+    """What a token belongs to."""
     if event.recipient is not None:
         return "call"
     return "reasoning" if event.channel == "analysis" else "text"

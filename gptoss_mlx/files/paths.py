@@ -1,4 +1,4 @@
-"""Where this package keeps its own files: one cache folder for each user."""
+"""Where this package keeps its own files: a cache folder and a data folder for each user."""
 
 from __future__ import annotations
 
@@ -15,17 +15,32 @@ def cache_folder() -> Path:
     else `$XDG_CACHE_HOME/gptoss_mlx` or `~/.cache/gptoss_mlx`.
     Raises OSError where a home folder is needed and there is none.
     """
+    return _folder("GPTOSS_CACHE", "Caches", "XDG_CACHE_HOME", ".cache")
+
+
+def data_folder() -> Path:
+    """The folder for what a user would miss, such as conversations; it need not exist yet.
+
+    `$GPTOSS_DATA` if set, else `~/Library/Application Support/gptoss_mlx` on macOS,
+    else `$XDG_DATA_HOME/gptoss_mlx` or `~/.local/share/gptoss_mlx`.
+    Raises OSError where a home folder is needed and there is none.
+    """
+    return _folder("GPTOSS_DATA", "Application Support", "XDG_DATA_HOME", ".local/share")
+
+
+def _folder(own: str, library: str, xdg: str, below_home: str) -> Path:
+    """own, xdg: names of environment variables; library: a folder below ~/Library on macOS."""
     try:
-        if own := os.environ.get("GPTOSS_CACHE"):
-            return Path(own).expanduser()
+        if named := os.environ.get(own):
+            return Path(named).expanduser()
         if sys.platform == "darwin":
-            return Path.home() / "Library" / "Caches" / "gptoss_mlx"
+            return Path.home() / "Library" / library / "gptoss_mlx"
         # The XDG specification says to ignore a relative path there.
-        base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-        return (base if base.is_absolute() else Path.home() / ".cache") / "gptoss_mlx"
+        base = Path(os.environ.get(xdg, ""))
+        return (base if base.is_absolute() else Path.home() / below_home) / "gptoss_mlx"
     except RuntimeError as error:  # pathlib's error for a user without a home
         raise OSError(
-            errno.ENOENT, "there is no home folder; set GPTOSS_CACHE to a folder for files"
+            errno.ENOENT, f"there is no home folder; set {own} to a folder for files"
         ) from error
 
 

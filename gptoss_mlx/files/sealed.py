@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gptoss_mlx.files import disk
+from gptoss_mlx.files.atomic import write_and_rename
 from gptoss_mlx.files.regular import open_itself
 
 SEAL = "0" * 64
@@ -26,20 +25,8 @@ def write_sealed(
     path: Path, temporary: Path, header: bytes, parts: Sequence[NDArray[np.uint8]]
 ) -> None:
     """Write a file under a temporary name, flush it and give it its name. Raises OSError."""
-    create = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
-    descriptor = os.open(temporary, create, 0o600)
-    try:
-        try:
-            for part in (memoryview(_sealed(header, parts)), *(part.data for part in parts)):
-                _write_all(descriptor, part)
-            disk.flush(descriptor)
-        finally:
-            os.close(descriptor)
-        os.rename(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(temporary)
-        raise
+    data = [memoryview(_sealed(header, parts)), *(part.data for part in parts)]
+    write_and_rename(path, temporary, data)
 
 
 def read_sealed(path: Path, header: bytes, nbytes: int) -> NDArray[np.uint8] | None:
@@ -65,11 +52,6 @@ def _sealed(header: bytes, parts: Sequence[NDArray[np.uint8]]) -> bytes:
     for part in parts:
         digest.update(part.data)
     return header.replace(SEAL.encode(), digest.hexdigest().encode(), 1)
-
-
-def _write_all(descriptor: int, data: memoryview) -> None:
-    while data:
-        data = data[os.write(descriptor, data) :]
 
 
 def _read_all(descriptor: int, out: memoryview) -> bool:

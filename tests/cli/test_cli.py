@@ -16,6 +16,7 @@ def test_the_group_lists_its_commands() -> None:
     run = CliRunner().invoke(main, ["--help"])
     assert run.exit_code == 0
     assert "generate  Answer one prompt." in run.output
+    assert "chat      Talk with the model." in run.output
 
 
 def test_an_unknown_command_is_a_usage_error() -> None:

@@ -33,7 +33,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a file for every module a command imports, at once or late."""
     folder = tmp_path_factory.mktemp("model")
     names = imported("gptoss_mlx.generate", *TINY, "hi", cwd=folder)
-    names |= {"__future__", "gguf", "rich", "torch", "triton", "gptoss_kernels"}
+    names |= {"__future__", "gguf", "rich", "prompt_toolkit", "torch", "triton", "gptoss_kernels"}
     assert names >= {"click", "numpy", "mlx", "json", "typing", "openai_harmony", "gptoss_mlx"}
     # What the interpreter needs to find any module by its name comes before our first line.
     (folder / "nothing.py").touch()
@@ -52,6 +52,7 @@ def imported(*command: str, cwd: Path) -> set[str]:
 COMMANDS = [
     ("gptoss_mlx", "--help"),
     ("gptoss_mlx", "generate", *TINY, "What is 27 + 58?"),
+    ("gptoss_mlx", "chat", "--list-sessions"),
     ("gptoss_mlx.generate", *TINY, "What is 27 + 58?"),
     ("gptoss_mlx.cli.plan", *TINY, "--machine", "16GB Mac"),
     ("gptoss_mlx.cli.doctor", *TINY),

@@ -88,8 +88,11 @@ class OnTerminal:
             if not data:
                 assert wanted is None, f"{wanted!r} is not in {self.seen[-500:]!r}"
                 break
-            self.seen += data.decode()
+            self.receive(data.decode())
         return self.seen
+
+    def receive(self, text: str) -> None:
+        self.seen += text
 
     def finish(self) -> tuple[int, str]:
         """The exit code and everything shown."""

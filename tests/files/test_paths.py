@@ -1,4 +1,4 @@
-"""Where the cache is, and paths as people write them."""
+"""Where the cache and the data are, and paths as people write them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from gptoss_mlx.files.paths import cache_folder, expanded
+from gptoss_mlx.files.paths import cache_folder, data_folder, expanded
 
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HOME", str(tmp_path))
-    for name in ("GPTOSS_CACHE", "XDG_CACHE_HOME"):
+    for name in ("GPTOSS_CACHE", "XDG_CACHE_HOME", "GPTOSS_DATA", "XDG_DATA_HOME"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path
 
@@ -31,6 +31,17 @@ def test_the_cache_is_where_xdg_says(home: Path, monkeypatch: pytest.MonkeyPatch
 def test_the_cache_is_where_a_person_says(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GPTOSS_CACHE", "~/mine")
     assert cache_folder() == home / "mine"
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS has a folder of its own for data")
+def test_the_data_are_where_xdg_or_a_person_says(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert data_folder() == home / ".local" / "share" / "gptoss_mlx"
+    monkeypatch.setenv("XDG_DATA_HOME", "/var/data")
+    assert data_folder() == Path("/var/data/gptoss_mlx")
+    monkeypatch.setenv("GPTOSS_DATA", "~/mine")
+    assert data_folder() == home / "mine"
 
 
 def test_a_user_without_a_home_is_told_what_to_set(

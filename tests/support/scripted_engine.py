@@ -1,7 +1,7 @@
-"""The generate command on an engine that follows a script instead of a model.
+"""The generate and chat commands on an engine that follows a script instead of a model.
 
-`python -m tests.support.scripted_engine SCRIPT ARGUMENT...` is the command in a process of its own,
-where SCRIPT is a JSON list of steps:
+`python -m tests.support.scripted_engine SCRIPT ARGUMENT...` is generate in a process of its own, or
+chat where COMMAND=chat, and SCRIPT is a JSON list of steps:
     ["analysis" | "commentary" | "final" | null, recipient | null, text]   a message
     ["prefill", done, total]    progress with the prompt
     ["load", done, total]       progress while loading
@@ -20,9 +20,13 @@ import os
 import select
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from gptoss_mlx.engine.events import Event, FinishEvent, PrefillEvent, Timings, TokenEvent
+
+if TYPE_CHECKING:
+    from gptoss_mlx.harmony.tokenizer import Tokenizer
 
 TIMINGS = Timings(0.5, 2.0, 0.75, prefill_tokens=8, reused_tokens=2, decode_tokens=20)
 
@@ -36,11 +40,25 @@ class ScriptedEngine:
         self.loads: list[tuple[str, dict[str, Any]]] = []
         self.asked: list[tuple[Any, dict[str, Any]]] = []
 
+    name, context = "scripted", 4096
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        from gptoss_mlx.harmony.tokenizer import HarmonyTokenizer
+
+        return HarmonyTokenizer()
+
     def stats(self) -> dict[str, float]:
         return {}
 
     def close(self) -> None:
         """Nothing is held."""
+
+    def __enter__(self) -> ScriptedEngine:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def load(self, model: str, *, progress: Callable[[int, int], None], **options: Any) -> Any:
         self.loads.append((model, options))
@@ -116,6 +134,10 @@ def run() -> None:
 
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
+    if os.environ.get("COMMAND") == "chat":
+        from gptoss_mlx.cli.chat.__main__ import main
+
+        main()
     from gptoss_mlx import generate
 
     generate.BAR_AFTER = float(os.environ.get("BAR_AFTER", 1000))

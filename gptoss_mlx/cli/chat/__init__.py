@@ -1,0 +1,1 @@
+"""`gptoss-mlx chat`: a conversation in the terminal."""
