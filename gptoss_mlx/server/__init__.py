@@ -1,0 +1,1 @@
+"""HTTP: the local server, its APIs, and the chat page in `page/`."""
