@@ -39,7 +39,7 @@ const HEADING_SHIFT = 2; // the page has the first two levels
 const DEEPEST = 16; // blocks in blocks; what is deeper is shown as text
 const DEEPEST_INLINE = 40;
 
-const parser = new MarkdownIt({ html: false, linkify: true });
+const parser = new (/** @type {any} */ (MarkdownIt))({ html: false, linkify: true });
 parser.linkify.set({ fuzzyLink: false, fuzzyEmail: false });
 parser.validateLink = (/** @type {string} */ url) => LINK.test(url);
 parser.block.ruler.before('code', 'deep', takeDeepAsText);
@@ -273,7 +273,7 @@ function leaf(token) {
       return make('code', {}, token.content);
     case 'math_inline':
     case 'math_block':
-      return mathNode(token.content, token.type === 'math_block');
+      return mathNode(token.content, token.type === 'math_block', token.info !== 'open');
     case 'hardbreak':
       return make('br');
     case 'hr':

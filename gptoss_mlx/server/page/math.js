@@ -33,7 +33,8 @@ export function addMath(parser) {
 }
 
 /**
- * A block rule: from a line that begins with a mark to the line that ends with its other.
+ * A block rule: from a line that begins with a mark to the line that ends with its other, with no
+ * empty line between. One that still lacks its end is a formula too, as an open fence is code.
  *
  * @param {any} state markdown-it's
  * @param {number} start
@@ -41,26 +42,27 @@ export function addMath(parser) {
  * @param {boolean} silent
  */
 function takeBlock(state, start, end, silent) {
-  const from = state.bMarks[start] + state.tShift[start];
-  const open = state.src.slice(from, from + 2);
-  const close = BLOCKS.get(open);
+  const lineAt = (/** @type {number} */ line) =>
+    state.src.slice(state.bMarks[line] + state.tShift[line], state.eMarks[line]).trim();
+  const close = BLOCKS.get(lineAt(start).slice(0, 2));
   if (!close) return false;
-  let line = start;
-  let text = state.src.slice(from + 2, state.eMarks[start]).trim();
-  const lines = [];
-  while (!text.endsWith(close)) {
-    if (text.includes(close)) return false;
+  const lines = [lineAt(start).slice(2)];
+  let line = start + 1;
+  while (!lines[lines.length - 1].includes(close) && line < end) {
+    const text = lineAt(line);
+    if (!text || state.sCount[line] < state.blkIndent) return false;
     lines.push(text);
     line += 1;
-    if (line >= end || state.sCount[line] < state.blkIndent) return false;
-    text = state.src.slice(state.bMarks[line] + state.tShift[line], state.eMarks[line]).trim();
   }
+  const tex = lines.join('\n');
+  const at = tex.indexOf(close);
+  if (at >= 0 && tex.slice(at + close.length).trim()) return false;
   if (silent) return true;
-  lines.push(text.slice(0, -2));
-  state.line = line + 1;
+  state.line = line;
   const token = state.push('math_block', '', 0);
-  token.content = lines.join('\n').trim();
-  token.map = [start, line + 1];
+  token.content = (at < 0 ? tex : tex.slice(0, at)).trim();
+  token.info = at < 0 ? 'open' : '';
+  token.map = [start, line];
   return true;
 }
 
@@ -106,13 +108,15 @@ function inlineAt(text, at) {
  *
  * @param {string} tex
  * @param {boolean} display on a line of its own
+ * @param {boolean} [complete]
  * @returns {HTMLElement}
  */
-export function mathNode(tex, display) {
+export function mathNode(tex, display, complete = true) {
   const properties = display
     ? { className: 'math wide', tabIndex: 0, role: 'group', 'aria-label': 'Formula' }
     : { className: 'math' };
   const element = make(display ? 'div' : 'span', properties, make('code', {}, tex));
+  if (!complete) return element;
   if (temml) {
     set(temml, element, tex, display);
   } else {
