@@ -33,8 +33,9 @@ export function addMath(parser) {
 }
 
 /**
- * A block rule: from a line that begins with a mark to the line that ends with its other, with no
- * empty line between. One that still lacks its end is a formula too, as an open fence is code.
+ * A block rule: from a line that begins with a mark to the one that ends with its other, or to an
+ * empty line. What has no proper end is a block as well, as an open fence is code: whether the lines
+ * are one must not depend on what follows them, since what stands before is not built again.
  *
  * @param {any} state markdown-it's
  * @param {number} start
@@ -46,22 +47,20 @@ function takeBlock(state, start, end, silent) {
     state.src.slice(state.bMarks[line] + state.tShift[line], state.eMarks[line]).trim();
   const close = BLOCKS.get(lineAt(start).slice(0, 2));
   if (!close) return false;
-  const lines = [lineAt(start).slice(2)];
+  let tex = lineAt(start).slice(2);
+  if (tex.includes(close) && !tex.endsWith(close)) return false;
+  if (silent) return true;
   let line = start + 1;
-  while (!lines[lines.length - 1].includes(close) && line < end) {
-    const text = lineAt(line);
-    if (!text || state.sCount[line] < state.blkIndent) return false;
-    lines.push(text);
+  while (!tex.includes(close) && line < end) {
+    if (!lineAt(line) || state.sCount[line] < state.blkIndent) break;
+    tex += `\n${lineAt(line)}`;
     line += 1;
   }
-  const tex = lines.join('\n');
-  const at = tex.indexOf(close);
-  if (at >= 0 && tex.slice(at + close.length).trim()) return false;
-  if (silent) return true;
+  const complete = tex.endsWith(close);
   state.line = line;
   const token = state.push('math_block', '', 0);
-  token.content = (at < 0 ? tex : tex.slice(0, at)).trim();
-  token.info = at < 0 ? 'open' : '';
+  token.content = (complete ? tex.slice(0, -close.length) : tex).trim();
+  token.info = complete ? '' : 'open';
   token.map = [start, line];
   return true;
 }

@@ -52,10 +52,13 @@ export class MessageView {
     this.message = message;
     this.actions = actions;
     this.#speaker.textContent = SPEAKERS[message.role];
-    const parts = [this.#details, this.#wait, this.#content, this.#calls, this.#failure, this.#foot];
+    const answers = message.role === 'assistant';
+    const before = answers ? [this.#details, this.#wait] : [];
+    const after = answers ? [this.#calls, this.#failure] : [];
+    const parts = [...before, this.#content, ...after, this.#foot];
     const body = make('div', { className: 'body' }, ...parts);
     this.element = make('article', { className: `message ${message.role}` }, this.#speaker, body);
-    if (message.role !== 'assistant') this.#showText();
+    if (!answers) this.#showText();
   }
 
   /** @param {Context} context */

@@ -167,7 +167,7 @@ class Page {
     const saving = setInterval(() => this.#save(conversation), SAVE_EVERY);
     answer.onGrow = () => shown() && this.#transcript.grow();
     const running = answer.run();
-    this.#transcript.show(conversation, answer);
+    this.#show();
     await this.#save(conversation);
     this.#showAround();
     const error = await running;
