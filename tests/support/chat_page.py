@@ -2,12 +2,74 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import Any
 
-from playwright.sync_api import BrowserContext, ConsoleMessage, Locator, Page
+import pytest
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
+# What imports this module is skipped where a browser cannot be driven.
+pytest.importorskip(
+    "axe_playwright_python", reason="playwright is not installed (pip install -e '.[dev]')"
+)
+
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    ConsoleMessage,
+    Locator,
+    Page,
+    expect,
+    sync_playwright,
+)
+
+__all__ = ["LONG_TEXT", "Browser", "BrowserContext", "ChatPage", "expect", "sync_playwright"]
+
+LONG_TEXT = """# A heading
+
+A paragraph with *emphasis*, **weight**, `code` and [a link](https://example.com/a_b).
+Its second line
+***bold*** and more
+
+- one
+- two
+
+  with a paragraph
+- three
+  1. nested
+  2. twice
+
+> quoted
+# not quoted
+> > deep
+
+| a | b |
+|---|--:|
+| 1 | 2 |
+
+```python
+def f(x):  # a comment
+    return "text"
+
+- not a list
+```
+
+Setext
+======
+
+    indented
+
+\\[
+x^2
+\\]
+
+Text with \\(y\\) and $z$, not $5 or $6.
+
+---
+1. last
+- *item
+* other
+"""
+"""Every kind of Markdown, and lines that look like another kind at first."""
 
 
 class ChatPage:
@@ -69,3 +131,11 @@ class ChatPage:
     def note(self) -> str:
         self.page.locator(".note").first.wait_for()
         return self.page.locator("#notes").inner_text()
+
+    def grave(self) -> list[tuple[str, list[str]]]:
+        """What axe-core finds that is serious or critical: the rule, and the elements."""
+        return [
+            (found["id"], [node["html"] for node in found["nodes"]])
+            for found in Axe().run(self.page).response["violations"]
+            if found["impact"] in ("serious", "critical")
+        ]

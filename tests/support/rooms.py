@@ -14,6 +14,7 @@ ORDER = (
     "__main__",
     "generate",
     "cli",
+    "server",
     "__init__",
     "engine",
     "backends",

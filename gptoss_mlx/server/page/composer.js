@@ -36,6 +36,10 @@ export class Composer {
       if (this.#running) handlers.stop();
       else this.#submit();
     };
+    find('skip', HTMLAnchorElement).onclick = (event) => {
+      event.preventDefault(); // the address names a conversation
+      this.#prompt.focus();
+    };
     this.#prompt.oninput = () => this.#fit();
     this.#prompt.onkeydown = (event) => this.#key(event);
     this.#model.onchange = () => handlers.choose({ model: this.#model.value });
@@ -45,8 +49,9 @@ export class Composer {
     this.#showButton();
   }
 
+  /** Lets the person write, unless that would raise a keyboard over the page. */
   focus() {
-    this.#prompt.focus();
+    if (!touch.matches) this.#prompt.focus();
   }
 
   /** @param {boolean} running whether an answer runs here */

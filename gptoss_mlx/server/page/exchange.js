@@ -10,9 +10,10 @@ import { download } from './dom.js';
 
 const FORMAT = 'gptoss-mlx conversations';
 
-/** @param {Conversation[]} conversations */
+/** @param {Conversation[]} conversations none: nothing is written */
 export function exportConversations(conversations) {
   const [first] = conversations;
+  if (!first) return;
   const words = conversations.length === 1 ? titleOf(first) : 'conversations';
   const name = words.replace(/[^\p{L}\p{N}]+/gu, '-').replace(/^-|-$/g, '').toLowerCase();
   download(`${name || 'conversation'}.json`, { format: FORMAT, version: 1, conversations });

@@ -99,7 +99,10 @@ export class MessageView {
           if (area.value.trim()) save();
         },
         onkeydown: (/** @type {KeyboardEvent} */ event) => {
-          if (event.key === 'Escape') done();
+          if (event.key === 'Escape') {
+            event.preventDefault();
+            done();
+          }
           if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) form.requestSubmit();
         },
       },

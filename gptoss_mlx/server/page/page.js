@@ -7,14 +7,15 @@
 import { Answer } from './answer.js';
 import { ApiError, ConnectionLost } from './api.js';
 import { Composer } from './composer.js';
-import { contextUsed, newConversation, openCalls, restoreOptions, titleOf } from './conversation.js';
-import { find, iconButton } from './dom.js';
+import { contextUsed, newConversation, openCalls, titleOf } from './conversation.js';
+import { find } from './dom.js';
 import { exportConversations, importConversations } from './exchange.js';
+import { listenForKeys } from './keys.js';
 import { announce, dismiss, note } from './notes.js';
 import { Server } from './server.js';
 import { Settings } from './settings.js';
 import { Sidebar } from './sidebar.js';
-import { preference, setPreference, Store } from './store.js';
+import { keptOptions, setPreference, Store } from './store.js';
 import { Transcript } from './transcript.js';
 
 /** @import { Conversation, Message, Options } from './conversation.js' */
@@ -26,17 +27,17 @@ class Page {
   #server = new Server();
   /** @type {Map<string, Answer>} by conversation */
   #answers = new Map();
-  #conversation = newConversation(restoreOptions(preference('options', null)));
-  #retryWithKey = false;
+  #conversation = newConversation(keptOptions());
+  #retryWithKey = false; // the last answer was refused for want of one
 
   #transcript = new Transcript({
-    retry: (message) => this.#retry(message),
-    edit: (message, text) => this.#edit(message, text),
+    retry: (message) => this.#replace(message, []),
+    edit: (message, content) => this.#replace(message, [{ ...message, content }]),
     answerCalls: (results) => this.#answerCalls(results),
   });
   #composer = new Composer({
     send: (text) => this.#send(text),
-    stop: () => this.#answer?.stop(),
+    stop: () => this.#stop(),
     editLast: () => this.#transcript.editLast(),
     choose: (change) => this.#choose(change),
   });
@@ -44,33 +45,29 @@ class Page {
     options: () => this.#conversation.options,
     choose: (change) => this.#choose(change),
     keep: () => this.#keepOptions(),
-    exportAll: async () => exportConversations(await this.#store.all()),
+    exportAll: () => this.#exportAll(),
     importFile: (file) => this.#import(file),
     keyChanged: () => this.#keyChanged(),
   });
   #sidebar = new Sidebar(this.#store, {
+    begin: () => this.#openNew(),
     rename: (id, title) => this.#rename(id, title),
     remove: (id) => this.#remove(id),
-    save: async (id) => {
-      const conversation = this.#held(id) ?? (await this.#store.get(id));
-      if (conversation) exportConversations([conversation]);
-    },
+    save: async (id) => exportConversations([await this.#find(id)].filter((one) => one !== null)),
   });
 
   async start() {
-    const open = () => this.#settings.open();
-    find('tools', HTMLElement).append(iconButton('sliders', 'Settings', open));
     this.#store.onProblem = (text) => {
-      note(text, text, { label: 'Export all', act: async () => exportConversations(await this.#store.all()) });
+      note(text, text, { label: 'Export all', act: () => this.#exportAll() });
     };
     this.#store.onChange = (id) => this.#changedElsewhere(id);
     this.#server.onChange = () => this.#serverChanged();
     this.#server.onRefused = () => this.#askKey();
-    this.#wireKeys();
-    find('new', HTMLElement).onclick = (event) => {
-      event.preventDefault();
-      this.#openNew();
-    };
+    listenForKeys({
+      stop: () => this.#stop(),
+      search: () => this.#sidebar.focusSearch(),
+      begin: () => this.#openNew(),
+    });
     addEventListener('hashchange', () => this.#openAddress());
     addEventListener('pagehide', () => this.#saveRunning());
     this.#server.watch();
@@ -78,23 +75,34 @@ class Page {
     await this.#openAddress();
   }
 
-  /** @returns {Answer | null} the one that runs in the conversation shown */
+  /** @returns {Answer | null} that runs in the conversation shown */
   get #answer() {
     return this.#answers.get(this.#conversation.id) ?? null;
   }
 
   /**
-   * A conversation that the page holds and may be ahead of the store with.
+   * A conversation as the page holds it, which may be ahead of the store, or as it is stored.
    *
    * @param {string} id
+   * @returns {Promise<Conversation | null>}
    */
-  #held(id) {
+  async #find(id) {
     if (this.#conversation.id === id) return this.#conversation;
-    return this.#answers.get(id)?.conversation ?? null;
+    return this.#answers.get(id)?.conversation ?? (await this.#store.get(id));
+  }
+
+  /** @returns {boolean} whether there was an answer to stop */
+  #stop() {
+    this.#answer?.stop();
+    return this.#answer !== null;
+  }
+
+  async #exportAll() {
+    exportConversations(await this.#store.all());
   }
 
   #openNew() {
-    this.#conversation = newConversation(restoreOptions(preference('options', null)));
+    this.#conversation = newConversation(keptOptions());
     history.pushState(null, '', '#');
     this.#show();
     this.#composer.focus();
@@ -103,10 +111,10 @@ class Page {
   async #openAddress() {
     const id = location.hash.slice(1);
     if (id === this.#conversation.id && this.#conversation.messages.length) return;
-    const found = id ? (this.#held(id) ?? (await this.#store.get(id))) : null;
+    const found = id ? await this.#find(id) : null;
     if (location.hash.slice(1) !== id) return;
     if (id && !found) history.replaceState(null, '', '#');
-    this.#conversation = found ?? newConversation(restoreOptions(preference('options', null)));
+    this.#conversation = found ?? newConversation(keptOptions());
     this.#show();
     this.#composer.focus();
   }
@@ -139,7 +147,7 @@ class Page {
     if (!this.#server.ready || !this.#retryWithKey) return;
     this.#retryWithKey = false;
     const last = this.#conversation.messages.at(-1);
-    if (last?.failure) this.#retry(last);
+    if (last?.failure) this.#replace(last, []);
   }
 
   /** @param {string} content */
@@ -168,6 +176,7 @@ class Page {
     answer.onGrow = () => shown() && this.#transcript.grow();
     const running = answer.run();
     this.#show();
+    this.#composer.focus();
     await this.#save(conversation);
     this.#showAround();
     const error = await running;
@@ -188,33 +197,21 @@ class Page {
     const calls = message.calls?.map(({ name }) => name).join(', ');
     const wants = calls ? `The model calls ${calls} and waits for the result.` : '';
     announce(message.failure?.text ?? (wants || `gpt-oss: ${message.content}`));
-    if (error instanceof ApiError && error.status === 401) this.#askKey();
+    const status = error instanceof ApiError ? error.status : 0;
+    this.#retryWithKey = status === 401;
+    if (status === 401) this.#askKey();
     // A server that has gone, or loads its model again, is watched until it is back.
-    if (error instanceof ConnectionLost || (error instanceof ApiError && error.status === 503)) {
-      this.#server.watch();
-    }
-  }
-
-  /** @param {Message} message an answer, replaced with what follows it */
-  #retry(message) {
-    this.#replaceFrom(this.#conversation.messages.indexOf(message), []);
-  }
-
-  /**
-   * @param {Message} message replaced with what follows it
-   * @param {string} content
-   */
-  #edit(message, content) {
-    this.#replaceFrom(this.#conversation.messages.indexOf(message), [{ ...message, content }]);
+    if (error instanceof ConnectionLost || status === 503) this.#server.watch();
   }
 
   /**
    * Goes on from an earlier place; what stood there can be brought back.
    *
-   * @param {number} index
+   * @param {Message} message replaced with what follows it
    * @param {Message[]} replacements
    */
-  #replaceFrom(index, replacements) {
+  #replace(message, replacements) {
+    const index = this.#conversation.messages.indexOf(message);
     if (index < 0) return;
     this.#answer?.stop();
     const conversation = this.#conversation;
@@ -247,8 +244,7 @@ class Page {
     Object.assign(conversation.options, change);
     // Model and effort are what a person wants next time as well.
     const { model, effort } = conversation.options;
-    const kept = restoreOptions(preference('options', null));
-    setPreference('options', { ...kept, model, effort });
+    setPreference('options', { ...keptOptions(), model, effort });
     if (conversation.messages.length) this.#save(conversation);
     this.#showAround();
   }
@@ -283,7 +279,7 @@ class Page {
    * @param {string} title
    */
   async #rename(id, title) {
-    const conversation = this.#held(id) ?? (await this.#store.get(id));
+    const conversation = await this.#find(id);
     if (!conversation) return;
     conversation.title = title;
     await this.#save(conversation);
@@ -292,7 +288,7 @@ class Page {
 
   /** @param {string} id */
   async #remove(id) {
-    const conversation = this.#held(id) ?? (await this.#store.get(id));
+    const conversation = await this.#find(id);
     this.#answers.get(id)?.stop();
     this.#answers.delete(id);
     await this.#store.remove(id);
@@ -310,7 +306,6 @@ class Page {
   /** @param {string} id of a conversation that another tab has changed */
   async #changedElsewhere(id) {
     this.#sidebar.draw();
-    if (id !== this.#conversation.id || this.#answer) return;
     const stored = await this.#store.get(id);
     if (!stored || this.#conversation.id !== id || this.#answer) return;
     this.#conversation = stored;
@@ -331,7 +326,6 @@ class Page {
   }
 
   #askKey() {
-    this.#retryWithKey = true;
     const act = () => this.#settings.askKey();
     note('key', 'This server asks for an API key.', { label: 'Enter the key', act });
     this.#settings.askKey();
@@ -341,18 +335,6 @@ class Page {
     dismiss('key');
     this.#settings.close();
     this.#server.watch();
-  }
-
-  #wireKeys() {
-    addEventListener('keydown', (event) => {
-      const command = event.ctrlKey || event.metaKey;
-      const dialog = document.querySelector('dialog[open]');
-      if (event.key === 'Escape' && !dialog && this.#answer) this.#answer.stop();
-      else if (command && event.key.toLowerCase() === 'k') this.#sidebar.focusSearch();
-      else if (command && event.shiftKey && event.key.toLowerCase() === 'o') this.#openNew();
-      else return;
-      event.preventDefault();
-    });
   }
 }
 

@@ -4,7 +4,7 @@
 
 import { setKey } from './api.js';
 import { parseTools } from './conversation.js';
-import { find, icon } from './dom.js';
+import { find, icon, iconButton } from './dom.js';
 import { preference, setPreference } from './store.js';
 
 /** @import { Options } from './conversation.js' */
@@ -44,6 +44,7 @@ export class Settings {
   /** @param {Handlers} handlers */
   constructor(handlers) {
     this.handlers = handlers;
+    find('tools', HTMLElement).append(iconButton('sliders', 'Settings', () => this.open()));
     const close = find('close-settings', HTMLButtonElement);
     close.append(icon('close'));
     close.onclick = () => this.#dialog.close();

@@ -10,6 +10,7 @@ import { find, icon, iconButton, make } from './dom.js';
 
 /**
  * @typedef {object} Choices
+ * @property {() => void} begin a conversation
  * @property {(id: string, title: string) => void} rename
  * @property {(id: string) => void} remove
  * @property {(id: string) => void} save as a file
@@ -38,7 +39,12 @@ export class Sidebar {
     const close = find('close-sidebar', HTMLButtonElement);
     this.#open.append(icon('menu'));
     close.append(icon('close'));
-    find('new', HTMLElement).prepend(icon('plus'));
+    const begin = find('new', HTMLAnchorElement);
+    begin.prepend(icon('plus'));
+    begin.onclick = (event) => {
+      event.preventDefault();
+      choices.begin();
+    };
     this.#open.onclick = () => this.#slide(true);
     close.onclick = () => this.#slide(false);
     this.#search.oninput = () => this.draw();

@@ -5,9 +5,9 @@
  * conversations live in memory until the page closes, and `onProblem` is told once.
  */
 
-import { newId, restore, titleOf } from './conversation.js';
+import { newId, restore, restoreOptions, titleOf } from './conversation.js';
 
-/** @import { Conversation } from './conversation.js' */
+/** @import { Conversation, Options } from './conversation.js' */
 
 /**
  * @typedef {object} Head what the list of conversations shows
@@ -256,6 +256,11 @@ export function preference(name, otherwise) {
   } catch {
     return otherwise;
   }
+}
+
+/** @returns {Options} for new conversations */
+export function keptOptions() {
+  return restoreOptions(preference('options', null));
 }
 
 /**
