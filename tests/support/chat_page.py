@@ -98,7 +98,14 @@ class ChatPage:
     def open(self, address: str = "") -> ChatPage:
         """Opens the page; when it returns, the model can be asked."""
         self.page.goto(f"{self.url}/{address}")
-        self.page.locator("#model option").first.wait_for(state="attached")
+        return self.ready()
+
+    def reload(self) -> ChatPage:
+        self.page.reload()
+        return self.ready()
+
+    def ready(self) -> ChatPage:
+        self.page.locator("#send[aria-label=Send]").wait_for()
         return self
 
     def send(self, text: str) -> None:

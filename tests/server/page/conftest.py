@@ -10,7 +10,8 @@ import pytest
 from tests.support.chat_page import Browser, BrowserContext, ChatPage, sync_playwright
 from tests.support.page_server import ScriptedServer, served
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
 
 
 @pytest.fixture(scope="package")

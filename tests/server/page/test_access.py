@@ -81,7 +81,7 @@ def test_the_colours_are_the_systems_until_they_are_chosen(chat: ChatPage) -> No
     chat.press("Settings")
     chat.page.get_by_label("Light").check(force=True)
     assert not dark()
-    chat.page.reload()
+    chat.reload()
     assert not dark()
 
 

@@ -23,7 +23,7 @@ def test_an_answer_with_reasoning_outlives_a_reload(chat: ChatPage, server: Scri
     )
     for again in (False, True):
         if again:
-            chat.page.reload()
+            chat.reload()
         answer = chat.ended() if again else chat.ask("Hello there")
         expect(answer.locator(".content strong")).to_have_text("morning")
         expect(answer.locator("summary")).to_contain_text("7 tokens")
@@ -94,7 +94,7 @@ def test_an_answer_goes_on_while_another_conversation_is_shown(
     expect(chat.page.locator(".assistant .content")).to_have_text("First")
     gate.open()
     expect(chat.ended().locator(".content")).to_have_text("First second")
-    chat.page.reload()
+    chat.reload()
     expect(chat.ended().locator(".content")).to_have_text("First second")
 
 
@@ -160,7 +160,7 @@ def test_a_call_is_shown_and_its_typed_result_goes_on(
     )
     answer = chat.ask("Weather?")
     expect(answer.locator("pre").first).to_have_text('{\n  "city": "Paris"\n}')
-    chat.page.reload()
+    chat.reload()
     chat.page.get_by_label("Result of get_weather").fill("sunny")
     chat.page.get_by_label("Result of get_time").fill("noon")
     server.answer([*said("Sunny at noon."), ended()])

@@ -83,8 +83,8 @@ def test_a_key_is_asked_for_kept_in_the_tab_and_sent(
         dialog.get_by_label("Key").fill(key)
         dialog.get_by_role("button", name="Use this key").click()
     expect(dialog).to_be_hidden()
-    expect(chat.page.locator("#model option")).to_have_count(1)
-    chat.page.reload()
+    chat.ready()
+    chat.reload()
     expect(chat.ask("Hello").locator(".content")).to_have_text("Hello.")
     assert server.headers[-1]["authorization"] == "Bearer secret"
     assert "secret" not in json.dumps(context.storage_state())

@@ -159,5 +159,5 @@ def test_code_and_answers_are_copied_as_they_were_written(
         "Copy this answer": text,
     }.items():
         chat.press(button)
-        expect(chat.page.get_by_role("button", name="Copied")).to_be_visible()
+        expect(chat.page.locator(f"[title='{button}'][aria-label=Copied]")).to_be_visible()
         assert chat.page.evaluate("navigator.clipboard.readText()") == copied

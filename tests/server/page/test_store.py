@@ -60,7 +60,7 @@ def test_damaged_records_are_left_out_and_left_alone(
             };
         })"""
     )
-    chat.page.reload()
+    chat.reload()
     assert "3 conversations" in chat.note()
     expect(chat.page.locator(".note")).to_have_count(1)
     assert chat.titles() == ["Good one"]
@@ -90,7 +90,7 @@ def test_two_tabs_see_each_other_and_lose_nothing(
     expect(chat.page.locator("#conversations li")).to_have_count(2)
     assert chat.texts()[-2:] == ["Mine", "Slow"]
     assert other.texts()[-2:] == ["Yours", "Hello."]
-    chat.page.reload()
+    chat.reload()
     expect(chat.page.locator(".message")).to_have_count(6)
     assert other.faults == []
 
@@ -120,7 +120,7 @@ def test_conversations_are_renamed_found_deleted_and_brought_back(
     assert chat.titles() == ["Fruit"]
     chat.press("Undo")
     expect(chat.page.locator("#conversations li")).to_have_count(2)
-    chat.page.reload()
+    chat.reload()
     expect(chat.page.locator("h1")).to_have_text("Second")
     assert sorted(chat.titles()) == ["Fruit", "Second"]
 
