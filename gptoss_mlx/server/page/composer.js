@@ -75,7 +75,7 @@ export class Composer {
     if (options.model && !ids.includes(options.model)) ids.push(options.model);
     this.#model.replaceChildren(...ids.map((id) => new Option(id, id)));
     this.#model.value = options.model;
-    this.#model.disabled = ids.length === 0;
+    this.#model.hidden = ids.length === 0;
     for (const input of this.#effort.querySelectorAll('input')) {
       input.checked = input.value === options.effort;
     }
