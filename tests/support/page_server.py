@@ -38,6 +38,10 @@ class Cut:
     """A step of a stream: the connection breaks off."""
 
 
+class End:
+    """A step of a stream: it ends as a whole response does, without its `[DONE]`."""
+
+
 class Gate:
     """A step of a stream: nothing more is sent before the test opens it."""
 
@@ -55,7 +59,7 @@ class Gate:
         raise TimeoutError("no test opened the gate")
 
 
-Step = Chunk | str | Gate | Cut
+Step = Chunk | str | Gate | Cut | End
 """A chunk, a comment line, or one of the above."""
 
 
@@ -176,6 +180,8 @@ class ScriptedServer:
                     await step.passed()
                 elif isinstance(step, Cut):
                     raise ConnectionAbortedError
+                elif isinstance(step, End):
+                    return
                 elif isinstance(step, str):
                     yield f"{step}\n\n"
                 else:

@@ -39,7 +39,7 @@ const HEADING_SHIFT = 2; // the page has the first two levels
 const DEEPEST = 16; // blocks in blocks; what is deeper is shown as text
 const DEEPEST_INLINE = 40;
 
-const parser = new (/** @type {any} */ (MarkdownIt))({ html: false, linkify: true });
+export const parser = new (/** @type {any} */ (MarkdownIt))({ html: false, linkify: true });
 parser.linkify.set({ fuzzyLink: false, fuzzyEmail: false });
 parser.validateLink = (/** @type {string} */ url) => LINK.test(url);
 parser.block.ruler.before('code', 'deep', takeDeepAsText);
@@ -92,14 +92,14 @@ export class Markdown {
     const rest = text.slice(this.#from);
     const blocks = parse(rest);
     this.#show(blocks, this.#settled);
-    const last = blocks.at(-1);
-    if (!last || blocks.length < 2) return;
-    // A line that is not complete may turn out to go on the block before.
-    const offset = lineStart(rest, last.line);
-    if (lineStart(rest, last.line + 2) < 0) return;
-    this.#settled += blocks.length - 1;
-    this.#from += offset;
-    for (const child of [...this.#container.children].slice(0, this.#settled)) finishCode(child);
+    // A line that is not complete may turn out to go on the block before it.
+    const open = blocks.findLastIndex(({ line }) => lineStart(rest, line + 2) >= 0);
+    if (open < 1) return;
+    for (let index = 0; index < open; index += 1) {
+      finishCode(this.#container.children[this.#settled + index]);
+    }
+    this.#settled += open;
+    this.#from += lineStart(rest, blocks[open].line);
   }
 
   /** @param {string} text all of it */

@@ -98,6 +98,16 @@ def test_an_answer_goes_on_while_another_conversation_is_shown(
     expect(chat.ended().locator(".content")).to_have_text("First second")
 
 
+def test_the_back_button_shows_the_conversation_before(chat: ChatPage) -> None:
+    chat.open()
+    chat.ask("One")
+    chat.press("New conversation")
+    chat.ask("Two")
+    chat.page.go_back()
+    expect(chat.page.locator("h1")).to_have_text("One")
+    assert chat.texts() == ["One", "Hello."]
+
+
 def test_an_edit_replaces_what_follows_and_can_be_undone(
     chat: ChatPage, server: ScriptedServer
 ) -> None:
@@ -129,11 +139,14 @@ def test_answer_again_while_it_runs_leaves_one_answer(
     expect(chat.page.locator(".assistant .content")).to_have_text("Slow")
     chat.page.get_by_role("button", name="Edit this message").click()
     chat.page.get_by_label("Edit the message").fill("Other")
+    server.answer([*said("New"), Gate(), ended()])
     chat.press("Send again")
-    expect(chat.ended().locator(".content")).to_have_text("Hello.")
-    assert chat.texts() == ["Other", "Hello."]
+    expect(chat.page.locator(".assistant .content")).to_have_text("New")
+    assert server.aborted.wait(10)
     gate.open()
-    expect(chat.page.locator(".message")).to_have_count(2)
+    chat.press("Stop the answer")
+    expect(chat.ended().locator(".failure")).to_contain_text("Stopped.")
+    assert chat.texts() == ["Other", "New"]
 
 
 TOOL = {"name": "get_weather", "parameters": {"type": "object", "properties": {}}}

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tests.support.chat_page import BrowserContext, ChatPage, expect
-from tests.support.page_server import Cut, Gate, ScriptedServer, ended, said
+from tests.support.page_server import Cut, End, Gate, ScriptedServer, ended, said
 
 pytestmark = pytest.mark.slow
 
@@ -24,6 +24,9 @@ def test_a_broken_stream_an_error_in_it_and_a_refusal_are_told_apart(
     answer = chat.ended()
     expect(answer.locator(".content")).to_have_text("Half")
     expect(answer.locator(".failure")).to_contain_text("Cut off")
+    server.answer([*said("Third"), End()])
+    chat.press("Try again")
+    expect(chat.ended().locator(".failure")).to_contain_text("Cut off")
     server.answer(
         [*said("Some"), {"error": {"message": "The step failed.", "type": "server_error"}}]
     )

@@ -146,6 +146,24 @@ def test_a_block_that_has_ended_is_not_touched_again(chat: ChatPage) -> None:
     assert touched == [True, [["characterData", "#text"]]]
 
 
+def test_only_the_open_block_is_parsed_again(chat: ChatPage) -> None:
+    chat.open()
+    parsed = chat.page.evaluate(
+        """async (text) => {
+            const { Markdown, parser } = await import('/page/markdown.js');
+            const markdown = new Markdown(document.createElement('div'));
+            const parse = parser.parse.bind(parser);
+            const lengths = [];
+            parser.parse = (source, env) => (lengths.push(source.length), parse(source, env));
+            for (let end = 0; end <= text.length; end += 10) markdown.update(text.slice(0, end));
+            return [lengths.length, Math.max(...lengths)];
+        }""",
+        "A paragraph of one line.\n\n" * 400,
+    )
+    assert parsed[0] > 900
+    assert parsed[1] < 100
+
+
 def test_code_and_answers_are_copied_as_they_were_written(
     chat: ChatPage, server: ScriptedServer, context: BrowserContext
 ) -> None:

@@ -28,15 +28,18 @@ def test_a_browser_that_stores_nothing_is_told_of_once(
     chat.page.add_init_script(broken)
     chat.open()
     chat.ask("One")
-    chat.ask("Two")
     expect(chat.page.locator(".note")).to_have_count(2 if broken == GONE else 1)
+    chat.press("Close the note")
+    chat.ask("Two")
+    expect(chat.page.locator(".note")).to_have_count(1 if broken == GONE else 0)
     chat.press("New conversation")
     chat.ask("Three")
     chat.page.locator("#conversations a", has_text="One").click()
     expect(chat.page.locator(".message")).to_have_count(4)
     assert chat.texts() == ["One", "Hello.", "Two", "Hello."]
     with chat.page.expect_download() as download:
-        chat.page.locator(".note button", has_text="Export all").last.click()
+        chat.press("Settings")
+        chat.press("Export")
     exported = json.loads(Path(download.value.path()).read_text(encoding="utf-8"))
     assert len(exported["conversations"]) == 2
 
