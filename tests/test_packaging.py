@@ -61,6 +61,7 @@ def run_outside(site: Path, tmp_path: Path, *arguments: str) -> str:
 
 def test_the_wheel_has_every_source_and_data_file(site: Path) -> None:
     kept = {".py", ".typed", ".tiktoken", ".jinja", ".safetensors", ".json", ".metal", ".h"}
+    kept |= {".html", ".css", ".js", ".woff2", ".txt"}  # the page and its libraries
     wanted = {
         Path(package) / path.relative_to(ROOT / folder)
         for folder, package in PACKAGES.items()
