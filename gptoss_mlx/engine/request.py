@@ -6,16 +6,16 @@ import math
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from numbers import Integral, Real
-from typing import TypeAlias, Unpack, cast
+from typing import TypedDict, Unpack, cast
 
 import numpy as np
 
 from gptoss_mlx.engine.constraint import Constraint
 from gptoss_mlx.engine.events import Limit
 from gptoss_mlx.engine.marks import Marks, marks_of
-from gptoss_mlx.engine.options import Message, Prompt, SamplingOptions
+from gptoss_mlx.engine.options import Message, Options, Prompt, SamplingOptions
 from gptoss_mlx.errors import ContextError, MessageError, SamplingError
 from gptoss_mlx.files.jsonfile import shown
 from gptoss_mlx.harmony import Encoding, render
@@ -25,7 +25,14 @@ from gptoss_mlx.harmony.tokenizer import Tokenizer
 from gptoss_mlx.spec.config import ModelConfig
 from gptoss_mlx.spec.sampling import DRAWN_SEEDS, Sampling
 
-Render: TypeAlias = Callable[[Sequence[Message]], list[int]]
+
+class Head(TypedDict, total=False):
+    """What is rendered into a Harmony prompt beside its messages."""
+
+    tools: Sequence[Message]
+    system: str | None
+    reasoning: str
+    response_format: Message | None
 
 
 @dataclass(frozen=True)
@@ -93,18 +100,13 @@ class Preprocessor:
         encoding = None if raw else self.tokenizer.harmony
         if encoding is None and (tools or system or response_format):
             raise MessageError("raw mode knows no system message, tools or response format")
-        rendered: Render | None = None
-        if encoding is not None:
-            rendered = partial(
-                render,
-                encoding,
-                tools=tools,
-                system=system,
-                reasoning=reasoning,
-                response_format=response_format,
-                most=self.context,
-            )
-        ids = self._read(prompt, rendered)
+        head: Head = {
+            "tools": tools,
+            "system": system,
+            "reasoning": reasoning,
+            "response_format": response_format,
+        }
+        ids = self._read(prompt, encoding, self.context, head)
         self.check_ids(ids)
         tokens, limit = self._limit(len(ids), max_tokens)
         options = self._options(sampling)
@@ -132,20 +134,34 @@ class Preprocessor:
             cancel=cancel or (lambda: False),
         )
 
-    def _read(self, prompt: Prompt, rendered: Render | None) -> list[int]:
-        """The prompt's token ids. rendered: renders messages to ids; None in raw mode."""
+    def count(self, prompt: Prompt, options: Options) -> int:
+        """The tokens of a prompt, which may be more than the context holds.
+
+        Raises MessageError, or ContextError for more than the model allows at all.
+        """
+        head: Head = {
+            "tools": options.get("tools", ()),
+            "system": options.get("system"),
+            "reasoning": options.get("reasoning", "medium"),
+            "response_format": options.get("response_format"),
+        }
+        encoding = None if options.get("raw") else self.tokenizer.harmony
+        return len(self._read(prompt, encoding, self.config.max_position_embeddings, head))
+
+    def _read(self, prompt: Prompt, encoding: Encoding | None, most: int, head: Head) -> list[int]:
+        """The prompt's token ids. encoding: None in raw mode."""
         if isinstance(prompt, bytes) or not isinstance(prompt, (str, Sequence, np.ndarray)):
             raise MessageError("the prompt must be a text, token ids or a list of messages")
         if not isinstance(prompt, str) and all(isinstance(id, Integral) for id in prompt):
             return [int(cast(int, id)) for id in prompt]
         try:
-            if rendered is not None:
-                return rendered(_messages(prompt))
+            if encoding is not None:
+                return render(encoding, _messages(prompt), most=most, **head)
             if isinstance(prompt, str):
-                return self.tokenizer.encode(prompt, self.context)
+                return self.tokenizer.encode(prompt, most)
         except ContextError:  # raised before the prompt was read in full
             raise ContextError(
-                f"the prompt has more than the {self.context} tokens that the context holds;"
+                f"the prompt has more than the {most} tokens that the context holds;"
                 f" the model allows a context of {self.config.max_position_embeddings}"
             ) from None
         raise MessageError("raw mode continues a text: it takes no list of messages")

@@ -65,6 +65,16 @@ class Service:
         release = partial(self._release, entry, ask.choices, keep_alive)
         return Job(entry.name, runner, mailbox, sequences, release, watch)
 
+    async def count(self, ask: Ask) -> int:
+        """The tokens of a prompt as `start` would render it. Raises as `start` does."""
+        entry = await self.registry.lease(ask.model)
+        try:
+            engine = _running(entry).engine
+            counting = self._readers.submit(partial(engine.count, ask.prompt, **ask.options))
+            return await asyncio.wrap_future(counting)
+        finally:
+            self.registry.release(entry)
+
     async def close(self) -> None:
         """Unload all models; what still runs fails."""
         await self.registry.close()
