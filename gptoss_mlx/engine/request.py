@@ -162,7 +162,8 @@ class Preprocessor:
         except ContextError:  # raised before the prompt was read in full
             raise ContextError(
                 f"the prompt has more than the {most} tokens that the context holds;"
-                f" the model allows a context of {self.config.max_position_embeddings}"
+                f" the model allows a context of {self.config.max_position_embeddings}",
+                context=most,
             ) from None
         raise MessageError("raw mode continues a text: it takes no list of messages")
 
@@ -177,7 +178,9 @@ class Preprocessor:
         if len(ids) > self.context:
             raise ContextError(
                 f"the prompt has {len(ids)} tokens, but the context holds {self.context};"
-                f" the model allows a context of {self.config.max_position_embeddings}"
+                f" the model allows a context of {self.config.max_position_embeddings}",
+                tokens=len(ids),
+                context=self.context,
             )
 
     def _limit(self, prompt_tokens: int, max_tokens: int | None) -> tuple[int, Limit]:
@@ -187,7 +190,9 @@ class Preprocessor:
             raise ContextError(
                 f"the prompt has {prompt_tokens} tokens and leaves no room for an answer"
                 f" in a context of {self.context}; the model allows"
-                f" {self.config.max_position_embeddings}"
+                f" {self.config.max_position_embeddings}",
+                tokens=prompt_tokens,
+                context=self.context,
             )
         if max_tokens is not None and (not _is_whole(max_tokens) or max_tokens < 1):
             raise SamplingError(
