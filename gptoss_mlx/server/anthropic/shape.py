@@ -1,0 +1,52 @@
+"""A problem in the shape that Anthropic's clients read."""
+
+from __future__ import annotations
+
+from typing import Literal, TypedDict
+
+from starlette.types import Scope
+
+from gptoss_mlx.errors import ContextError
+from gptoss_mlx.server.problems import Problem
+
+
+class ErrorDetail(TypedDict):
+    type: str
+    message: str
+
+
+class ErrorEnvelope(TypedDict):
+    """Also the event of a stream that fails."""
+
+    type: Literal["error"]
+    error: ErrorDetail
+    request_id: str
+
+
+def speaks_anthropic(scope: Scope) -> bool:
+    """Whether a request is one of Anthropic's API.
+
+    Its models have the path that OpenAI's have; every client of Anthropic's sends the header.
+    """
+    path: str = scope["path"]
+    if path.startswith("/v1/models"):
+        return any(name == b"anthropic-version" for name, _ in scope["headers"])
+    return path == "/v1/messages" or path.startswith("/v1/messages/")
+
+
+def envelope(problem: Problem, request_id: str) -> ErrorEnvelope:
+    kind = "api_error" if problem.type == "server_error" else problem.type
+    return {
+        "type": "error",
+        "error": {"type": kind, "message": str(problem)},
+        "request_id": request_id,
+    }
+
+
+def too_long(error: ContextError) -> Problem:
+    """In the words by which Claude Code knows that it must shorten the conversation."""
+    if error.tokens is None:
+        said = f"prompt is too long: more than {error.context} tokens, the maximum"
+    else:
+        said = f"prompt is too long: {error.tokens} tokens > {error.context} maximum"
+    return Problem(400, f"{said}; {error}", code="context_length_exceeded")
