@@ -20,20 +20,25 @@ class Arguments:
     """
 
     def __init__(self) -> None:
-        self._text: list[str] = []
+        self._pieces: list[str] = []
         self._member: list[str] = []  # letters of the member under way
         self._depth = 0  # objects and lists that are open
         self._in_string = self._is_escaped = False
         self._is_over = self._has_given = False
 
+    @property
+    def text(self) -> str:
+        """As it was written."""
+        return "".join(self._pieces)
+
     def push(self, text: str) -> str:
         """What can be given now."""
-        self._text.append(text)
+        self._pieces.append(text)
         return "".join(self._members(text))
 
     def finish(self) -> str:
         """The rest."""
-        text = "".join(self._text).strip()
+        text = self.text.strip()
         if text and not text.startswith("{"):
             return encoded({UNREAD: text}).decode()
         return "}" if self._has_given else "{}"

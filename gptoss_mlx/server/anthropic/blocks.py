@@ -10,6 +10,7 @@ from gptoss_mlx.server.anthropic.arguments import Arguments
 from gptoss_mlx.server.anthropic.messages_request import Style
 from gptoss_mlx.server.anthropic.thinking import sealed
 from gptoss_mlx.server.anthropic.wire import AnyDelta, BlockEvent, ContentBlock
+from gptoss_mlx.server.written import Written
 
 
 class Blocks:
@@ -18,9 +19,9 @@ class Blocks:
     A message of the model is a block. An answer has at least one, if only an empty text.
     """
 
-    def __init__(self, style: Style, key: str) -> None:
-        """key: of the answer, for ids that no other has."""
-        self._style, self._key = style, key
+    def __init__(self, style: Style, key: str, written: Written) -> None:
+        """key: of the answer, for ids that no other has. written: keeps the arguments of calls."""
+        self._style, self._key, self._written = style, key, written
         self._open: _Block | None = None
         self._message = self._call = -1  # numbers of the message under way, and of the first call
         self._begun = 0
@@ -54,7 +55,7 @@ class Blocks:
             return _Thinking(is_shown=self._style.reasoning == "shown")
         if delta.part == "call":
             name = self._style.aliases.original(delta.name)
-            return _ToolUse(f"toolu_{self._key}{self._begun:02}", name)
+            return _ToolUse(f"toolu_{self._key}{self._begun:02}", name, self._written)
         return _Text()
 
     def _begin(self, block: _Block) -> BlockEvent:
@@ -115,8 +116,8 @@ class _Thinking:
 
 
 class _ToolUse:
-    def __init__(self, id: str, name: str) -> None:
-        self._id, self._name = id, name
+    def __init__(self, id: str, name: str, written: Written) -> None:
+        self._id, self._name, self._written = id, name, written
         self._arguments = Arguments()
 
     def start(self) -> ContentBlock:
@@ -127,4 +128,5 @@ class _ToolUse:
             yield {"type": "input_json_delta", "partial_json": whole}
 
     def finish(self) -> Iterator[AnyDelta]:
+        self._written.keep(self._id, self._arguments.text)
         yield {"type": "input_json_delta", "partial_json": self._arguments.finish()}

@@ -13,6 +13,7 @@ from gptoss_mlx.files.jsonfile import shown
 from gptoss_mlx.server.aliases import Aliases
 from gptoss_mlx.server.anthropic.thinking import unsealed
 from gptoss_mlx.server.problems import Problem
+from gptoss_mlx.server.written import Written
 
 JSON: TypeAlias = Mapping[str, Any]
 
@@ -30,8 +31,8 @@ def instructions(system: str | Sequence[JSON] | None) -> str | None:
     return _BETWEEN.join(text for text in texts if text) or None
 
 
-def messages_of(messages: Sequence[JSON], aliases: Aliases) -> list[JSON]:
-    """The messages as the engine takes them. Raises Problem."""
+def messages_of(messages: Sequence[JSON], aliases: Aliases, written: Written) -> list[JSON]:
+    """The messages as the engine takes them. written: of earlier answers. Raises Problem."""
     if messages[-1].get("role") == "assistant":
         raise Problem(
             400,
@@ -39,16 +40,18 @@ def messages_of(messages: Sequence[JSON], aliases: Aliases) -> list[JSON]:
             " cannot be continued: end with the user's",
             param="messages",
         )
-    return [out for i, message in enumerate(messages) for out in _message(i, message, aliases)]
+    return [
+        out for i, message in enumerate(messages) for out in _message(i, message, aliases, written)
+    ]
 
 
-def _message(index: int, message: JSON, aliases: Aliases) -> Iterator[JSON]:
+def _message(index: int, message: JSON, aliases: Aliases, written: Written) -> Iterator[JSON]:
     role, where = message.get("role"), f"messages.{index}.content"
     blocks = _blocks(message.get("content"), where)
     if role == "user":
         yield from _user(blocks, where)
     elif role == "assistant":
-        yield from _assistant(blocks, aliases)
+        yield from _assistant(blocks, aliases, written)
     elif role == "system":
         yield {"role": "system", "content": _BETWEEN.join(_texts(blocks, where))}
     else:
@@ -94,7 +97,7 @@ def _result(block: JSON, where: str) -> JSON:
     return {"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": text}
 
 
-def _assistant(blocks: Sequence[JSON], aliases: Aliases) -> Iterator[JSON]:
+def _assistant(blocks: Sequence[JSON], aliases: Aliases, written: Written) -> Iterator[JSON]:
     """Reasoning, text and calls, as the model wrote them: a text before calls is a preamble."""
     texts: list[str] = []
     calls: list[JSON] = []
@@ -109,7 +112,7 @@ def _assistant(blocks: Sequence[JSON], aliases: Aliases) -> Iterator[JSON]:
         elif kind == "text" and block.get("text"):
             texts.append(block["text"])
         elif kind == "tool_use":
-            calls.append(_call(block, aliases))
+            calls.append(_call(block, aliases, written))
     if texts or calls:
         yield _said(texts, calls)
 
@@ -122,10 +125,11 @@ def _said(texts: list[str], calls: list[JSON]) -> JSON:
     }
 
 
-def _call(block: JSON, aliases: Aliases) -> JSON:
-    given = block.get("input")
-    function = {"name": block.get("name"), "arguments": given or {}}
-    return {"id": block.get("id"), "type": "function", "function": aliases.rename(function)}
+def _call(block: JSON, aliases: Aliases, written: Written) -> JSON:
+    id, given = block.get("id"), block.get("input") or {}
+    text = written.find(id, given) if isinstance(given, Mapping) else None
+    function = {"name": block.get("name"), "arguments": given if text is None else text}
+    return {"id": id, "type": "function", "function": aliases.rename(function)}
 
 
 def _texts(blocks: Sequence[JSON], where: str) -> list[str]:

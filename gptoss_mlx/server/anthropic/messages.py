@@ -33,6 +33,7 @@ from gptoss_mlx.server.job import Job, Piece
 from gptoss_mlx.server.problems import problem_of
 from gptoss_mlx.server.replies import FrameStream, event, reply
 from gptoss_mlx.server.service import service_of
+from gptoss_mlx.server.written import Written
 
 
 class TokenCount(TypedDict):
@@ -43,12 +44,12 @@ async def create(request: Request) -> Response:
     """The endpoint of messages."""
     body = await read_body(request, MessagesRequest)
     service = service_of(request)
-    ask, style = body.ask(model_for(service.registry, body.model))
+    ask, style = body.ask(model_for(service.registry, body.model), service.written)
     try:
         job = await service.start(ask)
     except ContextError as error:
         raise too_long(error) from None
-    told = events(job, style)
+    told = events(job, style, service.written)
     if body.stream:
         sent = frames(told, request.state.request_id)
         return FrameStream(sent, service.policy, beat=lambda: event({"type": "ping"}, "ping"))
@@ -59,7 +60,7 @@ async def count(request: Request) -> Response:
     """The endpoint of token counts."""
     body = await read_body(request, PromptFields)
     service = service_of(request)
-    ask, _ = body.ask(model_for(service.registry, body.model))
+    ask, _ = body.ask(model_for(service.registry, body.model), service.written)
     return await reply(request, _counted(service.count(ask)))
 
 
@@ -70,14 +71,14 @@ async def _counted(tokens: Awaitable[int]) -> TokenCount:
         raise too_long(error) from None
 
 
-async def events(job: Job, style: Style) -> AsyncGenerator[StreamEvent, None]:
+async def events(job: Job, style: Style, written: Written) -> AsyncGenerator[StreamEvent, None]:
     """The events of an answer. Closes the job at the end."""
-    blocks, begun = Blocks(style, job.key), False
+    blocks, begun = Blocks(style, job.key, written), False
     try:
         async for _, piece in job.pieces():
             if not begun:
                 begun = True
-                yield _start(job, piece)
+                yield _start(job, style.model or job.model, piece)
                 yield {"type": "ping"}
             if isinstance(piece, Delta):
                 for block in blocks.write(piece):
@@ -141,14 +142,14 @@ def _close(block: ContentBlock, inputs: list[str]) -> None:
         inputs.clear()
 
 
-def _start(job: Job, piece: Piece) -> MessageStart:
+def _start(job: Job, model: str, piece: Piece) -> MessageStart:
     prompt = piece.total if isinstance(piece, PrefillEvent) else 0
     reused = piece.reused if isinstance(piece, PrefillEvent) else 0
     message: MessageShown = {
         "id": f"msg_{job.key}",
         "type": "message",
         "role": "assistant",
-        "model": job.model,
+        "model": model,
         "content": [],
         "stop_reason": None,
         "stop_sequence": None,

@@ -20,6 +20,7 @@ from gptoss_mlx.server.bodies import Body
 from gptoss_mlx.server.effort import effort_options
 from gptoss_mlx.server.job import Ask
 from gptoss_mlx.server.problems import Problem
+from gptoss_mlx.server.written import Written
 
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 _REFUSED = ("container", "mcp_servers", "thread")
@@ -51,9 +52,14 @@ class ToolChoiceGiven(Body):
 
 @dataclass(frozen=True)
 class Style:
-    """How an answer is told. single: whether calls after the first are left out."""
+    """How an answer is told.
+
+    model: the name that it goes by, which is the one that was asked for: Claude Code does not send
+    the thinking of another back. single: whether calls after the first are left out.
+    """
 
     aliases: Aliases
+    model: str | None = None
     reasoning: Display = "shown"
     single: bool = False
 
@@ -73,7 +79,7 @@ class PromptFields(Body):
     mcp_servers: Any = None
     thread: Any = None
 
-    def ask(self, model: str | None) -> tuple[Ask, Style]:
+    def ask(self, model: str | None, written: Written) -> tuple[Ask, Style]:
         """What is asked of a model of this server, and how to answer. Raises Problem."""
         for name in _REFUSED:
             if getattr(self, name):
@@ -93,8 +99,9 @@ class PromptFields(Body):
             given = choice.option()
             options["tool_choice"] = given if isinstance(given, str) else aliases.rename(given)
         single = choice is not None and choice.disable_parallel_tool_use is True
-        style = Style(aliases, self._display(bool(functions)), single)
-        return Ask(model, messages_of(self.messages, aliases), options), style
+        style = Style(aliases, self.model, self._display(bool(functions)), single)
+        messages = messages_of(self.messages, aliases, written)
+        return Ask(model, messages, options), style
 
     def options(self) -> Options:
         """Options beside the prompt's."""
