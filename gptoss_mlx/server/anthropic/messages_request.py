@@ -15,6 +15,7 @@ from gptoss_mlx.engine.options import Message, Options
 from gptoss_mlx.files.jsonfile import shown
 from gptoss_mlx.server.aliases import Aliases
 from gptoss_mlx.server.anthropic.conversation import JSON, instructions, messages_of
+from gptoss_mlx.server.anthropic.shape import NO_THREADS
 from gptoss_mlx.server.anthropic.thinking import Display, ThinkingConfig
 from gptoss_mlx.server.bodies import Body
 from gptoss_mlx.server.effort import effort_options
@@ -23,7 +24,8 @@ from gptoss_mlx.server.problems import Problem
 from gptoss_mlx.server.written import Written
 
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
-_REFUSED = ("container", "mcp_servers", "thread")
+_REFUSED = {"container": None, "mcp_servers": None, "thread": NO_THREADS}
+"""Field -> the error's code. Without what they ask for the answer would be another one."""
 
 
 class OutputConfig(Body):
@@ -81,9 +83,9 @@ class PromptFields(Body):
 
     def ask(self, model: str | None, written: Written) -> tuple[Ask, Style]:
         """What is asked of a model of this server, and how to answer. Raises Problem."""
-        for name in _REFUSED:
+        for name, code in _REFUSED.items():
             if getattr(self, name):
-                raise Problem(400, f"{name} is not supported", param=name)
+                raise Problem(400, f"{name} is not supported", code=code, param=name)
         functions = _functions(self.tools or ())
         aliases = Aliases(str(function["name"]) for function in functions)
         options: Options = {

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 from starlette.types import Scope
 
 from gptoss_mlx.errors import ContextError
 from gptoss_mlx.server.problems import Problem
 
+NO_THREADS = "thread_unsupported_request"
+"""The code by which clients know that they must send the conversation in full."""
+
+
+class ErrorCode(TypedDict):
+    error_code: str
+
 
 class ErrorDetail(TypedDict):
     type: str
     message: str
+    details: NotRequired[ErrorCode]
 
 
 class ErrorEnvelope(TypedDict):
@@ -36,11 +44,10 @@ def speaks_anthropic(scope: Scope) -> bool:
 
 def envelope(problem: Problem, request_id: str) -> ErrorEnvelope:
     kind = "api_error" if problem.type == "server_error" else problem.type
-    return {
-        "type": "error",
-        "error": {"type": kind, "message": str(problem)},
-        "request_id": request_id,
-    }
+    detail: ErrorDetail = {"type": kind, "message": str(problem)}
+    if problem.code == NO_THREADS:
+        detail["details"] = {"error_code": NO_THREADS}
+    return {"type": "error", "error": detail, "request_id": request_id}
 
 
 def too_long(error: ContextError) -> Problem:
