@@ -210,7 +210,7 @@ def test_12_no_marks_and_no_arguments_leak_into_text_or_thinking() -> None:
         ('{"a": "\\"}{,"}', {"a": '"}{,'}),
     ],
 )
-def test_09_arguments_that_are_no_json_go_out_as_an_object(written: str, given: object) -> None:
+def test_9_arguments_that_are_no_json_go_out_as_an_object(written: str, given: object) -> None:
     reply = CALL.format("f", written)
     with serving(Scripted(reply, reply)) as served:
         body = {"tools": [tool("f")]}
@@ -535,16 +535,21 @@ def test_what_cannot_be_done_is_refused_by_name(case: str, idle: Served) -> None
 
 def test_36_too_long_a_prompt_is_a_400_with_both_counts() -> None:
     long = [{"role": "user", "content": "word " * 300}]
-    with serving(Scripted(context=350)) as served, serving(Scripted(context=100)) as small:
-        count = served.post(f"{PATH}/count_tokens", {"messages": long}).json()["input_tokens"]
-        assert 350 < count < 420
-        for one in (served, small):
-            response = one.post(PATH, {"messages": long, "max_tokens": 10, "stream": True})
+    for context in (368, 100):
+        with serving(Scripted(context=context)) as served:
+            count = served.post(f"{PATH}/count_tokens", {"messages": long}).json()["input_tokens"]
+            response = served.post(PATH, {"messages": long, "max_tokens": 10, "stream": True})
+        assert response.status_code == 400
+        error = response.json()["error"]
+        assert error["type"] == "invalid_request_error"
+        said = f"prompt is too long: {count} tokens > {context - 1} maximum"
+        assert (count, error["message"]) == (368, said)
+    with serving(Scripted(context=100)) as served:
+        endless = [{"role": "user", "content": "word " * 132000}]
+        for path in (PATH, f"{PATH}/count_tokens"):
+            response = served.post(path, {"messages": endless})
             assert response.status_code == 400
-            error = response.json()["error"]
-            assert error["type"] == "invalid_request_error"
-            assert error["message"].startswith("prompt is too long: ")
-    assert "100" in error["message"]
+            assert "prompt is too long: more than" in response.json()["error"]["message"]
 
 
 def test_errors_of_the_guard_have_anthropics_shape() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator, Awaitable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import TypedDict
 
 from starlette.requests import Request
@@ -29,10 +29,10 @@ from gptoss_mlx.server.anthropic.wire import (
     TokenUsage,
 )
 from gptoss_mlx.server.bodies import read_body
-from gptoss_mlx.server.job import Job, Piece
+from gptoss_mlx.server.job import Ask, Job, Piece
 from gptoss_mlx.server.problems import problem_of
 from gptoss_mlx.server.replies import FrameStream, event, reply
-from gptoss_mlx.server.service import service_of
+from gptoss_mlx.server.service import Service, service_of
 from gptoss_mlx.server.written import Written
 
 
@@ -48,7 +48,7 @@ async def create(request: Request) -> Response:
     try:
         job = await service.start(ask)
     except ContextError as error:
-        raise too_long(error) from None
+        raise too_long(error, await _tokens(service, ask)) from None
     told = events(job, style, service.written)
     if body.stream:
         sent = frames(told, request.state.request_id)
@@ -62,6 +62,13 @@ async def count(request: Request) -> Response:
     service = service_of(request)
     ask, _ = body.ask(model_for(service.registry, body.model), service.written)
     return await reply(request, _counted(service.count(ask)))
+
+
+async def _tokens(service: Service, ask: Ask) -> int | None:
+    """Of a prompt that the context does not hold; None if no context would."""
+    with suppress(ContextError):
+        return await service.count(ask)
+    return None
 
 
 async def _counted(tokens: Awaitable[int]) -> TokenCount:

@@ -50,10 +50,12 @@ def envelope(problem: Problem, request_id: str) -> ErrorEnvelope:
     return {"type": "error", "error": detail, "request_id": request_id}
 
 
-def too_long(error: ContextError) -> Problem:
-    """In the words by which Claude Code knows that it must shorten the conversation."""
-    if error.tokens is None:
-        said = f"prompt is too long: more than {error.context} tokens, the maximum"
-    else:
-        said = f"prompt is too long: {error.tokens} tokens > {error.context} maximum"
-    return Problem(400, f"{said}; {error}", code="context_length_exceeded")
+def too_long(error: ContextError, tokens: int | None = None) -> Problem:
+    """In the words by which Claude Code knows that it must shorten the conversation.
+
+    tokens: of the prompt, where the error does not know them.
+    """
+    most = 0 if error.context is None else error.context - 1  # a token is left for the answer
+    tokens = error.tokens or tokens
+    counts = f"more than {most} tokens" if tokens is None else f"{tokens} tokens > {most} maximum"
+    return Problem(400, f"prompt is too long: {counts}", code="context_length_exceeded")
