@@ -11,7 +11,7 @@ import pytest
 
 import gptoss_mlx
 from gptoss_mlx.server.policy import Policy
-from tests.server.test_anthropic import HI, PATH, ask, summed, told
+from tests.support.messages_api import HI, PATH, ask, summed, told
 from tests.support.scripted_model import FINAL, Scripted
 from tests.support.served import Served, serving
 

@@ -51,7 +51,7 @@ def _message(index: int, message: JSON, aliases: Aliases, written: Written) -> I
     if role == "user":
         yield from _user(blocks, where)
     elif role == "assistant":
-        yield from _assistant(blocks, aliases, written)
+        yield from _assistant(blocks, where, aliases, written)
     elif role == "system":
         yield {"role": "system", "content": _BETWEEN.join(_texts(blocks, where))}
     else:
@@ -97,11 +97,13 @@ def _result(block: JSON, where: str) -> JSON:
     return {"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": text}
 
 
-def _assistant(blocks: Sequence[JSON], aliases: Aliases, written: Written) -> Iterator[JSON]:
+def _assistant(
+    blocks: Sequence[JSON], where: str, aliases: Aliases, written: Written
+) -> Iterator[JSON]:
     """Reasoning, text and calls, as the model wrote them: a text before calls is a preamble."""
     texts: list[str] = []
     calls: list[JSON] = []
-    for block in blocks:
+    for i, block in enumerate(blocks):
         kind = block.get("type")
         if calls and kind in ("text", "thinking"):
             yield _said(texts, calls)
@@ -109,8 +111,8 @@ def _assistant(blocks: Sequence[JSON], aliases: Aliases, written: Written) -> It
         if kind == "thinking":
             if reasoning := block.get("thinking") or unsealed(block.get("signature")):
                 yield {"role": "assistant", "content": None, "reasoning": reasoning}
-        elif kind == "text" and block.get("text"):
-            texts.append(block["text"])
+        elif kind == "text":
+            texts += filter(None, _text(block, f"{where}.{i}"))
         elif kind == "tool_use":
             calls.append(_call(block, aliases, written))
     if texts or calls:
