@@ -51,7 +51,16 @@ class SessionError(GptOssError):
 
 
 class ContextError(GptOssError):
-    """A prompt that does not fit the context."""
+    """A prompt that does not fit the context.
+
+    tokens: of the prompt; None where it was not read in full. context: tokens it had to fit.
+    """
+
+    def __init__(
+        self, message: str, *, tokens: int | None = None, context: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.tokens, self.context = tokens, context
 
 
 class ConversionError(GptOssError):

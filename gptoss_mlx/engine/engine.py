@@ -30,12 +30,7 @@ from gptoss_mlx.engine.request import Preprocessor, Request
 from gptoss_mlx.engine.result import Result, collect
 from gptoss_mlx.engine.sequence import Outlet
 from gptoss_mlx.engine.sequence import Sequence as Running
-from gptoss_mlx.errors import (
-    CheckpointError,
-    MessageError,
-    OptionError,
-    SamplingError,
-)
+from gptoss_mlx.errors import CheckpointError, MessageError, OptionError, SamplingError
 from gptoss_mlx.files.jsonfile import read_json, shown
 from gptoss_mlx.files.regular import is_named
 from gptoss_mlx.files.store import OWNER_DIGITS, FileStore
@@ -171,6 +166,12 @@ class Engine:
         self._loop.add(sequence)
         return sequence
 
+    def count(self, prompt: Prompt, **options: Unpack[Options]) -> int:
+        """The tokens of a prompt with what its options render into it, even if the context holds
+        fewer. Raises MessageError, or ContextError for more than the model allows at all."""
+        _ = self.model  # raises if it is closed
+        return self._preprocessor.count(prompt, options)
+
     def step(self) -> None:
         """Take a step: prefill a chunk of one prompt, decode a token of every one past its prompt.
 
@@ -244,10 +245,8 @@ class Engine:
     def _drive(self, requests: Sequence[Request]) -> Generator[tuple[int, Event], None, None]:
         """Take steps until these requests have finished, and yield their events as they come."""
         inbox, loop = Inbox(len(requests)), self._loop
-        sequences = [
-            Running(request, self.tokenizer, outlet)
-            for request, outlet in zip(requests, inbox.outlets, strict=True)
-        ]
+        pairs = zip(requests, inbox.outlets, strict=True)
+        sequences = [Running(request, self.tokenizer, outlet) for request, outlet in pairs]
         try:
             for sequence in sequences:
                 loop.add(sequence)
@@ -264,8 +263,7 @@ class Engine:
         step = min(self.model.chunk, LOGITS_AT_A_TIME)
         try:
             for i in range(0, len(ids), step):
-                evaluate = partial(self.model.evaluate, ids[i : i + step], state)
-                part = self._loop.run(evaluate)
+                part = self._loop.run(partial(self.model.evaluate, ids[i : i + step], state))
                 finite = np.isfinite(part).all(-1)
                 if not finite.all():
                     raise not_finite(f"what follows token {i + int(finite.argmin()) + 1}")

@@ -80,7 +80,7 @@ class FinishEvent:
     """Why the stream ended, and what it took.
 
     seed: given again, it repeats the output. limit: the one that was reached, where the reason is
-    "length".
+    "length". stopped_by: the stop string that ended the answer, if one did.
     """
 
     reason: FinishReason
@@ -89,6 +89,7 @@ class FinishEvent:
     seed: int
     timings: Timings
     limit: Limit | None = None
+    stopped_by: str | None = None
 
 
 Event = PrefillEvent | TokenEvent | FinishEvent

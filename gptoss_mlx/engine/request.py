@@ -6,16 +6,16 @@ import math
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from numbers import Integral, Real
-from typing import Protocol, Unpack, cast
+from typing import TypedDict, Unpack, cast
 
 import numpy as np
 
 from gptoss_mlx.engine.constraint import Constraint
 from gptoss_mlx.engine.events import Limit
 from gptoss_mlx.engine.marks import Marks, marks_of
-from gptoss_mlx.engine.options import Message, Prompt, SamplingOptions
+from gptoss_mlx.engine.options import Message, Options, Prompt, SamplingOptions
 from gptoss_mlx.errors import ContextError, MessageError, SamplingError
 from gptoss_mlx.files.jsonfile import shown
 from gptoss_mlx.harmony import Encoding, render
@@ -26,14 +26,17 @@ from gptoss_mlx.spec.config import ModelConfig
 from gptoss_mlx.spec.sampling import DRAWN_SEEDS, Sampling
 
 
-class Render(Protocol):
-    """Renders messages to ids. Raises ContextError if there are more than `most`."""
-
-    def __call__(self, messages: Sequence[Message], /, *, most: float) -> list[int]: ...
-
-
 COUNTED = 4
 """Contexts up to which the tokens of too long a prompt are counted."""
+
+
+class Head(TypedDict, total=False):
+    """What is rendered into a Harmony prompt beside its messages."""
+
+    tools: Sequence[Message]
+    system: str | None
+    reasoning: str
+    response_format: Message | None
 
 
 @dataclass(frozen=True)
@@ -101,17 +104,13 @@ class Preprocessor:
         encoding = None if raw else self.tokenizer.harmony
         if encoding is None and (tools or system or response_format):
             raise MessageError("raw mode knows no system message, tools or response format")
-        rendered: Render | None = None
-        if encoding is not None:
-            rendered = partial(
-                render,
-                encoding,
-                tools=tools,
-                system=system,
-                reasoning=reasoning,
-                response_format=response_format,
-            )
-        ids = self._read(prompt, rendered)
+        head: Head = {
+            "tools": tools,
+            "system": system,
+            "reasoning": reasoning,
+            "response_format": response_format,
+        }
+        ids = self._read(prompt, encoding, self.context, head)
         self.check_ids(ids)
         tokens, limit = self._limit(len(ids), max_tokens)
         options = self._options(sampling)
@@ -139,23 +138,37 @@ class Preprocessor:
             cancel=cancel or (lambda: False),
         )
 
-    def _read(self, prompt: Prompt, rendered: Render | None) -> list[int]:
-        """The prompt's token ids. rendered: renders messages to ids; None in raw mode."""
+    def count(self, prompt: Prompt, options: Options) -> int:
+        """The tokens of a prompt, which may be more than the context holds.
+
+        Raises MessageError, or ContextError for more than the model allows at all.
+        """
+        head: Head = {
+            "tools": options.get("tools", ()),
+            "system": options.get("system"),
+            "reasoning": options.get("reasoning", "medium"),
+            "response_format": options.get("response_format"),
+        }
+        encoding = None if options.get("raw") else self.tokenizer.harmony
+        return len(self._read(prompt, encoding, self.config.max_position_embeddings, head))
+
+    def _read(self, prompt: Prompt, encoding: Encoding | None, most: int, head: Head) -> list[int]:
+        """The prompt's token ids. encoding: None in raw mode."""
         if isinstance(prompt, bytes) or not isinstance(prompt, (str, Sequence, np.ndarray)):
             raise MessageError("the prompt must be a text, token ids or a list of messages")
         if not isinstance(prompt, str) and all(isinstance(id, Integral) for id in prompt):
             return [int(cast(int, id)) for id in prompt]
         # One that is too long is counted, as far as that takes little time.
-        for most in (self.context, self.context * COUNTED):
+        for limit in (most, most * COUNTED):
             try:
-                if rendered is not None:
-                    return rendered(_messages(prompt), most=most)
+                if encoding is not None:
+                    return render(encoding, _messages(prompt), most=limit, **head)
                 if isinstance(prompt, str):
-                    return self.tokenizer.encode(prompt, most)
+                    return self.tokenizer.encode(prompt, limit)
             except ContextError:
                 continue
             raise MessageError("raw mode continues a text: it takes no list of messages")
-        raise self._too_long(f"more than {self.context * COUNTED}")
+        raise self._too_long(f"more than {most * COUNTED}", None)
 
     def check_ids(self, ids: Sequence[int]) -> None:
         """Raises MessageError or ContextError if the model cannot read these tokens."""
@@ -166,12 +179,14 @@ class Preprocessor:
                 vocabulary = f"the model's vocabulary of {self.config.vocab_size}"
                 raise MessageError(f"token id {shown(id)} is outside {vocabulary}")
         if len(ids) > self.context:
-            raise self._too_long(str(len(ids)))
+            raise self._too_long(str(len(ids)), len(ids))
 
-    def _too_long(self, tokens: str) -> ContextError:
+    def _too_long(self, said: str, tokens: int | None) -> ContextError:
         return ContextError(
-            f"the prompt has {tokens} tokens, but the context holds {self.context};"
-            f" the model allows a context of {self.config.max_position_embeddings}"
+            f"the prompt has {said} tokens, but the context holds {self.context};"
+            f" the model allows a context of {self.config.max_position_embeddings}",
+            tokens=tokens,
+            context=self.context,
         )
 
     def _limit(self, prompt_tokens: int, max_tokens: int | None) -> tuple[int, Limit]:
@@ -181,7 +196,9 @@ class Preprocessor:
             raise ContextError(
                 f"the prompt has {prompt_tokens} tokens and leaves no room for an answer"
                 f" in a context of {self.context}; the model allows"
-                f" {self.config.max_position_embeddings}"
+                f" {self.config.max_position_embeddings}",
+                tokens=prompt_tokens,
+                context=self.context,
             )
         if max_tokens is not None and (not _is_whole(max_tokens) or max_tokens < 1):
             raise SamplingError(

@@ -185,9 +185,18 @@ class Sequence:
         reason, limit = ending
         if reason == "stop" and self._writer.called:
             reason = "tool_calls"
-        tokens, timings = self._clock.tokens, self._clock.timings()
         request, self.finished = self.request, True
-        self.outlet.put(FinishEvent(reason, len(request.ids), tokens, request.seed, timings, limit))
+        self.outlet.put(
+            FinishEvent(
+                reason=reason,
+                prompt_tokens=len(request.ids),
+                completion_tokens=self._clock.tokens,
+                seed=request.seed,
+                timings=self._clock.timings(),
+                limit=limit,
+                stopped_by=self._writer.stopped_by,
+            )
+        )
 
     def _is_cancelled(self) -> bool:
         return self._cancelled or self.request.cancel()

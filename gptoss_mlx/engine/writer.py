@@ -43,12 +43,11 @@ def _plain(text: str) -> list[Piece]:
 class StopString:
     """Finds a string in a growing text (Knuth, Morris and Pratt), one step a character.
 
-    length: of the string. begun: of its longest prefix that the text ends with.
+    begun: length of its longest prefix that the text ends with.
     """
 
     def __init__(self, string: str) -> None:
-        self.length, self.begun = len(string), 0
-        self._string = string
+        self.string, self.begun = string, 0
         self._border = [0]  # longest border of its first 1, 2, ... characters
         for letter in string[1:]:
             self._border.append(self._next(self._border[-1], letter))
@@ -56,30 +55,34 @@ class StopString:
     def push(self, letter: str) -> bool:
         """Whether this character completes the string."""
         self.begun = self._next(self.begun, letter)
-        return self.begun == self.length
+        return self.begun == len(self.string)
 
     def _next(self, begun: int, letter: str) -> int:
-        while begun and (begun == self.length or self._string[begun] != letter):
+        while begun and (begun == len(self.string) or self.string[begun] != letter):
             begun = self._border[begun - 1]
-        return begun + (self._string[begun] == letter)
+        return begun + (self.string[begun] == letter)
 
 
 class Writer:
     """Turns ids into `TokenEvent`s.
 
-    `stopped` is set once a stop string is complete in text for the user, which reasoning and the
+    `stopped_by` is a stop string once it is complete in text for the user, which reasoning and the
     arguments of a tool call are not. The stop string and all text after it are dropped; text that
     may be the beginning of one is held back until that is decided. Of several stop strings the one
-    complete first counts.
+    complete first counts, and the longest of those.
     """
 
     def __init__(self, source: Source, stop: Sequence[str] = ()) -> None:
         self.source = source
-        self.stopped = False
+        self.stopped_by: str | None = None
         self._stops = [StopString(string) for string in stop]
         self._held: deque[str] = deque()
         self._held_length = 0
         self._last: Piece | None = None
+
+    @property
+    def stopped(self) -> bool:
+        return self.stopped_by is not None
 
     @property
     def called(self) -> bool:
@@ -131,10 +134,10 @@ class Writer:
         """Take in `text`, and return what can be shown; hold the rest back, or drop it at a
         stop."""
         for at, letter in enumerate(text):
-            done = [stop.length for stop in self._stops if stop.push(letter)]
+            done = [stop.string for stop in self._stops if stop.push(letter)]
             if done:
-                self.stopped = True
-                shown = self._held_length + at + 1 - max(done)
+                self.stopped_by = max(done, key=len)
+                shown = self._held_length + at + 1 - len(self.stopped_by)
                 self._hold(text)
                 before = self._release(shown)
                 self._held.clear()

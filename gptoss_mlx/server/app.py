@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TypeAlias
 
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gptoss_mlx.server import health
+from gptoss_mlx.server.anthropic import catalog, messages
+from gptoss_mlx.server.anthropic.shape import envelope, speaks_anthropic
 from gptoss_mlx.server.guard import Guard
 from gptoss_mlx.server.openai import chat, models
 from gptoss_mlx.server.openai.shape import error_shown
@@ -18,18 +22,31 @@ from gptoss_mlx.server.problems import Problem
 from gptoss_mlx.server.replies import JSONReply
 from gptoss_mlx.server.service import Service
 
+Endpoint: TypeAlias = Callable[[Request], Awaitable[Response]]
 Shape: TypeAlias = Callable[[Problem], object]
+
+
+def _either(anthropic: Endpoint, other: Endpoint) -> Endpoint:
+    """The endpoint of a path that Anthropic's API shares with another."""
+
+    async def endpoint(request: Request) -> Response:
+        return await (anthropic if speaks_anthropic(request.scope) else other)(request)
+
+    return endpoint
+
 
 ROUTES: Sequence[BaseRoute] = (
     Route("/v1/chat/completions", chat.create, methods=["POST"]),
-    Route("/v1/models", models.index),
-    Route("/v1/models/{name:path}", models.show),
+    Route("/v1/messages", messages.create, methods=["POST"]),
+    Route("/v1/messages/count_tokens", messages.count, methods=["POST"]),
+    Route("/v1/models", _either(catalog.index, models.index)),
+    Route("/v1/models/{name:path}", _either(catalog.show, models.show)),
     Route("/health", health.health),
     Route("/metrics", health.metrics),
 )
 
 SHAPES: Sequence[tuple[str, Shape]] = (("/", error_shown),)
-"""Beginning of a path -> the shape of its errors; the first that fits counts."""
+"""Beginning of a path -> the shape of its errors, Anthropic's aside; the first that fits counts."""
 
 
 class App:
@@ -56,6 +73,10 @@ class App:
 
 
 def _show(scope: Scope, problem: Problem) -> Response:
-    shape = next(shape for begin, shape in SHAPES if scope["path"].startswith(begin))
-    shown = shape(problem)
-    return JSONReply(shown, status_code=problem.status, headers=problem.headers)
+    return JSONReply(_shape(scope)(problem), status_code=problem.status, headers=problem.headers)
+
+
+def _shape(scope: Scope) -> Shape:
+    if speaks_anthropic(scope):
+        return partial(envelope, request_id=scope["state"]["request_id"])
+    return next(shape for begin, shape in SHAPES if scope["path"].startswith(begin))

@@ -119,12 +119,12 @@ class Guard:
         return Response(status_code=204, headers=allow)
 
     def _add_headers(self, headers: MutableHeaders, id: str, origin: str | None) -> None:
-        headers["x-request-id"] = id
+        headers["x-request-id"] = headers["request-id"] = id  # OpenAI's name and Anthropic's
         headers["x-content-type-options"] = "nosniff"
         headers.add_vary_header("origin")
         if origin is not None:
             headers["access-control-allow-origin"] = origin
-            headers["access-control-expose-headers"] = "x-request-id, retry-after"
+            headers["access-control-expose-headers"] = "x-request-id, request-id, retry-after"
 
 
 def _route(scope: Scope) -> str:

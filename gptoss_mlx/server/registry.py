@@ -144,7 +144,8 @@ class Registry:
         watch: Watching = _unseen,
     ) -> None:
         self.entries = tuple(entries)
-        self._aliases, self._opener, self._watch = tuple(aliases), opener, watch
+        self.aliases = tuple(aliases)
+        self._opener, self._watch = opener, watch
         self._lock, self._released = asyncio.Lock(), asyncio.Event()
         self._closing: set[asyncio.Task[None]] = set()
         for entry in self.entries:
@@ -161,7 +162,7 @@ class Registry:
         for entry in self.entries:
             if wanted in entry.names:
                 return entry
-        for alias in self._aliases:
+        for alias in self.aliases:
             if alias.fits(wanted):
                 return self.find(alias.model)
         known = ", ".join(entry.name for entry in self.entries)

@@ -19,6 +19,7 @@ from gptoss_mlx.server.metrics import Metrics
 from gptoss_mlx.server.policy import Policy
 from gptoss_mlx.server.problems import Problem
 from gptoss_mlx.server.registry import Entry, Registry
+from gptoss_mlx.server.written import Written
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ class Service:
     def __init__(self, registry: Registry, policy: Policy) -> None:
         self.registry, self.policy, self.metrics = registry, policy, Metrics()
         self.metrics.observe(registry)
+        self.written = Written()
         self._readers = ThreadPoolExecutor(READERS, "gptoss_mlx reader")
 
     async def start(self, ask: Ask, *, keep_alive: float | None = None) -> Job:
@@ -64,6 +66,16 @@ class Service:
         runner = _running(entry)
         release = partial(self._release, entry, ask.choices, keep_alive)
         return Job(entry.name, runner, mailbox, sequences, release, watch)
+
+    async def count(self, ask: Ask) -> int:
+        """The tokens of a prompt as `start` would render it. Raises as `start` does."""
+        entry = await self.registry.lease(ask.model)
+        try:
+            engine = _running(entry).engine
+            counting = self._readers.submit(partial(engine.count, ask.prompt, **ask.options))
+            return await asyncio.wrap_future(counting)
+        finally:
+            self.registry.release(entry)
 
     async def close(self) -> None:
         """Unload all models; what still runs fails."""

@@ -182,8 +182,11 @@ class TestEndings:
         events = run(scripted, stop="END")
         assert text_of(events) == "one two "
         assert text_of(events, "analysis") == "the END is near"
-        assert finish_of(events).reason == "stop"
+        assert (finish_of(events).reason, finish_of(events).stopped_by) == ("stop", "END")
         assert ids_of(events)[-1] != 200002
+
+    def test_a_stop_token_is_no_stop_string(self) -> None:
+        assert finish_of(run(Scripted(FINAL + "one<|return|>"), stop="END")).stopped_by is None
 
     def test_stop_strings_in_raw_mode(self) -> None:
         events = run(Scripted("one\n\ntwo"), raw=True, stop=["zzz", "\n\n"], max_tokens=3)

@@ -157,6 +157,24 @@ def test_an_unknown_option_is_a_type_error_that_lists_the_known() -> None:
         scripted.engine.generate("hi", maximum=1)
 
 
+def test_a_count_is_what_is_read_and_may_be_more_than_the_context() -> None:
+    messages = [{"role": "user", "content": "word " * 100}]
+    options: dict[str, Any] = {
+        "tools": [{"type": "function", "function": {"name": "f"}}],
+        "system": "Be kind.",
+        "reasoning": "high",
+        "response_format": {"type": "json_object"},
+        "max_tokens": 3,
+    }
+    rendered = {name: value for name, value in options.items() if name != "max_tokens"}
+    expected = len(render(encoding(), messages, **rendered))
+    for context in (4096, 20):
+        assert Scripted(context=context).engine.count(messages, **options) == expected
+    assert Scripted().engine.count("one two", raw=True) == 2
+    with pytest.raises(ContextError, match="131072"):
+        Scripted().engine.count("word " * 132000)
+
+
 @pytest.mark.parametrize("stop", [None, (), []])
 def test_no_stop_strings_is_none_or_empty(stop: Any) -> None:
     assert finish_of(list(Scripted(REPLY).engine.stream("hi", stop=stop))).reason == "stop"

@@ -116,6 +116,16 @@ def test_text_ends_before_the_stop_string_that_is_complete_first(
     assert text_of(events) == shown
 
 
+@pytest.mark.parametrize(
+    ("text", "stop", "named"),
+    [("abcd", ["cd", "b"], "b"), ("abcd", ["bc", "abc"], "abc"), ("abcd", ["x", "d"], "d")],
+)
+def test_the_stop_string_that_ended_it_is_named(text: str, stop: list[str], named: str) -> None:
+    writer = Writer(Script(of_texts(text)), stop)
+    list(writer.push(0, None, ()))
+    assert writer.stopped_by == named
+
+
 def test_nothing_follows_a_stop_string() -> None:
     tokens = [[piece("a STOP b"), header("<|end|>"), piece("c")]]
     events, stopped = write(tokens, ["STOP"], rest=[piece("d")])
