@@ -58,11 +58,9 @@ _PREFIXES = {
 """Kind of an item -> how its ids begin."""
 
 
-def items_of(given: str | Sequence[JSON] | None, lookup: Lookup) -> list[JSON]:
+def items_of(given: Sequence[JSON], lookup: Lookup) -> list[JSON]:
     """The input as items with ids, references resolved. Raises Problem."""
-    if isinstance(given, str):
-        given = [{"role": "user", "content": given}]
-    items = (_item(f"input.{i}", item, lookup) for i, item in enumerate(given or ()))
+    items = (_item(f"input.{i}", item, lookup) for i, item in enumerate(given))
     return [item for item in items if item is not None]
 
 
@@ -75,7 +73,7 @@ def _item(where: str, given: JSON, lookup: Lookup) -> JSON | None:
         return found
     if kind in _LEFT_OUT:
         return None
-    if kind not in _PREFIXES:
+    if not isinstance(kind, str) or kind not in _PREFIXES:
         raise Problem(400, f"{where}: items of type {shown(kind)} cannot be read", param=where)
     item = {**item, "type": kind}
     if not isinstance(item.get("id"), str):
@@ -135,10 +133,13 @@ class _Thread:
             self._output(where, item)
         elif item.get("role") == "assistant":
             self._said(where, item)
-        else:
+        elif item.get("role") in ("system", "developer", "user"):
             self._open = None
-            content = text_of(item["content"], f"{where}.content")
-            self.messages.append({"role": item.get("role"), "content": content})
+            content = _text(f"{where}.content", item["content"])
+            self.messages.append({"role": item["role"], "content": content})
+        else:
+            role = shown(item.get("role"))
+            raise Problem(400, f"{where}: a message's role cannot be {role}", param=where)
 
     def _assistant(self, key: str, value: Any, parted_by: Sequence[str]) -> dict[str, Any]:
         """Add to the assistant's message, or begin one where it has what parts them."""
@@ -149,7 +150,7 @@ class _Thread:
         return self._open
 
     def _said(self, where: str, item: JSON) -> None:
-        text = text_of(item["content"], f"{where}.content")
+        text = _text(f"{where}.content", item["content"])
         message = self._assistant("content", text, ("content", "tool_calls"))
         if item.get("phase") == "commentary":
             message["channel"] = "commentary"
@@ -159,9 +160,11 @@ class _Thread:
     def _call(self, where: str, item: JSON) -> None:
         id = _call_id(where, item)
         self._calls.add(id)
-        arguments = item.get("arguments", "")
         if item["type"] == "custom_tool_call":
-            arguments = json.dumps({"input": item.get("input", "")}, ensure_ascii=False)
+            text = _text(f"{where}.input", item.get("input", ""))
+            arguments = json.dumps({"input": text}, ensure_ascii=False)
+        else:
+            arguments = _text(f"{where}.arguments", item.get("arguments", ""))
         function = {"name": self._tools.alias(item), "arguments": arguments}
         calls = [] if self._open is None else self._open.get("tool_calls", [])
         self._assistant("tool_calls", [*calls, {"id": id, "function": function}], ())
@@ -172,8 +175,17 @@ class _Thread:
             said = f"{where}: no earlier call has the call_id {shown(id)}"
             raise Problem(400, said, param=where)
         self._open = None
-        content = text_of(item.get("output", ""), f"{where}.output")
+        content = _text(f"{where}.output", item.get("output", ""))
         self.messages.append({"role": "tool", "tool_call_id": id, "content": content})
+
+
+def _text(where: str, value: Any) -> str:
+    """A text, or parts of text joined. Raises Problem."""
+    text = text_of(value, where)
+    if not isinstance(text, str):
+        said = f"{where} is {shown(text)}, but must be a text or parts of text"
+        raise Problem(400, said, param=where)
+    return text
 
 
 def _call_id(where: str, item: JSON) -> str:

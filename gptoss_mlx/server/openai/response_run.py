@@ -43,7 +43,7 @@ class Wanted:
 
 
 class ResponseRun:
-    """shown: the response as it is so far. `events` can be read once.
+    """shown: the response, with the items that are finished. `events` can be read once.
 
     settle: called with the run when it has ended, however it did.
     """
@@ -61,6 +61,11 @@ class ResponseRun:
     @property
     def id(self) -> str:
         return self.shown["id"]
+
+    def snapshot(self) -> ResponseShown:
+        """The response with the item that is being written."""
+        unfinished = [] if self._writer is None else [self._writer.item]
+        return {**self.shown, "output": [*self.shown["output"], *unfinished]}
 
     def cancel(self) -> None:
         """End within a token, with what there is by then."""
@@ -87,8 +92,7 @@ class ResponseRun:
         finally:
             self._job.close()
             if self.shown["status"] == "in_progress":  # the caller has left
-                self._keep_unfinished()
-                self.shown = {**self.shown, "status": "cancelled"}
+                self.shown = {**self.snapshot(), "status": "cancelled"}
             self._settle(self)
 
     def failure(self, error: Exception) -> Iterator[ResponseEvent]:
@@ -154,20 +158,14 @@ class ResponseRun:
         yield self._life("response.incomplete" if is_cut else "response.completed")
 
     def _fail(self, error: Exception) -> None:
-        self._keep_unfinished()
         problem = problem_of(error)
         code = "invalid_prompt" if problem.status == 400 else "server_error"
         failed: ResponseShown = {
-            **self.shown,
+            **self.snapshot(),
             "status": "failed",
             "error": {"code": code, "message": str(problem)},
         }
         self.shown = failed
-
-    def _keep_unfinished(self) -> None:
-        if self._writer is not None:
-            self.shown["output"].append(self._writer.item)
-            self._writer = None
 
     def _life(self, type: LifeType) -> LifeEvent:
         shown: ResponseShown = {**self.shown, "output": list(self.shown["output"])}

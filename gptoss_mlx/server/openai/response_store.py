@@ -44,19 +44,22 @@ def store_of(request: Request) -> ResponseStore:
 
 
 class ResponseStore:
-    """Drops what was used longest ago when it is full. Used in one event loop."""
+    """Drops what was used longest ago when it is full. Used in one event loop.
+
+    nbytes: of what is kept, as JSON. running: those that have not ended, by id.
+    """
 
     def __init__(self, most: int = MOST_RESPONSES, most_bytes: int = MOST_BYTES) -> None:
         self._most, self._most_bytes = most, most_bytes
         self._kept: OrderedDict[str, Kept] = OrderedDict()
-        self._nbytes = 0
+        self.nbytes = 0
         self._owners: dict[str, str] = {}  # id of an item -> id of the newest response with it
         self.running: dict[str, ResponseRun] = {}
 
     def response(self, id: str) -> ResponseShown:
         """A response that runs or is kept. Raises Problem."""
         run = self.running.get(id)
-        return self.find(id).response if run is None else run.shown
+        return self.find(id).response if run is None else run.snapshot()
 
     def find(self, id: str) -> Kept:
         """A response that is kept. Raises Problem."""
@@ -92,16 +95,16 @@ class ResponseStore:
             return
         id, kept = response["id"], Kept(response, tuple(items), nbytes)
         self._kept[id] = kept
-        self._nbytes += nbytes
+        self.nbytes += nbytes
         self._owners |= {str(item.get("id")): id for item in kept.thread}
-        while len(self._kept) > self._most or self._nbytes > self._most_bytes:
+        while len(self._kept) > self._most or self.nbytes > self._most_bytes:
             self.remove(next(iter(self._kept)))
 
     def remove(self, id: str) -> None:
         """Raises Problem."""
         kept = self.find(id)
         del self._kept[id]
-        self._nbytes -= kept.nbytes
+        self.nbytes -= kept.nbytes
         for item in kept.thread:
             if self._owners.get(str(item.get("id"))) == id:
                 del self._owners[str(item.get("id"))]

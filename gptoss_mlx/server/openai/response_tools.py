@@ -66,7 +66,10 @@ class Toolbox:
             return None if not self.functions and given in ("auto", "none") else given
         if given.get("type") != "allowed_tools":
             return self._chosen(given)
-        tools = [tool for tool in given.get("tools") or () if _is_callable(tool)]
+        tools = given.get("tools")
+        if not isinstance(tools, list):
+            raise Problem(400, "tool_choice: allowed_tools needs a list", param="tool_choice")
+        tools = [tool for tool in tools if _is_callable(tool)]
         if not tools and given.get("mode") != "required":
             return "none"
         return {**given, "tools": [self._chosen(tool) for tool in tools]}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field, StrictBool, StrictInt, StrictStr
+from pydantic import AfterValidator, BeforeValidator, Field, StrictBool, StrictInt, StrictStr
 
 from gptoss_mlx.engine.options import Message, Options
 from gptoss_mlx.server.bodies import Body
@@ -24,6 +25,25 @@ from gptoss_mlx.server.problems import Problem
 _REFUSED = ("conversation", "prompt")
 
 
+def _checked(value: Any) -> Any:
+    """Raises ValueError for a number that JSON cannot repeat."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("a number is not finite")
+    if isinstance(value, list | Mapping):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            _checked(item)
+    return value
+
+
+def _as_items(value: Any) -> Any:
+    return [{"role": "user", "content": value}] if isinstance(value, str) else value
+
+
+EchoedJSON: TypeAlias = Annotated[JSON, AfterValidator(_checked)]
+Items: TypeAlias = Annotated[list[EchoedJSON], BeforeValidator(_as_items)]
+"""A text is the message of a user."""
+
+
 class ReasoningFields(Body):
     effort: StrictStr | None = None
     summary: StrictStr | None = None
@@ -31,7 +51,7 @@ class ReasoningFields(Body):
 
 
 class TextFields(Body):
-    format: JSON | None = None
+    format: EchoedJSON | None = None
     verbosity: StrictStr | None = None
 
 
@@ -61,7 +81,7 @@ class ResponsesRequest(SamplingFields):
     seed, top_k, min_p, stop and the penalties are beyond OpenAI's, as in chat completions.
     """
 
-    input: StrictStr | list[JSON] | None = None
+    input: Items | None = None
     instructions: StrictStr | None = None
     previous_response_id: StrictStr | None = None
     store: StrictBool | None = None
@@ -69,8 +89,8 @@ class ResponsesRequest(SamplingFields):
     reasoning: ReasoningFields | None = None
     reasoning_budget: Annotated[StrictInt, Field(ge=0)] | None = None
     include: list[StrictStr] | None = None
-    tools: list[JSON] | None = None
-    tool_choice: StrictStr | JSON | None = None
+    tools: list[EchoedJSON] | None = None
+    tool_choice: StrictStr | EchoedJSON | None = None
     parallel_tool_calls: StrictBool | None = None
     max_output_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
     max_tool_calls: StrictInt | None = None
@@ -102,7 +122,7 @@ class ResponsesRequest(SamplingFields):
         """What is asked. store: where earlier responses are. Raises Problem."""
         self._refuse()
         tools = Toolbox(self.tools)
-        items = (*store.thread(self.previous_response_id), *items_of(self.input, store.item))
+        items = (*store.thread(self.previous_response_id), *items_of(self.input or (), store.item))
         return Asked(self.model, self.instructions, items, tools, self._options(tools))
 
     def echo(self) -> Echo:
@@ -164,5 +184,5 @@ class ResponsesRequest(SamplingFields):
             raise Problem(400, "background: true is not supported: use stream", param="background")
         if self.n not in (None, 1):
             raise Problem(400, "n: a response has one choice", param="n")
-        if self.input in (None, []) and self.previous_response_id is None:
+        if not self.input and self.previous_response_id is None:
             raise Problem(400, "input is missing", param="input")
