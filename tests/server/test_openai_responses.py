@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from gptoss_mlx.server.openai import responses
 from tests.support.responses import (
     CALL,
     ENDS,
@@ -216,6 +217,19 @@ def test_37_a_stream_never_ends_before_its_end(case: str) -> None:
     assert types_of(found)[-2:] == ["error", "response.failed"]
     assert found[-1]["response"]["error"]["code"] == "server_error"
     assert "secret" not in json.dumps(found)
+
+
+def test_35_clients_that_wait_for_events_are_told_that_it_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """While a long prompt is read. Comments do not count for them."""
+    monkeypatch.setattr(responses, "QUIET_SECONDS", 0)
+    with serving(Scripted(HELLO)) as served:
+        found = events(served, "word " * 60)
+    names = types_of(found)
+    at = names.index("response.output_item.added")
+    assert names[:at].count("response.in_progress") > 4
+    assert names[at:].count("response.in_progress") == 0
 
 
 def test_a_failure_before_the_end_of_a_whole_response_is_an_error() -> None:

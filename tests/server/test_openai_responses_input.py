@@ -115,7 +115,10 @@ READ: dict[str, tuple[list[dict[str, Any]], str]] = {
         USER.format("hi"),
     ),
     "fields that are null or unknown": (
-        [{**HEARD, "status": None, "id": None, "phase": None, "no such field": 1}],
+        [
+            {"role": "assistant", "content": None},
+            {**HEARD, "status": None, "id": None, "phase": None, "no such field": 1},
+        ],
         USER.format("hi"),
     ),
     "9 arguments that are no JSON": (

@@ -14,13 +14,14 @@ from gptoss_mlx.server.openai.response_object import begun
 from gptoss_mlx.server.openai.response_store import ResponseStore
 from gptoss_mlx.server.openai.responses_request import ResponsesRequest
 from gptoss_mlx.server.problems import Problem
+from tests.support.gate import Gate
 from tests.support.responses import CALL, PATH, ask, events, function
 from tests.support.scripted_model import AGAIN, ANALYSIS, FINAL, Scripted
-from tests.support.served import Served, serving
+from tests.support.served import LONG, Served, serving
 
 OK = f"{FINAL}ok<|return|>"
 CALLED = f"{ANALYSIS}I look.{AGAIN}" + CALL.format("f", '{"a": 1}')
-ENDLESS = [200005, 17196, 200008, *[1000] * 100_000]
+LONG_REPLY = FINAL + "word " * 3000 + "<|return|>"
 OUTPUT = {"type": "function_call_output", "output": "42"}
 
 
@@ -137,9 +138,12 @@ def test_an_item_is_meant_by_its_id() -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_one_that_runs_is_cancelled_and_gives_what_it_has(stream: bool) -> None:
-    with serving(Scripted(ENDLESS, OK, window=1 << 17, context=120_000)) as served:
+def test_one_that_runs_is_cancelled_within_a_token(gate: Gate, stream: bool) -> None:
+    """And gives what it has by then."""
+    scripted = Scripted(LONG_REPLY, OK, context=8192)
+    with serving(scripted) as served:
         ended: list[Any] = []
+        gate.close()
 
         def run() -> None:
             if stream:
@@ -150,14 +154,17 @@ def test_one_that_runs_is_cancelled_and_gives_what_it_has(stream: bool) -> None:
         thread = threading.Thread(target=run)
         thread.start()
         running = served.listener.config.app.responses.running  # type: ignore[union-attr]
-        served.wait_until(lambda: bool(running))
+        gate.let(20)
         (id,) = running
         served.wait_until(lambda: bool(served.client.get(f"{PATH}/{id}").json()["output"]))
         assert served.client.get(f"{PATH}/{id}").json()["status"] == "in_progress"
         too_early = served.post(PATH, {"input": "x", "previous_response_id": id}).json()
         assert too_early["error"]["code"] == "previous_response_not_found"
+        read = scripted.count("read")
         assert served.post(f"{PATH}/{id}/cancel", {}).json()["status"] == "cancelled"
-        thread.join(60)
+        gate.open()
+        thread.join(LONG)
+        assert scripted.count("read") <= read + 1
         assert ended[0]["status"] == "cancelled"
         assert ended[0]["output"][0]["content"][0]["text"]
         assert served.client.get(f"{PATH}/{id}").json() == ended[0]

@@ -151,6 +151,8 @@ class _Thread:
 
     def _said(self, where: str, item: JSON) -> None:
         text = _text(f"{where}.content", item["content"])
+        if not text:
+            return
         message = self._assistant("content", text, ("content", "tool_calls"))
         if item.get("phase") == "commentary":
             message["channel"] = "commentary"

@@ -67,6 +67,10 @@ class ResponseRun:
         unfinished = [] if self._writer is None else [self._writer.item]
         return {**self.shown, "output": [*self.shown["output"], *unfinished]}
 
+    def progress(self) -> ResponseEvent:
+        """An event that tells nothing but that the run goes on."""
+        return self._life("response.in_progress")
+
     def cancel(self) -> None:
         """End within a token, with what there is by then."""
         self._job.cancel()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from time import monotonic
 from typing import Literal, TypedDict
 
 from starlette.requests import Request
@@ -16,6 +17,7 @@ from gptoss_mlx.server.bodies import read_body
 from gptoss_mlx.server.job import Job
 from gptoss_mlx.server.openai.history import JSON
 from gptoss_mlx.server.openai.input_items import is_instruction, without_orphans
+from gptoss_mlx.server.openai.response_events import ResponseEvent
 from gptoss_mlx.server.openai.response_object import ResponseShown
 from gptoss_mlx.server.openai.response_run import ResponseRun
 from gptoss_mlx.server.openai.response_store import store_of
@@ -26,6 +28,8 @@ from gptoss_mlx.server.service import Service, service_of
 
 MOST_LISTED = 100
 LISTED = 20
+QUIET_SECONDS = 30
+"""The longest time without an event."""
 
 
 class ItemList(TypedDict):
@@ -56,7 +60,8 @@ async def create(request: Request) -> Response:
     run = ResponseRun(job, body.echo(), asked.tools, body.wanted, settle)
     store.running[run.id] = run
     if body.stream:
-        return FrameStream(frames(run), service.policy)
+        streamed = Streamed(run)
+        return FrameStream(streamed.frames(), service.policy, beat=streamed.beat)
     return await reply(request, collect(run))
 
 
@@ -112,18 +117,35 @@ async def input_items(request: Request) -> Response:
     return JSONReply(listed)
 
 
-async def frames(run: ResponseRun) -> AsyncGenerator[bytes, None]:
-    """The events as server-sent events. The last one ends the response, whatever happens."""
-    try:
-        async with aclosing(run.events()) as events:
-            async for one in events:
-                if isinstance(one, PrefillEvent):
-                    yield comment(f"prefill {one.done}/{one.total}")
-                else:
-                    yield event(one, one["type"])
-    except Exception as error:  # of any kind: the stream ends with it
-        for one in run.failure(error):
-            yield event(one, one["type"])
+class Streamed:
+    """A run as server-sent events."""
+
+    def __init__(self, run: ResponseRun) -> None:
+        self._run, self._told = run, monotonic()
+
+    async def frames(self) -> AsyncGenerator[bytes, None]:
+        """The last event ends the response, whatever happens."""
+        try:
+            async with aclosing(self._run.events()) as events:
+                async for one in events:
+                    if isinstance(one, PrefillEvent):
+                        yield self.beat(f"prefill {one.done}/{one.total}")
+                    else:
+                        yield self._frame(one)
+        except Exception as error:  # of any kind: the stream ends with it
+            for last in self._run.failure(error):
+                yield self._frame(last)
+
+    def beat(self, text: str = "waiting") -> bytes:
+        """A comment, or an event if the last one is long ago: clients that wait for events, as
+        Codex does for five minutes, pass over comments."""
+        if monotonic() - self._told < QUIET_SECONDS:
+            return comment(text)
+        return self._frame(self._run.progress())
+
+    def _frame(self, one: ResponseEvent) -> bytes:
+        self._told = monotonic()
+        return event(one, one["type"])
 
 
 async def collect(run: ResponseRun) -> ResponseShown:
