@@ -88,7 +88,7 @@ READ: dict[str, tuple[list[dict[str, Any]], str]] = {
         + RESULT.format("42"),
     ),
     "reasoning of another server": (
-        [HEARD, reasoning(encrypted_content="gAAAAAB", content=None), F_CALL, F_OUTPUT],
+        [HEARD, reasoning(encrypted_content="SG0u", content=None), F_CALL, F_OUTPUT],
         USER.format("hi") + CALLED.format("{}<|call|>") + RESULT.format("42"),
     ),
     "a preamble, two calls, a result in parts": (
@@ -116,10 +116,11 @@ READ: dict[str, tuple[list[dict[str, Any]], str]] = {
     ),
     "fields that are null or unknown": (
         [
-            {"role": "assistant", "content": None},
             {**HEARD, "status": None, "id": None, "phase": None, "no such field": 1},
+            {"role": "assistant", "content": None},
+            HEARD,
         ],
-        USER.format("hi"),
+        USER.format("hi") * 2,
     ),
     "9 arguments that are no JSON": (
         [HEARD, {**F_CALL, "arguments": "Error: not JSON"}, F_OUTPUT],
@@ -174,8 +175,7 @@ def test_control_tokens_in_any_text_are_text() -> None:
 
 TALK = [
     {"role": "developer", "content": "Keep this."},
-    *({"role": "user", "content": f"word {i} " * 20} for i in range(6)),
-    F_CALL,
+    {**F_CALL, "arguments": "word 0 " * 100},
     F_OUTPUT,
     *({"role": "user", "content": f"tail {i} " * 20} for i in range(6)),
 ]
@@ -197,8 +197,7 @@ def test_too_long_a_prompt_is_refused_or_cut_from_its_beginning() -> None:
     assert "Keep this." in text
     assert "tail 5" in text
     assert "word 0" not in text
-    # A result goes with its call.
-    assert text.count("<|call|>") == text.count("functions.f to=assistant")
+    assert "functions.f to=assistant" not in text  # the result went with its call
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {

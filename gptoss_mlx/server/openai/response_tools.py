@@ -85,7 +85,7 @@ class Toolbox:
     def _function(self, key: str, tool: JSON) -> JSON:
         function = {name: tool[name] for name in _FUNCTION_KEYS if tool.get(name) is not None}
         if self._named[key].is_custom:
-            function = {"parameters": _FREE_TEXT, "strict": True, "description": _described(tool)}
+            function = {"parameters": _FREE_TEXT, "description": _described(tool)}
         return {"type": "function", "function": {"name": self._aliases.shown(key), **function}}
 
 
