@@ -49,7 +49,7 @@ class ItemWriter(Protocol):
 
 
 @dataclass(frozen=True)
-class Place:
+class ItemPlace:
     """Where an item is. index: in the output. number: gives the next event's number."""
 
     index: int
@@ -79,7 +79,7 @@ class Place:
 class ReasoningWriter:
     """with_summary: give the text as its own summary as well. sealed: and as encrypted_content."""
 
-    def __init__(self, place: Place, with_summary: bool, sealed: bool) -> None:
+    def __init__(self, place: ItemPlace, with_summary: bool, sealed: bool) -> None:
         self._place, self._with_summary, self._sealed = place, with_summary, sealed
         self._id, self._texts = new_id("rs"), list[str]()
 
@@ -142,7 +142,7 @@ class ReasoningWriter:
 class MessageWriter:
     """tokenizer: of the log-probabilities; None where none are wanted."""
 
-    def __init__(self, place: Place, phase: Phase, tokenizer: Tokenizer | None) -> None:
+    def __init__(self, place: ItemPlace, phase: Phase, tokenizer: Tokenizer | None) -> None:
         self._place, self._tokenizer, self._phase = place, tokenizer, phase
         self._id, self._texts, self._logprobs = new_id("msg"), list[str](), list[Chosen]()
 
@@ -198,7 +198,7 @@ class MessageWriter:
 
 
 class FunctionCallWriter:
-    def __init__(self, place: Place, tool: NamedTool) -> None:
+    def __init__(self, place: ItemPlace, tool: NamedTool) -> None:
         self._place, self._tool = place, tool
         self._id, self._call_id, self._texts = new_id("fc"), new_call_id(), list[str]()
 
@@ -243,7 +243,7 @@ class FunctionCallWriter:
 
 
 class CustomCallWriter:
-    def __init__(self, place: Place, tool: NamedTool) -> None:
+    def __init__(self, place: ItemPlace, tool: NamedTool) -> None:
         self._place, self._tool, self._decoder = place, tool, InputDecoder()
         self._id, self._call_id, self._texts = new_id("ctc"), new_call_id(), list[str]()
 

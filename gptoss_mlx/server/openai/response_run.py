@@ -14,9 +14,9 @@ from gptoss_mlx.server.job import Job
 from gptoss_mlx.server.openai.item_writers import (
     CustomCallWriter,
     FunctionCallWriter,
+    ItemPlace,
     ItemWriter,
     MessageWriter,
-    Place,
     ReasoningWriter,
 )
 from gptoss_mlx.server.openai.output_items import Phase
@@ -125,7 +125,7 @@ class ResponseRun:
             yield from self._writer.push(delta)
 
     def _new_writer(self, delta: Delta) -> ItemWriter:
-        place, wanted = Place(len(self.shown["output"]), self._number), self._wanted
+        place, wanted = ItemPlace(len(self.shown["output"]), self._number), self._wanted
         if delta.part == "reasoning":
             return ReasoningWriter(place, wanted.summary, wanted.sealed)
         if delta.part == "call":

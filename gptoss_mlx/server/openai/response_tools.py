@@ -121,7 +121,9 @@ def _named(tool: JSON) -> NamedTool:
 
 def _described(tool: JSON) -> str:
     said, form = tool.get("description") or "", tool.get("format")
+    if not isinstance(said, str):
+        raise Problem(400, f"tools: a description is {shown(said)}, but must be a text")
     if isinstance(form, Mapping) and isinstance(form.get("definition"), str):
         said += f"\n\nThe input follows this {form.get('syntax', '')} grammar:\n"
         said += form["definition"]
-    return str(said).strip()
+    return said.strip()

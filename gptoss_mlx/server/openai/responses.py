@@ -60,8 +60,8 @@ async def create(request: Request) -> Response:
     run = ResponseRun(job, body.echo(), asked.tools, body.wanted, settle)
     store.running[run.id] = run
     if body.stream:
-        streamed = Streamed(run)
-        return FrameStream(streamed.frames(), service.policy, beat=streamed.beat)
+        framed = FramedRun(run)
+        return FrameStream(framed.frames(), service.policy, beat=framed.beat)
     return await reply(request, collect(run))
 
 
@@ -117,7 +117,7 @@ async def input_items(request: Request) -> Response:
     return JSONReply(listed)
 
 
-class Streamed:
+class FramedRun:
     """A run as server-sent events."""
 
     def __init__(self, run: ResponseRun) -> None:
