@@ -197,8 +197,11 @@ def test_the_one_used_longest_ago_is_dropped_by_number_and_by_bytes() -> None:
     store.thread("a")
     store.keep(store.find("c").response | {"id": "d"}, [{"id": "msg_d"}])  # type: ignore[arg-type]
     assert kept(store, "a", "b", "c", "d") == ["a", "c", "d"]
-    store = store_of_some(9, 10_000, a="x" * 4000, b="x" * 4000, c="x" * 4000, d="x" * 20_000)
+    store = store_of_some(9, 10_000, a="x" * 6000, b="x" * 2000, c="x" * 1000, d="x" * 20_000)
     assert kept(store, "a", "b", "c", "d") == ["b", "c"]
+    store.keep(store.find("c").response | {"id": "e"}, store.find("b").items)  # type: ignore[arg-type]
+    store.remove("e")
+    assert kept(store, "b") == ["b"]
     store.remove("b")
     store.remove("c")
     assert (store.nbytes, store.item("msg_c")) == (0, None)

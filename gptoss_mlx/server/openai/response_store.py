@@ -85,8 +85,9 @@ class ResponseStore:
     def item(self, id: str) -> JSON | None:
         """An item of any response that is kept."""
         owner = self._owners.get(id)
-        thread = () if owner is None else self._kept[owner].thread
-        return next((item for item in thread if item.get("id") == id), None)
+        # The owner may be gone, and an earlier response have the item as well.
+        where = self._kept.values() if owner is None else [self._kept[owner]]
+        return next((i for kept in where for i in kept.thread if i.get("id") == id), None)
 
     def keep(self, response: ResponseShown, items: Sequence[JSON]) -> None:
         """Keep a response, unless it alone is too large."""
