@@ -25,7 +25,6 @@ from gptoss_mlx.harmony.tokenizer import Tokenizer
 from gptoss_mlx.spec.config import ModelConfig
 from gptoss_mlx.spec.sampling import DRAWN_SEEDS, Sampling
 
-
 COUNTED = 4
 """Contexts up to which the tokens of too long a prompt are counted."""
 

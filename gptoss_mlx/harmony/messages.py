@@ -1,7 +1,8 @@
 """Turns OpenAI chat messages into Harmony turns; an error names the message.
 
 One chat message becomes one turn, or several for an assistant (reasoning, preamble or answer, tool
-calls). Nothing here knows about tokens.
+calls). An assistant's text is a preamble beside tool calls, or where the message's `channel` says
+"commentary". Nothing here knows about tokens.
 """
 
 from __future__ import annotations
@@ -100,7 +101,8 @@ class _Reader:
         if message.get("content") is not None or not (calls or reasoning):
             text = _content(where, message)
             if text or not calls:
-                channel = "commentary" if calls else "final"
+                preamble = calls or message.get("channel") == "commentary"
+                channel = "commentary" if preamble else "final"
                 self.turns.append(Turn("assistant", text, channel=channel))
         for number, call in enumerate(calls):
             self._call(f"{where}: tool call {number}", call)

@@ -16,7 +16,8 @@ from gptoss_mlx.server import health
 from gptoss_mlx.server.anthropic import catalog, messages
 from gptoss_mlx.server.anthropic.shape import envelope, speaks_anthropic
 from gptoss_mlx.server.guard import Guard
-from gptoss_mlx.server.openai import chat, models
+from gptoss_mlx.server.openai import chat, models, responses
+from gptoss_mlx.server.openai.response_store import ResponseStore
 from gptoss_mlx.server.openai.shape import error_shown
 from gptoss_mlx.server.problems import Problem
 from gptoss_mlx.server.replies import JSONReply
@@ -37,6 +38,11 @@ def _either(anthropic: Endpoint, other: Endpoint) -> Endpoint:
 
 ROUTES: Sequence[BaseRoute] = (
     Route("/v1/chat/completions", chat.create, methods=["POST"]),
+    Route("/v1/responses", responses.create, methods=["POST"]),
+    Route("/v1/responses/{id}", responses.show, methods=["GET"]),
+    Route("/v1/responses/{id}", responses.delete, methods=["DELETE"]),
+    Route("/v1/responses/{id}/cancel", responses.cancel, methods=["POST"]),
+    Route("/v1/responses/{id}/input_items", responses.input_items, methods=["GET"]),
     Route("/v1/messages", messages.create, methods=["POST"]),
     Route("/v1/messages/count_tokens", messages.count, methods=["POST"]),
     Route("/v1/models", _either(catalog.index, models.index)),
@@ -50,10 +56,11 @@ SHAPES: Sequence[tuple[str, Shape]] = (("/", error_shown),)
 
 
 class App:
-    """The application of one service. `service`: what a request's endpoint asks."""
+    """The application of one service. `service`: what a request's endpoint asks; `responses`: those
+    of OpenAI's API that are kept."""
 
     def __init__(self, service: Service) -> None:
-        self.service = service
+        self.service, self.responses = service, ResponseStore()
         router = Router(ROUTES, redirect_slashes=False, lifespan=self._lifespan)
         self._app: ASGIApp = Guard(router, service.policy, service.metrics, _show)
 

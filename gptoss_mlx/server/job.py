@@ -85,6 +85,12 @@ class Job:
             self.reasoning_tokens[choice] += token.channel == "analysis"
             self._watch.token()
 
+    def cancel(self) -> None:
+        """End within a token: what runs still gives what it has, and a `FinishEvent`."""
+        for sequence in self._sequences:
+            sequence.cancel()
+        self._runner.wake()
+
     def close(self) -> None:
         """Cancel what has not finished, within a token, and let go of the model."""
         if self._unfinished:

@@ -55,6 +55,18 @@ def test_tool_loop_keeps_reasoning_and_ends_for_the_assistant(encoding: Encoding
     )
 
 
+def test_a_preamble_is_no_answer_also_without_a_call(encoding: Encoding) -> None:
+    """So the reasoning before it stays, and the tokens are those that the model wrote."""
+    before = {"role": "assistant", "reasoning": "Hm.", "content": "Wait.", "channel": "commentary"}
+    assert rest(encoding, [user("w?"), before, {"role": "assistant", "reasoning": "So."}]) == (
+        "<|start|>user<|message|>w?<|end|>"
+        "<|start|>assistant<|channel|>analysis<|message|>Hm.<|end|>"
+        "<|start|>assistant<|channel|>commentary<|message|>Wait.<|end|>"
+        "<|start|>assistant<|channel|>analysis<|message|>So.<|end|>"
+        "<|start|>assistant"
+    )
+
+
 def test_reasoning_before_the_last_answer_is_dropped_in_all_turns(encoding: Encoding) -> None:
     done: dict[str, Any] = {"role": "assistant", "content": "Sunny.", "thinking": "It is sunny."}
     text = rest(encoding, [user("w?"), CALL, RESULT, done, user("x?"), CALL, RESULT])

@@ -52,6 +52,33 @@ def replies(case: dict[str, Any]) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("stream", [False, True])
+def test_responses(stream: bool) -> None:
+    scripted = Scripted(*[reply for case in CASES for reply in replies(case)])
+    tools: Any = [{"type": "function", **function} for function in TOOLS]
+    with serving(scripted) as served, OpenAI(base_url=f"{served.url}/v1", api_key="-") as client:
+        for case in CASES:
+            asked: Any = {"model": "scripted", "input": case["input"], "tools": tools}
+            if stream:
+                with client.responses.stream(**asked) as events:
+                    first = events.get_final_response()
+            else:
+                first = client.responses.create(**asked)
+            reasoning, call = first.output
+            assert (reasoning.type, call.type) == ("reasoning", "function_call")
+            assert call.name == case["tool_name"]
+            assert json.loads(call.arguments) == json.loads(case["expected_arguments"])
+            output: Any = {"type": "function_call_output", "call_id": call.call_id}
+            answer = client.responses.create(
+                model="scripted",
+                input=[{**output, "output": "[1, 2]"}],
+                previous_response_id=first.id,
+                tools=tools,
+            )
+            assert answer.output_text == "Done."
+    assert not scripted.replies
+
+
+@pytest.mark.parametrize("stream", [False, True])
 def test_chat_completions(stream: bool) -> None:
     scripted = Scripted(*[reply for case in CASES for reply in replies(case)])
     tools: Any = [{"type": "function", "function": function} for function in TOOLS]

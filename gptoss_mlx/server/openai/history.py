@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
+from gptoss_mlx.files.jsonfile import shown
 from gptoss_mlx.server.aliases import Aliases
 from gptoss_mlx.server.problems import Problem
 
@@ -93,12 +94,13 @@ def text_of(content: Any, param: str) -> Any:
     texts = []
     for number, part in enumerate(content):
         kind = part.get("type") if isinstance(part, Mapping) else None
-        text = part.get(_TEXT_KEYS[kind]) if kind in _TEXT_KEYS else None
+        key = _TEXT_KEYS.get(kind) if isinstance(kind, str) else None
+        text = None if key is None else part.get(key)
         if not isinstance(text, str):
             where = f"{param}.{number}"
             raise Problem(
                 400,
-                f"{where}: a part of type {kind or 'unknown'} cannot be read: gpt-oss reads text",
+                f"{where}: a part of type {shown(kind)} cannot be read: gpt-oss reads text",
                 code="unsupported_content",
                 param=where,
             )

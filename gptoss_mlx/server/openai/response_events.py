@@ -1,0 +1,139 @@
+"""The events of a streamed response, by the names of OpenAI's API."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias, TypedDict
+
+from gptoss_mlx.server.openai.logprobs import Chosen
+from gptoss_mlx.server.openai.output_items import (
+    OutputItem,
+    OutputText,
+    ReasoningText,
+    SummaryText,
+)
+from gptoss_mlx.server.openai.response_object import ResponseShown
+
+LifeType: TypeAlias = Literal[
+    "response.created",
+    "response.in_progress",
+    "response.completed",
+    "response.incomplete",
+    "response.failed",
+]
+
+
+class Numbered(TypedDict):
+    sequence_number: int
+
+
+class LifeEvent(Numbered):
+    """The response begins or ends; the last event of a stream is one that ends it."""
+
+    type: LifeType
+    response: ResponseShown
+
+
+class FailureEvent(Numbered):
+    """Why the response fails; `response.failed` follows."""
+
+    type: Literal["error"]
+    code: str | None
+    message: str
+    param: str | None
+
+
+class ItemEvent(Numbered):
+    type: Literal["response.output_item.added", "response.output_item.done"]
+    output_index: int
+    item: OutputItem
+
+
+class InItem(Numbered):
+    item_id: str
+    output_index: int
+
+
+class InPart(InItem):
+    content_index: int
+
+
+class PartEvent(InPart):
+    type: Literal["response.content_part.added", "response.content_part.done"]
+    part: OutputText | ReasoningText
+
+
+class TextDelta(InPart):
+    type: Literal["response.output_text.delta"]
+    delta: str
+    logprobs: list[Chosen]
+
+
+class TextDone(InPart):
+    type: Literal["response.output_text.done"]
+    text: str
+    logprobs: list[Chosen]
+
+
+class ReasoningDelta(InPart):
+    type: Literal["response.reasoning_text.delta"]
+    delta: str
+
+
+class ReasoningDone(InPart):
+    type: Literal["response.reasoning_text.done"]
+    text: str
+
+
+class InSummary(InItem):
+    summary_index: int
+
+
+class SummaryPartEvent(InSummary):
+    type: Literal["response.reasoning_summary_part.added", "response.reasoning_summary_part.done"]
+    part: SummaryText
+
+
+class SummaryDelta(InSummary):
+    type: Literal["response.reasoning_summary_text.delta"]
+    delta: str
+
+
+class SummaryDone(InSummary):
+    type: Literal["response.reasoning_summary_text.done"]
+    text: str
+
+
+class CalledDelta(InItem):
+    """A piece of a call's arguments, or of a custom tool's input."""
+
+    type: Literal["response.function_call_arguments.delta", "response.custom_tool_call_input.delta"]
+    delta: str
+
+
+class ArgumentsDone(InItem):
+    type: Literal["response.function_call_arguments.done"]
+    name: str
+    arguments: str
+
+
+class InputDone(InItem):
+    type: Literal["response.custom_tool_call_input.done"]
+    input: str
+
+
+ResponseEvent: TypeAlias = (
+    LifeEvent
+    | FailureEvent
+    | ItemEvent
+    | PartEvent
+    | TextDelta
+    | TextDone
+    | ReasoningDelta
+    | ReasoningDone
+    | SummaryPartEvent
+    | SummaryDelta
+    | SummaryDone
+    | CalledDelta
+    | ArgumentsDone
+    | InputDone
+)

@@ -1,0 +1,113 @@
+"""The response object: what a response is at a moment, with all fields that strict clients want."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, TypeAlias, TypedDict
+
+from gptoss_mlx.engine.events import FinishEvent
+from gptoss_mlx.server.openai.history import JSON
+from gptoss_mlx.server.openai.output_items import OutputItem
+
+ResponseStatus: TypeAlias = Literal["in_progress", "completed", "incomplete", "cancelled", "failed"]
+
+
+class InputDetails(TypedDict):
+    cached_tokens: int
+    cache_write_tokens: int
+
+
+class OutputDetails(TypedDict):
+    reasoning_tokens: int
+
+
+class ResponseUsage(TypedDict):
+    """In tokens."""
+
+    input_tokens: int
+    input_tokens_details: InputDetails
+    output_tokens: int
+    output_tokens_details: OutputDetails
+    total_tokens: int
+
+
+class ReasoningEcho(TypedDict):
+    effort: str
+    summary: str | None
+
+
+class Echo(TypedDict):
+    """What a response repeats of its request."""
+
+    background: Literal[False]
+    instructions: str | None
+    max_output_tokens: int | None
+    max_tool_calls: int | None
+    metadata: Mapping[str, str]
+    parallel_tool_calls: bool
+    previous_response_id: str | None
+    prompt_cache_key: str | None
+    reasoning: ReasoningEcho
+    safety_identifier: str | None
+    service_tier: str
+    store: bool
+    temperature: float
+    text: JSON
+    tool_choice: str | JSON
+    tools: Sequence[JSON]
+    top_logprobs: int
+    top_p: float
+    truncation: Literal["auto", "disabled"]
+    user: str | None
+
+
+class IncompleteDetails(TypedDict):
+    reason: Literal["max_output_tokens"]
+
+
+class FailureShown(TypedDict):
+    code: str
+    message: str
+
+
+class ResponseShown(Echo):
+    id: str
+    object: Literal["response"]
+    created_at: int
+    completed_at: int | None
+    status: ResponseStatus
+    error: FailureShown | None
+    incomplete_details: IncompleteDetails | None
+    model: str
+    output: list[OutputItem]
+    usage: ResponseUsage | None
+
+
+def begun(id: str, created: int, model: str, echo: Echo) -> ResponseShown:
+    """A response that has no output so far."""
+    return {
+        **echo,
+        "id": id,
+        "object": "response",
+        "created_at": created,
+        "completed_at": None,
+        "status": "in_progress",
+        "error": None,
+        "incomplete_details": None,
+        "model": model,
+        "output": [],
+        "usage": None,
+    }
+
+
+def response_usage(finish: FinishEvent, reasoning_tokens: int) -> ResponseUsage:
+    prompt, completion = finish.prompt_tokens, finish.completion_tokens
+    cached = finish.timings.reused_tokens
+    return {
+        "input_tokens": prompt,
+        # Prompts are kept at no cost, so that none is counted as written.
+        "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": 0},
+        "output_tokens": completion,
+        "output_tokens_details": {"reasoning_tokens": reasoning_tokens},
+        "total_tokens": prompt + completion,
+    }

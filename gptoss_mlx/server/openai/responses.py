@@ -1,0 +1,200 @@
+"""Responses, `POST /v1/responses`, and those that are kept: read, deleted, cancelled, listed."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from time import monotonic
+from typing import Literal, TypedDict
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gptoss_mlx.engine.events import PrefillEvent
+from gptoss_mlx.errors import ContextError
+from gptoss_mlx.files.jsonfile import shown
+from gptoss_mlx.server.bodies import read_body
+from gptoss_mlx.server.job import Job
+from gptoss_mlx.server.openai.history import JSON
+from gptoss_mlx.server.openai.input_items import is_instruction, without_orphans
+from gptoss_mlx.server.openai.response_events import ResponseEvent
+from gptoss_mlx.server.openai.response_object import ResponseShown
+from gptoss_mlx.server.openai.response_run import ResponseRun
+from gptoss_mlx.server.openai.response_store import store_of
+from gptoss_mlx.server.openai.responses_request import Asked, ResponsesRequest
+from gptoss_mlx.server.problems import Problem
+from gptoss_mlx.server.replies import FrameStream, JSONReply, comment, encoded, event, reply
+from gptoss_mlx.server.service import Service, service_of
+
+MOST_LISTED = 100
+LISTED = 20
+QUIET_SECONDS = 30
+"""The longest time without an event."""
+
+
+class ItemList(TypedDict):
+    object: Literal["list"]
+    data: list[JSON]
+    first_id: str
+    last_id: str
+    has_more: bool
+
+
+class Deleted(TypedDict):
+    id: str
+    object: Literal["response"]
+    deleted: Literal[True]
+
+
+async def create(request: Request) -> Response:
+    """The endpoint that makes a response."""
+    body = await read_body(request, ResponsesRequest)
+    service, store = service_of(request), store_of(request)
+    asked = body.read(store)
+    job = await (_start_cut if body.truncation == "auto" else _start)(service, asked)
+
+    def settle(run: ResponseRun) -> None:
+        if store.running.pop(run.id, None) is not None and body.is_stored:
+            store.keep(run.shown, asked.items)
+
+    run = ResponseRun(job, body.echo(), asked.tools, body.wanted, settle)
+    store.running[run.id] = run
+    if body.stream:
+        framed = FramedRun(run)
+        return FrameStream(framed.frames(), service.policy, beat=framed.beat)
+    return await reply(request, collect(run))
+
+
+async def show(request: Request) -> Response:
+    if request.query_params.get("stream", "").lower() == "true":
+        raise Problem(400, "stream: a response is streamed once, when it is made", param="stream")
+    return JSONReply(store_of(request).response(request.path_params["id"]))
+
+
+async def delete(request: Request) -> Response:
+    """Delete a response; one that runs is cancelled first."""
+    store, id = store_of(request), request.path_params["id"]
+    if (run := store.running.pop(id, None)) is not None:
+        run.cancel()
+    else:
+        store.remove(id)
+    deleted: Deleted = {"id": id, "object": "response", "deleted": True}
+    return JSONReply(deleted)
+
+
+async def cancel(request: Request) -> Response:
+    """Cancel a response that runs; one that has ended is shown as it is."""
+    store, id = store_of(request), request.path_params["id"]
+    response = store.response(id)
+    if (run := store.running.get(id)) is not None:
+        run.cancel()
+        cancelled: ResponseShown = {**response, "status": "cancelled"}
+        return JSONReply(cancelled)
+    return JSONReply(response)
+
+
+async def input_items(request: Request) -> Response:
+    """What a response was asked with, the newest first; earlier turns included."""
+    query = request.query_params
+    items = list(store_of(request).find(request.path_params["id"]).items)
+    if query.get("order", "desc") != "asc":
+        items.reverse()
+    begin = 0
+    if (after := query.get("after")) is not None:
+        ids = [item["id"] for item in items]
+        if after not in ids:
+            raise Problem(400, f"after: no item has the id {shown(after)}", param="after")
+        begin = ids.index(after) + 1
+    limit = _limit(query.get("limit"))
+    page = items[begin : begin + limit]
+    listed: ItemList = {
+        "object": "list",
+        "data": page,
+        "first_id": page[0]["id"] if page else "",
+        "last_id": page[-1]["id"] if page else "",
+        "has_more": begin + limit < len(items),
+    }
+    return JSONReply(listed)
+
+
+class FramedRun:
+    """A run as server-sent events."""
+
+    def __init__(self, run: ResponseRun) -> None:
+        self._run, self._told = run, monotonic()
+
+    async def frames(self) -> AsyncGenerator[bytes, None]:
+        """The last event ends the response, whatever happens."""
+        try:
+            async with aclosing(self._run.events()) as events:
+                async for one in events:
+                    if isinstance(one, PrefillEvent):
+                        yield self.beat(f"prefill {one.done}/{one.total}")
+                    else:
+                        yield self._frame(one)
+        except Exception as error:  # of any kind: the stream ends with it
+            for last in self._run.failure(error):
+                yield self._frame(last)
+
+    def beat(self, text: str = "waiting") -> bytes:
+        """A comment, or an event if the last one is long ago: clients that wait for events, as
+        Codex does for five minutes, pass over comments."""
+        if monotonic() - self._told < QUIET_SECONDS:
+            return comment(text)
+        return self._frame(self._run.progress())
+
+    def _frame(self, one: ResponseEvent) -> bytes:
+        self._told = monotonic()
+        return event(one, one["type"])
+
+
+async def collect(run: ResponseRun) -> ResponseShown:
+    """The response when it has ended. Raises the error of a run that failed."""
+    async with aclosing(run.events()) as events:
+        async for _ in events:
+            pass
+    return run.shown
+
+
+async def _start(service: Service, asked: Asked) -> Job:
+    return await service.start(asked.ask())
+
+
+async def _start_cut(service: Service, asked: Asked) -> Job:
+    """Start without the oldest items, instructions aside, if all do not fit the context."""
+    items = list(asked.items)
+    while True:
+        try:
+            return await service.start(asked.ask(items))
+        except ContextError:
+            fewer = _without_oldest(items)
+            if len(fewer) == len(items):
+                raise
+            items = fewer
+
+
+def _without_oldest(items: Sequence[JSON]) -> list[JSON]:
+    """The items without an eighth of them, in bytes, from the beginning.
+
+    So a prompt is rendered few times, and its new beginning serves for several turns. The last item
+    stays: where it cannot, all do.
+    """
+    sizes = [len(encoded(item)) for item in items]
+    over, kept = sum(sizes) / 8, list[JSON]()
+    for i, item in enumerate(items):
+        if over > 0 and i < len(items) - 1 and not is_instruction(item):
+            over -= sizes[i]
+        else:
+            kept.append(item)
+    fewer = without_orphans(kept)
+    return fewer if fewer and fewer[-1] is items[-1] else list(items)
+
+
+def _limit(given: str | None) -> int:
+    """Raises Problem."""
+    if given is None:
+        return LISTED
+    if not given.isascii() or not given.isdecimal() or not 1 <= int(given[:9]) <= MOST_LISTED:
+        said = f"limit is {shown(given)}, but must be from 1 to {MOST_LISTED}"
+        raise Problem(400, said, param="limit")
+    return int(given)
