@@ -16,8 +16,8 @@ from gptoss_mlx.engine.result import new_call_id
 from gptoss_mlx.server.aliases import Aliases
 from gptoss_mlx.server.bodies import read_body
 from gptoss_mlx.server.job import Job
+from gptoss_mlx.server.logprobs import Logprobs, logprobs_of
 from gptoss_mlx.server.openai.chat_request import ChatRequest
-from gptoss_mlx.server.openai.logprobs import Logprobs, logprobs_of
 from gptoss_mlx.server.openai.shape import error_event
 from gptoss_mlx.server.openai.usage import TimesShown, Usage, times_of, usage_of
 from gptoss_mlx.server.replies import FrameStream, comment, event, reply

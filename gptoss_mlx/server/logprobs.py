@@ -1,4 +1,4 @@
-"""Log-probabilities of tokens, as chat completions and responses have them."""
+"""Log-probabilities of tokens, as most APIs have them."""
 
 from __future__ import annotations
 
