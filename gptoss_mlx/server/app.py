@@ -11,7 +11,11 @@ from starlette.routing import BaseRoute, Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gptoss_mlx.server import health
+from gptoss_mlx.server.front import front
 from gptoss_mlx.server.guard import Guard
+from gptoss_mlx.server.ollama import catalog, generation, unsupported
+from gptoss_mlx.server.ollama import chat as ollama_chat
+from gptoss_mlx.server.ollama.shape import error_line
 from gptoss_mlx.server.openai import chat, models
 from gptoss_mlx.server.openai.shape import error_shown
 from gptoss_mlx.server.problems import Problem
@@ -24,11 +28,24 @@ ROUTES: Sequence[BaseRoute] = (
     Route("/v1/chat/completions", chat.create, methods=["POST"]),
     Route("/v1/models", models.index),
     Route("/v1/models/{name:path}", models.show),
+    Route("/", front),
+    Route("/api/chat", ollama_chat.create, methods=["POST"]),
+    Route("/api/generate", generation.create, methods=["POST"]),
+    Route("/api/tags", catalog.tags),
+    Route("/api/show", catalog.show, methods=["POST"]),
+    Route("/api/ps", catalog.ps),
+    Route("/api/version", catalog.version),
+    Route("/api/pull", catalog.pull, methods=["POST"]),
+    *(Route(path, unsupported.refuse, methods=["POST", "DELETE"]) for path in unsupported.REASONS),
     Route("/health", health.health),
     Route("/metrics", health.metrics),
 )
 
-SHAPES: Sequence[tuple[str, Shape]] = (("/", error_shown),)
+SHAPES: Sequence[tuple[str, Shape]] = (
+    ("/api/v0/", error_shown),
+    ("/api/", error_line),
+    ("/", error_shown),
+)
 """Beginning of a path -> the shape of its errors; the first that fits counts."""
 
 

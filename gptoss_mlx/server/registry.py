@@ -60,6 +60,12 @@ class Entry:
         return self._name or self.id.rpartition("/")[2]
 
     @property
+    def publisher(self) -> str:
+        """Whose model it is by its id: "openai"; "local" for a folder."""
+        owner, slash, _ = self.id.rpartition("/")
+        return owner if slash and self._name is None and "/" not in owner else "local"
+
+    @property
     def names(self) -> set[str]:
         """Every name it may be asked for by, in lower case."""
         others = {alias for alias, id in ALIASES.items() if id == self.id}
