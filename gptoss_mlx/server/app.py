@@ -13,10 +13,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from gptoss_mlx.server import health
 from gptoss_mlx.server.front import front
 from gptoss_mlx.server.guard import Guard
+from gptoss_mlx.server.lmstudio import answers, shelf
 from gptoss_mlx.server.ollama import catalog, generation, unsupported
 from gptoss_mlx.server.ollama import chat as ollama_chat
 from gptoss_mlx.server.ollama.shape import error_line
-from gptoss_mlx.server.openai import chat, models
+from gptoss_mlx.server.openai import chat, completions, models
 from gptoss_mlx.server.openai.shape import error_shown
 from gptoss_mlx.server.problems import Problem
 from gptoss_mlx.server.replies import JSONReply
@@ -26,6 +27,7 @@ Shape: TypeAlias = Callable[[Problem], object]
 
 ROUTES: Sequence[BaseRoute] = (
     Route("/v1/chat/completions", chat.create, methods=["POST"]),
+    Route("/v1/completions", completions.create, methods=["POST"]),
     Route("/v1/models", models.index),
     Route("/v1/models/{name:path}", models.show),
     Route("/", front),
@@ -37,6 +39,10 @@ ROUTES: Sequence[BaseRoute] = (
     Route("/api/version", catalog.version),
     Route("/api/pull", catalog.pull, methods=["POST"]),
     *(Route(path, unsupported.refuse, methods=["POST", "DELETE"]) for path in unsupported.REASONS),
+    Route("/api/v0/models", shelf.index),
+    Route("/api/v0/models/{name:path}", shelf.show),
+    Route("/api/v0/chat/completions", answers.create_chat, methods=["POST"]),
+    Route("/api/v0/completions", answers.create_text, methods=["POST"]),
     Route("/health", health.health),
     Route("/metrics", health.metrics),
 )

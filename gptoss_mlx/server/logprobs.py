@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TypedDict
+
+from typing_extensions import TypedDict
 
 from gptoss_mlx.engine.events import TokenEvent
 from gptoss_mlx.harmony.tokenizer import Tokenizer

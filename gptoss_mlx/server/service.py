@@ -93,7 +93,10 @@ class Service:
         self._readers.shutdown(cancel_futures=True)
 
     def _check_queue(self, entry: Entry, more: int) -> None:
-        if entry.sequences + more > entry.rows + self.policy.max_queue:
+        most = entry.rows + self.policy.max_queue
+        if more > most:
+            raise Problem(400, f"{more} answers are asked for, but {most} may run or wait")
+        if entry.sequences + more > most:
             raise Problem(
                 503,
                 f"{entry.sequences} requests run or wait, and {self.policy.max_queue} may wait",

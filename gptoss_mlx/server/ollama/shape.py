@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
-from typing import TypedDict
+
+from typing_extensions import TypedDict
 
 from gptoss_mlx.server.problems import Problem, problem_of
 from gptoss_mlx.server.replies import encoded
