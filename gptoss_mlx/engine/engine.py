@@ -77,7 +77,7 @@ class Engine:
         self.context, self.defaults = context, dict(defaults)
         self._loop = Loop(model, store)
         self._files = None if store is None else store.files
-        self._preprocessor = Preprocessor(tokenizer, config, context, self.defaults)
+        self.preprocessor = Preprocessor(tokenizer, config, context, self.defaults)
 
     def __repr__(self) -> str:
         state = ", closed" if self._loop.is_closed else ""
@@ -218,7 +218,7 @@ class Engine:
         Raises MessageError, ContextError or, where they are not finite, NumericalError.
         """
         _ = self.model
-        self._preprocessor.check_ids(ids)
+        self.preprocessor.check_ids(ids)
         return self._evaluate(ids)
 
     def stats(self) -> dict[str, float]:
@@ -239,7 +239,7 @@ class Engine:
 
     def _request(self, prompt: Prompt, options: Options) -> Request:
         _ = self.model  # raises if it is closed
-        return self._preprocessor.request(prompt, **options)
+        return self.preprocessor.request(prompt, **options)
 
     def _drive(self, requests: Sequence[Request]) -> Generator[tuple[int, Event], None, None]:
         """Take steps until these requests have finished, and yield their events as they come."""

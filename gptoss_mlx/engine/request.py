@@ -91,21 +91,14 @@ class Preprocessor:
         Raises MessageError, GrammarError, ContextError or SamplingError.
         """
         encoding = None if raw else self.tokenizer.harmony
-        if encoding is None and (tools or system or response_format):
-            raise MessageError("raw mode knows no system message, tools or response format")
-        rendered: Render | None = None
-        if encoding is not None:
-            rendered = partial(
-                render,
-                encoding,
-                tools=tools,
-                system=system,
-                reasoning=reasoning,
-                response_format=response_format,
-                most=self.context,
-            )
-        ids = self._read(prompt, rendered)
-        self.check_ids(ids)
+        ids = self.ids(
+            prompt,
+            raw=raw,
+            tools=tools,
+            system=system,
+            reasoning=reasoning,
+            response_format=response_format,
+        )
         tokens, limit = self._limit(len(ids), max_tokens)
         options = self._options(sampling)
         constraint = Constraint(
@@ -131,6 +124,35 @@ class Preprocessor:
             grammar=self._grammar(constraint, encoding),
             cancel=cancel or (lambda: False),
         )
+
+    def ids(
+        self,
+        prompt: Prompt,
+        *,
+        raw: bool = False,
+        tools: Sequence[Message] = (),
+        system: str | None = None,
+        reasoning: str = "medium",
+        response_format: Message | None = None,
+    ) -> list[int]:
+        """The token ids that a prompt is read as. Raises MessageError or ContextError."""
+        encoding = None if raw else self.tokenizer.harmony
+        if encoding is None and (tools or system or response_format):
+            raise MessageError("raw mode knows no system message, tools or response format")
+        rendered: Render | None = None
+        if encoding is not None:
+            rendered = partial(
+                render,
+                encoding,
+                tools=tools,
+                system=system,
+                reasoning=reasoning,
+                response_format=response_format,
+                most=self.context,
+            )
+        ids = self._read(prompt, rendered)
+        self.check_ids(ids)
+        return ids
 
     def _read(self, prompt: Prompt, rendered: Render | None) -> list[int]:
         """The prompt's token ids. rendered: renders messages to ids; None in raw mode."""
