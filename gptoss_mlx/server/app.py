@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gptoss_mlx.server import health
+from gptoss_mlx.server import health, tokens
 from gptoss_mlx.server.front import front
 from gptoss_mlx.server.guard import Guard
 from gptoss_mlx.server.lmstudio import answers, shelf
@@ -43,6 +43,9 @@ ROUTES: Sequence[BaseRoute] = (
     Route("/api/v0/models/{name:path}", shelf.show),
     Route("/api/v0/chat/completions", answers.create_chat, methods=["POST"]),
     Route("/api/v0/completions", answers.create_text, methods=["POST"]),
+    Route("/tokenize", tokens.tokenize, methods=["POST"]),
+    Route("/detokenize", tokens.detokenize, methods=["POST"]),
+    Route("/apply-template", tokens.apply_template, methods=["POST"]),
     Route("/health", health.health),
     Route("/metrics", health.metrics),
 )
