@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gptoss_mlx.server import health, tokens
+from gptoss_mlx.server import contents, health, tokens
 from gptoss_mlx.server.front import front
 from gptoss_mlx.server.guard import Guard
 from gptoss_mlx.server.lmstudio import answers, shelf
@@ -46,6 +46,7 @@ ROUTES: Sequence[BaseRoute] = (
     Route("/tokenize", tokens.tokenize, methods=["POST"]),
     Route("/detokenize", tokens.detokenize, methods=["POST"]),
     Route("/apply-template", tokens.apply_template, methods=["POST"]),
+    Route("/openapi.json", contents.show),
     Route("/health", health.health),
     Route("/metrics", health.metrics),
 )
