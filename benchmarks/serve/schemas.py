@@ -181,7 +181,7 @@ def token_times(tokens: int) -> dict[str, float]:
         for name, options in {"free": {}, "schema": {"response_format": asked}}.items():
             results = [engine.generate("Hi", **common, **options) for _ in range(3)]
             found[name] = min(1e3 / result.timings.decode_rate for result in results)
-        request = engine._preprocessor.request("Hi", reasoning_budget=0, response_format=asked)
+        request = engine.preprocessor.request("Hi", reasoning_budget=0, response_format=asked)
         result = engine.generate("Hi", response_format=asked, **common)
         begun = time.perf_counter()
         state = request.grammar

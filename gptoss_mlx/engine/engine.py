@@ -72,7 +72,7 @@ class Engine:
         self.context, self.defaults = context, dict(defaults)
         self._loop = Loop(model, store)
         self._files = None if store is None else store.files
-        self._preprocessor = Preprocessor(tokenizer, config, context, self.defaults)
+        self.preprocessor = Preprocessor(tokenizer, config, context, self.defaults)
 
     def __repr__(self) -> str:
         state = ", closed" if self._loop.is_closed else ""
@@ -170,7 +170,7 @@ class Engine:
         """The tokens of a prompt with what its options render into it, even if the context holds
         fewer. Raises MessageError, or ContextError for more than the model allows at all."""
         _ = self.model  # raises if it is closed
-        return self._preprocessor.count(prompt, options)
+        return self.preprocessor.count(prompt, options)
 
     def step(self) -> None:
         """Take a step: prefill a chunk of one prompt, decode a token of every one past its prompt.
@@ -219,7 +219,7 @@ class Engine:
         Raises MessageError, ContextError or, where they are not finite, NumericalError.
         """
         _ = self.model
-        self._preprocessor.check_ids(ids)
+        self.preprocessor.check_ids(ids)
         return self._evaluate(ids)
 
     def stats(self) -> dict[str, float]:
@@ -240,7 +240,7 @@ class Engine:
 
     def _request(self, prompt: Prompt, options: Options) -> Request:
         _ = self.model  # raises if it is closed
-        return self._preprocessor.request(prompt, **options)
+        return self.preprocessor.request(prompt, **options)
 
     def _drive(self, requests: Sequence[Request]) -> Generator[tuple[int, Event], None, None]:
         """Take steps until these requests have finished, and yield their events as they come."""

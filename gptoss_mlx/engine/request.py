@@ -15,7 +15,7 @@ import numpy as np
 from gptoss_mlx.engine.constraint import Constraint
 from gptoss_mlx.engine.events import Limit
 from gptoss_mlx.engine.marks import Marks, marks_of
-from gptoss_mlx.engine.options import Message, Options, Prompt, SamplingOptions
+from gptoss_mlx.engine.options import Message, Prompt, SamplingOptions
 from gptoss_mlx.errors import ContextError, MessageError, SamplingError
 from gptoss_mlx.files.jsonfile import shown
 from gptoss_mlx.harmony import Encoding, render
@@ -101,16 +101,13 @@ class Preprocessor:
         Raises MessageError, GrammarError, ContextError or SamplingError.
         """
         encoding = None if raw else self.tokenizer.harmony
-        if encoding is None and (tools or system or response_format):
-            raise MessageError("raw mode knows no system message, tools or response format")
         head: Head = {
             "tools": tools,
             "system": system,
             "reasoning": reasoning,
             "response_format": response_format,
         }
-        ids = self._read(prompt, encoding, self.context, head)
-        self.check_ids(ids)
+        ids = self.ids(prompt, raw=raw, **head)
         tokens, limit = self._limit(len(ids), max_tokens)
         options = self._options(sampling)
         constraint = Constraint(
@@ -137,6 +134,12 @@ class Preprocessor:
             cancel=cancel or (lambda: False),
         )
 
+    def ids(self, prompt: Prompt, *, raw: bool = False, **head: Unpack[Head]) -> list[int]:
+        """The token ids that a prompt is read as. Raises MessageError or ContextError."""
+        ids = self._read(prompt, raw, self.context, head)
+        self.check_ids(ids)
+        return ids
+
     def count(self, prompt: Prompt, options: Options) -> int:
         """The tokens of a prompt, which may be more than the context holds.
 
@@ -148,11 +151,15 @@ class Preprocessor:
             "reasoning": options.get("reasoning", "medium"),
             "response_format": options.get("response_format"),
         }
-        encoding = None if options.get("raw") else self.tokenizer.harmony
-        return len(self._read(prompt, encoding, self.config.max_position_embeddings, head))
+        most = self.config.max_position_embeddings
+        return len(self._read(prompt, options.get("raw", False), most, head))
 
-    def _read(self, prompt: Prompt, encoding: Encoding | None, most: int, head: Head) -> list[int]:
-        """The prompt's token ids. encoding: None in raw mode."""
+    def _read(self, prompt: Prompt, raw: bool, most: int, head: Head) -> list[int]:
+        encoding = None if raw else self.tokenizer.harmony
+        if encoding is None and any(
+            head.get(name) for name in ("tools", "system", "response_format")
+        ):
+            raise MessageError("raw mode knows no system message, tools or response format")
         if isinstance(prompt, bytes) or not isinstance(prompt, (str, Sequence, np.ndarray)):
             raise MessageError("the prompt must be a text, token ids or a list of messages")
         if not isinstance(prompt, str) and all(isinstance(id, Integral) for id in prompt):

@@ -12,11 +12,17 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gptoss_mlx.server import health
+from gptoss_mlx.server import contents, health, tokens
 from gptoss_mlx.server.anthropic import catalog, messages
 from gptoss_mlx.server.anthropic.shape import envelope, speaks_anthropic
+from gptoss_mlx.server.front import front
 from gptoss_mlx.server.guard import Guard
-from gptoss_mlx.server.openai import chat, models, responses
+from gptoss_mlx.server.lmstudio import answers, shelf
+from gptoss_mlx.server.ollama import catalog as ollama_catalog
+from gptoss_mlx.server.ollama import chat as ollama_chat
+from gptoss_mlx.server.ollama import generation, unsupported
+from gptoss_mlx.server.ollama.shape import error_line
+from gptoss_mlx.server.openai import chat, completions, models, responses
 from gptoss_mlx.server.openai.response_store import ResponseStore
 from gptoss_mlx.server.openai.shape import error_shown
 from gptoss_mlx.server.problems import Problem
@@ -43,16 +49,38 @@ ROUTES: Sequence[BaseRoute] = (
     Route("/v1/responses/{id}", responses.delete, methods=["DELETE"]),
     Route("/v1/responses/{id}/cancel", responses.cancel, methods=["POST"]),
     Route("/v1/responses/{id}/input_items", responses.input_items, methods=["GET"]),
+    Route("/v1/completions", completions.create, methods=["POST"]),
     Route("/v1/messages", messages.create, methods=["POST"]),
     Route("/v1/messages/count_tokens", messages.count, methods=["POST"]),
     Route("/v1/models", _either(catalog.index, models.index)),
     Route("/v1/models/{name:path}", _either(catalog.show, models.show)),
+    Route("/", front),
+    Route("/api/chat", ollama_chat.create, methods=["POST"]),
+    Route("/api/generate", generation.create, methods=["POST"]),
+    Route("/api/tags", ollama_catalog.tags),
+    Route("/api/show", ollama_catalog.show, methods=["POST"]),
+    Route("/api/ps", ollama_catalog.ps),
+    Route("/api/version", ollama_catalog.version),
+    Route("/api/pull", ollama_catalog.pull, methods=["POST"]),
+    *(Route(path, unsupported.refuse, methods=["POST", "DELETE"]) for path in unsupported.REASONS),
+    Route("/api/v0/models", shelf.index),
+    Route("/api/v0/models/{name:path}", shelf.show),
+    Route("/api/v0/chat/completions", answers.create_chat, methods=["POST"]),
+    Route("/api/v0/completions", answers.create_text, methods=["POST"]),
+    Route("/tokenize", tokens.tokenize, methods=["POST"]),
+    Route("/detokenize", tokens.detokenize, methods=["POST"]),
+    Route("/apply-template", tokens.apply_template, methods=["POST"]),
+    Route("/openapi.json", contents.show),
     Route("/health", health.health),
     Route("/metrics", health.metrics),
 )
 
-SHAPES: Sequence[tuple[str, Shape]] = (("/", error_shown),)
-"""Beginning of a path -> the shape of its errors, Anthropic's aside; the first that fits counts."""
+SHAPES: Sequence[tuple[str, Shape]] = (
+    ("/api/v0/", error_shown),
+    ("/api/", error_line),
+    ("/", error_shown),
+)
+"""Beginning of a path -> the shape of its errors; the first that fits counts. Anthropic's aside."""
 
 
 class App:

@@ -16,6 +16,7 @@ from gptoss_mlx.engine.sequence import Sequence as Running
 from gptoss_mlx.harmony.tokenizer import Tokenizer
 from gptoss_mlx.server.mailbox import Mailbox
 from gptoss_mlx.server.metrics import Watch
+from gptoss_mlx.spec.sampling import MAX_SEED
 
 Piece: TypeAlias = PrefillEvent | Delta | FinishEvent
 
@@ -24,13 +25,21 @@ Piece: TypeAlias = PrefillEvent | Delta | FinishEvent
 class Ask:
     """What a request of any API asks of a model; None is the first one.
 
-    choices: how many answers; the seeds of a given seed follow each other.
+    choices: how many answers; the seeds of a given seed follow each other. further: more prompts,
+    each with as many choices, which are numbered on.
     """
 
     model: str | None
     prompt: Prompt
     options: Options
     choices: int = 1
+    further: Sequence[Prompt] = ()
+
+    @property
+    def sequences(self) -> list[tuple[Prompt, Options]]:
+        """The prompt and the options of each choice, by number."""
+        seeded = [_seeded(self.options, i) for i in range(self.choices)]
+        return [(prompt, options) for prompt in (self.prompt, *self.further) for options in seeded]
 
 
 class Job:
@@ -98,3 +107,8 @@ class Job:
             self._runner.drop(self._sequences)
             self._unfinished = 0
         self._release()
+
+
+def _seeded(options: Options, choice: int) -> Options:
+    seed = options.get("seed")
+    return options if seed is None else {**options, "seed": (seed + choice) % (MAX_SEED + 1)}

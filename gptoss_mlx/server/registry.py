@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -34,8 +35,9 @@ class Entry:
 
     argument: as `load` takes it. name: what it goes by, without a path. done, total: bytes read of
     the weights while it loads. rows: sequences that it decodes at a time. sequences: those that it
-    was given and that have not finished. leases: requests that use it. is_asked_for: whether a
-    request has it loaded, and waits. is_given_up: whether it is not to be loaded any more.
+    was given and that have not finished. leases: requests that use it. keep_alive: seconds that it
+    stays loaded when nobody uses it; infinity for ever. is_asked_for: whether a request has it
+    loaded, and waits. is_given_up: whether it is not to be loaded any more.
     """
 
     def __init__(self, argument: str, settings: Settings) -> None:
@@ -48,13 +50,20 @@ class Entry:
         self.runner: Runner | None = None
         self.rows = self.leases = self.sequences = 0
         self.last_used = 0.0
-        self.keep_alive: float | None = None
+        self.keep_alive = math.inf
+        self.expiry: asyncio.TimerHandle | None = None
         self.loading: asyncio.Task[None] | None = None
         self.is_asked_for = self.is_given_up = False
 
     @property
     def name(self) -> str:
         return self._name or self.id.rpartition("/")[2]
+
+    @property
+    def publisher(self) -> str:
+        """Whose model it is by its id: "openai"; "local" for a folder."""
+        owner, slash, _ = self.id.rpartition("/")
+        return owner if slash and self._name is None and "/" not in owner else "local"
 
     @property
     def names(self) -> set[str]:
@@ -95,6 +104,13 @@ class Entry:
     @property
     def waiting(self) -> int:
         return self.sequences - self.running
+
+    @property
+    def expires_in(self) -> float:
+        """Seconds until it is unloaded, if nobody asks it before; infinity for never."""
+        if self.leases or self.expiry is None:
+            return self.keep_alive
+        return max(0.0, self.last_used + self.keep_alive - time.monotonic())
 
     def stats(self) -> dict[str, float]:
         """`Engine.stats`, and whether it is loaded."""
@@ -148,8 +164,9 @@ class Registry:
         self._opener, self._watch = opener, watch
         self._lock, self._released = asyncio.Lock(), asyncio.Event()
         self._closing: set[asyncio.Task[None]] = set()
+        self._keep_alive = math.inf if keep_alive is None else keep_alive
         for entry in self.entries:
-            entry.keep_alive = keep_alive
+            entry.keep_alive = self._keep_alive
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(self.entries)
@@ -176,7 +193,7 @@ class Registry:
     def load(self, entry: Entry) -> asyncio.Task[None]:
         """The loading of a model, begun if it was not."""
         if entry.loading is None:
-            entry.error = None
+            entry.error, entry.keep_alive = None, self._keep_alive
             entry.loading = asyncio.create_task(self._load(entry))
         return entry.loading
 
@@ -200,21 +217,32 @@ class Registry:
         return entry
 
     def release(self, entry: Entry, keep_alive: float | None = None) -> None:
-        """Give a lease back. keep_alive: what its request asked for, instead of the server's."""
+        """Give a lease back. keep_alive: what its request asked for, instead of what was."""
         entry.leases -= 1
         entry.last_used = time.monotonic()
         if keep_alive is not None:
             entry.keep_alive = keep_alive
         self._released.set()
-        if entry.keep_alive is not None and entry.leases == 0:
+        if entry.expiry is not None:
+            entry.expiry.cancel()
+            entry.expiry = None
+        if entry.keep_alive < math.inf and entry.leases == 0:
             loop = asyncio.get_running_loop()
-            loop.call_later(entry.keep_alive, self._unload_idle, entry)
+            entry.expiry = loop.call_later(entry.keep_alive, self._unload_idle, entry)
 
-    async def unload(self, entry: Entry) -> None:
-        """Give a model's memory back; what still runs fails."""
+    def expire(self, entry: Entry) -> None:
+        """Unload a model that is loaded as soon as nobody uses it."""
+        if entry.status == "ready":
+            entry.leases += 1
+            self.release(entry, 0.0)
+
+    def unload(self, entry: Entry) -> asyncio.Task[None]:
+        """Give a model's memory back; what still runs fails. It counts as unloaded at once."""
         runner, entry.runner, entry.loading = entry.runner, None, None
-        if runner is not None:
-            await asyncio.to_thread(runner.close)
+        task = asyncio.create_task(_close(runner))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+        return task
 
     async def close(self) -> None:
         """Unload all; what still runs fails."""
@@ -225,11 +253,9 @@ class Registry:
         await asyncio.gather(*map(self.unload, self.entries))
 
     def _unload_idle(self, entry: Entry) -> None:
-        idle = time.monotonic() - entry.last_used
-        if entry.leases == 0 and entry.keep_alive is not None and idle >= entry.keep_alive:
-            task = asyncio.create_task(self.unload(entry))
-            self._closing.add(task)
-            task.add_done_callback(self._closing.discard)
+        entry.expiry = None
+        if entry.leases == 0:
+            self.unload(entry)
 
     async def _load(self, entry: Entry) -> None:
         """Open a model in a thread; its error is kept, for whoever asks for it."""
@@ -281,6 +307,11 @@ class Registry:
             self._released.clear()
             await self._released.wait()
         await self.unload(min(idle, key=lambda other: other.last_used))
+
+
+async def _close(runner: Runner | None) -> None:
+    if runner is not None:
+        await asyncio.to_thread(runner.close)
 
 
 def _loading(entry: Entry) -> Problem:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from typing import TypeAlias, TypeVar
 
 from starlette.requests import Request
 
-from gptoss_mlx.engine.options import Options
+from gptoss_mlx.engine.engine import Engine
+from gptoss_mlx.engine.options import Options, Prompt
 from gptoss_mlx.engine.runner import Runner
 from gptoss_mlx.engine.sequence import Sequence
 from gptoss_mlx.server.job import Ask, Job
@@ -22,6 +25,8 @@ from gptoss_mlx.server.registry import Entry, Registry
 from gptoss_mlx.server.written import Written
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
+Asked: TypeAlias = tuple[Prompt, Options]
 
 READERS = 4
 """Threads that render prompts and compile schemas, so that a slow one delays few others."""
@@ -51,31 +56,42 @@ class Service:
         Raises Problem or, for what is wrong with the prompt and its options, GptOssError.
         """
         if self.policy.log_prompts:
-            logger.info("asked: %s", json.dumps(ask.prompt, default=str))
+            prompts = (ask.prompt, *ask.further)
+            logger.info("asked: %s", json.dumps(prompts, default=str))
         entry = await self.registry.lease(ask.model)
         watch = self.metrics.watch(entry.name)
-        taken = False
+        asked, taken = ask.sequences, 0
         try:
-            self._check_queue(entry, ask.choices)
-            entry.sequences += ask.choices
-            taken = True
-            sequences, mailbox = await self._add(entry, ask)
+            self._check_queue(entry, len(asked))
+            taken = len(asked)
+            entry.sequences += taken
+            sequences, mailbox = await self._add(entry, asked)
         except BaseException:
-            self._release(entry, ask.choices if taken else 0, keep_alive)
+            self._release(entry, taken, keep_alive)
             raise
         runner = _running(entry)
-        release = partial(self._release, entry, ask.choices, keep_alive)
+        release = partial(self._release, entry, taken, keep_alive)
         return Job(entry.name, runner, mailbox, sequences, release, watch)
+
+    async def load(self, model: str | None, *, keep_alive: float | None = None) -> Entry:
+        """Load a model, if it is not, without a prompt. Raises Problem."""
+        entry = await self.registry.lease(model)
+        self.registry.release(entry, keep_alive)
+        return entry
+
+    async def read(self, model: str | None, reading: Callable[[Engine], T]) -> T:
+        """What a function gives for a model's engine, called on a reader's thread: without a step
+        of the model. Raises Problem or what the function raises."""
+        entry = await self.registry.lease(model)
+        try:
+            engine = _running(entry).engine
+            return await asyncio.wrap_future(self._readers.submit(reading, engine))
+        finally:
+            self.registry.release(entry)
 
     async def count(self, ask: Ask) -> int:
         """The tokens of a prompt as `start` would render it. Raises as `start` does."""
-        entry = await self.registry.lease(ask.model)
-        try:
-            engine = _running(entry).engine
-            counting = self._readers.submit(partial(engine.count, ask.prompt, **ask.options))
-            return await asyncio.wrap_future(counting)
-        finally:
-            self.registry.release(entry)
+        return await self.read(ask.model, lambda engine: engine.count(ask.prompt, **ask.options))
 
     async def close(self) -> None:
         """Unload all models; what still runs fails."""
@@ -83,7 +99,10 @@ class Service:
         self._readers.shutdown(cancel_futures=True)
 
     def _check_queue(self, entry: Entry, more: int) -> None:
-        if entry.sequences + more > entry.rows + self.policy.max_queue:
+        most = entry.rows + self.policy.max_queue
+        if more > most:
+            raise Problem(400, f"{more} answers are asked for, but {most} may run or wait")
+        if entry.sequences + more > most:
             raise Problem(
                 503,
                 f"{entry.sequences} requests run or wait, and {self.policy.max_queue} may wait",
@@ -91,10 +110,10 @@ class Service:
                 retry_after=RETRY_SECONDS,
             )
 
-    async def _add(self, entry: Entry, ask: Ask) -> tuple[list[Sequence], Mailbox]:
+    async def _add(self, entry: Entry, asked: list[Asked]) -> tuple[list[Sequence], Mailbox]:
         runner = _running(entry)
-        mailbox = Mailbox(ask.choices, runner.wake)
-        adding = self._readers.submit(_add, runner, ask, mailbox.slots)
+        mailbox = Mailbox(len(asked), runner.wake)
+        adding = self._readers.submit(_add, runner, asked, mailbox.slots)
         try:
             return await asyncio.wrap_future(adding), mailbox
         except asyncio.CancelledError:
@@ -111,15 +130,12 @@ def _running(entry: Entry) -> Runner:
     return entry.runner
 
 
-def _add(runner: Runner, ask: Ask, slots: list[Slot]) -> list[Sequence]:
+def _add(runner: Runner, asked: list[Asked], slots: list[Slot]) -> list[Sequence]:
     """Render, check and queue, once for each choice; all of them or none."""
     added: list[Sequence] = []
     try:
-        for number, slot in enumerate(slots):
-            options: Options = ask.options
-            if (seed := options.get("seed")) is not None:
-                options = {**options, "seed": seed + number}
-            added.append(runner.add(ask.prompt, slot, **options))
+        for (prompt, options), slot in zip(asked, slots, strict=True):
+            added.append(runner.add(prompt, slot, **options))
     except BaseException:
         runner.drop(added)
         raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def engine(request: pytest.FixtureRequest, checkpoint_of: Callable[..., Path]) -
 
 def begins_a_text(text: str, grammar: dict[str, Any], engine: Engine) -> bool:
     """Whether the tokens of a text are permitted, one after the other."""
-    request = engine._preprocessor.request([5], reasoning_budget=0, **grammar)
+    request = engine.preprocessor.request([5], reasoning_budget=0, **grammar)
     state: Any = request.grammar
     for id in encoding().encode_special("<|channel|>final<|message|>" + text):
         if not permits(state.mask, id):
@@ -189,7 +190,9 @@ def test_the_prompt_is_the_same_under_a_constraint() -> None:
 
 def test_a_vocabulary_that_cannot_say_it_is_an_error_and_the_engine_goes_on() -> None:
     scripted = Scripted([0], [0])
-    scripted.engine._preprocessor.config.vocab_size = 120  # bytes below 0xbd, as tokens
+    engine, preprocessor = scripted.engine, scripted.engine.preprocessor
+    config = replace(preprocessor.config, vocab_size=120)  # bytes below 0xbd, as tokens
+    engine.preprocessor = replace(preprocessor, config=config)
     with pytest.raises(GrammarError, match="regex: no token of the model's vocabulary"):
         list(scripted.engine.stream([5], raw=True, regex="\u00e9"))
     assert ids_of(list(scripted.engine.stream([5], raw=True, max_tokens=1))) == [0]

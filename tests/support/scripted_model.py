@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 from gptoss_mlx.backends.protocol import SampledToken
@@ -18,6 +17,8 @@ from gptoss_mlx.engine.prefix import PrefixStore, root_name
 from gptoss_mlx.files.store import OWNER_DIGITS, FileStore
 from gptoss_mlx.harmony import Encoding, Mask
 from gptoss_mlx.harmony.tokenizer import HarmonyTokenizer, Tokenizer
+from gptoss_mlx.spec.config import ModelConfig
+from gptoss_mlx.spec.released import CONFIGS
 from gptoss_mlx.spec.sampling import Sampling
 from tests.support.ring_model import RingModel, RingState
 
@@ -95,7 +96,7 @@ class Scripted:
         self._arguments = (
             cast(Any, self.model),
             tokenizer_ or tokenizer(),
-            cast(Any, SimpleNamespace(vocab_size=VOCAB, max_position_embeddings=131072)),
+            ModelConfig.from_file(CONFIGS["openai/gpt-oss-20b"]),
             context,
             defaults or {},
         )

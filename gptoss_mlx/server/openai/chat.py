@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
-from typing import Literal, NotRequired, TypedDict
+from typing import Literal, NotRequired
 
 from starlette.requests import Request
 from starlette.responses import Response
+from typing_extensions import TypedDict
 
 from gptoss_mlx import __version__
 from gptoss_mlx.engine.deltas import Delta
@@ -16,11 +17,11 @@ from gptoss_mlx.engine.result import new_call_id
 from gptoss_mlx.server.aliases import Aliases
 from gptoss_mlx.server.bodies import read_body
 from gptoss_mlx.server.job import Job
+from gptoss_mlx.server.logprobs import Logprobs, logprobs_of
 from gptoss_mlx.server.openai.chat_request import ChatRequest
-from gptoss_mlx.server.openai.logprobs import Logprobs, logprobs_of
-from gptoss_mlx.server.openai.shape import error_event
+from gptoss_mlx.server.openai.stream import frames
 from gptoss_mlx.server.openai.usage import TimesShown, Usage, times_of, usage_of
-from gptoss_mlx.server.replies import FrameStream, comment, event, reply
+from gptoss_mlx.server.replies import FrameStream, reply
 from gptoss_mlx.server.service import service_of
 
 FINGERPRINT = f"fp_gptoss_mlx_{__version__}"
@@ -227,22 +228,6 @@ class _ChoiceState:
             "type": "function",
             "function": {"name": name, "arguments": delta.text},
         }
-
-
-async def frames(answer: Answer, with_usage: bool) -> AsyncGenerator[bytes, None]:
-    """The chunks as server-sent events; an error is one as well."""
-    try:
-        async with aclosing(answer.chunks()) as chunks:
-            async for chunk in chunks:
-                if isinstance(chunk, PrefillEvent):
-                    yield comment(f"prefill {chunk.done}/{chunk.total}")
-                else:
-                    yield event(chunk | {"usage": None} if with_usage else chunk)
-        if with_usage:
-            yield event(answer.last_chunk())
-    except Exception as error:  # of any kind: the stream ends with it
-        yield error_event(error)
-    yield b"data: [DONE]\n\n"
 
 
 async def collect(answer: Answer) -> Completion:

@@ -12,8 +12,7 @@ from gptoss_mlx.files.jsonfile import shown
 from gptoss_mlx.server.aliases import Aliases
 from gptoss_mlx.server.bodies import Body
 from gptoss_mlx.server.effort import effort_options
-from gptoss_mlx.server.job import Ask
-from gptoss_mlx.server.openai.history import (
+from gptoss_mlx.server.history import (
     JSON,
     aliases_of,
     choice_for,
@@ -21,6 +20,7 @@ from gptoss_mlx.server.openai.history import (
     messages_for,
     tools_for,
 )
+from gptoss_mlx.server.job import Ask
 from gptoss_mlx.server.problems import Problem
 
 MOST_CHOICES = 16

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 from gptoss_mlx.engine.options import Message
 from gptoss_mlx.files.jsonfile import shown
-from gptoss_mlx.server.openai.history import JSON, text_of
+from gptoss_mlx.server.history import JSON, text_of
 from gptoss_mlx.server.openai.output_items import new_id
 from gptoss_mlx.server.openai.response_tools import Toolbox
 from gptoss_mlx.server.openai.sealed_reasoning import unseal

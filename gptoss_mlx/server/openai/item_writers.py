@@ -9,8 +9,8 @@ from typing import Protocol
 from gptoss_mlx.engine.deltas import Delta
 from gptoss_mlx.engine.result import new_call_id
 from gptoss_mlx.harmony.tokenizer import Tokenizer
+from gptoss_mlx.server.logprobs import Chosen, chosen
 from gptoss_mlx.server.openai.free_text import InputDecoder
-from gptoss_mlx.server.openai.logprobs import Chosen, chosen
 from gptoss_mlx.server.openai.output_items import (
     CustomCallItem,
     FunctionCallItem,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from typing import Literal, NotRequired, TypeAlias, TypedDict
 
-from gptoss_mlx.server.openai.logprobs import Chosen
+from gptoss_mlx.server.logprobs import Chosen
 
 ItemStatus: TypeAlias = Literal["in_progress", "completed", "incomplete"]
 Phase: TypeAlias = Literal["commentary", "final_answer"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias, TypedDict
 
-from gptoss_mlx.server.openai.logprobs import Chosen
+from gptoss_mlx.server.logprobs import Chosen
 from gptoss_mlx.server.openai.output_items import (
     OutputItem,
     OutputText,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, TypeAlias, TypedDict
 
 from gptoss_mlx.engine.events import FinishEvent
-from gptoss_mlx.server.openai.history import JSON
+from gptoss_mlx.server.history import JSON
 from gptoss_mlx.server.openai.output_items import OutputItem
 
 ResponseStatus: TypeAlias = Literal["in_progress", "completed", "incomplete", "cancelled", "failed"]

@@ -10,7 +10,7 @@ from typing import cast
 from starlette.requests import Request
 
 from gptoss_mlx.files.jsonfile import shown
-from gptoss_mlx.server.openai.history import JSON
+from gptoss_mlx.server.history import JSON
 from gptoss_mlx.server.openai.response_object import ResponseShown
 from gptoss_mlx.server.openai.response_run import ResponseRun
 from gptoss_mlx.server.problems import Problem

@@ -13,7 +13,7 @@ from typing import Any
 
 from gptoss_mlx.files.jsonfile import shown
 from gptoss_mlx.server.aliases import Aliases
-from gptoss_mlx.server.openai.history import JSON
+from gptoss_mlx.server.history import JSON
 from gptoss_mlx.server.problems import Problem
 
 _FREE_TEXT = {

@@ -14,8 +14,8 @@ from gptoss_mlx.engine.events import PrefillEvent
 from gptoss_mlx.errors import ContextError
 from gptoss_mlx.files.jsonfile import shown
 from gptoss_mlx.server.bodies import read_body
+from gptoss_mlx.server.history import JSON
 from gptoss_mlx.server.job import Job
-from gptoss_mlx.server.openai.history import JSON
 from gptoss_mlx.server.openai.input_items import is_instruction, without_orphans
 from gptoss_mlx.server.openai.response_events import ResponseEvent
 from gptoss_mlx.server.openai.response_object import ResponseShown

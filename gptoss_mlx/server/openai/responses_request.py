@@ -12,9 +12,9 @@ from pydantic import AfterValidator, BeforeValidator, Field, StrictBool, StrictI
 from gptoss_mlx.engine.options import Message, Options
 from gptoss_mlx.server.bodies import Body
 from gptoss_mlx.server.effort import effort_options
+from gptoss_mlx.server.history import JSON
 from gptoss_mlx.server.job import Ask
 from gptoss_mlx.server.openai.chat_request import SamplingFields
-from gptoss_mlx.server.openai.history import JSON
 from gptoss_mlx.server.openai.input_items import items_of, messages_of
 from gptoss_mlx.server.openai.response_object import Echo
 from gptoss_mlx.server.openai.response_run import Wanted

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing_extensions import TypedDict
 
 from gptoss_mlx.server.problems import Problem, problem_of
 from gptoss_mlx.server.replies import event

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TypedDict
+from collections.abc import Sequence
+
+from typing_extensions import TypedDict
 
 from gptoss_mlx.engine.events import FinishEvent, Timings
 
@@ -38,12 +39,15 @@ class TimesShown(TypedDict):
     predicted_per_second: float
 
 
-def usage_of(finishes: Iterable[FinishEvent], reasoning_tokens: int) -> Usage:
-    """The sum over all choices; the prompt, which they share, counts once."""
-    ends = list(finishes)
-    prompt = ends[0].prompt_tokens if ends else 0
-    cached = ends[0].timings.reused_tokens if ends else 0
-    completion = sum(end.completion_tokens for end in ends)
+def usage_of(finishes: Sequence[FinishEvent], reasoning_tokens: int, prompts: int = 1) -> Usage:
+    """The sum over all choices; a prompt, which several share, counts once.
+
+    prompts: how many they answer, in order, each as often.
+    """
+    firsts = finishes[:: max(1, len(finishes) // prompts)]
+    prompt = sum(end.prompt_tokens for end in firsts)
+    cached = sum(end.timings.reused_tokens for end in firsts)
+    completion = sum(end.completion_tokens for end in finishes)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,

@@ -1,4 +1,4 @@
-"""Messages, tools and the choice among them, from OpenAI's JSON to what the engine renders.
+"""Messages, tools and the choice among them, from a client's JSON to what the engine renders.
 
 null counts as not given, and an unknown kind of tool is left out: clients send what other models
 know, and a request does not fail for it.

@@ -1,9 +1,10 @@
-"""Log-probabilities of tokens, as chat completions and responses have them."""
+"""Log-probabilities of tokens, as most APIs have them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TypedDict
+
+from typing_extensions import TypedDict
 
 from gptoss_mlx.engine.events import TokenEvent
 from gptoss_mlx.harmony.tokenizer import Tokenizer

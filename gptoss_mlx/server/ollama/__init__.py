@@ -1,0 +1,1 @@
+"""Ollama's API: chat, generate and the catalogue of models, in lines of JSON."""
