@@ -15,7 +15,7 @@ import numpy as np
 from gptoss_mlx.engine.constraint import Constraint
 from gptoss_mlx.engine.events import Limit
 from gptoss_mlx.engine.marks import Marks, marks_of
-from gptoss_mlx.engine.options import Message, Prompt, SamplingOptions
+from gptoss_mlx.engine.options import Message, Options, Prompt, SamplingOptions
 from gptoss_mlx.errors import ContextError, MessageError, SamplingError
 from gptoss_mlx.files.jsonfile import shown
 from gptoss_mlx.harmony import Encoding, render
