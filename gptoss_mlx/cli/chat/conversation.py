@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptoss_mlx.cli.chat.archive import Archive, Saved
-from gptoss_mlx.cli.chat.transcript import Transcript
+from gptoss_mlx.cli.chat.transcript import Transcript, text_of
 from gptoss_mlx.cli.chat.view import View, counted
 from gptoss_mlx.cli.exits import Handler, interruptible
 from gptoss_mlx.cli.terminal import Bar, Output, harmless
@@ -119,21 +119,21 @@ class Talk:
         self.transcript, self.saved, self.finish, self.attached = transcript, saved, None, []
 
     def save(self) -> None:
-        """Save the conversation, if there is where. What goes wrong becomes a note."""
+        """Save the conversation, if it is to be. What goes wrong is said, however quiet it is."""
         if not self.saves:
             return
         try:
             if self.saved is None:
-                first = self.transcript.turns[0][0]["content"] if self.transcript.turns else ""
-                self.saved = Saved(self.archive.new_name(str(first), datetime.date.today()))
+                turns = self.transcript.turns
+                first = text_of(turns[0][0]) if turns else ""
+                self.saved = Saved(self.archive.new_name(first, datetime.date.today()))
             before, self.saved = self.saved, self.archive.write(self.saved, self.transcript)
         except SessionError as error:
-            self.note(f"not saved: {error}")
+            self.say(f"note: not saved: {error}")
             return
         if before.name != self.saved.name and before.digest is not None:
-            self.note(
-                f"another program has changed {before.name}: this goes on as {self.saved.name}"
-            )
+            name = self.saved.name
+            self.say(f"note: another program has changed {before.name}: this goes on as {name}")
 
     @property
     def used(self) -> int:

@@ -1,5 +1,7 @@
-"""Markdown as lines for a terminal. No letter or digit of the text is ever left out: a block that
-would lose one, such as a table with too many cells, is shown as it is written.
+"""Markdown as lines for a terminal, which nothing in the text controls.
+
+No letter or digit of the text is ever left out: a block that would lose one, such as a table with
+too many cells, is shown as it is written.
 """
 
 from __future__ import annotations
@@ -7,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from markdown_it import MarkdownIt
@@ -46,16 +49,21 @@ class Painter:
         return max(1, width - 1), height
 
     def paint(self, block: MarkdownBlock) -> list[str]:
+        block = replace(
+            block,
+            lines=tuple(map(harmless, block.lines)),
+            before=tuple(map(harmless, block.before)),
+        )
         if block.kind == "blank":
             return [""]
         if block.kind == "fence":
-            return self.lines(Text(block.text, style="dim", overflow="fold"))
+            return self._lines(Text(block.text, style="dim", overflow="fold"))
         if block.kind == "code":
-            return self.lines(_coloured(block))
+            return self._lines(_coloured(block))
         document = _Document("", hyperlinks=False, code_theme=_THEME)
         document.parsed = self._parser.parse(block.text)
         try:
-            lines = self.lines(document)
+            lines = self._lines(document)
         except Exception:  # of any kind: a library that fails on a text must not hide it
             return self.plain(block.text)
         lines = _without_margin(lines)
@@ -65,9 +73,9 @@ class Painter:
 
     def plain(self, text: str, style: str = "") -> list[str]:
         """A text as it is, in lines that fit."""
-        return self.lines(Text(text, style=style, overflow="fold"))
+        return self._lines(Text(harmless(text), style=style, overflow="fold"))
 
-    def lines(self, renderable: RenderableType) -> list[str]:
+    def _lines(self, renderable: RenderableType) -> list[str]:
         with self._console.capture() as capture:
             self._console.print(renderable, width=self.size[0], end="")
         # Colours do not reach over the end of a line, as rich writes them.

@@ -8,7 +8,7 @@ from contextlib import suppress
 from threading import Lock, Timer
 from typing import TYPE_CHECKING, Protocol, TextIO
 
-from gptoss_mlx.cli.terminal import Output, Part, Printer, harmless, part_of
+from gptoss_mlx.cli.terminal import Output, Part, Printer, part_of
 from gptoss_mlx.engine.events import TokenEvent
 
 if TYPE_CHECKING:
@@ -110,13 +110,13 @@ class TerminalView:
         self._part, self._text, self._tokens, self._begun = part, "", 0, self._clock()
         if part == "call":
             name = (event.recipient or "").removeprefix("functions.")
-            self._text = harmless(f"tool call: {name}(")
+            self._text = f"tool call: {name}("
 
     def _push(self, text: str) -> None:
         if self._part != "text":
-            self._text += harmless(text)
+            self._text += text
             return
-        for block in self._blocks.push(harmless(text)):
+        for block in self._blocks.push(text):
             self._finished += self._painter.paint(block)
 
     def _close_part(self) -> None:

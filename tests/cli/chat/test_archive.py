@@ -218,3 +218,15 @@ def test_a_pipe_is_no_conversation(archive: Archive) -> None:
     with pytest.raises(SessionError, match="a named pipe, not a regular file"):
         archive.read("sum")
     assert archive.write(Saved("sum"), TALK).name == "sum-2"
+
+
+def test_what_a_killed_program_left_is_removed_an_hour_later(archive: Archive) -> None:
+    archive.write(Saved("sum"), TALK)
+    for name, age in (("old", 7200), ("new", 10)):
+        path = archive.folder / f".{name}-0.tmp"
+        path.touch()
+        os.utime(path, (path.stat().st_mtime - age,) * 2)
+    archive.write(Saved("other"), TALK)
+    left = sorted(path.name for path in archive.folder.iterdir())
+    assert left == [".lock", ".new-0.tmp", "other.json", "sum.json"]
+    assert sorted(archive.names()) == ["other", "sum"]

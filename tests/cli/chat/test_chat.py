@@ -316,3 +316,12 @@ def test_ctrl_c_in_a_script_ends_it() -> None:
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=DEADLINE)
     assert (process.returncode, out, err) == (130, "It is\n", "note: stopped\n")
+
+
+def test_the_tiny_model_talks() -> None:
+    lines = "What is 3 + 4?\nAdd 2 to that.\n/stats\n"
+    result = CliRunner().invoke(main, ["--model", "tiny", "--temperature", "0"], input=lines)
+    assert (result.exit_code, result.stdout.count("\n")) == (0, 2)
+    assert "7" in result.stdout.splitlines()[0]
+    assert "9" in result.stdout.splitlines()[1]
+    assert " 0 reused" not in result.stderr

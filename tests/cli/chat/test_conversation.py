@@ -130,7 +130,7 @@ def test_a_full_context_is_said_and_drops_nothing(begin: Begin) -> None:
 
 
 def test_another_program_s_turns_are_never_lost_silently(begin: Begin) -> None:
-    mine = begin(answer("1"), answer("2"))
+    mine = begin(answer("1"), answer("2"), quiet=True)
     mine.talk.ask("First")
     assert mine.talk.saved is not None
     name = mine.talk.saved.name
@@ -146,7 +146,7 @@ def test_another_program_s_turns_are_never_lost_silently(begin: Begin) -> None:
 
 def test_a_disk_that_is_full_is_a_note(begin: Begin, tmp_path: Path) -> None:
     (tmp_path / "conversations").write_text("no folder")
-    talking = begin(answer("85"))
+    talking = begin(answer("85"), quiet=True)
     talking.talk.ask("Hi")
     assert "note: not saved: " in talking.said
     assert talking.talk.transcript.messages[-1]["content"] == "85"

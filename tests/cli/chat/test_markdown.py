@@ -74,6 +74,7 @@ def printed(said: str, cuts: list[int], draws: bool, screen: Screen) -> None:
 @example("| a | b |\n|---|---|\n" + "| 1 | 2 |\n" * 30 + "| 1 | wide |", list(range(0, 400, 7)))
 @example("| a | b |\n|---|---|\n| 1 | 2 | 3 |\n", [])
 @example("1. a\n   0007. b", [])
+@example("\x1b[1mstyle\x1b[m\n```\n\x1b[7m\n\x1b[1m\n```", [])
 @example("```\n" + "line\n" * 40 + "```\nend", list(range(0, 250, 3)))
 def test_pieces_give_what_the_whole_gives_and_lose_nothing(said: str, cuts: list[int]) -> None:
     whole, pieces = Screen(40, 12), Screen(40, 12)
