@@ -149,10 +149,12 @@ WIDE = (
 
 
 STICKS_OUT = """() => [...document.querySelectorAll('body *')].filter((one) =>
-    one.getBoundingClientRect().right > innerWidth + 1
+    (one.getBoundingClientRect().right > innerWidth + 1
+        || (one.clientWidth && one.scrollWidth > one.clientWidth + 1
+            && getComputedStyle(one).overflowX === 'visible'))
         && !one.closest('.wide, pre, .visually-hidden, #sidebar')
 ).map((one) => one.outerHTML.slice(0, 80))"""
-"""Elements past the right edge, but for what scrolls by itself."""
+"""Elements past the right edge, or with text past their own, but for what scrolls by itself."""
 
 
 @pytest.mark.parametrize("width", [320, 800, 1920])
