@@ -34,8 +34,8 @@ def package(name: str) -> Path:
     return folder
 
 
-def run(command: list[str], folder: Path, environment: dict[str, str]) -> str:
-    """The output of a client that reaches this machine alone."""
+def run(command: list[str], folder: Path, environment: dict[str, str], status: int = 0) -> str:
+    """The output of a client that reaches this machine alone, and ends with a status."""
     outside = {"HTTP_PROXY": NOWHERE, "HTTPS_PROXY": NOWHERE, "NO_PROXY": "127.0.0.1"}
     done = subprocess.run(
         command,
@@ -46,7 +46,7 @@ def run(command: list[str], folder: Path, environment: dict[str, str]) -> str:
         text=True,
         timeout=SECONDS,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == status, done.stdout + done.stderr
     return done.stdout
 
 
@@ -86,13 +86,25 @@ def test_the_client_for_node(tmp_path: Path) -> None:
     assert '{"a":[1,{"b":"c"}]}' in prompt_of(scripted, 1)
 
 
-def test_claude_code_reads_a_file_and_answers(tmp_path: Path) -> None:
-    """A tool round trip: it is told to read a file, reads it, sends what it holds, and prints the
-    answer. Its second prompt begins with all of the first one and of the answer to it."""
+def ask_claude_code(question: str, folder: Path, url: str, status: int = 0) -> str:
     package("claude-code")
     program = next(Path(MODULES, "@anthropic-ai").glob("claude-code-*/claude"), None)
     if program is None:
         pytest.skip("@anthropic-ai/claude-code has no program for this machine")
+    environment = {
+        "ANTHROPIC_BASE_URL": url,
+        "ANTHROPIC_API_KEY": "local",
+        "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+        "DISABLE_AUTOUPDATER": "1",
+        "DISABLE_TELEMETRY": "1",
+    }
+    command = [str(program), "-p", question, "--allowedTools", "Read"]
+    return run(command, folder, environment, status)
+
+
+def test_claude_code_reads_a_file_and_answers(tmp_path: Path) -> None:
+    """A tool round trip: it is told to read a file, reads it, sends what it holds, and prints the
+    answer. Its second prompt begins with all of the first one and of the answer to it."""
     note = tmp_path / "note.txt"
     note.write_text("the secret word is MARIGOLD\n")
     arguments = json.dumps({"file_path": str(note)}, separators=(",", ":"))
@@ -103,22 +115,19 @@ def test_claude_code_reads_a_file_and_answers(tmp_path: Path) -> None:
         context=131072,
     )
     begun = list(scripted.replies[0])
-    command = [str(program), "-p", "What is the secret word in note.txt?", "--allowedTools", "Read"]
     with serving(scripted) as served:
-        output = run(
-            command,
-            tmp_path,
-            {
-                "ANTHROPIC_BASE_URL": served.url,
-                "ANTHROPIC_API_KEY": "local",
-                "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
-                "DISABLE_AUTOUPDATER": "1",
-                "DISABLE_TELEMETRY": "1",
-            },
-        )
+        output = ask_claude_code("What is the secret word in note.txt?", tmp_path, served.url)
     assert output.strip() == "The word is MARIGOLD."
     first, second = (ids for _, _, ids in scripted.samplings)
     assert "MARIGOLD" not in prompt_of(scripted, 0)
     assert "x-anthropic-billing-header" not in prompt_of(scripted, 0)
     assert "the secret word is MARIGOLD" in prompt_of(scripted, 1)
     assert second[: len(first) + len(begun)] == first + begun
+
+
+def test_claude_code_understands_that_a_prompt_is_too_long(tmp_path: Path) -> None:
+    """It has read both counts from the error, which it gives as its own."""
+    with serving(Scripted(context=8192)) as served:
+        output = ask_claude_code("Hello", tmp_path, served.url, status=1)
+    assert "Prompt is too long" in output
+    assert "(limit 8191)" in output
