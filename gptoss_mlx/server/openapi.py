@@ -16,7 +16,7 @@ from gptoss_mlx.server.openai.shape import ErrorShown
 JSON_TYPE, EVENTS, TEXT = "application/json", "text/event-stream", "text/plain"
 
 Mode: TypeAlias = Literal["validation", "serialization"]
-Value: TypeAlias = dict[str, object]
+JSONObject: TypeAlias = dict[str, object]
 
 _REF = "#/components/schemas/{model}"
 _PARAMETER = re.compile(r"\{(\w+)(?::\w+)?\}")
@@ -54,10 +54,10 @@ class Described:
                 yield "serialization", kind
 
 
-def document(routes: Sequence[Described]) -> Value:
+def document(routes: Sequence[Described]) -> JSONObject:
     """Raises PydanticUserError for a type that has no schema."""
     schemas, definitions = _schemas(routes)
-    paths: dict[str, Value] = {}
+    paths: dict[str, JSONObject] = {}
     for route in routes:
         operation = _operation(route, schemas)
         paths.setdefault(route.template, {})[route.method.lower()] = operation
@@ -85,10 +85,10 @@ def document(routes: Sequence[Described]) -> Value:
 class _Schemas:
     """Schemas of types; found: by the number of the type, which may have no hash."""
 
-    def __init__(self, found: Mapping[tuple[int, Mode], Value], kinds: Sequence[Any]) -> None:
+    def __init__(self, found: Mapping[tuple[int, Mode], JSONObject], kinds: Sequence[Any]) -> None:
         self._found, self._kinds = found, kinds
 
-    def of(self, kind: Any, mode: Mode = "serialization") -> Value:
+    def of(self, kind: Any, mode: Mode = "serialization") -> JSONObject:
         return dict(self._found[self._kinds.index(kind), mode])
 
 
@@ -103,8 +103,8 @@ def _schemas(routes: Sequence[Described]) -> tuple[_Schemas, object]:
     return _Schemas(found, kinds), shared.get("$defs", {})
 
 
-def _operation(route: Described, schemas: _Schemas) -> Value:
-    operation: Value = {
+def _operation(route: Described, schemas: _Schemas) -> JSONObject:
+    operation: JSONObject = {
         "operationId": re.sub(r"\W+", "_", f"{route.method.lower()}{route.template}").strip("_"),
         "summary": route.says,
         "responses": _responses(route, schemas),
@@ -121,9 +121,9 @@ def _operation(route: Described, schemas: _Schemas) -> Value:
     return operation
 
 
-def _responses(route: Described, schemas: _Schemas) -> Value:
-    responses: Value = {}
-    content: Value = {}
+def _responses(route: Described, schemas: _Schemas) -> JSONObject:
+    responses: JSONObject = {}
+    content: JSONObject = {}
     if route.gives is not None:
         content[route.media] = {"schema": schemas.of(route.gives)}
     if route.chunks is not None:

@@ -107,9 +107,12 @@ class Entry:
 
     @property
     def expires_in(self) -> float:
-        """Seconds until it is unloaded, if nobody asks it before; infinity for never."""
-        if self.leases or self.expiry is None:
+        """Seconds until it is unloaded, if nobody asks it before; infinity for never, as before it
+        was asked for the first time."""
+        if self.leases:
             return self.keep_alive
+        if self.expiry is None:
+            return math.inf
         return max(0.0, self.last_used + self.keep_alive - time.monotonic())
 
     def stats(self) -> dict[str, float]:

@@ -19,7 +19,7 @@ from gptoss_mlx.server.policy import Policy
 from gptoss_mlx.server.problems import Problem
 from gptoss_mlx.server.registry import Entry
 from gptoss_mlx.settings import Settings
-from tests.server.test_ollama_chat import client_at
+from tests.server.test_ollama_chat import client_at, gate_of
 from tests.support.scripted_model import FINAL, Scripted
 from tests.support.served import Served, serving
 
@@ -155,6 +155,23 @@ def test_a_model_in_use_is_unloaded_when_it_is_free() -> None:
             last = [json.loads(line) for line in lines][-1]
         assert last["done"]
         served.wait_until(lambda: served.registry.entries[0].status == "unloaded")
+
+
+def test_a_model_whose_time_is_over_stays_while_it_is_used() -> None:
+    scripted = Scripted(*[f"{FINAL}x<|return|>"] * 2)
+    gate = gate_of(scripted)
+    with serving(scripted) as served:
+        entry = served.registry.entries[0]
+        gate.set()
+        body = {"messages": [{"role": "user", "content": "hi"}], "keep_alive": 1}
+        served.post("/api/chat", body)
+        gate.clear()
+        body = {"messages": [{"role": "user", "content": "something else"}]}
+        with served.client.stream("POST", "/api/chat", json=body) as response:
+            served.wait_until(lambda: entry.expiry is None)
+            assert entry.status == "ready"
+            gate.set()
+            assert json.loads(list(response.iter_lines())[-1])["done"]
 
 
 def test_a_model_that_is_served_is_pulled_and_another_is_not_found(idle: Served) -> None:

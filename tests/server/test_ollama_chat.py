@@ -134,6 +134,26 @@ def test_a_call_its_result_and_the_answer() -> None:
             assert "".join(part["message"]["content"] for part in last) == "17."
 
 
+def test_results_in_another_order_are_told_apart_by_tool_name() -> None:
+    scripted = Scripted(f"{FINAL}ok<|return|>")
+    calls = [{"function": {"name": name, "arguments": {}}} for name in ("f", "a tool")]
+    history = [
+        *HI,
+        {"role": "assistant", "content": "", "tool_calls": calls},
+        {"role": "tool", "tool_name": "a tool", "content": "one"},
+        {"role": "tool", "tool_name": "f", "content": "two"},
+    ]
+    with serving(scripted) as served:
+        body = {"messages": history, "tools": [tool("f"), tool("a tool")]}
+        assert served.post(CHAT, body).status_code == 200
+    encoding = scripted.engine.tokenizer.harmony
+    assert encoding is not None
+    prompt = encoding.decode(scripted.samplings[0][2])
+    said = "functions.{} to=assistant<|channel|>commentary<|message|>{}<|end|>"
+    assert said.format("a_tool", "one") in prompt
+    assert said.format("f", "two") in prompt
+
+
 def test_options_reach_the_sampler() -> None:
     scripted = Scripted(*[f"{FINAL}one two STOP three<|return|>"] * 3)
     options = {

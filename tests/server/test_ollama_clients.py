@@ -99,6 +99,17 @@ def test_goose_lists_models_and_chats_by_openais_api_with_options() -> None:
     assert found["choices"][0]["message"]["content"] == "Hello."
 
 
+def test_codex_finds_a_model_and_pulls_one_until_success() -> None:
+    with serving(Scripted()) as served:
+        assert served.client.get("/v1/models").status_code == 200
+        names = [model["name"] for model in served.client.get("/api/tags").json()["models"]]
+        assert names == ["scripted:latest"]
+        lines = served.stream("/api/pull", {"model": names[0], "stream": True})
+        assert json.loads(lines[-1]) == {"status": "success"}
+        missing = served.post("/api/pull", {"model": "gpt-oss:20b", "stream": True})
+        assert "gpt-oss:20b" in missing.json()["error"]
+
+
 def test_continue_shows_a_model_and_completes_raw() -> None:
     with serving(Scripted("and so on<|return|>")) as served:
         assert served.post("/api/show", {"name": "scripted"}).status_code == 200

@@ -38,7 +38,7 @@ class CompleteCall(TypedDict):
     function: CalledFunction
 
 
-class Head(TypedDict):
+class LineHead(TypedDict):
     """What every line has."""
 
     model: str
@@ -46,7 +46,7 @@ class Head(TypedDict):
     done: bool
 
 
-class Counts(TypedDict):
+class Tally(TypedDict):
     """What the last line has beside it: nanoseconds, and tokens."""
 
     done_reason: NotRequired[DoneReason]
@@ -59,7 +59,7 @@ class Counts(TypedDict):
 
 
 @dataclass(frozen=True)
-class Part:
+class Fragment:
     """A piece of an answer, or all of it."""
 
     content: str = ""
@@ -68,7 +68,7 @@ class Part:
     logprobs: tuple[Chosen, ...] = ()
 
 
-WriteLine: TypeAlias = Callable[[str, Part, Counts | None], object]
+WriteLine: TypeAlias = Callable[[str, Fragment, Tally | None], object]
 """Writes a part of a model's answer as a line; with counts as the last one."""
 
 
@@ -103,7 +103,7 @@ class OllamaAnswer:
         self._text: int | None = None  # the message whose text was given last
         self._finish: FinishEvent | None = None
 
-    async def parts(self) -> AsyncGenerator[Part, None]:
+    async def parts(self) -> AsyncGenerator[Fragment, None]:
         """Closes the job at the end."""
         try:
             async for _, piece in self._job.pieces():
@@ -118,12 +118,12 @@ class OllamaAnswer:
         finally:
             self._job.close()
 
-    async def whole(self) -> Part:
+    async def whole(self) -> Fragment:
         """All parts in one. Raises the error of a choice that failed."""
         async with aclosing(self.parts()) as parts:
             return joined([part async for part in parts])
 
-    def counts(self) -> Counts:
+    def counts(self) -> Tally:
         assert self._finish is not None, "the answer has not been read"
         finish, timings = self._finish, self._finish.timings
         return {
@@ -136,16 +136,16 @@ class OllamaAnswer:
             "eval_duration": _nanoseconds(timings.decode),
         }
 
-    def _said(self, delta: Delta) -> Part:
+    def _said(self, delta: Delta) -> Fragment:
         if delta.part == "reasoning":
-            return Part(thinking=delta.text)
+            return Fragment(thinking=delta.text)
         parted = self._text not in (None, delta.message)
         self._text = delta.message
         probable: Sequence[Chosen] = ()
         if self._logprobs:
             probable = logprobs_of(delta.tokens, self._job.tokenizer)["content"]
         text = "\n\n" + delta.text if parted else delta.text
-        return Part(content=text, logprobs=tuple(probable))
+        return Fragment(content=text, logprobs=tuple(probable))
 
 
 class _Calls:
@@ -158,7 +158,7 @@ class _Calls:
         self._texts: list[str] = []
         self._made = 0
 
-    def push(self, piece: Delta | FinishEvent) -> Iterator[Part]:
+    def push(self, piece: Delta | FinishEvent) -> Iterator[Fragment]:
         """The call that this piece ends, if it does."""
         message = piece.message if isinstance(piece, Delta) else None
         if self._open is not None and self._open.message != message:
@@ -168,17 +168,17 @@ class _Calls:
             self._open = piece
             self._texts.append(piece.text)
 
-    def _part(self, name: str, text: str) -> Part:
+    def _part(self, name: str, text: str) -> Fragment:
         arguments = _object(text)
         if arguments is None:
-            return Part(content=text)
+            return Fragment(content=text)
         function: CalledFunction = {
             "index": self._made,
             "name": self._aliases.original(name),
             "arguments": arguments,
         }
         self._made += 1
-        return Part(calls=({"id": new_call_id(), "function": function},))
+        return Fragment(calls=({"id": new_call_id(), "function": function},))
 
 
 async def replied(
@@ -192,7 +192,7 @@ async def replied(
         _frames(answer, write),
         service_of(request).policy,
         NDJSON,
-        beat=lambda: line(write(answer.model, Part(), None)),
+        beat=lambda: line(write(answer.model, Fragment(), None)),
     )
 
 
@@ -202,7 +202,7 @@ async def _frames(answer: OllamaAnswer, write: WriteLine) -> AsyncGenerator[byte
         async with aclosing(answer.parts()) as parts:
             async for part in parts:
                 yield line(write(answer.model, part, None))
-        yield line(write(answer.model, Part(), answer.counts()))
+        yield line(write(answer.model, Fragment(), answer.counts()))
     except Exception as error:  # of any kind: the stream ends with it
         yield failed(error)
 
@@ -212,8 +212,8 @@ async def _collect(answer: OllamaAnswer, write: WriteLine) -> object:
     return write(answer.model, await answer.whole(), answer.counts())
 
 
-def joined(parts: Sequence[Part]) -> Part:
-    return Part(
+def joined(parts: Sequence[Fragment]) -> Fragment:
+    return Fragment(
         content="".join(part.content for part in parts),
         thinking="".join(part.thinking for part in parts),
         calls=tuple(call for part in parts for call in part.calls),

@@ -16,11 +16,11 @@ from gptoss_mlx.server.job import Ask
 from gptoss_mlx.server.logprobs import Chosen
 from gptoss_mlx.server.ollama.answer import (
     CompleteCall,
-    Counts,
-    Head,
+    Fragment,
+    LineHead,
     OllamaAnswer,
-    Part,
     Stopwatch,
+    Tally,
     replied,
 )
 from gptoss_mlx.server.ollama.fields import AnswerFields, named_tools, refuse_images
@@ -55,7 +55,7 @@ class TalkMessage(TypedDict):
     tool_calls: NotRequired[list[CompleteCall]]
 
 
-class TalkLine(Head, Counts):
+class TalkLine(LineHead, Tally):
     """A line of a chat; the last one, or the only one, has the counts and times."""
 
     message: TalkMessage
@@ -69,7 +69,7 @@ async def create(request: Request) -> Response:
     service = service_of(request)
     if not body.messages:
         model, counts = await without_prompt(service, body, watch)
-        return JSONReply(talk_line(model, Part(), counts))
+        return JSONReply(talk_line(model, Fragment(), counts))
     ask, aliases = body.ask()
     job = await service.start(ask, keep_alive=body.stays)
     watch.loaded()
@@ -77,7 +77,7 @@ async def create(request: Request) -> Response:
     return await replied(request, answer, body.streams, talk_line)
 
 
-def talk_line(model: str, part: Part, counts: Counts | None = None) -> TalkLine:
+def talk_line(model: str, part: Fragment, counts: Tally | None = None) -> TalkLine:
     message: TalkMessage = {"role": "assistant", "content": part.content}
     if part.thinking:
         message["thinking"] = part.thinking

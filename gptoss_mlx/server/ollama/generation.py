@@ -13,7 +13,14 @@ from gptoss_mlx.server.aliases import Aliases
 from gptoss_mlx.server.bodies import read_body
 from gptoss_mlx.server.job import Ask
 from gptoss_mlx.server.logprobs import Chosen
-from gptoss_mlx.server.ollama.answer import Counts, Head, OllamaAnswer, Part, Stopwatch, replied
+from gptoss_mlx.server.ollama.answer import (
+    Fragment,
+    LineHead,
+    OllamaAnswer,
+    Stopwatch,
+    Tally,
+    replied,
+)
 from gptoss_mlx.server.ollama.fields import AnswerFields, refuse_images
 from gptoss_mlx.server.ollama.residence import without_prompt
 from gptoss_mlx.server.ollama.shape import now
@@ -53,7 +60,7 @@ class Telling(AnswerFields):
         return {"raw": True, "reasoning_budget": None}
 
 
-class ToldLine(Head, Counts):
+class ToldLine(LineHead, Tally):
     """A line of a generation; the last one, or the only one, has the counts and times."""
 
     response: str
@@ -68,7 +75,7 @@ async def create(request: Request) -> Response:
     service = service_of(request)
     if not body.prompt:
         model, counts = await without_prompt(service, body, watch)
-        return JSONReply(told_line(model, Part(), counts))
+        return JSONReply(told_line(model, Fragment(), counts))
     ask = body.ask()
     job = await service.start(ask, keep_alive=body.stays)
     watch.loaded()
@@ -76,7 +83,7 @@ async def create(request: Request) -> Response:
     return await replied(request, answer, body.streams, told_line)
 
 
-def told_line(model: str, part: Part, counts: Counts | None = None) -> ToldLine:
+def told_line(model: str, part: Fragment, counts: Tally | None = None) -> ToldLine:
     shown: ToldLine = {
         "model": model,
         "created_at": now(),

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from gptoss_mlx.server.ollama.answer import Counts, Stopwatch
+from gptoss_mlx.server.ollama.answer import Stopwatch, Tally
 from gptoss_mlx.server.ollama.fields import AnswerFields
 from gptoss_mlx.server.service import Service
 
 
 async def without_prompt(
     service: Service, body: AnswerFields, watch: Stopwatch
-) -> tuple[str, Counts]:
+) -> tuple[str, Tally]:
     """The model's name, and what is told of it. Raises Problem."""
     stays = body.stays
     entry = service.registry.find(body.wanted)
     if stays == 0:
         service.registry.expire(entry)
-        counts: Counts = {"done_reason": "unload"}
+        counts: Tally = {"done_reason": "unload"}
     else:
         await service.load(entry.name, keep_alive=stays)
         watch.loaded()
