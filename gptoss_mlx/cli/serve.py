@@ -199,7 +199,10 @@ def welcome(model: str, host: str, port: int) -> str:
     return "\n".join(
         (
             f"{harmless(model)} is served at {base}",
+            f"  Chat in a browser   {base}",
             f"  OpenAI base URL     {base}/v1",
+            f"  Anthropic base URL  {base}",
+            f"  Ollama host         {base}",
             "  Ctrl-C ends it",
         )
     )

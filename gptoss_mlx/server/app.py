@@ -12,10 +12,9 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gptoss_mlx.server import contents, health, tokens
+from gptoss_mlx.server import contents, front, health, tokens
 from gptoss_mlx.server.anthropic import catalog, messages
 from gptoss_mlx.server.anthropic.shape import envelope, speaks_anthropic
-from gptoss_mlx.server.front import front
 from gptoss_mlx.server.guard import Guard
 from gptoss_mlx.server.lmstudio import answers, shelf
 from gptoss_mlx.server.ollama import catalog as ollama_catalog
@@ -54,7 +53,8 @@ ROUTES: Sequence[BaseRoute] = (
     Route("/v1/messages/count_tokens", messages.count, methods=["POST"]),
     Route("/v1/models", _either(catalog.index, models.index)),
     Route("/v1/models/{name:path}", _either(catalog.show, models.show)),
-    Route("/", front),
+    Route("/", front.front),
+    Route("/page/{name:path}", front.part),
     Route("/api/chat", ollama_chat.create, methods=["POST"]),
     Route("/api/generate", generation.create, methods=["POST"]),
     Route("/api/tags", ollama_catalog.tags),

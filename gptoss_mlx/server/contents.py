@@ -9,6 +9,11 @@ from functools import cache
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gptoss_mlx.server.anthropic.catalog import ModelInfo, ModelPage
+from gptoss_mlx.server.anthropic.messages import TokenCount
+from gptoss_mlx.server.anthropic.messages_request import MessagesRequest, PromptFields
+from gptoss_mlx.server.anthropic.shape import ErrorEnvelope
+from gptoss_mlx.server.anthropic.wire import MessageShown, StreamEvent
 from gptoss_mlx.server.health import Health
 from gptoss_mlx.server.lmstudio.answers import StudioChunk, StudioCompletion, StudioText
 from gptoss_mlx.server.lmstudio.shelf import Shelf, ShelfModel
@@ -22,6 +27,10 @@ from gptoss_mlx.server.openai.chat import Chunk, Completion
 from gptoss_mlx.server.openai.chat_request import ChatRequest
 from gptoss_mlx.server.openai.completions import TextCompletion, TextRequest
 from gptoss_mlx.server.openai.models import ModelList, ModelShown
+from gptoss_mlx.server.openai.response_events import ResponseEvent
+from gptoss_mlx.server.openai.response_object import ResponseShown
+from gptoss_mlx.server.openai.responses import Deleted, ItemList
+from gptoss_mlx.server.openai.responses_request import ResponsesRequest
 from gptoss_mlx.server.openai.shape import ErrorShown
 from gptoss_mlx.server.openapi import TEXT, Described, document
 from gptoss_mlx.server.replies import JSONReply
@@ -45,6 +54,9 @@ def _ollama(
     return Described(method, path, says, gives, takes, chunks, NDJSON, errors=ErrorLine)
 
 
+EITHER = ErrorShown | ErrorEnvelope
+"""The errors of a path that two APIs share."""
+
 OPENAI = (
     Described("POST", "/v1/chat/completions", "Chat", Completion, ChatRequest, Chunk),
     Described(
@@ -55,8 +67,35 @@ OPENAI = (
         TextRequest,
         TextCompletion,
     ),
-    Described("GET", "/v1/models", "The models", ModelList),
-    Described("GET", "/v1/models/{name:path}", "A model", ModelShown),
+    Described(
+        "POST", "/v1/responses", "Answer with items", ResponseShown, ResponsesRequest, ResponseEvent
+    ),
+    Described("GET", "/v1/responses/{id}", "A response that is kept", ResponseShown),
+    Described("DELETE", "/v1/responses/{id}", "Forget a response", Deleted),
+    Described("POST", "/v1/responses/{id}/cancel", "End a response", ResponseShown),
+    Described("GET", "/v1/responses/{id}/input_items", "What it answers", ItemList),
+    Described("GET", "/v1/models", "The models", ModelList | ModelPage, errors=EITHER),
+    Described("GET", "/v1/models/{name:path}", "A model", ModelShown | ModelInfo, errors=EITHER),
+)
+
+ANTHROPIC = (
+    Described(
+        "POST",
+        "/v1/messages",
+        "Answer with content blocks",
+        MessageShown,
+        MessagesRequest,
+        StreamEvent | ErrorEnvelope,
+        errors=ErrorEnvelope,
+    ),
+    Described(
+        "POST",
+        "/v1/messages/count_tokens",
+        "The tokens of a request",
+        TokenCount,
+        PromptFields,
+        errors=ErrorEnvelope,
+    ),
 )
 
 OLLAMA = (
@@ -104,6 +143,7 @@ LM_STUDIO = (
 
 OWN = (
     Described("GET", "/", "The chat page, or that the server runs", str, media=TEXT),
+    Described("GET", "/page/{name:path}", "A file of the chat page", str, media=TEXT),
     Described("POST", "/tokenize", "Tokens of a text or a chat", Tokenized, TokenizeRequest),
     Described("POST", "/detokenize", "The text of tokens", Detokenized, DetokenizeRequest),
     Described("POST", "/apply-template", "A chat as the model reads it", Templated, ChatRequest),
@@ -112,7 +152,7 @@ OWN = (
     Described("GET", "/openapi.json", "This document", dict[str, object]),
 )
 
-DESCRIBED: Sequence[Described] = (*OPENAI, *OLLAMA, *LM_STUDIO, *OWN)
+DESCRIBED: Sequence[Described] = (*OPENAI, *ANTHROPIC, *OLLAMA, *LM_STUDIO, *OWN)
 
 
 async def show(request: Request) -> Response:

@@ -7,11 +7,12 @@ names which begin with "claude" is shown one that the server's owner chose.
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated, Literal, NotRequired, TypedDict
+from typing import Annotated, Literal, NotRequired
 
 from pydantic import Field, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
+from typing_extensions import TypedDict
 
 from gptoss_mlx.files.jsonfile import shown
 from gptoss_mlx.server.bodies import Body

@@ -6,10 +6,10 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncGenerator, Awaitable
 from contextlib import aclosing, suppress
-from typing import TypedDict
 
 from starlette.requests import Request
 from starlette.responses import Response
+from typing_extensions import TypedDict
 
 from gptoss_mlx.engine.deltas import Delta
 from gptoss_mlx.engine.events import FinishEvent, PrefillEvent

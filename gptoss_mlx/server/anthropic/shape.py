@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal, NotRequired, TypedDict
+from typing import Literal, NotRequired
 
 from starlette.types import Scope
+from typing_extensions import TypedDict
 
 from gptoss_mlx.errors import ContextError
 from gptoss_mlx.server.problems import Problem

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import secrets
-from typing import Literal, NotRequired, TypeAlias, TypedDict
+from typing import Literal, NotRequired, TypeAlias
+
+from typing_extensions import TypedDict
 
 from gptoss_mlx.server.logprobs import Chosen
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias, TypedDict
+from typing import Literal, TypeAlias
+
+from typing_extensions import TypedDict
 
 from gptoss_mlx.server.logprobs import Chosen
 from gptoss_mlx.server.openai.output_items import (

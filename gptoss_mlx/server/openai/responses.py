@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from time import monotonic
-from typing import Literal, TypedDict
+from typing import Literal
 
 from starlette.requests import Request
 from starlette.responses import Response
+from typing_extensions import TypedDict
 
 from gptoss_mlx.engine.events import PrefillEvent
 from gptoss_mlx.errors import ContextError
