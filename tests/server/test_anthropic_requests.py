@@ -241,7 +241,7 @@ def test_36_too_long_a_prompt_is_a_400_with_both_counts() -> None:
         said = f"prompt is too long: {count} tokens > {context - 1} maximum"
         assert (count, error["message"]) == (368, said)
     with serving(Scripted(context=100)) as served:
-        endless = [{"role": "user", "content": "word " * 132000}]
+        endless = [{"role": "user", "content": "word " * 550_000}]
         for path in (PATH, f"{PATH}/count_tokens"):
             response = served.post(path, {"messages": endless})
             assert response.status_code == 400

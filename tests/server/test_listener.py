@@ -80,7 +80,7 @@ def test_a_flood_of_headers_or_bad_ones_end_the_connection(head: bytes) -> None:
         with suppress(BrokenPipeError, ConnectionResetError):
             connection.sendall(b"POST / HTTP/1.1\r\nhost: localhost\r\n" + head + b"\r\n\r\n{}")
         answer = rest(connection)
-        assert answer == b"" or answer.startswith((b"HTTP/1.1 400", b"HTTP/1.1 404")), answer[:200]
+        assert answer == b"" or answer.startswith(b"HTTP/1.1 40"), answer[:200]
         assert served.client.get("/health").status_code == 200
 
 
