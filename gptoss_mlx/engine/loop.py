@@ -123,6 +123,7 @@ class Loop:
 
     def _step(self) -> None:
         self._settle()
+        self._end_cancelled()
         ready = self._ready()
         self._prefill(ready)
         self._decode(ready)
@@ -143,6 +144,13 @@ class Loop:
         if gone:
             self._waiting = deque(s for s in self._waiting if s not in gone)
             self._retire(gone)
+
+    def _end_cancelled(self) -> None:
+        """Finish what was cancelled while it waits, also where there is no row for it."""
+        for sequence in [s for s in self._waiting if s.is_over]:
+            with self._failing([sequence]):
+                self._waiting.remove(sequence)
+                sequence.finish_early()
 
     def _ready(self) -> list[Sequence]:
         """The active sequences that this step computes.
@@ -173,8 +181,6 @@ class Loop:
         for sequence in waiting if len(ready) < self.model.rows else ():
             with self._failing([sequence]):
                 self._waiting.remove(sequence)
-                if sequence.finished or sequence.cancelled_early():
-                    continue
                 self._active.append(sequence)
                 others = [s.session for s in self._active if s.session is not None]
                 sequence.session = self.idle.choose(sequence.request.ids, others)

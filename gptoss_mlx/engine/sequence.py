@@ -57,11 +57,15 @@ class Sequence:
         """End within one token, or one chunk of the prompt. Any thread may call this."""
         self._cancelled = True
 
-    def cancelled_early(self) -> bool:
-        """Finish it if it was cancelled while it waited; returns whether it was."""
-        if self._cancelled:
+    @property
+    def is_over(self) -> bool:
+        """Whether it has finished, or was cancelled: one that waits then need not begin."""
+        return self.finished or self._cancelled
+
+    def finish_early(self) -> None:
+        """Finish one that was cancelled while it waited."""
+        if not self.finished:
             self._finish(("cancelled", None))
-        return self._cancelled
 
     def fail(self, error: BaseException) -> None:
         """End with an error. The session's state may be inconsistent by then, and is freed."""

@@ -69,7 +69,7 @@ def test_a_request_is_read_or_refused_in_one_line(seed: int) -> None:
             asked = request.read(store)
             ask = asked.ask()
             store.keep(begun("resp_1", 0, "m", request.echo()), asked.items)
-            scripted.engine.preprocessor.request(ask.prompt, **ask.options)
+            scripted.engine.stream(ask.prompt, **ask.options)  # checks it, and begins when read
         except GptOssError as error:
             refusals.append(str(error))
         except ValidationError:
