@@ -1,53 +1,20 @@
-"""Clients of Anthropic's API that come from npm, unmodified and offline.
-
-GPTOSS_NODE_MODULES names the node_modules folder that has them:
-`npm install @anthropic-ai/sdk @anthropic-ai/claude-code`.
-"""
+"""Clients of Anthropic's API that come from npm, unmodified and offline."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.root import ROOT
+from tests.support.node import MODULES, package, run, run_script
 from tests.support.scripted_model import AGAIN, ANALYSIS, FINAL, Scripted
 from tests.support.served import serving
 
 pytestmark = pytest.mark.slow
 
-MODULES = os.environ.get("GPTOSS_NODE_MODULES", "")
 CALL = " to=functions.{}<|channel|>commentary <|constrain|>json<|message|>{}<|call|>"
-NOWHERE = "http://127.0.0.1:9"
-SECONDS = 240
-
-
-def package(name: str) -> Path:
-    folder = Path(MODULES, "@anthropic-ai", name)
-    if not MODULES or not folder.is_dir():
-        pytest.skip(f"GPTOSS_NODE_MODULES names no folder with @anthropic-ai/{name}")
-    return folder
-
-
-def run(command: list[str], folder: Path, environment: dict[str, str], status: int = 0) -> str:
-    """The output of a client that reaches this machine alone, and ends with a status."""
-    outside = {"HTTP_PROXY": NOWHERE, "HTTPS_PROXY": NOWHERE, "NO_PROXY": "127.0.0.1"}
-    done = subprocess.run(
-        command,
-        cwd=folder,
-        env={"PATH": os.environ["PATH"], "HOME": str(folder), **outside, **environment},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-    )
-    assert done.returncode == status, done.stdout + done.stderr
-    return done.stdout
 
 
 def prompt_of(scripted: Scripted, number: int) -> str:
@@ -56,18 +23,13 @@ def prompt_of(scripted: Scripted, number: int) -> str:
 
 
 def test_the_client_for_node(tmp_path: Path) -> None:
-    package("sdk")
-    if (node := shutil.which("node")) is None:
-        pytest.skip("node is not installed")
-    (tmp_path / "node_modules").symlink_to(MODULES)
-    shutil.copy(ROOT / "tests/server/node/anthropic.mjs", tmp_path)
     scripted = Scripted(
         f"{ANALYSIS}I look.{AGAIN}" + CALL.format("f", '{"a":[1,{"b":"c"}]}'),
         f"{ANALYSIS}Hm.{AGAIN}{FINAL}It is 17.<|return|>",
     )
     with serving(scripted) as served:
         found: dict[str, Any] = json.loads(
-            run([node, "anthropic.mjs"], tmp_path, {"BASE_URL": served.url})
+            run_script("anthropic.mjs", served.url, tmp_path, "@anthropic-ai/sdk")
         )
     called, answer = found["called"], found["answer"]
     assert called["content"][0]["thinking"] == "I look."
@@ -87,7 +49,7 @@ def test_the_client_for_node(tmp_path: Path) -> None:
 
 
 def ask_claude_code(question: str, folder: Path, url: str, status: int = 0) -> str:
-    package("claude-code")
+    package("@anthropic-ai/claude-code")
     program = next(Path(MODULES, "@anthropic-ai").glob("claude-code-*/claude"), None)
     if program is None:
         pytest.skip("@anthropic-ai/claude-code has no program for this machine")

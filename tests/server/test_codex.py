@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 
+from tests.support.node import MODULES
 from tests.support.responses import CALL, PREAMBLE
 from tests.support.scripted_model import AGAIN, ANALYSIS, FINAL, Scripted
 from tests.support.served import serving
 
-CODEX = shutil.which("codex")
+CODEX = shutil.which("codex", path=f"{MODULES}/.bin:{os.environ['PATH']}")
 CONFIG = """
 model = "gpt-5.5"
 model_provider = "local"

@@ -1,20 +1,17 @@
-"""What clients of Ollama's API send, word for word, and its client in JavaScript."""
+"""What clients of Ollama's API send, and its client in JavaScript."""
 
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.server.test_ollama_chat import CALL, CHAT, HI, tool
+from tests.support.node import run_script
 from tests.support.scripted_model import AGAIN, ANALYSIS, FINAL, Scripted
 from tests.support.served import serving
-
-SCRIPT = Path(__file__).parent.parent / "support" / "node" / "ollama.cjs"
 
 ZED = {
     "model": "scripted:latest",
@@ -127,21 +124,11 @@ def test_continue_shows_a_model_and_completes_raw() -> None:
 
 
 @pytest.mark.slow
-def test_its_client_in_javascript() -> None:
-    node = shutil.which("node")
-    if node is None:
-        pytest.skip("node is not installed")
-    found = subprocess.run([node, "-e", "require('ollama')"], capture_output=True)
-    if found.returncode:
-        pytest.skip("npm's ollama is not where node looks for modules (NODE_PATH)")
+def test_its_client_in_javascript(tmp_path: Path) -> None:
     reply = f"{ANALYSIS}Hm.{AGAIN}{FINAL}Hello é.<|return|>"
     call = f"{ANALYSIS}I look.{AGAIN}" + CALL.format("f", '{"a": 1}')
     schema = f'{FINAL}{{"a": 1}}<|return|>'
     long = FINAL + "word " * 2000
     with serving(Scripted(reply, reply, call, reply, schema, reply, long)) as served:
-        run = subprocess.run(
-            [node, str(SCRIPT), served.url], capture_output=True, text=True, timeout=120
-        )
-        assert run.returncode == 0, run.stderr
+        assert run_script("ollama.cjs", served.url, tmp_path, "ollama").strip() == "ok"
         served.wait_until(lambda: served.registry.entries[0].sequences == 0)
-    assert run.stdout.strip() == "ok"

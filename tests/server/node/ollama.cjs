@@ -1,4 +1,4 @@
-// Ollama's own client against a server whose model is scripted. node ollama.cjs URL
+// Ollama's own client against a server whose model is scripted, at $BASE_URL.
 const assert = require("node:assert/strict");
 const { Ollama } = require("ollama");
 
@@ -10,7 +10,7 @@ const tools = [
 ];
 
 async function main() {
-  const client = new Ollama({ host: process.argv[2] });
+  const client = new Ollama({ host: process.env.BASE_URL });
   const model = (await client.list()).models[0].name;
   assert.ok((await client.show({ model })).capabilities.includes("tools"));
   assert.equal((await client.ps()).models.length, 1);
