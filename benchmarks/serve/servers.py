@@ -38,7 +38,7 @@ from gptoss_mlx.models.hub import locate
 from gptoss_mlx.server.app import App
 from gptoss_mlx.server.listener import Listener, bind
 from gptoss_mlx.server.policy import Policy
-from gptoss_mlx.server.registry import Entry, Registry
+from gptoss_mlx.server.registry import Registry, ServedModel
 from gptoss_mlx.server.service import Service
 from gptoss_mlx.settings import Settings
 from tests.support.agent import tools
@@ -139,7 +139,7 @@ def _ask(url: str, prompt: str | list[dict[str, Any]], tokens: int, **body: Any)
 def _over_the_engine(folder: Path, rounds: int, tokens: int) -> dict[str, Any]:
     """The same engine asked directly and through HTTP, in turns; the client is another process."""
     with gptoss_mlx.load(folder, context=4096, cache=0) as engine:
-        registry = Registry([Entry("model", Settings())], opener=lambda *_: engine)
+        registry = Registry([ServedModel("model", Settings())], opener=lambda *_: engine)
         listener = Listener(App(Service(registry, Policy())), Policy())
         with bind("127.0.0.1", 0) as listening:
             url = f"http://127.0.0.1:{listening.getsockname()[1]}"

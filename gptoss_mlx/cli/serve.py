@@ -32,7 +32,7 @@ from gptoss_mlx.models.hub import DEFAULT_MODEL
 if TYPE_CHECKING:
     from gptoss_mlx.models.checkpoint import Progress
     from gptoss_mlx.server.policy import Policy
-    from gptoss_mlx.server.registry import Entry
+    from gptoss_mlx.server.registry import ServedModel
 
 BAR_AFTER = 1.0  # seconds; shorter work shows no bar
 
@@ -169,14 +169,14 @@ def _serve(
 ) -> None:
     from gptoss_mlx.server.app import App
     from gptoss_mlx.server.listener import Listener, bind
-    from gptoss_mlx.server.registry import Alias, Entry, Registry
+    from gptoss_mlx.server.registry import Alias, Registry, ServedModel
     from gptoss_mlx.server.service import Service
     from gptoss_mlx.settings import Settings
 
     if settings["kv_bits"] is not None:
         settings["kv_bits"] = int(settings["kv_bits"])
     chosen = Settings.of(**settings)
-    entries = [Entry(name, chosen) for name in names]
+    entries = [ServedModel(name, chosen) for name in names]
     given = [Alias(name) for name in aliases]
     registry = Registry(entries, given, policy.keep_alive, watch=_bar)
     first = entries[0]
@@ -209,7 +209,7 @@ def welcome(model: str, host: str, port: int) -> str:
 
 
 @contextmanager
-def _bar(entry: Entry) -> Iterator[Progress]:
+def _bar(entry: ServedModel) -> Iterator[Progress]:
     shown_ = sys.stderr is not None and sys.stderr.isatty()
     with Bar(f"Loading {entry.name}", "bytes", shown=shown_, after=BAR_AFTER) as bar:
         yield bar.update

@@ -18,7 +18,7 @@ from gptoss_mlx.server.health import Health
 from gptoss_mlx.server.lmstudio.answers import StudioChunk, StudioCompletion, StudioText
 from gptoss_mlx.server.lmstudio.shelf import Shelf, ShelfModel
 from gptoss_mlx.server.ollama import catalog
-from gptoss_mlx.server.ollama.chat import Talk, TalkLine
+from gptoss_mlx.server.ollama.chat import TalkLine, TalkRequest
 from gptoss_mlx.server.ollama.fields import NamedModel
 from gptoss_mlx.server.ollama.generation import Telling, ToldLine
 from gptoss_mlx.server.ollama.shape import NDJSON, ErrorLine
@@ -99,7 +99,7 @@ ANTHROPIC = (
 )
 
 OLLAMA = (
-    _ollama("POST", "/api/chat", "Chat, load or unload", TalkLine, Talk, TalkLine),
+    _ollama("POST", "/api/chat", "Chat, load or unload", TalkLine, TalkRequest, TalkLine),
     _ollama("POST", "/api/generate", "Answer one prompt", ToldLine, Telling, ToldLine),
     _ollama("GET", "/api/tags", "The models", catalog.Tags),
     _ollama("POST", "/api/show", "A model", catalog.Sheet, NamedModel),

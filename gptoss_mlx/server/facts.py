@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptoss_mlx.errors import CheckpointError
-from gptoss_mlx.server.registry import Entry
+from gptoss_mlx.server.registry import ServedModel
 from gptoss_mlx.spec.config import ModelConfig
 from gptoss_mlx.spec.released import CONFIGS
 
@@ -47,7 +47,7 @@ class Facts:
         return "MXFP4" if spec is None else f"MXFP4+Q{spec.bits}"
 
 
-def facts_of(entry: Entry) -> Facts:
+def facts_of(entry: ServedModel) -> Facts:
     config, engine = _config(entry), entry.engine
     most = 0 if config is None else config.max_position_embeddings
     return Facts(
@@ -59,7 +59,7 @@ def facts_of(entry: Entry) -> Facts:
     )
 
 
-def _config(entry: Entry) -> ModelConfig | None:
+def _config(entry: ServedModel) -> ModelConfig | None:
     if entry.engine is not None:
         return entry.engine.config
     path = CONFIGS.get(entry.id, Path(entry.id) / "config.json")

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
-from gptoss_mlx.server.registry import Entry, Status
+from gptoss_mlx.server.registry import ServedModel, Status
 from gptoss_mlx.server.replies import JSONReply
 from gptoss_mlx.server.service import service_of
 
@@ -38,7 +38,7 @@ async def metrics(request: Request) -> Response:
     return Response(service_of(request).metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
-def _health(entry: Entry) -> Health:
+def _health(entry: ServedModel) -> Health:
     state = entry.status
     shown: Health = {
         "status": "loading" if state == "loading" else "error" if state == "failed" else "ok",

@@ -15,7 +15,7 @@ from gptoss_mlx.engine.runner import Runner
 from gptoss_mlx.engine.sequence import Sequence as Running
 from gptoss_mlx.harmony.tokenizer import Tokenizer
 from gptoss_mlx.server.mailbox import Mailbox
-from gptoss_mlx.server.metrics import Watch
+from gptoss_mlx.server.metrics import Meter
 from gptoss_mlx.spec.sampling import MAX_SEED
 
 Piece: TypeAlias = PrefillEvent | Delta | FinishEvent
@@ -56,7 +56,7 @@ class Job:
         mailbox: Mailbox,
         sequences: Sequence[Running],
         release: Callable[[], None],
-        watch: Watch,
+        watch: Meter,
     ) -> None:
         self.model, self.created = model, int(time.time())
         self.key = secrets.token_hex(12)

@@ -44,8 +44,8 @@ class Metrics:
         self.first = self._histogram("first_token_seconds", "Request to first token", _SECONDS)
         self.between = self._histogram("token_seconds", "Token to token", _BETWEEN)
 
-    def watch(self, model: str) -> Watch:
-        return Watch(self, model)
+    def watch(self, model: str) -> Meter:
+        return Meter(self, model)
 
     def observe(self, models: Iterable[Observed]) -> None:
         """Ask these models whenever metrics are read; they may change meanwhile."""
@@ -63,7 +63,7 @@ class Metrics:
         )
 
 
-class Watch:
+class Meter:
     """The clock of one request, started when it is made."""
 
     def __init__(self, metrics: Metrics, model: str) -> None:

@@ -30,7 +30,7 @@ Opener: TypeAlias = Callable[[str, Settings, Progress], Engine]
 Status: TypeAlias = Literal["unloaded", "loading", "ready", "failed"]
 
 
-class Entry:
+class ServedModel:
     """A model by name.
 
     argument: as `load` takes it. name: what it goes by, without a path. done, total: bytes read of
@@ -138,12 +138,12 @@ class Alias:
         return name == self.name.lower()
 
 
-Watching: TypeAlias = Callable[[Entry], AbstractContextManager[Progress]]
+Watching: TypeAlias = Callable[[ServedModel], AbstractContextManager[Progress]]
 """Shows how far a model is loaded, for as long as the context lasts."""
 
 
 @contextmanager
-def _unseen(entry: Entry) -> Iterator[Progress]:
+def _unseen(entry: ServedModel) -> Iterator[Progress]:
     yield lambda done, total: None
 
 
@@ -156,7 +156,7 @@ class Registry:
 
     def __init__(
         self,
-        entries: Iterable[Entry],
+        entries: Iterable[ServedModel],
         aliases: Iterable[Alias] = (),
         keep_alive: float | None = None,
         opener: Opener = open_engine,
@@ -171,10 +171,10 @@ class Registry:
         for entry in self.entries:
             entry.keep_alive = self._keep_alive
 
-    def __iter__(self) -> Iterator[Entry]:
+    def __iter__(self) -> Iterator[ServedModel]:
         return iter(self.entries)
 
-    def find(self, name: str | None) -> Entry:
+    def find(self, name: str | None) -> ServedModel:
         """The model of a name. Raises Problem."""
         if not name:
             return self.entries[0]
@@ -193,14 +193,14 @@ class Registry:
             param="model",
         )
 
-    def load(self, entry: Entry) -> asyncio.Task[None]:
+    def load(self, entry: ServedModel) -> asyncio.Task[None]:
         """The loading of a model, begun if it was not."""
         if entry.loading is None:
             entry.error, entry.keep_alive = None, self._keep_alive
             entry.loading = asyncio.create_task(self._load(entry))
         return entry.loading
 
-    async def lease(self, name: str | None) -> Entry:
+    async def lease(self, name: str | None) -> ServedModel:
         """A model that is not unloaded before it is released, loaded if it was not.
 
         Raises Problem, also where the server has just begun to load it: the caller is told how far
@@ -219,27 +219,22 @@ class Registry:
         entry.leases += 1
         return entry
 
-    def release(self, entry: Entry, keep_alive: float | None = None) -> None:
+    def release(self, entry: ServedModel, keep_alive: float | None = None) -> None:
         """Give a lease back. keep_alive: what its request asked for, instead of what was."""
         entry.leases -= 1
         entry.last_used = time.monotonic()
         if keep_alive is not None:
             entry.keep_alive = keep_alive
         self._released.set()
-        if entry.expiry is not None:
-            entry.expiry.cancel()
-            entry.expiry = None
-        if entry.keep_alive < math.inf and entry.leases == 0:
-            loop = asyncio.get_running_loop()
-            entry.expiry = loop.call_later(entry.keep_alive, self._unload_idle, entry)
+        self._rest(entry)
 
-    def expire(self, entry: Entry) -> None:
+    def expire(self, entry: ServedModel) -> None:
         """Unload a model that is loaded as soon as nobody uses it."""
         if entry.status == "ready":
             entry.leases += 1
             self.release(entry, 0.0)
 
-    def unload(self, entry: Entry) -> asyncio.Task[None]:
+    def unload(self, entry: ServedModel) -> asyncio.Task[None]:
         """Give a model's memory back; what still runs fails. It counts as unloaded at once."""
         runner, entry.runner, entry.loading = entry.runner, None, None
         task = asyncio.create_task(_close(runner))
@@ -255,24 +250,35 @@ class Registry:
         await asyncio.gather(*loading, *self._closing)
         await asyncio.gather(*map(self.unload, self.entries))
 
-    def _unload_idle(self, entry: Entry) -> None:
+    def _rest(self, entry: ServedModel) -> None:
+        """Begin the time after which a model that nobody uses is unloaded."""
+        if entry.expiry is not None:
+            entry.expiry.cancel()
+            entry.expiry = None
+        if entry.keep_alive < math.inf and entry.leases == 0:
+            loop = asyncio.get_running_loop()
+            entry.expiry = loop.call_later(entry.keep_alive, self._unload_idle, entry)
+
+    def _unload_idle(self, entry: ServedModel) -> None:
         entry.expiry = None
         if entry.leases == 0:
             self.unload(entry)
 
-    async def _load(self, entry: Entry) -> None:
+    async def _load(self, entry: ServedModel) -> None:
         """Open a model in a thread; its error is kept, for whoever asks for it."""
         try:
             async with self._lock:
                 engine = await self._open(entry)
                 entry.rows = engine.model.rows
                 entry.runner = Runner(engine)
+                if not entry.is_asked_for:  # else it is leased now, and rests after that
+                    self._rest(entry)
         except Exception as error:  # of any kind: it is told to whoever asks for the model
             logger.error("the model %s cannot be loaded: %s", entry.name, error)
             entry.error = error
             entry.loading = None
 
-    async def _open(self, entry: Entry) -> Engine:
+    async def _open(self, entry: ServedModel) -> Engine:
         while True:
             await asyncio.gather(*self._closing)
             others = [other for other in self.entries if other.runner is not None]
@@ -284,7 +290,7 @@ class Registry:
                     raise
                 await self._make_room(others)
 
-    def _open_now(self, entry: Entry, settings: Settings) -> Engine:
+    def _open_now(self, entry: ServedModel, settings: Settings) -> Engine:
         with self._watch(entry) as show:
 
             def progress(done: int, total: int) -> None:
@@ -295,7 +301,7 @@ class Registry:
 
             return self._opener(entry.argument, settings, progress)
 
-    def _left(self, entry: Entry, others: Iterable[Entry]) -> int | None:
+    def _left(self, entry: ServedModel, others: Iterable[ServedModel]) -> int | None:
         """Bytes for a model beside others; None leaves it to the machine."""
         budget = entry.settings.memory
         for other in others:
@@ -304,7 +310,7 @@ class Registry:
         used = sum(other.nbytes for other in others)
         return None if budget is None else max(1, budget - used)
 
-    async def _make_room(self, others: list[Entry]) -> None:
+    async def _make_room(self, others: list[ServedModel]) -> None:
         """Unload the idle model that was used longest ago; wait for one if all are used."""
         while not (idle := [other for other in others if other.leases == 0]):
             self._released.clear()
@@ -317,18 +323,18 @@ async def _close(runner: Runner | None) -> None:
         await asyncio.to_thread(runner.close)
 
 
-def _loading(entry: Entry) -> Problem:
+def _loading(entry: ServedModel) -> Problem:
     part = f", {100 * entry.done // entry.total} % so far" if entry.total else ""
     return Problem(
         503, f"the model {entry.name} is being loaded{part}", code="model_loading", retry_after=2
     )
 
 
-def _failed(entry: Entry) -> Problem:
+def _failed(entry: ServedModel) -> Problem:
     """Without the reason, which may name files."""
     said = f"the model {entry.name} cannot be loaded: the server's log says why"
     return Problem(503, said, code="model_failed", retry_after=30)
 
 
-def _dead(entry: Entry) -> Problem:
+def _dead(entry: ServedModel) -> Problem:
     return Problem(503, f"the model {entry.name} has ended by an error", code="model_failed")

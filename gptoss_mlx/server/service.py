@@ -21,7 +21,7 @@ from gptoss_mlx.server.mailbox import Mailbox, Slot
 from gptoss_mlx.server.metrics import Metrics
 from gptoss_mlx.server.policy import Policy
 from gptoss_mlx.server.problems import Problem
-from gptoss_mlx.server.registry import Entry, Registry
+from gptoss_mlx.server.registry import Registry, ServedModel
 from gptoss_mlx.server.written import Written
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class Service:
         release = partial(self._release, entry, taken, keep_alive)
         return Job(entry.name, runner, mailbox, sequences, release, watch)
 
-    async def load(self, model: str | None, *, keep_alive: float | None = None) -> Entry:
+    async def load(self, model: str | None, *, keep_alive: float | None = None) -> ServedModel:
         """Load a model, if it is not, without a prompt. Raises Problem."""
         entry = await self.registry.lease(model)
         self.registry.release(entry, keep_alive)
@@ -98,7 +98,7 @@ class Service:
         await self.registry.close()
         self._readers.shutdown(cancel_futures=True)
 
-    def _check_queue(self, entry: Entry, more: int) -> None:
+    def _check_queue(self, entry: ServedModel, more: int) -> None:
         most = entry.rows + self.policy.max_queue
         if more > most:
             raise Problem(400, f"{more} answers are asked for, but {most} may run or wait")
@@ -110,7 +110,7 @@ class Service:
                 retry_after=RETRY_SECONDS,
             )
 
-    async def _add(self, entry: Entry, asked: list[Asked]) -> tuple[list[Sequence], Mailbox]:
+    async def _add(self, entry: ServedModel, asked: list[Asked]) -> tuple[list[Sequence], Mailbox]:
         runner = _running(entry)
         mailbox = Mailbox(len(asked), runner.wake)
         adding = self._readers.submit(_add, runner, asked, mailbox.slots)
@@ -120,12 +120,12 @@ class Service:
             adding.add_done_callback(partial(_drop, runner))
             raise
 
-    def _release(self, entry: Entry, sequences: int, keep_alive: float | None) -> None:
+    def _release(self, entry: ServedModel, sequences: int, keep_alive: float | None) -> None:
         entry.sequences -= sequences
         self.registry.release(entry, keep_alive)
 
 
-def _running(entry: Entry) -> Runner:
+def _running(entry: ServedModel) -> Runner:
     assert entry.runner is not None, "a model is not unloaded while it is leased"
     return entry.runner
 

@@ -161,13 +161,14 @@ def test_a_model_that_nobody_asks_is_unloaded_and_comes_back() -> None:
 
     with serving(opening, policy=Policy(keep_alive=0)) as served:
         entry = served.registry.find(None)
-        assert entry.status == "ready"
+        served.wait_until(lambda: entry.status == "unloaded")  # nobody has asked for it
+        served.wait_until(lambda: made[0].engine.is_closed)
         assert served.post(PATH, {"messages": HI}).status_code == 200
         served.wait_until(lambda: entry.status == "unloaded")
-        served.wait_until(lambda: made[0].engine.is_closed)
+        served.wait_until(lambda: made[1].engine.is_closed)
         assert served.client.get("/health").status_code == 200  # a request loads it
         assert served.post(PATH, {"messages": HI}).status_code == 200
-    assert len(made) == 2
+    assert len(made) == 3
 
 
 def test_a_second_model_takes_the_place_of_the_idle_one() -> None:

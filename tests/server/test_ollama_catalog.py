@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 
 import ollama
 import pytest
 
 from gptoss_mlx.errors import CheckpointError
-from gptoss_mlx.server import front
 from gptoss_mlx.server.facts import facts_of
 from gptoss_mlx.server.ollama.catalog import tag_of
 from gptoss_mlx.server.ollama.fields import seconds_of
 from gptoss_mlx.server.policy import Policy
 from gptoss_mlx.server.problems import Problem
-from gptoss_mlx.server.registry import Entry
+from gptoss_mlx.server.registry import ServedModel
 from gptoss_mlx.settings import Settings
 from tests.server.test_ollama_chat import client_at, gate_of
 from tests.support.scripted_model import FINAL, Scripted
@@ -63,13 +61,13 @@ def test_names_are_those_of_ollama() -> None:
         "someone/other": "other:latest",
     }
     for argument, name in names.items():
-        entry = Entry(argument, Settings())
+        entry = ServedModel(argument, Settings())
         assert tag_of(entry) == name
         assert name in entry.names
-    facts = facts_of(Entry("openai/gpt-oss-120b", Settings()))
+    facts = facts_of(ServedModel("openai/gpt-oss-120b", Settings()))
     assert (facts.parameter_size, facts.context, facts.publisher) == ("116.8B", 131072, "openai")
-    assert facts_of(Entry("someone/other", Settings())).parameter_size == ""
-    assert Entry("/no/such/folder", Settings()).publisher == "local"
+    assert facts_of(ServedModel("someone/other", Settings())).parameter_size == ""
+    assert ServedModel("/no/such/folder", Settings()).publisher == "local"
 
 
 def test_a_released_sheet_is_told_before_it_is_loaded() -> None:
@@ -213,15 +211,11 @@ def test_enchanted_and_others_find_a_server_at_the_root(idle: Served) -> None:
     assert idle.client.head("/api/tags").status_code == 200
 
 
-def test_a_browser_gets_the_page_where_there_is_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, idle: Served
-) -> None:
-    browser = {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
-    monkeypatch.setattr(front, "PAGE", tmp_path / "index.html")
-    assert idle.client.get("/", headers=browser).text == "Ollama is running"
-    (tmp_path / "index.html").write_text("<!doctype html><title>chat</title>")
-    page = idle.client.get("/", headers=browser)
+def test_a_browser_gets_the_page_and_a_client_the_line(idle: Served) -> None:
+    page = idle.client.get("/", headers={"accept": "text/html,application/xhtml+xml,*/*;q=0.8"})
     assert page.headers["content-type"].startswith("text/html")
-    assert "default-src 'self'" in page.headers["content-security-policy"]
-    assert "chat" in page.text
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert "<title>" in page.text
+    for name in ("page.js", "style.css", "vendor/markdown-it.js"):
+        assert idle.client.get(f"/page/{name}").status_code == 200
     assert idle.client.get("/").text == "Ollama is running"

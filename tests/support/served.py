@@ -17,7 +17,7 @@ from gptoss_mlx.engine.engine import Engine
 from gptoss_mlx.server.app import App
 from gptoss_mlx.server.listener import Listener, bind
 from gptoss_mlx.server.policy import Policy
-from gptoss_mlx.server.registry import Alias, Entry, Registry
+from gptoss_mlx.server.registry import Alias, Registry, ServedModel
 from gptoss_mlx.server.service import Service
 from gptoss_mlx.settings import Settings
 from tests.support.scripted_model import Scripted
@@ -83,7 +83,7 @@ def serving(
         return source if isinstance(source, Engine) else source(progress)
 
     policy = policy or Policy()
-    entries = [Entry(name, settings or Settings()) for name in names]
+    entries = [ServedModel(name, settings or Settings()) for name in names]
     registry = Registry(entries, map(Alias, aliases), policy.keep_alive, opener=opened)
     service = Service(registry, policy)
     listener = Listener(App(service), policy)
@@ -96,7 +96,7 @@ def serving(
                 served = Served(url, client, registry, service, listener)
                 served.wait_until(lambda: listener.started)
                 if ready:
-                    served.wait_until(lambda: entries[0].status not in ("unloaded", "loading"))
+                    served.wait_until(lambda: bool(entries[0].rows or entries[0].error))
                 yield served
         finally:
             listener.should_exit = True

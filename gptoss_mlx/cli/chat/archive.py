@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
-from gptoss_mlx.cli.chat.transcript import Transcript, text_of
+from gptoss_mlx.cli.chat.transcript import Transcript, plain_text
 from gptoss_mlx.errors import CheckpointError, SessionError
 from gptoss_mlx.files.atomic import TEMPORARY, write_atomic
 from gptoss_mlx.files.jsonfile import parse_json, shown
@@ -79,7 +79,7 @@ class Archive:
                 used = self._path(name).stat().st_mtime
                 try:
                     transcript, _ = self.read(name)
-                    said = text_of(transcript.turns[0][0]) if transcript.turns else ""
+                    said = plain_text(transcript.turns[0][0]) if transcript.turns else ""
                     title = " ".join(said[:200].split())
                     lines.append(Listed(name, used, len(transcript.turns), title))
                 except SessionError as error:

@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 from gptoss_mlx.cli.chat.archive import Archive, Saved
 from gptoss_mlx.cli.chat.conversation import Talk
-from gptoss_mlx.cli.chat.transcript import NUMBERS, Transcript, text_of
+from gptoss_mlx.cli.chat.transcript import NUMBERS, Transcript, plain_text
 from gptoss_mlx.cli.chat.view import counted
 from gptoss_mlx.cli.options import EFFORTS
 from gptoss_mlx.errors import GptOssError, MessageError, SessionError
@@ -146,7 +146,7 @@ def _edit(talk: Talk, argument: str) -> None:
 
 def _copy(talk: Talk, argument: str) -> None:
     answer = talk.transcript.last_answer
-    text = "" if answer is None else text_of(answer)
+    text = "" if answer is None else plain_text(answer)
     if not text:
         raise MessageError("there is no answer to copy")
     if not talk.err.terminal:

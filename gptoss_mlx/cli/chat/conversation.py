@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptoss_mlx.cli.chat.archive import Archive, Saved
-from gptoss_mlx.cli.chat.transcript import Transcript, text_of
+from gptoss_mlx.cli.chat.transcript import Transcript, plain_text
 from gptoss_mlx.cli.chat.view import View, counted
 from gptoss_mlx.cli.exits import Handler, interruptible
 from gptoss_mlx.cli.terminal import Bar, Output, harmless
@@ -125,7 +125,7 @@ class Talk:
         try:
             if self.saved is None:
                 turns = self.transcript.turns
-                first = text_of(turns[0][0]) if turns else ""
+                first = plain_text(turns[0][0]) if turns else ""
                 self.saved = Saved(self.archive.new_name(first, datetime.date.today()))
             before, self.saved = self.saved, self.archive.write(self.saved, self.transcript)
         except SessionError as error:

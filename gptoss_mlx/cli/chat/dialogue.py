@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from gptoss_mlx.cli.chat.commands import begins_command, run_command
 from gptoss_mlx.cli.chat.conversation import Talk
-from gptoss_mlx.cli.chat.transcript import text_of
+from gptoss_mlx.cli.chat.transcript import plain_text
 from gptoss_mlx.cli.chat.view import View, counted
 from gptoss_mlx.cli.exits import interrupted_anew, report
 from gptoss_mlx.cli.terminal import harmless
@@ -69,9 +69,9 @@ def show_last_turn(talk: Talk, view: View) -> None:
     if not turns:
         return
     question, *rest = turns[-1]
-    talk.err.write(f"> {harmless(text_of(question))}\n", dim=True)
+    talk.err.write(f"> {harmless(plain_text(question))}\n", dim=True)
     for message in rest:
-        if message["role"] == "assistant" and (text := text_of(message)):
+        if message["role"] == "assistant" and (text := plain_text(message)):
             view.show(TokenEvent(None, text, "final"))
     view.close()
     talk.err.write("\n")

@@ -64,7 +64,7 @@ class Transcript:
     @property
     def last_message(self) -> str | None:
         """The text of the user's last message."""
-        return text_of(self.turns[-1][0]) if self.turns else None
+        return plain_text(self.turns[-1][0]) if self.turns else None
 
     @property
     def last_answer(self) -> Said | None:
@@ -153,7 +153,7 @@ class Transcript:
         return cls(tuple(messages), value.get("system"), effort, options, value.get("model") or "")
 
 
-def text_of(message: Said) -> str:
+def plain_text(message: Said) -> str:
     """The text of a message, "" where it has none."""
     content = message.get("content")
     if isinstance(content, list):

@@ -8,12 +8,12 @@ from typing import Protocol
 from gptoss_mlx.engine.deltas import Delta
 from gptoss_mlx.server.anthropic.arguments import Arguments
 from gptoss_mlx.server.anthropic.messages_request import Style
-from gptoss_mlx.server.anthropic.thinking import sealed
+from gptoss_mlx.server.anthropic.thinking import signed
 from gptoss_mlx.server.anthropic.wire import AnyDelta, BlockEvent, ContentBlock
 from gptoss_mlx.server.written import Written
 
 
-class Blocks:
+class ContentBlocks:
     """Takes the deltas of one answer in order, and gives the events of its blocks.
 
     A message of the model is a block. An answer has at least one, if only an empty text.
@@ -112,7 +112,7 @@ class _Thinking:
             self._omitted.append(text)
 
     def finish(self) -> Iterator[AnyDelta]:
-        yield {"type": "signature_delta", "signature": sealed("".join(self._omitted))}
+        yield {"type": "signature_delta", "signature": signed("".join(self._omitted))}
 
 
 class _ToolUse:

@@ -17,7 +17,7 @@ from typing_extensions import TypedDict
 from gptoss_mlx.files.jsonfile import shown
 from gptoss_mlx.server.bodies import Body
 from gptoss_mlx.server.problems import Problem
-from gptoss_mlx.server.registry import Alias, Entry, Registry
+from gptoss_mlx.server.registry import Alias, Registry, ServedModel
 from gptoss_mlx.server.replies import JSONReply
 from gptoss_mlx.server.service import service_of
 
@@ -85,7 +85,7 @@ async def show(request: Request) -> Response:
     return JSONReply(_info(entry.name, entry))
 
 
-def _names(registry: Registry) -> dict[str, Entry]:
+def _names(registry: Registry) -> dict[str, ServedModel]:
     """Every model by its name, then by its aliases."""
     names = {entry.name: entry for entry in registry}
     for alias in registry.aliases:
@@ -94,7 +94,7 @@ def _names(registry: Registry) -> dict[str, Entry]:
     return names
 
 
-def _info(id: str, entry: Entry) -> ModelInfo:
+def _info(id: str, entry: ServedModel) -> ModelInfo:
     info: ModelInfo = {
         "type": "model",
         "id": id,

@@ -31,7 +31,7 @@ def instructions(system: str | Sequence[JSON] | None) -> str | None:
     return _BETWEEN.join(text for text in texts if text) or None
 
 
-def messages_of(messages: Sequence[JSON], aliases: Aliases, written: Written) -> list[JSON]:
+def chat_messages(messages: Sequence[JSON], aliases: Aliases, written: Written) -> list[JSON]:
     """The messages as the engine takes them. written: of earlier answers. Raises Problem."""
     if messages[-1].get("role") == "assistant":
         raise Problem(

@@ -14,7 +14,7 @@ from typing_extensions import TypedDict
 from gptoss_mlx.engine.deltas import Delta
 from gptoss_mlx.engine.events import FinishEvent, PrefillEvent
 from gptoss_mlx.errors import ContextError
-from gptoss_mlx.server.anthropic.blocks import Blocks
+from gptoss_mlx.server.anthropic.blocks import ContentBlocks
 from gptoss_mlx.server.anthropic.catalog import model_for
 from gptoss_mlx.server.anthropic.messages_request import MessagesRequest, PromptFields, Style
 from gptoss_mlx.server.anthropic.shape import envelope, too_long
@@ -80,7 +80,7 @@ async def _counted(tokens: Awaitable[int]) -> TokenCount:
 
 async def events(job: Job, style: Style, written: Written) -> AsyncGenerator[StreamEvent, None]:
     """The events of an answer. Closes the job at the end."""
-    blocks, begun = Blocks(style, job.key, written), False
+    blocks, begun = ContentBlocks(style, job.key, written), False
     try:
         async for _, piece in job.pieces():
             if not begun:

@@ -14,7 +14,7 @@ from pydantic import Field, StrictBool, StrictInt, StrictStr
 from gptoss_mlx.engine.options import Message, Options
 from gptoss_mlx.files.jsonfile import shown
 from gptoss_mlx.server.aliases import Aliases
-from gptoss_mlx.server.anthropic.conversation import JSON, instructions, messages_of
+from gptoss_mlx.server.anthropic.conversation import JSON, chat_messages, instructions
 from gptoss_mlx.server.anthropic.shape import NO_THREADS
 from gptoss_mlx.server.anthropic.thinking import Display, ThinkingConfig
 from gptoss_mlx.server.bodies import Body
@@ -102,7 +102,7 @@ class PromptFields(Body):
             options["tool_choice"] = given if isinstance(given, str) else aliases.rename(given)
         single = choice is not None and choice.disable_parallel_tool_use is True
         style = Style(aliases, self.model, self._display(bool(functions)), single)
-        messages = messages_of(self.messages, aliases, written)
+        messages = chat_messages(self.messages, aliases, written)
         return Ask(model, messages, options), style
 
     def options(self) -> Options:

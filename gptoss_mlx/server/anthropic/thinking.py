@@ -66,7 +66,7 @@ class ThinkingConfig(Body):
         return "medium" if self.budget_tokens <= MEDIUM_MOST else "high"
 
 
-def sealed(text: str) -> str:
+def signed(text: str) -> str:
     """The signature of a thinking block, with the reasoning that the block itself leaves out."""
     return _SEAL + urlsafe_b64encode(zlib.compress(text.encode())).decode() if text else _SEAL
 

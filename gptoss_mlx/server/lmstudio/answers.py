@@ -20,7 +20,7 @@ from gptoss_mlx.server.openai import chat, completions
 from gptoss_mlx.server.openai.chat_request import ChatRequest
 from gptoss_mlx.server.openai.completions import TextRequest
 from gptoss_mlx.server.openai.stream import frames
-from gptoss_mlx.server.registry import Entry
+from gptoss_mlx.server.registry import ServedModel
 from gptoss_mlx.server.replies import FrameStream, reply
 from gptoss_mlx.server.service import service_of
 
@@ -39,7 +39,7 @@ class Stats(TypedDict):
     stop_reason: StopReason
 
 
-class ModelInfo(TypedDict):
+class StudioModelInfo(TypedDict):
     arch: str
     quant: str
     format: str
@@ -54,7 +54,7 @@ class Runtime(TypedDict):
 
 class Told(TypedDict):
     stats: Stats
-    model_info: ModelInfo
+    model_info: StudioModelInfo
     runtime: Runtime
 
 
@@ -73,7 +73,7 @@ class StudioText(completions.TextCompletion, Told):
 class StudioAnswer(chat.Answer):
     """A chat whose last chunk tells of model and times."""
 
-    def __init__(self, entry: Entry, job: Job, aliases: Aliases, logprobs: bool) -> None:
+    def __init__(self, entry: ServedModel, job: Job, aliases: Aliases, logprobs: bool) -> None:
         super().__init__(job, aliases, logprobs)
         self.entry = entry
 
@@ -84,7 +84,7 @@ class StudioAnswer(chat.Answer):
 class StudioTextAnswer(completions.TextAnswer):
     """A raw completion whose last chunk tells of model and times."""
 
-    def __init__(self, entry: Entry, job: Job, body: TextRequest) -> None:
+    def __init__(self, entry: ServedModel, job: Job, body: TextRequest) -> None:
         super().__init__(job, body)
         self.entry = entry
 
@@ -124,7 +124,7 @@ async def collect_text(answer: StudioTextAnswer) -> StudioText:
     return cast(StudioText, {**whole, **told(answer.entry, answer.finishes)})
 
 
-def told(entry: Entry, finishes: Sequence[FinishEvent]) -> Told:
+def told(entry: ServedModel, finishes: Sequence[FinishEvent]) -> Told:
     facts, first = facts_of(entry), finishes[0]
     timings = first.timings
     plan = None if entry.engine is None else entry.engine.plan

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from typing_extensions import TypedDict
 
 from gptoss_mlx.server.facts import facts_of
-from gptoss_mlx.server.registry import Entry
+from gptoss_mlx.server.registry import ServedModel
 from gptoss_mlx.server.replies import JSONReply
 from gptoss_mlx.server.service import service_of
 
@@ -50,7 +50,7 @@ async def show(request: Request) -> Response:
     return JSONReply(shelf_model(service_of(request).registry.find(request.path_params["name"])))
 
 
-def shelf_model(entry: Entry) -> ShelfModel:
+def shelf_model(entry: ServedModel) -> ShelfModel:
     facts, status = facts_of(entry), entry.status
     most = facts.context if facts.config is None else facts.config.max_position_embeddings
     shown: ShelfModel = {

@@ -17,7 +17,7 @@ from gptoss_mlx.server.bodies import read_body
 from gptoss_mlx.server.facts import Facts, facts_of
 from gptoss_mlx.server.ollama.fields import NamedModel
 from gptoss_mlx.server.ollama.shape import NDJSON, SECOND, line, moment
-from gptoss_mlx.server.registry import Entry
+from gptoss_mlx.server.registry import ServedModel
 from gptoss_mlx.server.replies import FrameStream, JSONReply
 from gptoss_mlx.server.service import service_of
 from gptoss_mlx.spec.config import ModelConfig
@@ -146,13 +146,13 @@ async def _lines(values: tuple[Pulling, ...]) -> AsyncGenerator[bytes, None]:
         yield line(value)
 
 
-def tag_of(entry: Entry) -> str:
+def tag_of(entry: ServedModel) -> str:
     """A model's name as Ollama writes it: gpt-oss:20b, tiny:latest."""
     known = [name for name, id in ALIASES.items() if id == entry.id and name.startswith("gpt-oss:")]
     return known[0] if known else f"{entry.name}:latest"
 
 
-def _tag(entry: Entry) -> Tag:
+def _tag(entry: ServedModel) -> Tag:
     facts, name = facts_of(entry), tag_of(entry)
     return {
         "name": name,
@@ -164,7 +164,7 @@ def _tag(entry: Entry) -> Tag:
     }
 
 
-def _loaded_tag(entry: Entry) -> LoadedTag:
+def _loaded_tag(entry: ServedModel) -> LoadedTag:
     facts, name, left = facts_of(entry), tag_of(entry), entry.expires_in * SECOND
     plan = None if entry.engine is None else entry.engine.plan
     return {
@@ -179,7 +179,7 @@ def _loaded_tag(entry: Entry) -> LoadedTag:
     }
 
 
-def _sheet(entry: Entry) -> Sheet:
+def _sheet(entry: ServedModel) -> Sheet:
     facts = facts_of(entry)
     harmony = ["completion", "tools", "thinking"]
     sheet: Sheet = {
@@ -206,7 +206,7 @@ def _details(facts: Facts) -> Details:
     }
 
 
-def _parameters(entry: Entry, facts: Facts) -> str:
+def _parameters(entry: ServedModel, facts: Facts) -> str:
     """The defaults, as lines of a name and a value."""
     defaults: Mapping[str, object] = {} if entry.engine is None else entry.engine.defaults
     renamed = {"repetition_penalty": "repeat_penalty"}
@@ -216,7 +216,7 @@ def _parameters(entry: Entry, facts: Facts) -> str:
     return "\n".join(f"{name:<30} {value}" for name, value in sorted(given.items()))
 
 
-def _info(entry: Entry, facts: Facts) -> dict[str, str | int | float]:
+def _info(entry: ServedModel, facts: Facts) -> dict[str, str | int | float]:
     """Under the names of GGUF."""
     info: dict[str, str | int | float] = {
         "general.architecture": FAMILY,
@@ -248,5 +248,5 @@ def _shape(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _digest(entry: Entry) -> str:
+def _digest(entry: ServedModel) -> str:
     return hashlib.sha256(entry.id.encode()).hexdigest()

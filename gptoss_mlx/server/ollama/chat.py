@@ -30,7 +30,7 @@ from gptoss_mlx.server.replies import JSONReply
 from gptoss_mlx.server.service import service_of
 
 
-class Talk(AnswerFields):
+class TalkRequest(AnswerFields):
     """The fields that act. Without messages the model is loaded, or by keep_alive 0 unloaded."""
 
     messages: list[Mapping[str, Any]] | None = None
@@ -65,7 +65,7 @@ class TalkLine(LineHead, Tally):
 async def create(request: Request) -> Response:
     """The endpoint."""
     watch = Stopwatch()
-    body = await read_body(request, Talk)
+    body = await read_body(request, TalkRequest)
     service = service_of(request)
     if not body.messages:
         model, counts = await without_prompt(service, body, watch)

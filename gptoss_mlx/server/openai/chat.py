@@ -92,7 +92,7 @@ class Message(TypedDict):
     tool_calls: NotRequired[list[Call]]
 
 
-class Choice(TypedDict):
+class CompletionChoice(TypedDict):
     index: int
     message: Message
     logprobs: Logprobs | None
@@ -105,7 +105,7 @@ class Completion(TypedDict):
     created: int
     model: str
     system_fingerprint: str
-    choices: list[Choice]
+    choices: list[CompletionChoice]
     usage: Usage
     timings: TimesShown
 
@@ -154,7 +154,7 @@ class Answer:
         times = times_of(self.finishes[0].timings)
         return {**self._head(), "choices": [], "usage": self.usage(), "timings": times}
 
-    def completion(self, choices: list[Choice]) -> Completion:
+    def completion(self, choices: list[CompletionChoice]) -> Completion:
         head = self._head()
         return {
             "id": head["id"],
@@ -240,7 +240,7 @@ async def collect(answer: Answer) -> Completion:
     return answer.completion([_sum(index, parts) for index, parts in sorted(deltas.items())])
 
 
-def _sum(index: int, parts: list[ChoiceDelta]) -> Choice:
+def _sum(index: int, parts: list[ChoiceDelta]) -> CompletionChoice:
     said = [part["delta"] for part in parts]
     content = "".join(delta.get("content") or "" for delta in said)
     reasoning = "".join(delta.get("reasoning", "") for delta in said)

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
-from gptoss_mlx.server.registry import Entry, Status
+from gptoss_mlx.server.registry import ServedModel, Status
 from gptoss_mlx.server.replies import JSONReply
 from gptoss_mlx.server.service import service_of
 
@@ -42,7 +42,7 @@ async def show(request: Request) -> Response:
     return JSONReply(model_shown(service_of(request).registry.find(request.path_params["name"])))
 
 
-def model_shown(entry: Entry) -> ModelShown:
+def model_shown(entry: ServedModel) -> ModelShown:
     shown: ModelShown = {
         "id": entry.name,
         "object": "model",

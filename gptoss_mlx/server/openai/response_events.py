@@ -64,7 +64,7 @@ class PartEvent(InPart):
     part: OutputText | ReasoningText
 
 
-class TextDelta(InPart):
+class OutputTextDelta(InPart):
     type: Literal["response.output_text.delta"]
     delta: str
     logprobs: list[Chosen]
@@ -128,7 +128,7 @@ ResponseEvent: TypeAlias = (
     | FailureEvent
     | ItemEvent
     | PartEvent
-    | TextDelta
+    | OutputTextDelta
     | TextDone
     | ReasoningDelta
     | ReasoningDone

@@ -38,7 +38,7 @@ class ReasoningEcho(TypedDict):
     summary: str | None
 
 
-class Echo(TypedDict):
+class Repeated(TypedDict):
     """What a response repeats of its request."""
 
     background: Literal[False]
@@ -72,7 +72,7 @@ class FailureShown(TypedDict):
     message: str
 
 
-class ResponseShown(Echo):
+class ResponseShown(Repeated):
     id: str
     object: Literal["response"]
     created_at: int
@@ -85,7 +85,7 @@ class ResponseShown(Echo):
     usage: ResponseUsage | None
 
 
-def begun(id: str, created: int, model: str, echo: Echo) -> ResponseShown:
+def begun(id: str, created: int, model: str, echo: Repeated) -> ResponseShown:
     """A response that has no output so far."""
     return {
         **echo,

@@ -22,7 +22,7 @@ from gptoss_mlx.server.openai.item_writers import (
 from gptoss_mlx.server.openai.output_items import Phase
 from gptoss_mlx.server.openai.response_events import LifeEvent, LifeType, ResponseEvent
 from gptoss_mlx.server.openai.response_object import (
-    Echo,
+    Repeated,
     ResponseShown,
     begun,
     response_usage,
@@ -49,7 +49,7 @@ class ResponseRun:
     """
 
     def __init__(
-        self, job: Job, echo: Echo, tools: Toolbox, wanted: Wanted, settle: Settle
+        self, job: Job, echo: Repeated, tools: Toolbox, wanted: Wanted, settle: Settle
     ) -> None:
         self._job, self._tools, self._wanted, self._settle = job, tools, wanted, settle
         self.shown = begun(f"resp_{job.key}", job.created, job.model, echo)

@@ -16,7 +16,7 @@ from gptoss_mlx.server.history import JSON
 from gptoss_mlx.server.job import Ask
 from gptoss_mlx.server.openai.chat_request import SamplingFields
 from gptoss_mlx.server.openai.input_items import items_of, messages_of
-from gptoss_mlx.server.openai.response_object import Echo
+from gptoss_mlx.server.openai.response_object import Repeated
 from gptoss_mlx.server.openai.response_run import Wanted
 from gptoss_mlx.server.openai.response_store import ResponseStore
 from gptoss_mlx.server.openai.response_tools import Toolbox, echoed
@@ -125,7 +125,7 @@ class ResponsesRequest(SamplingFields):
         items = (*store.thread(self.previous_response_id), *items_of(self.input or (), store.item))
         return Asked(self.model, self.instructions, items, tools, self._options(tools))
 
-    def echo(self) -> Echo:
+    def echo(self) -> Repeated:
         """What the response repeats of the request."""
         reasoning = self.reasoning or ReasoningFields()
         text = self.text or TextFields()
