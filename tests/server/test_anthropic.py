@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gptoss_mlx.server.anthropic.arguments import Arguments
-from gptoss_mlx.server.anthropic.thinking import sealed, unsealed
+from gptoss_mlx.server.anthropic.thinking import signed, unsealed
 from tests.support.messages_api import CALL, HELLO, HI, PATH, ask, summed, told, tool
 from tests.support.scripted_model import AGAIN, ANALYSIS, FINAL, Scripted
 from tests.support.served import serving
@@ -188,7 +188,7 @@ def test_members_of_arguments_are_given_as_soon_as_they_are_whole() -> None:
 
 def test_a_signature_carries_what_it_was_given_and_others_carry_nothing() -> None:
     for text in ("", "x", "é \U0001fadc <|end|>" * 100):
-        assert unsealed(sealed(text)) == text
+        assert unsealed(signed(text)) == text
     for other in ("", "EqQBCgIYAhIM", "gptoss.%%%", "gptoss.AAAA", None, 7, "gptoss.é"):
         assert unsealed(other) == ""
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gptoss_mlx.server.anthropic.thinking import sealed
+from gptoss_mlx.server.anthropic.thinking import signed
 from gptoss_mlx.server.policy import Policy
 from tests.support.messages_api import HELLO, HI, PATH, ask, prompt_of, tool
 from tests.support.scripted_model import Scripted
@@ -46,7 +46,7 @@ CONVERSATION: list[dict[str, Any]] = [
             {"type": "redacted_thinking", "data": "secret"},
             {"type": "server_tool_use", "id": "s", "name": "web_search", "input": {}},
             {"type": "web_search_tool_result", "tool_use_id": "s", "content": "secret"},
-            {"type": "thinking", "thinking": "", "signature": sealed("carried")},
+            {"type": "thinking", "thinking": "", "signature": signed("carried")},
             {"type": "text", "text": "I look.", "citations": None},
             {"type": "tool_use", "id": "t1", "name": "f", "input": {"a": 1}},
             {"type": "tool_use", "id": "t2", "name": "f", "input": None},
