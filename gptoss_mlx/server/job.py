@@ -64,7 +64,7 @@ class Job:
         self.reasoning_tokens = [0] * len(sequences)
         self._runner, self._mailbox, self._sequences = runner, mailbox, sequences
         self._release, self._watch = release, watch
-        self._unfinished = len(sequences)
+        self._unfinished, self._is_closed = len(sequences), False
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -101,7 +101,11 @@ class Job:
         self._runner.wake()
 
     def close(self) -> None:
-        """Cancel what has not finished, within a token, and let go of the model."""
+        """Cancel what has not finished, within a token, and let go of the model. May be called
+        again."""
+        if self._is_closed:
+            return
+        self._is_closed = True
         if self._unfinished:
             self._watch.cancel()
             self._runner.drop(self._sequences)

@@ -50,7 +50,8 @@ class Service:
         self._readers = ThreadPoolExecutor(READERS, "gptoss_mlx reader")
 
     async def start(self, ask: Ask, *, keep_alive: float | None = None) -> Job:
-        """Have a model answer. The job must be closed.
+        """Have a model answer. The job ends with the task that starts it, if it was not closed
+        before: a generator that was never begun closes nothing.
 
         keep_alive: seconds for which the model then stays loaded, instead of the policy's.
         Raises Problem or, for what is wrong with the prompt and its options, GptOssError.
@@ -71,7 +72,11 @@ class Service:
             raise
         runner = _running(entry)
         release = partial(self._release, entry, taken, keep_alive)
-        return Job(entry.name, runner, mailbox, sequences, release, watch)
+        job = Job(entry.name, runner, mailbox, sequences, release, watch)
+        task = asyncio.current_task()
+        assert task is not None, "a coroutine runs in a task"
+        task.add_done_callback(lambda _: job.close())
+        return job
 
     async def load(self, model: str | None, *, keep_alive: float | None = None) -> ServedModel:
         """Load a model, if it is not, without a prompt. Raises Problem."""
