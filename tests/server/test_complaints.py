@@ -150,7 +150,7 @@ def scripted() -> Iterator[tuple[Scripted, Served]]:
         yield script, served
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=80, deadline=None, derandomize=True)
 @given(st.lists(st.sampled_from(FRAGMENTS), max_size=14))
 def test_03_anything_a_model_writes_is_an_answer(
     scripted: tuple[Scripted, Served], fragments: list[str]
