@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 import re
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -156,6 +157,8 @@ def main(
         log_prompts=log_prompts,
     )
     logging.basicConfig(level=log_level.upper(), format="%(levelname)s: %(message)s")
+    if log_prompts:  # whatever else is logged
+        logging.getLogger("gptoss_mlx.server.service").setLevel(logging.INFO)
     _serve(names, alias, settings, policy, host, port)
 
 
@@ -193,8 +196,9 @@ def _serve(
 
 
 def welcome(model: str, host: str, port: int) -> str:
-    """What a person needs to set up a client."""
-    here = "localhost" if _is_loopback(host) else host
+    """What a person needs to set up a client. An address, since some clients take `localhost` for
+    another one; where the server listens on all of them, this machine's name."""
+    here = socket.gethostname() if host in ("0.0.0.0", "::") else host
     base = f"http://{f'[{here}]' if ':' in here else here}:{port}"
     return "\n".join(
         (

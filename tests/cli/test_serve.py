@@ -68,7 +68,8 @@ def test_durations_and_origins() -> None:
 
 
 def test_the_address_that_is_shown_can_be_pasted() -> None:
-    assert "http://localhost:8080/v1" in welcome("m", "127.0.0.1", 8080)
+    assert "http://127.0.0.1:8080/v1" in welcome("m", "127.0.0.1", 8080)
+    assert f"http://{socket.gethostname()}:80/v1" in welcome("m", "0.0.0.0", 80)
     assert "http://192.168.1.2:1/v1" in welcome("m", "192.168.1.2", 1)
     assert "http://[fe80::1]:1/v1" in welcome("m", "fe80::1", 1)
     assert "\x1b" not in welcome("\x1b[2J", "::1", 1)
@@ -82,7 +83,7 @@ class Process:
         self.process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
         assert self.process.stderr is not None
         line = self.process.stderr.readline()
-        found = re.search(r"http://localhost:(\d+)", line)
+        found = re.search(r"http://127.0.0.1:(\d+)", line)
         assert found, line
         self.url = f"http://127.0.0.1:{found[1]}"
 
@@ -160,6 +161,17 @@ def test_ctrl_c_ends_it_as_every_command(start: Any) -> None:
     server.wait_until_ready()
     code, said = server.end(signal.SIGINT)
     assert (code, "Traceback" in said) == (130, False), said
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_prompts_are_logged_only_if_asked(start: Any, asked: bool) -> None:
+    server = start("--no-cache-dir", *(["--log-prompts"] if asked else ["--log-level", "debug"]))
+    server.wait_until_ready()
+    body = {"messages": [{"role": "user", "content": "a secret 4711"}], "max_tokens": 1}
+    httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=LONG, trust_env=False)
+    httpx.post(f"{server.url}/v1/chat/completions", json={"messages": "4711"}, trust_env=False)
+    _, said = server.end(signal.SIGTERM)
+    assert ("4711" in said) == asked
 
 
 def test_a_port_that_is_taken_is_one_line() -> None:

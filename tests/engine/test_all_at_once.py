@@ -135,7 +135,7 @@ def check(model: Any, asked: Asked, cut: bool) -> list[int]:
     return expected
 
 
-@settings(max_examples=4, deadline=None, derandomize=True, phases=[Phase.generate])
+@settings(max_examples=3, deadline=None, derandomize=True, phases=[Phase.generate])
 @given(
     waves=st.lists(st.lists(ARRIVALS, min_size=1, max_size=6), min_size=1, max_size=3),
     budget=st.sampled_from([0, 20_000, 60_000, 1 << 24]),

@@ -251,7 +251,7 @@ def test_30_keys_and_values_stay_within_the_plan(tiny: Served) -> None:
         return float(next(line for line in lines if line.startswith(f"gptoss_{name}")).split()[-1])
 
     with ThreadPoolExecutor(8) as pool:
-        jobs = [pool.submit(asked, tiny, question(100 + n, 600), max_tokens=1) for n in range(20)]
+        jobs = [pool.submit(asked, tiny, question(100 + n, 600), max_tokens=1) for n in range(10)]
         for job in jobs:
             job.result()
     engine = tiny.registry.find(None).engine
