@@ -1,11 +1,12 @@
-"""What does HTTP cost, and how soon does a server answer? Ours beside mlx-lm's, on the same files.
+"""What does HTTP cost, and how soon does a server answer? Ours beside mlx-lm's and
+llama.cpp's, on the same weights.
 
 Tokens a second through the server over the engine alone, in turns in one process, so that the
 machine's drift cancels. Then for each server, in a process of its own: from connecting to the
 headers while others are answered, many clients at once, and the first token of each turn of a
 conversation with tools.
 
-    python -m benchmarks.serve.servers --peer mlx-lm
+    python -m benchmarks.serve.servers --peer mlx-lm --llama llama-server model.gguf
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from gptoss_mlx.settings import Settings
 from tests.support.agent import tools
 
 PATIENCE = 600.0  # seconds
+SAID = ("content", "reasoning", "reasoning_content", "tool_calls")
 QUESTION = "Tell me a long story about a river."
 
 
@@ -59,11 +61,20 @@ class Timing(NamedTuple):
 @click.command()
 @click.option("--model", default="tiny", show_default=True, help="A folder, an id, or tiny.")
 @click.option("--peer", type=click.Choice(["mlx-lm"]), help="Measure this one too.")
+@click.option("--llama", nargs=2, metavar="SERVER GGUF", help="llama-server, and its file.")
 @click.option("--rounds", default=20, show_default=True, type=click.IntRange(1))
 @click.option("--tokens", default=64, show_default=True, type=click.IntRange(2))
 @click.option("--clients", default=64, show_default=True, type=click.IntRange(1))
 @click.option("--turns", default=6, show_default=True, type=click.IntRange(1))
-def main(model: str, peer: str | None, rounds: int, tokens: int, clients: int, turns: int) -> None:
+def main(
+    model: str,
+    peer: str | None,
+    llama: tuple[str, str] | None,
+    rounds: int,
+    tokens: int,
+    clients: int,
+    turns: int,
+) -> None:
     """Measure servers; one JSON line last."""
     folder = locate(model)
     report: dict[str, Any] = {
@@ -74,7 +85,7 @@ def main(model: str, peer: str | None, rounds: int, tokens: int, clients: int, t
         "over_the_engine_alone": _over_the_engine(folder, rounds, tokens),
         "servers": {},
     }
-    for name, command in _commands(folder, peer).items():
+    for name, command in _commands(folder, peer, llama).items():
         with _running(command) as url:
             report["servers"][name] = {
                 **_loaded(url, tokens),
@@ -85,12 +96,17 @@ def main(model: str, peer: str | None, rounds: int, tokens: int, clients: int, t
     print(json.dumps(report))
 
 
-def _commands(folder: Path, peer: str | None) -> dict[str, list[str]]:
+def _commands(
+    folder: Path, peer: str | None, llama: tuple[str, str] | None
+) -> dict[str, list[str]]:
     python = [sys.executable, "-W", "ignore", "-m"]
     ours = [*python, "gptoss_mlx", "serve", str(folder), "--context", "16k", "--no-cache-dir"]
     commands = {"ours": [*ours, "--parallel", "4"]}
     if peer is not None:
         commands[peer] = [*python, "mlx_lm", "server", "--model", str(folder)]
+    if llama is not None:
+        server, file = llama
+        commands["llama.cpp"] = [server, "-m", file, "--jinja", "-np", "4", "-c", "65536"]
     return commands
 
 
@@ -100,7 +116,9 @@ def _running(command: list[str]) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    process = subprocess.Popen([*command, "--port", str(port)], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [*command, "--port", str(port)], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
     url = f"http://127.0.0.1:{port}"
     try:
         end = time.monotonic() + PATIENCE
@@ -130,7 +148,7 @@ def _ask(url: str, prompt: str | list[dict[str, Any]], tokens: int, **body: Any)
             if not line.startswith("data: {"):
                 continue
             delta = (json.loads(line[6:]).get("choices") or [{}])[0].get("delta") or {}
-            if any(delta.get(key) for key in ("content", "reasoning", "tool_calls")):
+            if any(delta.get(key) for key in SAID):
                 count += 1
                 first = first or time.perf_counter() - begun
     return Timing(headers, first, time.perf_counter() - begun, count)
