@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gptoss_mlx.cli.exits import Command
+from gptoss_mlx.cli.opening import take_settings
 from gptoss_mlx.cli.options import (
-    BYTES,
     CACHE,
     CONTEXT_SETTINGS,
-    TOKENS,
     Parsed,
     backend_options,
-    cache_options,
+    loading_options,
 )
 from gptoss_mlx.cli.terminal import Bar, harmless
 from gptoss_mlx.errors import OptionError
@@ -39,10 +38,6 @@ BAR_AFTER = 1.0  # seconds; shorter work shows no bar
 
 KEY_FILE_BYTES = 1 << 16
 
-_LOADING = (
-    *("backend", "device", "memory", "context", "dtype", "embedding", "kv_bits", "parallel"),
-    *("cache", "cache_dir", "cache_disk"),
-)
 _LEVELS = ("debug", "info", "warning", "error")
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -81,12 +76,7 @@ ORIGIN = Parsed("origin", parse_origin)
 @backend_options
 @click.option("--parallel", type=click.IntRange(1, 32), help="Answers written at a time.")
 @click.option("--max-queue", type=click.IntRange(0), default=64, show_default=True)
-@click.option("--memory", type=BYTES, help="Most memory to use, such as 10GiB, for all models.")
-@click.option("--context", type=TOKENS, help="Most tokens, prompt and answer: 32k.")
-@click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), help="Compute precision.")
-@click.option("--embedding", type=click.Choice(["file", "resident"]), help="Where its table is.")
-@click.option("--kv-bits", type=click.Choice(["8"]), help="Bits of keys and values, to save room.")
-@cache_options
+@loading_options
 @click.option("--no-cache-dir", is_flag=True, help="Nothing of prompts lasts on the disk.")
 @click.option(
     "--keep-alive",
@@ -176,9 +166,7 @@ def _serve(
     from gptoss_mlx.server.service import Service
     from gptoss_mlx.settings import Settings
 
-    if settings["kv_bits"] is not None:
-        settings["kv_bits"] = int(settings["kv_bits"])
-    chosen = Settings.of(**settings)
+    chosen = Settings.of(parallel=settings.pop("parallel"), **take_settings(settings))
     entries = [ServedModel(name, chosen) for name in names]
     given = [Alias(name) for name in aliases]
     registry = Registry(entries, given, policy.keep_alive, watch=_bar)

@@ -45,8 +45,8 @@ class Ask:
 class Job:
     """The sequences of one request. `pieces` can be read once; `close` ends what still runs.
 
-    model: the name it goes by. created: seconds since 1970. tokens: generated, of each choice;
-    reasoning_tokens: those of them that are reasoning.
+    model: the name it goes by. created: seconds since 1970. choices: how many answers there are.
+    reasoning_tokens: those of each choice that are reasoning.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Job:
     ) -> None:
         self.model, self.created = model, int(time.time())
         self.key = secrets.token_hex(12)
-        self.tokens = [0] * len(sequences)
+        self.choices = len(sequences)
         self.reasoning_tokens = [0] * len(sequences)
         self._runner, self._mailbox, self._sequences = runner, mailbox, sequences
         self._release, self._watch = release, watch
@@ -90,7 +90,6 @@ class Job:
 
     def _count(self, choice: int, token: TokenEvent) -> None:
         if token.id is not None:
-            self.tokens[choice] += 1
             self.reasoning_tokens[choice] += token.channel == "analysis"
             self._watch.token()
 

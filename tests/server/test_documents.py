@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from gptoss_mlx.engine.engine import Engine
 from gptoss_mlx.server.contents import DESCRIBED
 from gptoss_mlx.server.openapi import document
-from tests.support.scripted_model import AGAIN, ANALYSIS, FINAL, Scripted
+from tests.support.scripted_model import AGAIN, ANALYSIS, FINAL, Endless, Scripted
 from tests.support.served import Served, serving
 
 pytestmark = pytest.mark.slow
@@ -27,13 +27,6 @@ schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not i
 REPLY = f"{ANALYSIS}Hm.{AGAIN}{FINAL}ok<|return|>"
 OPENAI = json.loads((Path(__file__).parent / "data" / "openai-paths.json").read_text())
 EXAMPLES = 40
-
-
-class Endless(list[Any]):
-    """Replies that do not run out."""
-
-    def pop(self, index: Any = 0) -> Any:
-        return self[0]
 
 
 @pytest.fixture(scope="module")

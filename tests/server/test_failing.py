@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
 from tests.server.test_cancelled import BODIES
-from tests.support.scripted_model import AGAIN, ANALYSIS, FINAL, Scripted
+from tests.support.scripted_model import AGAIN, ANALYSIS, FINAL, Endless, Scripted
 from tests.support.served import Served, serving
 
 REPLY = f"{ANALYSIS}I look.{AGAIN}{FINAL}one two three<|return|>"
@@ -25,13 +24,6 @@ ENDS = {
     "/api/v0/chat/completions": "data: [DONE]",
 }
 """What stands in the last line of a stream that fails."""
-
-
-class Endless(list[Any]):
-    """Replies that do not run out."""
-
-    def pop(self, index: Any = 0) -> Any:
-        return self[0]
 
 
 @pytest.fixture(scope="module")

@@ -137,6 +137,13 @@ class Scripted:
         self.log.append((kind, what))
 
 
+class Endless(list[Any]):
+    """Replies that do not run out."""
+
+    def pop(self, index: Any = 0) -> Any:
+        return self[0]
+
+
 class _Log:
     def __init__(self, hook: Callable[[str, Any], None]) -> None:
         self._hook = hook

@@ -127,7 +127,7 @@ class Answer:
 
     def __init__(self, job: Job, aliases: Aliases, logprobs: bool) -> None:
         self._job, self._logprobs = job, logprobs
-        self._choices = [_ChoiceState(aliases) for _ in job.tokens]
+        self._choices = [_ChoiceState(aliases) for _ in range(job.choices)]
         self.finishes: list[FinishEvent] = []
 
     async def chunks(self) -> AsyncGenerator[Chunk | PrefillEvent, None]:

@@ -128,7 +128,7 @@ class TextAnswer:
         self.job = job
         self._each, top = body.n or 1, body.logprobs
         self._choices = [
-            None if top is None else _Probabilities(job.tokenizer, top) for _ in job.tokens
+            None if top is None else _Probabilities(job.tokenizer, top) for _ in range(job.choices)
         ]
         self._finishes: dict[int, FinishEvent] = {}
 
@@ -214,7 +214,7 @@ class _Probabilities:
 
 async def collect(answer: TextAnswer) -> TextCompletion:
     """The sum of the chunks. Raises the error of a choice that failed."""
-    parts: list[list[TextChoice]] = [[] for _ in answer.job.tokens]
+    parts: list[list[TextChoice]] = [[] for _ in range(answer.job.choices)]
     async with aclosing(answer.chunks()) as chunks:
         async for chunk in chunks:
             for choice in () if isinstance(chunk, PrefillEvent) else chunk["choices"]:
