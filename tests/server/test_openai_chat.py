@@ -215,7 +215,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
                 "json_schema": {"name": "x", "schema": {"type": "object", "if": {}}},
             }
         },
-        "if",
+        '"if" at #',
     ),
     "top_logprobs alone": ({"top_logprobs": 2}, "logprobs"),
     "an effort nobody makes": ({"reasoning_effort": "enormous"}, "reasoning_effort"),
