@@ -10,8 +10,11 @@ import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from threading import Lock
-from typing import Self, TypeAlias
+from threading import Lock, local
+from typing import Any, Self, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from gptoss_mlx.files.pool import Pool, Tasks
 from gptoss_mlx.files.reader import FileReader
@@ -20,6 +23,10 @@ from gptoss_mlx.models.checkpoint import Checkpoint, Progress
 from gptoss_mlx.spec.config import QuantizationSpec
 
 THREADS = max(2, min(8, os.cpu_count() or 4))
+
+PIECE = 8 << 20  # bytes a thread reads at a time into the host's memory
+
+Array: TypeAlias = NDArray[Any]
 
 Fill: TypeAlias = Callable[[Tensor, slice], None]
 """Reads a piece of a tensor into a slice of an array's elements, on a thread of the pool."""
@@ -74,6 +81,10 @@ class WeightLoader:
         tensors = [self.checkpoint.tensors[name] for name in names]
         return tensors if rows is None else [tensor.rows(0, rows) for tensor in tensors]
 
+    def alike(self, *modules: str) -> bool:
+        """Whether the modules share one quantization, so that they can be joined."""
+        return len({self.spec(module) for module in modules}) == 1
+
     def queue(self, tensors: Sequence[Tensor], fill: Fill, piece: int, unit: int = 0) -> None:
         """Queue the reads of tensors, one after the other in the array, at most `piece` bytes each.
 
@@ -93,6 +104,51 @@ class WeightLoader:
             self._done += piece.nbytes
             if self._progress is not None:
                 self._progress(self._done, max(self._done, self._total))
+
+
+class HostLoader(WeightLoader):
+    """A `WeightLoader` of arrays in the host's memory.
+
+    Where the file already has the wanted dtype, `pread` writes straight into the array. Where it
+    has not, floats are widened to float32 piece by piece as they are read.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        total: int = 0,
+        progress: Progress | None = None,
+        reader: FileReader | None = None,
+    ) -> None:
+        super().__init__(checkpoint, total, progress, reader)
+        self._scratch = local()
+
+    def read_bytes(self, tensors: Sequence[Tensor], out: Array) -> None:
+        """Queue the reads of tensors into a contiguous array, as they are."""
+        self.queue(tensors, partial(self._fill_bytes, out.reshape(-1)), PIECE, out.itemsize)
+
+    def read_floats(self, tensors: Sequence[Tensor], out: Array) -> None:
+        """Queue the reads of tensors into a contiguous array of float32."""
+        self.queue(tensors, partial(self._fill_floats, out.reshape(-1)), PIECE)
+
+    def _fill_bytes(self, out: Array, piece: Tensor, place: slice) -> None:
+        self.reader.read_here([(piece, out[place].view(np.uint8).data)])
+
+    def _fill_floats(self, out: Array, piece: Tensor, place: slice) -> None:
+        """Read bfloat16, float16 or float32 into float32."""
+        if piece.dtype == "F32":
+            return self._fill_bytes(out, piece, place)
+        scratch = getattr(self._scratch, "words", None)
+        if scratch is None:
+            scratch = self._scratch.words = np.empty(PIECE // 2, np.uint16)
+        words = scratch[: piece.shape[0]]
+        self._fill_bytes(words, piece, slice(None))
+        if piece.dtype == "F16":
+            np.copyto(out[place], words.view(np.float16))
+        else:  # a bfloat16 is the upper half of the float32 of the same value
+            bits = out[place].view(np.uint32)
+            np.left_shift(words, 16, out=bits, dtype=np.uint32)
+        return None
 
 
 def _pieces(tensor: Tensor, unit: int, most: int) -> Iterator[Tensor]:

@@ -1,20 +1,11 @@
-"""Weight loading from a checkpoint's files into MLX arrays.
-
-Where the file already has the wanted dtype, `pread` writes straight into the array. Where it has
-not, floats are widened to float32 piece by piece as they are read.
-"""
+"""Weight loading from a checkpoint's files into MLX arrays, which lie in the host's memory."""
 
 from __future__ import annotations
 
-from functools import partial
-from threading import local
-from typing import Any
-
 import mlx.core as mx
 import numpy as np
-from numpy.typing import NDArray
 
-from gptoss_mlx.backends.loading import WeightLoader, named, stacked
+from gptoss_mlx.backends.loading import HostLoader, named, stacked
 from gptoss_mlx.backends.mlx.linear import Linear
 from gptoss_mlx.backends.mlx.ops.choice import Kernels
 from gptoss_mlx.backends.mlx.ops.matrix import Matrix
@@ -22,13 +13,9 @@ from gptoss_mlx.files.reader import FileReader
 from gptoss_mlx.files.shard import ITEM_BYTES
 from gptoss_mlx.models.checkpoint import Checkpoint, Progress, Tensor
 
-PIECE = 8 << 20  # bytes a thread reads at a time
 
-Array = NDArray[Any]
-
-
-class Loader(WeightLoader):
-    """A `WeightLoader` of MLX arrays.
+class Loader(HostLoader):
+    """A `HostLoader` of MLX arrays.
 
     kernels: what projections and experts compute with; by default the references.
     """
@@ -44,7 +31,6 @@ class Loader(WeightLoader):
     ) -> None:
         super().__init__(checkpoint, total, progress, reader)
         self.dtype, self.kernels = dtype, kernels or Kernels()
-        self._scratch = local()
 
     def dense(self, *names: str) -> mx.array:
         """The named tensors, stacked along their first axis, in the compute dtype."""
@@ -52,8 +38,7 @@ class Loader(WeightLoader):
         if self.dtype == mx.bfloat16 and all(t.dtype == "BF16" for t in tensors):
             return evaluated(self._raw(tensors, stacked(tensors), mx.uint16).view(mx.bfloat16))
         out = _allocate(stacked(tensors), mx.float32)
-        flat = np.asarray(out).reshape(-1)
-        self.queue(tensors, partial(self._fill_floats, flat), PIECE)
+        self.read_floats(tensors, np.asarray(out))
         if self.dtype != mx.float32:
             self.finish()
             out = evaluated(out.astype(self.dtype))
@@ -92,34 +77,10 @@ class Loader(WeightLoader):
         """The named modules' biases as one."""
         return self.dense(*named(modules, "bias"))
 
-    def alike(self, *modules: str) -> bool:
-        """Whether the modules share one quantization, so that `linear` can join them."""
-        return len({self.spec(module) for module in modules}) == 1
-
     def _raw(self, tensors: list[Tensor], shape: tuple[int, ...], dtype: mx.Dtype) -> mx.array:
         out = _allocate(shape, dtype)
-        flat = np.asarray(out).reshape(-1)
-        self.queue(tensors, partial(self._fill_bytes, flat), PIECE, dtype.size)
+        self.read_bytes(tensors, np.asarray(out))
         return out
-
-    def _fill_bytes(self, out: Array, piece: Tensor, place: slice) -> None:
-        self.reader.read_here([(piece, out[place].view(np.uint8).data)])
-
-    def _fill_floats(self, out: Array, piece: Tensor, place: slice) -> None:
-        """Read bfloat16, float16 or float32 into float32."""
-        if piece.dtype == "F32":
-            return self._fill_bytes(out, piece, place)
-        scratch = getattr(self._scratch, "words", None)
-        if scratch is None:
-            scratch = self._scratch.words = np.empty(PIECE // 2, np.uint16)
-        words = scratch[: piece.shape[0]]
-        self._fill_bytes(words, piece, slice(None))
-        if piece.dtype == "F16":
-            np.copyto(out[place], words.view(np.float16))
-        else:  # a bfloat16 is the upper half of the float32 of the same value
-            bits = out[place].view(np.uint32)
-            np.left_shift(words, 16, out=bits, dtype=np.uint32)
-        return None
 
 
 def _allocate(shape: tuple[int, ...], dtype: mx.Dtype) -> mx.array:

@@ -15,7 +15,6 @@ import pytest
 from numpy.typing import NDArray
 
 from gptoss_mlx.backends import loading
-from gptoss_mlx.backends.mlx import weights
 from gptoss_mlx.backends.mlx.model import open_model
 from gptoss_mlx.backends.mlx.weights import Loader
 from gptoss_mlx.errors import CheckpointError
@@ -37,7 +36,7 @@ def folder(checkpoint_of: Callable[..., Path]) -> Path:
 @pytest.fixture(params=[64, 1002, 4096, 8 << 20])
 def piece(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Bytes read at a time: far below a tensor, no multiple of a word, above any tensor."""
-    monkeypatch.setattr(weights, "PIECE", request.param)
+    monkeypatch.setattr(loading, "PIECE", request.param)
     return int(request.param)
 
 
@@ -155,7 +154,7 @@ def test_quantized_modules_are_the_files_words(folder: Path, tmp_path: Path, pie
 def test_progress_grows_and_ends_at_the_total(
     folder: Path, embedding: str, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(weights, "PIECE", 4096)
+    monkeypatch.setattr(loading, "PIECE", 4096)
     calls: list[tuple[int, int]] = []
     checkpoint = Checkpoint.open(folder)
     open_model(
@@ -187,7 +186,7 @@ def _shorten(path: Path) -> None:
 def test_a_file_harmed_after_opening_gives_one_error_and_stops_the_pool(
     harm: Callable[[Path], None], breakable: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(weights, "PIECE", 4096)
+    monkeypatch.setattr(loading, "PIECE", 4096)
     checkpoint = Checkpoint.open(breakable)
     paths = {t.path for name, t in checkpoint.tensors.items() if "embed" not in name}
     harm(victim := max(paths, key=lambda path: path.stat().st_size))
@@ -210,7 +209,7 @@ def test_a_file_harmed_after_opening_gives_one_error_and_stops_the_pool(
 def test_a_failing_body_cancels_what_is_still_queued(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(weights, "PIECE", 64)
+    monkeypatch.setattr(loading, "PIECE", 64)
     cancelled, done = threading.Event(), list[int]()
 
     def progress(at: int, _: int) -> None:
@@ -235,7 +234,7 @@ def test_memory_while_loading_is_the_arrays_and_a_piece_a_thread(
 ) -> None:
     folder = checkpoint_of(Shape(2, 256, 256, 16, 2, 8, 2, 32, vocab=4096))
     piece = 64 << 10
-    monkeypatch.setattr(weights, "PIECE", piece)
+    monkeypatch.setattr(loading, "PIECE", piece)
     checkpoint = Checkpoint.open(folder)
     held = sum(
         t.nbytes * (2 if t.dtype == "BF16" else 1)
