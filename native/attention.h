@@ -1,0 +1,434 @@
+// Grouped-query attention over paged keys and values, with a sink logit a head and a window.
+//
+// An item is a few consecutive queries of all heads that share a key head, over the keys of a page
+// at a time: scores by blocks of BLOCK_KEYS, a running maximum and sum (Milakov and Gimelshein,
+// "Online normalizer calculation for softmax"). A single query's keys are split into parts of SPLIT,
+// which several threads take; the parts are merged in order. How a sequence is split depends on
+// its own length alone, and so does its result.
+#pragma once
+
+#include <cmath>
+
+#include "gptoss.h"
+
+namespace gptoss {
+namespace GPTOSS_VARIANT {
+
+constexpr int BLOCK_KEYS = 64;
+constexpr int64_t SPLIT = 1024;   // keys of a part
+constexpr int QUERIES = 32;       // rows of queries that an item is made of, where heads allow
+constexpr int ALIGNED = 16;       // the values of a place are padded to a multiple of this many
+
+// e^x for x <= 0; below -87 it is e^-87. Cody and Waite's reduction and the polynomial of Cephes'
+// expf, 2 units in the last place.
+GPTOSS_INLINE Vec exponential(Vec x) {
+    x = max(x, fill(-87.0f));
+    const Vec n = nearest(mul(x, fill(1.44269504f)));
+    Vec r = fma(n, fill(-0.693359375f), x);
+    r = fma(n, fill(2.12194440e-4f), r);
+    Vec p = fill(1.9875691500e-4f);
+    p = fma(p, r, fill(1.3981999507e-3f));
+    p = fma(p, r, fill(8.3334519073e-3f));
+    p = fma(p, r, fill(4.1665795894e-2f));
+    p = fma(p, r, fill(1.6666665459e-1f));
+    p = fma(p, r, fill(5.0000001201e-1f));
+    p = fma(p, mul(r, r), add(r, fill(1.0f)));
+    return mul(p, power_of_two(n));
+}
+
+GPTOSS_INLINE Vec load_any(const float* p) { return load(p); }
+GPTOSS_INLINE Vec load_any(const uint16_t* p) { return load_bf16(p); }
+GPTOSS_INLINE Vec load_any(const uint8_t* p) { return load_u8(p); }
+
+// c [M, N vectors] (+)= a [M, k] b [k, N vectors], b and c at strides.
+template <class T, int M, int N>
+GPTOSS_INLINE void multiply_tile(
+    const float* const* a, const T* b, int64_t b_stride, int k, float* c, int64_t c_stride,
+    bool more) {
+    Vec total[M][N];
+    for (int m = 0; m < M; m++) {
+        for (int n = 0; n < N; n++) {
+            total[m][n] = more ? load(c + m * c_stride + n * LANES) : zero();
+        }
+    }
+    for (int i = 0; i < k; i++) {
+        Vec row[N];
+        for (int n = 0; n < N; n++) row[n] = load_any(b + i * b_stride + n * LANES);
+        for (int m = 0; m < M; m++) {
+            const Vec x = fill(a[m][i]);
+            for (int n = 0; n < N; n++) total[m][n] = fma(x, row[n], total[m][n]);
+        }
+    }
+    for (int m = 0; m < M; m++) {
+        for (int n = 0; n < N; n++) store(c + m * c_stride + n * LANES, total[m][n]);
+    }
+}
+
+template <class T, int N>
+GPTOSS_INLINE void multiply_columns(
+    const float* const* a, int rows, const T* b, int64_t b_stride, int k, float* c,
+    int64_t c_stride, bool more) {
+    int m = 0;
+    for (; m + 4 <= rows; m += 4) {
+        multiply_tile<T, 4, N>(a + m, b, b_stride, k, c + m * c_stride, c_stride, more);
+    }
+    for (; m < rows; m++) {
+        multiply_tile<T, 1, N>(a + m, b, b_stride, k, c + m * c_stride, c_stride, more);
+    }
+}
+
+// columns: a multiple of LANES.
+template <class T>
+GPTOSS_INLINE void multiply(
+    const float* const* a, int rows, const T* b, int64_t b_stride, int k, int columns, float* c,
+    int64_t c_stride, bool more) {
+    int n = 0;
+    for (; n + 2 * LANES <= columns; n += 2 * LANES) {
+        multiply_columns<T, 2>(a, rows, b + n, b_stride, k, c + n, c_stride, more);
+    }
+    if (n < columns) multiply_columns<T, 1>(a, rows, b + n, b_stride, k, c + n, c_stride, more);
+}
+
+GPTOSS_INLINE int64_t aligned(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+// A page's arrays for one key head.
+template <class T>
+struct Page {
+    const T *keys, *values;
+    const float *key_scales, *key_biases, *value_scales, *value_biases;  // of U8 alone
+
+    Page(const Shape& shape, void* page, int64_t head) {
+        const int64_t width = aligned(shape.head_dim, ALIGNED), places = shape.places;
+        const T* first = (const T*)page;
+        keys = first + head * shape.head_dim * places;
+        values = first + shape.kv_heads * shape.head_dim * places + head * places * width;
+        const int64_t all = shape.kv_heads * places * (shape.head_dim + width);
+        const int64_t each = shape.kv_heads * places;
+        const float* numbers = (const float*)((const uint8_t*)page + all * int64_t(sizeof(T)));
+        key_scales = numbers + head * places;
+        key_biases = key_scales + each;
+        value_scales = key_biases + each;
+        value_biases = value_scales + each;
+    }
+};
+
+// An item's rows, in the thread's workspace: query heads of consecutive tokens, the heads of a token
+// one after another.
+struct Item {
+    int rows, width, heads;
+    const float** queries;  // [rows]
+    float **chances, *scores;  // [rows], and what they point to, [rows, BLOCK_KEYS]
+    float *out;             // [rows, width]
+    float *most, *total;    // [rows]
+    float *sums;            // [rows]: of each query, for key biases
+
+    Item(float* own, int rows_, int width_, int heads_)
+        : rows(rows_), width(width_), heads(heads_) {
+        queries = (const float**)own;
+        chances = (float**)(queries + rows);
+        scores = (float*)(chances + rows);
+        out = scores + rows * BLOCK_KEYS;
+        most = out + rows * width;
+        total = most + rows;
+        sums = total + rows;
+    }
+};
+
+// Scores, and then shares of a block of keys: [rows, n].
+template <class T>
+static void attend_block(
+    const Item& it, const Shape& shape, const Page<T>& page, int64_t column, int n, int64_t place,
+    const Span& span, int64_t query, float scale) {
+    constexpr bool coded = sizeof(T) == 1;
+    const int columns = int(aligned(n, LANES));
+    multiply<T>(
+        it.queries, it.rows, page.keys + column, shape.places, shape.head_dim, columns, it.scores,
+        BLOCK_KEYS, false);
+    for (int r = 0; r < it.rows; r++) {
+        float* s = it.scores + r * BLOCK_KEYS;
+        const int64_t end = span.seen + query + r / it.heads + 1;
+        const int64_t begin = end > span.window ? end - span.window : 0;
+        const int low = begin > place ? int(begin - place) : 0;
+        const int high = end - place < n ? int(end - place) : n;
+        if (low >= high) {
+            for (int i = 0; i < columns; i++) s[i] = 0.0f;
+            continue;
+        }
+        for (int i = 0; i < columns; i += LANES) {
+            Vec v = load(s + i);
+            if constexpr (coded) {
+                v = fma(v, load(page.key_scales + column + i),
+                        mul(fill(it.sums[r]), load(page.key_biases + column + i)));
+            }
+            store(s + i, mul(v, fill(scale)));
+        }
+        float most = it.most[r];
+        for (int i = low; i < high; i++) most = s[i] > most ? s[i] : most;
+        if (most > it.most[r]) {
+            // e^(-inf - most) is 0: nothing has been seen before.
+            const float shrink = std::exp(it.most[r] - most);
+            it.total[r] *= shrink;
+            float* o = it.out + r * it.width;
+            for (int i = 0; i < it.width; i += LANES) store(o + i, mul(load(o + i), fill(shrink)));
+            it.most[r] = most;
+        }
+        for (int i = 0; i < columns; i += LANES) {
+            store(s + i, exponential(sub(load(s + i), fill(most))));
+        }
+        for (int i = 0; i < low; i++) s[i] = 0.0f;
+        for (int i = high; i < columns; i++) s[i] = 0.0f;
+        Vec all = zero();
+        for (int i = 0; i < columns; i += LANES) all = add(all, load(s + i));
+        it.total[r] += sum(all);
+        if constexpr (coded) {
+            float shift = 0.0f;
+            for (int i = low; i < high; i++) {
+                shift += s[i] * page.value_biases[column + i];
+                s[i] *= page.value_scales[column + i];
+            }
+            float* o = it.out + r * it.width;
+            for (int i = 0; i < it.width; i += LANES) store(o + i, add(load(o + i), fill(shift)));
+        }
+    }
+    multiply<T>(
+        it.chances, it.rows, page.values + column * it.width, it.width, n, it.width, it.out,
+        it.width, true);
+}
+
+// Queries from number `query` on, over the places `first` to `last` as far as they see them.
+template <class T>
+static void attend(
+    const Item& it, const Shape& shape, const Span& span, int64_t head, int64_t query,
+    int64_t first, int64_t last, float scale) {
+    for (int r = 0; r < it.rows; r++) {
+        it.chances[r] = it.scores + r * BLOCK_KEYS;
+        it.most[r] = -INFINITY;
+        it.total[r] = 0.0f;
+        it.sums[r] = 0.0f;
+        for (int i = 0; i < shape.head_dim; i++) it.sums[r] += it.queries[r][i];
+    }
+    for (int i = 0; i < it.rows * it.width; i++) it.out[i] = 0.0f;
+    for (int64_t place = first; place < last;) {
+        const int64_t column = place % shape.places;
+        int64_t n = last - place < BLOCK_KEYS ? last - place : BLOCK_KEYS;
+        // Blocks begin at multiples of BLOCK_KEYS in a page, so that vectors are aligned to it.
+        const int64_t skip = column % BLOCK_KEYS;
+        n = n < BLOCK_KEYS - skip ? n : BLOCK_KEYS - skip;
+        n = n < shape.places - column ? n : shape.places - column;
+        const int64_t back = column % LANES;
+        const Page<T> page(shape, span.pages[place / shape.places], head);
+        attend_block<T>(
+            it, shape, page, column - back, int(n + back), place - back, span, query, scale);
+        place += n;
+    }
+}
+
+GPTOSS_INLINE int64_t queries_of(const Shape& shape) {
+    const int64_t group = shape.heads / shape.kv_heads;
+    return QUERIES / group > 0 ? QUERIES / group : 1;
+}
+
+// The places that query 0 of a span sees: begin to seen + 1. Parts of a single query's keys.
+GPTOSS_INLINE int64_t begin_of(const Span& span) {
+    return span.seen + 1 > span.window ? span.seen + 1 - span.window : 0;
+}
+GPTOSS_INLINE int64_t parts_of(const Span& span) {
+    return span.tokens == 1 ? (span.seen + 1 - begin_of(span) + SPLIT - 1) / SPLIT : 1;
+}
+
+// Merge the parts of one head, [parts] of (most, total, out [head_dim]) at a stride, and the sink.
+static void merge(
+    const float* parts, int64_t count, int64_t stride, float sink, int width, float* y) {
+    float most = sink;
+    for (int64_t p = 0; p < count; p++) most = parts[p * stride] > most ? parts[p * stride] : most;
+    float total = std::exp(sink - most);
+    for (int i = 0; i < width; i++) y[i] = 0.0f;
+    for (int64_t p = 0; p < count; p++) {
+        const float* part = parts + p * stride;
+        const float share = std::exp(part[0] - most);
+        total += share * part[1];
+        for (int i = 0; i < width; i++) y[i] += share * part[2 + i];
+    }
+    for (int i = 0; i < width; i++) y[i] /= total;
+}
+
+struct AttentionWork {
+    const AttentionCall& call;
+    Worker& worker;
+
+    // One item: queries `query` on of a span that begins at token `token`; part of its keys.
+    template <class T>
+    void item(const Span& span, int64_t token, int64_t head, int64_t query, int64_t part,
+              float* partials) {
+        const Shape& shape = call.shape;
+        const int64_t group = shape.heads / shape.kv_heads, dim = shape.head_dim;
+        const int64_t size = queries_of(shape), left = span.tokens - query;
+        const int64_t tokens = left < size ? left : size;
+        const int64_t in = (shape.heads + 2 * shape.kv_heads) * dim, out = shape.heads * dim;
+        Item it(worker.own, int(tokens * group), int(aligned(dim, ALIGNED)), int(group));
+        for (int r = 0; r < it.rows; r++) {
+            it.queries[r] = call.qkv + (token + query + r / group) * in + (head * group + r % group) * dim;
+        }
+        const int64_t parts = parts_of(span);
+        const int64_t seen = span.seen + query;
+        int64_t first = seen + 1 > span.window ? seen + 1 - span.window : 0;
+        int64_t last = seen + tokens;
+        if (parts > 1) {
+            first += part * SPLIT;
+            last = last < first + SPLIT ? last : first + SPLIT;
+        }
+        attend<T>(it, shape, span, head, query, first, last, call.scale);
+        for (int r = 0; r < it.rows; r++) {
+            const int64_t which = head * group + r % group;
+            float* to = partials + (which * parts + part) * (dim + 2);
+            float alone[2 + 1024];
+            if (parts == 1) to = alone;
+            to[0] = it.most[r];
+            to[1] = it.total[r];
+            for (int i = 0; i < dim; i++) to[2 + i] = it.out[r * it.width + i];
+            if (parts == 1) {
+                float* y = call.y + (token + query + r / group) * out + which * dim;
+                merge(to, 1, dim + 2, call.sinks[which], int(dim), y);
+            }
+        }
+    }
+
+    template <class T>
+    void run() {
+        const Shape& shape = call.shape;
+        const int64_t size = queries_of(shape);
+        int64_t items = 0;
+        for (int64_t s = 0; s < call.spans; s++) items += items_of(call.span[s], size);
+        int64_t at, next;
+        while (worker.take(0, 1, items, &at, &next)) {
+            int64_t token = 0;
+            float* partials = call.partials;
+            int64_t s = 0;
+            for (; at >= items_of(call.span[s], size); s++) {
+                at -= items_of(call.span[s], size);
+                token += call.span[s].tokens;
+                partials += parts_of(call.span[s]) * shape.heads * (shape.head_dim + 2);
+            }
+            const Span& span = call.span[s];
+            const int64_t parts = parts_of(span), head = at % shape.kv_heads;
+            const int64_t rest = at / shape.kv_heads;
+            item<T>(span, token, head, rest / parts * size, rest % parts, partials);
+        }
+        worker.barrier();
+        merge_all();
+    }
+
+    int64_t items_of(const Span& span, int64_t size) const {
+        return (span.tokens + size - 1) / size * parts_of(span) * call.shape.kv_heads;
+    }
+
+    void merge_all() {
+        const Shape& shape = call.shape;
+        const int64_t dim = shape.head_dim;
+        int64_t token = 0;
+        const float* partials = call.partials;
+        for (int64_t s = 0; s < call.spans; s++) {
+            const int64_t parts = parts_of(call.span[s]);
+            if (parts > 1) {
+                int64_t begin, end;
+                worker.part(shape.heads, &begin, &end);
+                for (int64_t head = begin; head < end; head++) {
+                    merge(
+                        partials + head * parts * (dim + 2), parts, dim + 2, call.sinks[head],
+                        int(dim), call.y + (token * shape.heads + head) * dim);
+                }
+            }
+            partials += parts * shape.heads * (dim + 2);
+            token += call.span[s].tokens;
+        }
+    }
+};
+
+static void attention(const AttentionCall& call, Worker& worker) {
+    AttentionWork work{call, worker};
+    switch (call.shape.type) {
+        case K_F32: return work.run<float>();
+        case K_BF16: return work.run<uint16_t>();
+        default: return work.run<uint8_t>();
+    }
+}
+
+// Rotates halves of a head. Su et al., "RoFormer"; pairs (i, i + head_dim / 2), as gpt-oss has them.
+GPTOSS_INLINE void rotate(float* x, const float* cosines, const float* sines, int64_t half) {
+    for (int64_t i = 0; i < half; i++) {
+        const float a = x[i], b = x[half + i];
+        x[i] = a * cosines[i] - b * sines[i];
+        x[half + i] = b * cosines[i] + a * sines[i];
+    }
+}
+
+GPTOSS_INLINE void put(float* to, float x) { *to = x; }
+GPTOSS_INLINE void put(uint16_t* to, float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    // To the nearest, ties to even; NaN stays NaN.
+    *to = x != x ? 0x7FC0 : uint16_t((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+}
+
+// Writes a head's vector, whose values lie `step` apart.
+template <class T>
+GPTOSS_INLINE void put_head(T* to, int64_t step, const float* x, int64_t dim, float*, float*) {
+    for (int64_t i = 0; i < dim; i++) put(to + i * step, x[i]);
+}
+// In 8 bits: codes from 0 to 255 between the least and the largest value.
+GPTOSS_INLINE void put_head(
+    uint8_t* to, int64_t step, const float* x, int64_t dim, float* scale, float* bias) {
+    float least = x[0], most = x[0];
+    for (int64_t i = 1; i < dim; i++) {
+        least = x[i] < least ? x[i] : least;
+        most = x[i] > most ? x[i] : most;
+    }
+    *bias = least;
+    *scale = (most - least) / 255.0f;
+    const float inverse = *scale > 0.0f ? 1.0f / *scale : 0.0f;
+    for (int64_t i = 0; i < dim; i++) {
+        const float code = (x[i] - least) * inverse + 0.5f;
+        to[i * step] = uint8_t(code < 255.0f ? code : 255.0f);
+    }
+}
+
+template <class T>
+static void store_tokens(const StoreCall& call, Worker& worker) {
+    const Shape& shape = call.shape;
+    const int64_t dim = shape.head_dim, half = dim / 2, heads = shape.heads + shape.kv_heads;
+    const int64_t width = aligned(dim, ALIGNED), row = (heads + shape.kv_heads) * dim;
+    int64_t token = 0, begin, end, all = 0;
+    for (int64_t s = 0; s < call.spans; s++) all += call.span[s].tokens;
+    worker.part(all, &begin, &end);
+    for (int64_t s = 0; s < call.spans; s++) {
+        const Span& span = call.span[s];
+        for (int64_t i = 0; i < span.tokens; i++, token++) {
+            if (token < begin || token >= end) continue;
+            float* x = call.qkv + token * row;
+            for (int64_t h = 0; h < heads; h++) {
+                rotate(x + h * dim, call.cosines + token * half, call.sines + token * half, half);
+            }
+            const int64_t place = call.writes[s] + i, column = place % shape.places;
+            for (int64_t h = 0; h < shape.kv_heads; h++) {
+                const Page<T> page(shape, span.pages[place / shape.places], h);
+                put_head(
+                    (T*)page.keys + column, shape.places, x + (shape.heads + h) * dim, dim,
+                    (float*)page.key_scales + column, (float*)page.key_biases + column);
+                put_head(
+                    (T*)page.values + column * width, 1, x + (heads + h) * dim, dim,
+                    (float*)page.value_scales + column, (float*)page.value_biases + column);
+            }
+        }
+    }
+}
+
+static void store_call(const StoreCall& call, Worker& worker) {
+    switch (call.shape.type) {
+        case K_F32: return store_tokens<float>(call, worker);
+        case K_BF16: return store_tokens<uint16_t>(call, worker);
+        default: return store_tokens<uint8_t>(call, worker);
+    }
+}
+
+}  // namespace GPTOSS_VARIANT
+}  // namespace gptoss

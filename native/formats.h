@@ -1,0 +1,218 @@
+// How each format's rows become vectors of floats.
+//
+// A row is read in chunks of CHUNK codes, VECS vectors. A chunk's vectors have its values in an
+// order that suits the format (`order`), and activations are packed in the same order, once an
+// operation. A chunk's products are summed, then multiplied by its scales, and added to the row's
+// sum: always so, for one token as for many, so that a token's result does not depend on the others.
+//
+// A format has: VECS, CHUNK, BYTES of a chunk's codes; SCALED, whether `scale` says anything;
+// BIASED, whether a group has a bias; order(place), the number in the chunk of the value at a place;
+// and, of the row that it was made for, expand(codes, w), scale(chunk), last_scale(chunk, left) of a
+// chunk that has only `left` values, and bytes(values).
+#pragma once
+
+#include "gptoss.h"
+
+namespace gptoss {
+namespace GPTOSS_VARIANT {
+
+// The values of sixteen codes, as bfloat16.
+struct Sixteen {
+    uint16_t of[16];
+};
+constexpr Bytes bytes_of(const Sixteen& values) {
+    Bytes bytes{};
+    for (int i = 0; i < 16; i++) {
+        bytes.high[i] = uint8_t(values.of[i] >> 8);
+        bytes.low[i] = uint8_t(values.of[i]);
+    }
+    return bytes;
+}
+
+constexpr int MOST_VECS = 8;
+constexpr int MOST_BYTES = 4 * MOST_VECS * LANES;  // of a chunk's codes
+
+struct Float32 {
+    static constexpr int VECS = 8, CHUNK = VECS * LANES, BYTES = 4 * CHUNK, GROUP = CHUNK;
+    static constexpr bool SCALED = false, BIASED = false;
+    static constexpr int order(int place) { return place; }
+
+    const uint8_t* codes;
+
+    Float32(const Matrix& m, int64_t row) : codes(m.weight + row * m.inputs * 4) {}
+    GPTOSS_INLINED void expand(const uint8_t* p, Vec w[VECS]) const {
+        for (int i = 0; i < VECS; i++) w[i] = load((const float*)p + i * LANES);
+    }
+    GPTOSS_INLINED Vec scale(int64_t) const { return fill(1.0f); }
+    Vec last_scale(int64_t chunk, int64_t) const { return scale(chunk); }
+    int64_t bytes(int64_t values) const { return values * 4; }
+};
+
+struct Bfloat16 {
+    static constexpr int VECS = 8, CHUNK = VECS * LANES, BYTES = 2 * CHUNK, GROUP = CHUNK;
+    static constexpr bool SCALED = false, BIASED = false;
+    static constexpr int order(int place) {
+        const int vector = place / LANES, lane = place % LANES;
+        return vector / 2 * 2 * LANES + 2 * lane + vector % 2;
+    }
+
+    const uint8_t* codes;
+
+    Bfloat16(const Matrix& m, int64_t row) : codes(m.weight + row * m.inputs * 2) {}
+    GPTOSS_INLINED void expand(const uint8_t* p, Vec w[VECS]) const {
+        for (int i = 0; i < VECS; i += 2) load_pairs(p + i * 2 * LANES, w[i], w[i + 1]);
+    }
+    GPTOSS_INLINED Vec scale(int64_t) const { return fill(1.0f); }
+    Vec last_scale(int64_t chunk, int64_t) const { return scale(chunk); }
+    int64_t bytes(int64_t values) const { return values * 2; }
+};
+
+// E2M1: sign, two bits of exponent, one of mantissa. OCP, "Microscaling Formats (MX)
+// Specification", v1.0, 2023. As bfloat16.
+static constexpr Bytes E2M1 = bytes_of({{
+    0x0000, 0x3F00, 0x3F80, 0x3FC0, 0x4000, 0x4040, 0x4080, 0x40C0,
+    0x8000, 0xBF00, 0xBF80, 0xBFC0, 0xC000, 0xC040, 0xC080, 0xC0C0}});
+static constexpr Bytes INTEGERS = bytes_of({{
+    0x0000, 0x3F80, 0x4000, 0x4040, 0x4080, 0x40A0, 0x40C0, 0x40E0,
+    0x4100, 0x4110, 0x4120, 0x4130, 0x4140, 0x4150, 0x4160, 0x4170}});
+
+struct Mxfp4 {
+    static constexpr int VECS = 8, CHUNK = VECS * LANES, BYTES = CHUNK / 2, GROUP = 32;
+    static constexpr bool SCALED = true, BIASED = false;
+    static constexpr int order(int place) { return nibble_order(place); }
+
+    const uint8_t *codes, *scales;
+    Table values;
+
+    Mxfp4(const Matrix& m, int64_t row)
+        : codes(m.weight + row * (m.inputs / 2)),
+          scales(m.scales + row * (m.inputs / GROUP)),
+          values(table(E2M1)) {}
+    GPTOSS_INLINED void expand(const uint8_t* p, Vec w[VECS]) const { nibbles(p, values, w); }
+    GPTOSS_INLINED Vec scale(int64_t chunk) const {
+        return power_scales(scales + chunk * (CHUNK / GROUP));
+    }
+    Vec last_scale(int64_t chunk, int64_t left) const {
+        uint8_t few[CHUNK / GROUP] = {};
+        std::memcpy(few, scales + chunk * (CHUNK / GROUP), size_t(left / GROUP));
+        return power_scales(few);
+    }
+    int64_t bytes(int64_t values) const { return values / 2; }
+};
+
+// The scale or bias number i of an affine matrix.
+GPTOSS_INLINE float affine_parameter(const uint8_t* p, bool wide, int64_t i) {
+    float x;
+    if (wide) {
+        std::memcpy(&x, p + 4 * i, 4);
+    } else {
+        uint16_t narrow;
+        std::memcpy(&narrow, p + 2 * i, 2);
+        const uint32_t bits = uint32_t(narrow) << 16;
+        std::memcpy(&x, &bits, 4);
+    }
+    return x;
+}
+
+// Affine codes. WIDTH: the group, where it is smaller than eight vectors, else 0.
+template <int BITS, int WIDTH>
+struct Affine {
+    static constexpr int CHUNK = WIDTH ? WIDTH : 8 * LANES, VECS = CHUNK / LANES;
+    static constexpr int BYTES = CHUNK * BITS / 8;
+    static constexpr bool SCALED = true, BIASED = true;
+    // Lanes of nibbles belong to different groups of 32.
+    static constexpr bool LOOKED_UP = BITS == 4 && CHUNK == 8 * LANES;
+    static constexpr int order(int place) { return LOOKED_UP ? nibble_order(place) : place; }
+
+    const uint8_t *codes, *scales, *biases;
+    int64_t group;
+    bool wide;
+    Table values;
+
+    Affine(const Matrix& m, int64_t row)
+        : codes(m.weight + row * (m.inputs * BITS / 8)), group(m.group), wide(m.wide != 0) {
+        const int64_t at = row * (m.inputs / m.group) * (wide ? 4 : 2);
+        scales = m.scales + at;
+        biases = m.biases + at;
+        if (LOOKED_UP) values = table(INTEGERS);
+    }
+    GPTOSS_INLINED void expand(const uint8_t* p, Vec w[VECS]) const {
+        if constexpr (LOOKED_UP) {
+            nibbles(p, values, w);
+        } else {
+            for (int i = 0; i < VECS; i++) {
+                if constexpr (BITS == 8) {
+                    w[i] = load_u8(p + i * LANES);
+                } else {
+                    w[i] = load_codes<BITS>(p, i * LANES);
+                }
+            }
+        }
+    }
+    GPTOSS_INLINED Vec scale(int64_t chunk) const {
+        return fill(affine_parameter(scales, wide, chunk * CHUNK / group));
+    }
+    float bias(int64_t number) const { return affine_parameter(biases, wide, number); }
+    Vec last_scale(int64_t chunk, int64_t) const { return scale(chunk); }
+    int64_t bytes(int64_t values) const { return values * BITS / 8; }
+};
+
+// Chunks of a row, the last of which may be shorter.
+template <class F>
+GPTOSS_INLINE int64_t chunks_of(int64_t inputs) {
+    return (inputs + F::CHUNK - 1) / F::CHUNK;
+}
+
+// The vectors of the last chunk, of which only `left` values exist; the others are 0.
+template <class F>
+GPTOSS_INLINE void expand_last(const F& row, int64_t chunk, int64_t left, Vec w[F::VECS]) {
+    alignas(64) uint8_t rest[MOST_BYTES] = {};
+    std::memcpy(rest, row.codes + chunk * F::BYTES, size_t(row.bytes(left)));
+    row.expand(rest, w);
+}
+
+// Call work.template run<F>() with the matrix's format.
+template <class Work>
+static inline void with_format(const Matrix& m, Work& work) {
+    switch (m.format) {
+        case F32: return work.template run<Float32>();
+        case BF16: return work.template run<Bfloat16>();
+        case MXFP4: return work.template run<Mxfp4>();
+        default: break;
+    }
+    constexpr int most = 8 * LANES;
+    const bool narrow = m.group < most;
+    if (narrow && m.group == 32) {
+        constexpr int W = 32 < most ? 32 : 0;
+        switch (m.bits) {
+            case 2: return work.template run<Affine<2, W>>();
+            case 3: return work.template run<Affine<3, W>>();
+            case 4: return work.template run<Affine<4, W>>();
+            case 5: return work.template run<Affine<5, W>>();
+            case 6: return work.template run<Affine<6, W>>();
+            default: return work.template run<Affine<8, W>>();
+        }
+    }
+    if (narrow) {
+        constexpr int W = 64 < most ? 64 : 0;
+        switch (m.bits) {
+            case 2: return work.template run<Affine<2, W>>();
+            case 3: return work.template run<Affine<3, W>>();
+            case 4: return work.template run<Affine<4, W>>();
+            case 5: return work.template run<Affine<5, W>>();
+            case 6: return work.template run<Affine<6, W>>();
+            default: return work.template run<Affine<8, W>>();
+        }
+    }
+    switch (m.bits) {
+        case 2: return work.template run<Affine<2, 0>>();
+        case 3: return work.template run<Affine<3, 0>>();
+        case 4: return work.template run<Affine<4, 0>>();
+        case 5: return work.template run<Affine<5, 0>>();
+        case 6: return work.template run<Affine<6, 0>>();
+        default: return work.template run<Affine<8, 0>>();
+    }
+}
+
+}  // namespace GPTOSS_VARIANT
+}  // namespace gptoss

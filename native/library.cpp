@@ -1,0 +1,130 @@
+// The functions that Python calls: the choice of a variant, the pool, and one function an operation.
+#include <cstring>
+#include <exception>
+
+#include "gptoss.h"
+
+namespace gptoss {
+#if defined(__x86_64__)
+namespace avx2 {
+extern const Kernels KERNELS;
+}
+#endif
+namespace portable {
+extern const Kernels KERNELS;
+}
+
+namespace {
+
+// The preferred first.
+const Kernels* const VARIANTS[] = {
+#if defined(__x86_64__)
+    &avx2::KERNELS,
+#endif
+    &portable::KERNELS,
+};
+
+// A pool and the kernels that it runs.
+struct Device {
+    const Kernels* kernels;
+    Pool pool;
+};
+
+template <class Call>
+struct Job {
+    void (*kernel)(const Call&, Worker&);
+    const Call* call;
+
+    static void work(const void* job, Worker& worker) {
+        const Job& self = *static_cast<const Job*>(job);
+        self.kernel(*self.call, worker);
+    }
+};
+
+template <class Call>
+void run(Device* device, void (*kernel)(const Call&, Worker&), const Call* call) {
+    const Job<Call> job{kernel, call};
+    device->pool.run(Job<Call>::work, &job);
+}
+
+}  // namespace
+}  // namespace gptoss
+
+using namespace gptoss;
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+// The name of variant number i, the preferred first; null behind the last.
+EXPORT const char* gptoss_variant(int i) {
+    return i < int(sizeof VARIANTS / sizeof *VARIANTS) ? VARIANTS[i]->name : nullptr;
+}
+
+EXPORT bool gptoss_supported(int i) { return VARIANTS[i]->supported(); }
+
+// A device of variant i, with workspaces in bytes for each thread and for all; null where there is
+// no memory or no thread to be had.
+EXPORT Device* gptoss_open(int i, int threads, size_t own, size_t shared) {
+    try {
+        return new Device{VARIANTS[i], {threads, own, shared}};
+    } catch (const std::exception&) {
+        return nullptr;
+    }
+}
+
+EXPORT void gptoss_close(Device* device) { delete device; }
+
+// Floats of a packed row of activations.
+EXPORT int64_t gptoss_padded(
+    const Device* device, int32_t format, int32_t bits, int32_t group, int64_t inputs) {
+    return device->kernels->padded(format, bits, group, inputs);
+}
+
+EXPORT void gptoss_rows(Device* d, const RowsCall* call) { run(d, d->kernels->rows, call); }
+EXPORT void gptoss_linear(Device* d, const LinearCall* call) { run(d, d->kernels->linear, call); }
+EXPORT void gptoss_store(Device* d, const StoreCall* call) { run(d, d->kernels->store, call); }
+EXPORT void gptoss_attention(Device* d, const AttentionCall* call) {
+    run(d, d->kernels->attention, call);
+}
+EXPORT void gptoss_router_topk(Device* d, const RouterCall* call) {
+    run(d, d->kernels->router_topk, call);
+}
+EXPORT void gptoss_moe_gate_up(Device* d, const VisitsCall* call) {
+    run(d, d->kernels->moe_gate_up, call);
+}
+EXPORT void gptoss_moe_down(Device* d, const VisitsCall* call) {
+    run(d, d->kernels->moe_down, call);
+}
+EXPORT void gptoss_sum(Device* d, const SumCall* call) { run(d, d->kernels->sum, call); }
+
+namespace {
+
+struct Reading {
+    const uint8_t* memory;
+    int64_t bytes;
+    uint64_t* sums;
+};
+
+void read_part(const Reading& call, Worker& worker) {
+    uint64_t sum = 0;
+    int64_t begin, end;
+    while (worker.take(0, 1 << 20, call.bytes / 64, &begin, &end)) {
+        for (int64_t i = begin; i < end; i++) {
+            uint64_t words[8];
+            __builtin_prefetch(call.memory + i * 64 + 4096);
+            std::memcpy(words, call.memory + i * 64, 64);
+            for (uint64_t word : words) sum ^= word;
+        }
+    }
+    call.sums[worker.index] = sum;
+}
+
+}  // namespace
+
+// Reads memory once, on all threads: what a step is measured against.
+EXPORT uint64_t gptoss_read(Device* d, const uint8_t* memory, int64_t bytes) {
+    uint64_t sums[1024] = {}, all = 0;
+    const Reading call{memory, bytes, sums};
+    run(d, read_part, &call);
+    for (uint64_t sum : sums) all ^= sum;
+    return all;
+}

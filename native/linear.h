@@ -1,0 +1,137 @@
+// A projection: y = norm(x) W^T + bias + residual; W may be several matrices, one after another.
+#pragma once
+
+#include "product.h"
+
+namespace gptoss {
+namespace GPTOSS_VARIANT {
+
+constexpr int64_t GRAIN = 4 * STRIP;  // outputs that a thread takes at a time
+
+struct LinearUse {
+    const LinearCall& call;
+    const float* bias;
+    int64_t column, width;
+
+    void operator()(int64_t output, int count, int64_t row, int rows, const float* out) const {
+        for (int r = 0; r < rows; r++) {
+            const int64_t at = (row + r) * width + column + output;
+            for (int o = 0; o < count; o++) {
+                float y = out[r * STRIP + o];
+                if (bias) y += bias[output + o];
+                if (call.residual) y += call.residual[at + o];
+                call.y[at + o] = y;
+            }
+        }
+    }
+};
+
+struct PackRows {
+    const Matrix& m;
+    const float *x, *norm;
+    float eps;
+    int64_t rows;
+    float* out;
+    Worker& worker;
+    int64_t stride = 0, width = 0;
+
+    template <class F>
+    void run() {
+        stride = stride_of<F>(m);
+        width = padded<F>(m.inputs);
+        int64_t begin, end;
+        worker.part(rows, &begin, &end);
+        for (int64_t r = begin; r < end; r++) {
+            const float* from = x + r * m.inputs;
+            const float factor = norm ? norm_factor(from, m.inputs, eps) : 1.0f;
+            pack<F>(m, from, norm, factor, out + r * stride);
+        }
+    }
+};
+
+struct LinearPartWork {
+    const LinearCall& call;
+    const LinearPart& part;
+    int64_t column, width;
+    const Rows& rows;
+    Worker& worker;
+    int phase;
+
+    template <class F>
+    void run() {
+        LinearUse use{call, part.bias, column, width};
+        int64_t begin, end;
+        while (worker.take(phase, GRAIN, part.matrix.outputs, &begin, &end)) {
+            product<F>(part.matrix, begin, end, rows, worker.own, use);
+        }
+    }
+};
+
+static bool packed_alike(const Matrix& a, const Matrix& b) {
+    return a.format == b.format && a.bits == b.bits && a.group == b.group;
+}
+
+static void linear(const LinearCall& call, Worker& worker) {
+    const Linear& all = *call.linear;
+    int64_t width = 0, column = 0;
+    for (int64_t i = 0; i < all.count; i++) width += all.parts[i].matrix.outputs;
+    Rows rows{worker.shared, 0, 0, call.rows, nullptr};
+    for (int64_t i = 0; i < all.count; i++) {
+        const Matrix& m = all.parts[i].matrix;
+        if (i == 0 || !packed_alike(m, all.parts[i - 1].matrix)) {
+            if (i > 0) worker.barrier();  // the others may still read what was packed
+            PackRows packing{m, call.x, all.norm, all.eps, call.rows, worker.shared, worker};
+            with_format(m, packing);
+            rows.stride = packing.stride;
+            rows.padded = packing.width;
+            worker.barrier();
+        }
+        LinearPartWork work{call, all.parts[i], column, width, rows, worker, int(i)};
+        with_format(m, work);
+        column += m.outputs;
+    }
+}
+
+// Rows of a matrix, one for each id.
+struct RowsWork {
+    const RowsCall& call;
+    Worker& worker;
+
+    template <class F>
+    void run() {
+        const Matrix& m = call.matrix;
+        int64_t begin, end;
+        worker.part(call.rows, &begin, &end);
+        for (int64_t r = begin; r < end; r++) {
+            const F row(m, call.ids[r]);
+            float* out = call.out + r * m.inputs;
+            for (int64_t c = 0; c < chunks_of<F>(m.inputs); c++) {
+                Vec w[F::VECS];
+                alignas(64) float values[F::CHUNK], scales[LANES];
+                const int64_t left = m.inputs - c * F::CHUNK;
+                if (left >= F::CHUNK) {
+                    row.expand(row.codes + c * F::BYTES, w);
+                    store(scales, row.scale(c));
+                } else {
+                    expand_last(row, c, left, w);
+                    store(scales, row.last_scale(c, left));
+                }
+                for (int i = 0; i < F::VECS; i++) store(values + i * LANES, w[i]);
+                for (int i = 0; i < F::CHUNK; i++) {
+                    const int64_t at = c * F::CHUNK + F::order(i);
+                    if (at >= m.inputs) continue;
+                    out[at] = F::SCALED ? values[i] * scales[i % LANES] : values[i];
+                    if constexpr (F::BIASED) out[at] += row.bias(at / m.group);
+                }
+            }
+        }
+    }
+};
+
+static void rows(const RowsCall& call, Worker& worker) {
+    RowsWork work{call, worker};
+    with_format(call.matrix, work);
+}
+
+}  // namespace GPTOSS_VARIANT
+}  // namespace gptoss

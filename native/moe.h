@@ -1,0 +1,178 @@
+// The mixture of experts: each expert's weights are read once for all tokens that visit it.
+//
+// gate_up: h = swiglu(W norm(x) + b), packed as the down projection reads it. down: out =
+// (W h + b) * weight, for each pair of a token and an expert. sum: the pairs of each token, in the
+// order of its choice, and the residual.
+#pragma once
+
+#include <cmath>
+
+#include "linear.h"
+
+namespace gptoss {
+namespace GPTOSS_VARIANT {
+
+constexpr int64_t EXPERT_GRAIN = 8 * STRIP;  // outputs of an expert that a thread takes at a time
+
+// The clamped SwiGLU: OpenAI, gpt-oss/torch/model.py, `swiglu`.
+GPTOSS_INLINE float swiglu(float gate, float up, float limit) {
+    gate = gate > limit ? limit : gate;
+    up = up > limit ? limit : up < -limit ? -limit : up;
+    return gate / (1.0f + std::exp(-1.702f * gate)) * (up + 1.0f);
+}
+
+// Pairs grouped by slot: group g is of slot[g], and has the pairs order[start[g]] up to
+// order[start[g + 1] - 1], which read the rows index[start[g]] and so on.
+struct Groups {
+    int32_t *count, *slot, *start, *order, *index;
+};
+
+// In the shared workspace, behind `packed` floats.
+GPTOSS_INLINE Groups groups_in(float* shared, int64_t packed, const VisitsCall& call) {
+    int32_t* p = (int32_t*)(shared + packed);
+    Groups g;
+    g.count = p;
+    g.slot = g.count + 1;
+    g.start = g.slot + call.slots;
+    g.order = g.start + call.slots + 1;
+    g.index = g.order + call.pairs;
+    return g;
+}
+
+// row: of each pair.
+static void make_groups(const VisitsCall& call, const int32_t* row, const Groups& g) {
+    int32_t* next = g.start;
+    for (int64_t s = 0; s <= call.slots; s++) next[s] = 0;
+    for (int64_t i = 0; i < call.pairs; i++) next[call.slot[i] + 1]++;
+    for (int64_t s = 0; s < call.slots; s++) next[s + 1] += next[s];
+    for (int64_t i = 0; i < call.pairs; i++) {
+        const int32_t at = next[call.slot[i]]++;
+        g.order[at] = int32_t(i);
+        g.index[at] = row[i];
+    }
+    int32_t count = 0;
+    for (int64_t i = 0; i < call.pairs; i++) {
+        const int32_t slot = call.slot[g.order[i]];
+        if (i == 0 || slot != g.slot[count - 1]) {
+            g.slot[count] = slot;
+            g.start[count++] = int32_t(i);
+        }
+    }
+    g.start[count] = int32_t(call.pairs);
+    *g.count = count;
+}
+
+// The matrix of a slot.
+GPTOSS_INLINE Matrix matrix_in(const Matrix& first, int64_t slot) {
+    Matrix m = first;
+    m.weight += slot * m.outputs * (m.inputs / 2);
+    m.scales += slot * m.outputs * (m.inputs / Mxfp4::GROUP);
+    return m;
+}
+
+// Where Mxfp4 packs the values of a chunk.
+struct Places {
+    int16_t of[Mxfp4::CHUNK];
+    constexpr Places() : of() {
+        for (int i = 0; i < Mxfp4::CHUNK; i++) of[Mxfp4::order(i)] = int16_t(i);
+    }
+};
+static constexpr Places PLACES;
+
+GPTOSS_INLINE int64_t packed_at(int64_t i) {
+    return i / Mxfp4::CHUNK * Mxfp4::CHUNK + PLACES.of[i % Mxfp4::CHUNK];
+}
+
+struct GateUpUse {
+    const VisitsCall& call;
+    const int32_t* order;
+    int64_t stride;
+
+    void operator()(int64_t output, int count, int64_t row, int rows, const float* out) const {
+        const Bank& bank = *call.bank;
+        for (int r = 0; r < rows; r++) {
+            const int32_t pair = order[row + r];
+            const float* bias = bank.gate_up_bias + call.expert[pair] * bank.gate_up.outputs + output;
+            float* h = call.h + call.place[pair] * stride;
+            for (int o = 0; o < count; o += 2) {
+                const float gate = out[r * STRIP + o] + bias[o];
+                const float up = out[r * STRIP + o + 1] + bias[o + 1];
+                h[packed_at((output + o) / 2)] = swiglu(gate, up, bank.limit);
+            }
+        }
+    }
+};
+
+struct DownUse {
+    const VisitsCall& call;
+    const int32_t* order;
+
+    void operator()(int64_t output, int count, int64_t row, int rows, const float* out) const {
+        const Bank& bank = *call.bank;
+        const int64_t width = bank.down.outputs;
+        for (int r = 0; r < rows; r++) {
+            const int32_t pair = order[row + r];
+            const float* bias = bank.down_bias + call.expert[pair] * width + output;
+            float* to = call.out + call.place[pair] * width + output;
+            for (int o = 0; o < count; o++) {
+                to[o] = (out[r * STRIP + o] + bias[o]) * call.weight[pair];
+            }
+        }
+    }
+};
+
+// The products of all groups, in items of EXPERT_GRAIN outputs.
+template <class Use>
+static void visit(
+    const Matrix& first, const Groups& groups, Rows rows, Worker& worker, Use use) {
+    const int64_t parts = (first.outputs + EXPERT_GRAIN - 1) / EXPERT_GRAIN;
+    int64_t item, next;
+    while (worker.take(0, 1, *groups.count * parts, &item, &next)) {
+        const int64_t g = item / parts, begin = item % parts * EXPERT_GRAIN;
+        const int64_t end = begin + EXPERT_GRAIN;
+        rows.count = groups.start[g + 1] - groups.start[g];
+        rows.index = groups.index + groups.start[g];
+        use.order = groups.order + groups.start[g];
+        product<Mxfp4>(
+            matrix_in(first, groups.slot[g]), begin, end < first.outputs ? end : first.outputs,
+            rows, worker.own, use);
+    }
+}
+
+static void moe_gate_up(const VisitsCall& call, Worker& worker) {
+    const Bank& bank = *call.bank;
+    PackRows packing{bank.gate_up, call.x, bank.norm, bank.eps, call.rows, worker.shared, worker};
+    packing.run<Mxfp4>();
+    const Groups groups = groups_in(worker.shared, call.rows * packing.stride, call);
+    if (worker.index == 0) make_groups(call, call.row, groups);
+    worker.barrier();
+    const Rows rows{worker.shared, packing.stride, packing.width, 0, nullptr};
+    const int64_t h = padded<Mxfp4>(bank.down.inputs);
+    visit(bank.gate_up, groups, rows, worker, GateUpUse{call, nullptr, h});
+}
+
+static void moe_down(const VisitsCall& call, Worker& worker) {
+    const Matrix& down = call.bank->down;
+    const Groups groups = groups_in(worker.shared, 0, call);
+    if (worker.index == 0) make_groups(call, call.place, groups);
+    worker.barrier();
+    const int64_t width = padded<Mxfp4>(down.inputs);
+    const Rows rows{call.h, width, width, 0, nullptr};
+    visit(down, groups, rows, worker, DownUse{call, nullptr});
+}
+
+static void sum_pairs(const SumCall& call, Worker& worker) {
+    int64_t begin, end;
+    worker.part(call.rows * call.width, &begin, &end);
+    for (int64_t at = begin; at < end; at++) {
+        const int64_t row = at / call.width, column = at % call.width;
+        float y = 0.0f;
+        for (int64_t i = 0; i < call.k; i++) {
+            y += call.x[(row * call.k + i) * call.width + column];
+        }
+        call.y[at] = call.residual ? call.residual[at] + y : y;
+    }
+}
+
+}  // namespace GPTOSS_VARIANT
+}  // namespace gptoss

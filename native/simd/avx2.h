@@ -1,0 +1,146 @@
+// Vectors of eight floats: AVX2 and FMA.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "../gptoss.h"
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma")
+#endif
+
+namespace gptoss {
+namespace avx2 {
+
+constexpr int LANES = 8;
+using Vec = __m256;
+
+GPTOSS_INLINE bool supported() {
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+
+GPTOSS_INLINE Vec zero() { return _mm256_setzero_ps(); }
+GPTOSS_INLINE Vec fill(float x) { return _mm256_set1_ps(x); }
+GPTOSS_INLINE Vec load(const float* p) { return _mm256_loadu_ps(p); }
+GPTOSS_INLINE void store(float* p, Vec a) { _mm256_storeu_ps(p, a); }
+GPTOSS_INLINE Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
+GPTOSS_INLINE Vec sub(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
+GPTOSS_INLINE Vec mul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
+GPTOSS_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
+GPTOSS_INLINE Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
+
+GPTOSS_INLINE float sum(Vec a) {
+    __m128 q = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    q = _mm_add_ps(q, _mm_movehl_ps(q, q));
+    return _mm_cvtss_f32(_mm_add_ss(q, _mm_movehdup_ps(q)));
+}
+
+GPTOSS_INLINE float largest(Vec a) {
+    __m128 q = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    q = _mm_max_ps(q, _mm_movehl_ps(q, q));
+    return _mm_cvtss_f32(_mm_max_ss(q, _mm_movehdup_ps(q)));
+}
+
+// n to the nearest integer; 2^n of an integer n from -126 to 127.
+GPTOSS_INLINE Vec nearest(Vec n) {
+    return _mm256_round_ps(n, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+GPTOSS_INLINE Vec power_of_two(Vec n) {
+    const __m256i bits = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(bits, 23));
+}
+
+// LANES consecutive values, widened.
+GPTOSS_INLINE Vec load_bf16(const uint16_t* p) {
+    const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+}
+GPTOSS_INLINE Vec load_u8(const uint8_t* p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)));
+}
+
+// 2 * LANES values of bfloat16: those at even places, and those at odd ones.
+GPTOSS_INLINE void load_pairs(const uint8_t* p, Vec& even, Vec& odd) {
+    const __m256i both = _mm256_loadu_si256((const __m256i*)p);
+    even = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
+    odd = _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32(int(0xFFFF0000u))));
+}
+
+struct Table {
+    __m256i high, low;
+};
+GPTOSS_INLINE Table table(const Bytes& bytes) {
+    return {
+        _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i*)bytes.high)),
+        _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i*)bytes.low))};
+}
+
+// 64 codes of 4 bits -> their values, in the order of `nibble_order`. Lanes 0 to 3 are of the first
+// 32 codes, lanes 4 to 7 of the others.
+GPTOSS_INLINE void nibbles(const uint8_t* p, const Table& t, Vec w[8]) {
+    const __m256i codes = _mm256_loadu_si256((const __m256i*)p), mask = _mm256_set1_epi8(15);
+    const __m256i upper = _mm256_set1_epi32(int(0xFFFF0000u));
+    const __m256i parts[2] = {
+        _mm256_and_si256(codes, mask), _mm256_and_si256(_mm256_srli_epi16(codes, 4), mask)};
+    for (int i = 0; i < 2; i++) {
+        const __m256i high = _mm256_shuffle_epi8(t.high, parts[i]);
+        const __m256i low = _mm256_shuffle_epi8(t.low, parts[i]);
+        const __m256i a = _mm256_unpacklo_epi8(low, high), b = _mm256_unpackhi_epi8(low, high);
+        w[4 * i + 0] = _mm256_castsi256_ps(_mm256_slli_epi32(a, 16));
+        w[4 * i + 1] = _mm256_castsi256_ps(_mm256_and_si256(a, upper));
+        w[4 * i + 2] = _mm256_castsi256_ps(_mm256_slli_epi32(b, 16));
+        w[4 * i + 3] = _mm256_castsi256_ps(_mm256_and_si256(b, upper));
+    }
+}
+
+// The number, from 0 to 63, of the code whose value lies at a place of `nibbles`.
+constexpr int nibble_order(int place) {
+    const int vector = place / 8, lane = place % 8;
+    const int byte = vector % 4 / 2 * 8 + lane % 4 * 2 + vector % 2;
+    return lane / 4 * 32 + 2 * byte + vector / 4;
+}
+
+// Scales of the groups of 32 that a vector of `nibbles` has lanes of.
+GPTOSS_INLINE Vec power_scales(const uint8_t* exponents) {
+    uint16_t both;
+    std::memcpy(&both, exponents, 2);
+    const __m256i spread = _mm256_setr_epi8(
+        0, -1, -1, -1, 0, -1, -1, -1, 0, -1, -1, -1, 0, -1, -1, -1,
+        1, -1, -1, -1, 1, -1, -1, -1, 1, -1, -1, -1, 1, -1, -1, -1);
+    const __m256i each = _mm256_shuffle_epi8(_mm256_set1_epi16(int16_t(both)), spread);
+    // 2^-127, of the exponent 0, is subnormal.
+    const __m256i least = _mm256_set1_epi32(0x00400000);
+    return _mm256_castsi256_ps(_mm256_max_epi32(_mm256_slli_epi32(each, 23), least));
+}
+GPTOSS_INLINE Vec spread_scales(const float* scales) {
+    return _mm256_setr_m128(_mm_set1_ps(scales[0]), _mm_set1_ps(scales[1]));
+}
+
+// LANES codes of BITS bits, 2 to 7, from the code number `first` on, a multiple of LANES.
+template <int BITS>
+GPTOSS_INLINE Vec load_codes(const uint8_t* p, int first) {
+    int64_t word = 0;
+    std::memcpy(&word, p + first * BITS / 8, BITS);
+    const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    const __m256i at = _mm256_mullo_epi32(lanes, _mm256_set1_epi32(BITS));
+    // Into each lane the two bytes that have its code, which begins at bit `at`.
+    const __m256i one = _mm256_srli_epi32(at, 3);
+    const __m256i two = _mm256_slli_epi32(_mm256_add_epi32(one, _mm256_set1_epi32(1)), 8);
+    const __m256i absent = _mm256_set1_epi32(int(0x80800000u));
+    const __m256i spread = _mm256_or_si256(_mm256_or_si256(one, two), absent);
+    const __m256i both = _mm256_shuffle_epi8(_mm256_set1_epi64x(word), spread);
+    const __m256i shifted = _mm256_srlv_epi32(both, _mm256_and_si256(at, _mm256_set1_epi32(7)));
+    return _mm256_cvtepi32_ps(_mm256_and_si256(shifted, _mm256_set1_epi32((1 << BITS) - 1)));
+}
+
+GPTOSS_INLINE void prefetch(const uint8_t* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
+
+}  // namespace avx2
+}  // namespace gptoss
+
+#define GPTOSS_VARIANT avx2

@@ -1,0 +1,7 @@
+#include <cmath>
+#include <cstring>
+
+#include "../gptoss.h"
+#include "../simd/portable.h"
+
+#include "../kernels.h"
