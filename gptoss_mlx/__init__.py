@@ -105,12 +105,13 @@ def load(
     cache: int | str | None = None,
     cache_dir: "str | os.PathLike[str] | None" = None,
     cache_disk: int | str | None = None,
+    threads: int | None = None,
     progress: "Callable[[int, int], None] | None" = None,
 ) -> "Engine":
     """Open a model: a folder, a Hugging Face id, or "tiny".
 
-    backend: "mlx", "torch" or "cuda", which is torch on an NVIDIA card; by default MLX where it has
-    a GPU, else a card that PyTorch can use, else MLX on the CPU.
+    backend: "mlx", "torch", "cuda", which is torch on an NVIDIA card, or "cpu", our own kernels; by
+    default MLX where it has a GPU, else a card that PyTorch can use, else the kernels on the CPU.
     device: PyTorch's, "cpu", "cuda" or one such as "cuda:1"; by default a card if one can be used.
     dtype: "bfloat16" or "float32"; by default bfloat16 on a GPU and float32 on a CPU.
     context: the most tokens a sequence may have, or a text such as "32k"; by default what the plan
@@ -120,13 +121,14 @@ def load(
     embedding: "file" reads the embedding's rows from the file, "resident" keeps it in memory; by
     default the plan decides.
     kv_bits: 8 quantizes the KV cache of full-attention layers to 8 bits, 0.56 of the bytes that
-    bfloat16 takes; by default it stays in the compute dtype.
+    bfloat16 takes, on MLX and on the CPU's kernels; by default it stays in the compute dtype.
     parallel: sequences decoded at the same time, 1 to 32; by default 1, and on a card up to 4 where
     there is room.
     cache: bytes of the prefix store, which keeps what conversations have in common, or a text such
     as "2GiB"; 0 for none; by default up to 1 GiB of what the plan leaves.
     cache_dir: a folder in which the prefix store lasts; by default it ends with the engine.
     cache_disk: the most bytes of its files, or a text such as "20GiB", the default.
+    threads: of the kernels for CPUs; by default one for each core that computes fast.
     progress: called with (bytes read, bytes in all) while the weights are read.
     Raises GptOssError (OptionError, ModelNotFoundError, CheckpointError, ...), whose text is one
     line.
@@ -146,5 +148,6 @@ def load(
         cache=cache,
         cache_dir=cache_dir,
         cache_disk=cache_disk,
+        threads=threads,
     )
     return open_engine(model, settings, progress)

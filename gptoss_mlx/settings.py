@@ -17,6 +17,7 @@ from gptoss_mlx.system.units import parse_budget, parse_bytes, parse_tokens
 DTYPES = ("bfloat16", "float32")
 EMBEDDINGS = ("file", "resident")
 KV_BITS = (8,)
+MOST_THREADS = 512
 CACHE_DISK = 20 << 30
 """Bytes of the prefix store's files, unless asked otherwise."""
 
@@ -29,7 +30,7 @@ class Settings:
     context: the most tokens of a sequence. memory: the most bytes to use. embedding: "file" or
     "resident". kv_bits: bits of a quantized KV cache. parallel: sequences decoded at a time. cache:
     bytes of the prefix store, 0 for none. cache_dir: the folder of its files, None for none.
-    cache_disk: bytes of these files.
+    cache_disk: bytes of these files. threads: of the kernels for CPUs.
     """
 
     backend: str | None = None
@@ -43,6 +44,7 @@ class Settings:
     cache: int | None = None
     cache_dir: Path | None = None
     cache_disk: int = CACHE_DISK
+    threads: int | None = None
 
     @classmethod
     def of(
@@ -59,6 +61,7 @@ class Settings:
         cache: int | str | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         cache_disk: int | str | None = None,
+        threads: int | None = None,
     ) -> Settings:
         """Validated settings; sizes may be texts such as "10GiB" and "32k".
 
@@ -80,7 +83,16 @@ class Settings:
             cache_dir=None if cache_dir is None else _folder("cache_dir", cache_dir),
             cache_disk=_whole("cache_disk", cache_disk, parse_bytes, "a size such as 20GiB")
             or CACHE_DISK,
+            threads=_threads(threads),
         )
+
+
+def _threads(value: object) -> int | None:
+    """Raises OptionError."""
+    count = _whole("threads", value, int, f"a number of threads from 1 to {MOST_THREADS}")
+    if count is not None and count > MOST_THREADS:
+        raise OptionError(f"threads is {shown(value)}, but must be at most {MOST_THREADS}")
+    return count
 
 
 def _folder(name: str, value: object) -> Path:

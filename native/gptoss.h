@@ -117,7 +117,8 @@ struct Bank {
 };
 
 // Pairs of a token and an expert that it visits. row: of x. slot: where the expert lies; expert:
-// its number, by which its biases lie. place: the pair's row in h and in out.
+// its number, by which its biases lie. place: the pair's row in h and in out. moe_gate_up writes h,
+// whose rows are as long as a packed row of down's; moe_down reads and destroys it, and writes out.
 struct VisitsCall {
     const Bank* bank;
     int64_t rows, pairs, slots;

@@ -6,7 +6,14 @@
 
 namespace gptoss {
 #if defined(__x86_64__)
+namespace avx512 {
+extern const Kernels KERNELS;
+}
 namespace avx2 {
+extern const Kernels KERNELS;
+}
+#elif defined(__aarch64__)
+namespace neon {
 extern const Kernels KERNELS;
 }
 #endif
@@ -19,7 +26,10 @@ namespace {
 // The preferred first.
 const Kernels* const VARIANTS[] = {
 #if defined(__x86_64__)
+    &avx512::KERNELS,
     &avx2::KERNELS,
+#elif defined(__aarch64__)
+    &neon::KERNELS,
 #endif
     &portable::KERNELS,
 };

@@ -75,7 +75,7 @@ static void linear(const LinearCall& call, Worker& worker) {
     const Linear& all = *call.linear;
     int64_t width = 0, column = 0;
     for (int64_t i = 0; i < all.count; i++) width += all.parts[i].matrix.outputs;
-    Rows rows{worker.shared, 0, 0, call.rows, nullptr};
+    Rows rows{worker.shared, 0, 0, call.rows, nullptr, call.rows > DECODED};
     for (int64_t i = 0; i < all.count; i++) {
         const Matrix& m = all.parts[i].matrix;
         if (i == 0 || !packed_alike(m, all.parts[i - 1].matrix)) {

@@ -1,13 +1,16 @@
 // The mixture of experts: each expert's weights are read once for all tokens that visit it.
 //
-// gate_up: h = swiglu(W norm(x) + b), packed as the down projection reads it. down: out =
-// (W h + b) * weight, for each pair of a token and an expert. sum: the pairs of each token, in the
+// gate_up: h = swiglu(W norm(x) + b). down: out = (W h + b) * weight, for each pair of a token and
+// an expert; it packs h in place. sum: the pairs of each token, in the
 // order of its choice, and the residual.
 #pragma once
 
 #include <cmath>
 
 #include "linear.h"
+#if defined(GPTOSS_PLANES)
+#include "planes.h"
+#endif
 
 namespace gptoss {
 namespace GPTOSS_VARIANT {
@@ -70,19 +73,6 @@ GPTOSS_INLINE Matrix matrix_in(const Matrix& first, int64_t slot) {
     return m;
 }
 
-// Where Mxfp4 packs the values of a chunk.
-struct Places {
-    int16_t of[Mxfp4::CHUNK];
-    constexpr Places() : of() {
-        for (int i = 0; i < Mxfp4::CHUNK; i++) of[Mxfp4::order(i)] = int16_t(i);
-    }
-};
-static constexpr Places PLACES;
-
-GPTOSS_INLINE int64_t packed_at(int64_t i) {
-    return i / Mxfp4::CHUNK * Mxfp4::CHUNK + PLACES.of[i % Mxfp4::CHUNK];
-}
-
 struct GateUpUse {
     const VisitsCall& call;
     const int32_t* order;
@@ -97,7 +87,7 @@ struct GateUpUse {
             for (int o = 0; o < count; o += 2) {
                 const float gate = out[r * STRIP + o] + bias[o];
                 const float up = out[r * STRIP + o + 1] + bias[o + 1];
-                h[packed_at((output + o) / 2)] = swiglu(gate, up, bank.limit);
+                h[(output + o) / 2] = swiglu(gate, up, bank.limit);
             }
         }
     }
@@ -121,6 +111,24 @@ struct DownUse {
     }
 };
 
+// Packs a row of activations in place of `out`, which may be x; a few tokens' as planes, where the
+// variant has them. own: room for a row.
+static void pack_row(
+    const Matrix& m, const float* x, const float* norm, float eps, bool prompt, float* own,
+    float* out) {
+    const float factor = norm ? norm_factor(x, m.inputs, eps) : 1.0f;
+#if defined(GPTOSS_PLANES)
+    if (!prompt) {
+        for (int64_t i = 0; i < m.inputs; i++) own[i] = norm ? x[i] * factor * norm[i] : x[i];
+        pack_planes(own, m.inputs, out);
+        return;
+    }
+#endif
+    (void)prompt;
+    pack<Mxfp4>(m, x, norm, factor, own);
+    std::memcpy(out, own, size_t(padded<Mxfp4>(m.inputs)) * sizeof(float));
+}
+
 // The products of all groups, in items of EXPERT_GRAIN outputs.
 template <class Use>
 static void visit(
@@ -129,35 +137,55 @@ static void visit(
     int64_t item, next;
     while (worker.take(0, 1, *groups.count * parts, &item, &next)) {
         const int64_t g = item / parts, begin = item % parts * EXPERT_GRAIN;
-        const int64_t end = begin + EXPERT_GRAIN;
+        const int64_t end =
+            begin + EXPERT_GRAIN < first.outputs ? begin + EXPERT_GRAIN : first.outputs;
         rows.count = groups.start[g + 1] - groups.start[g];
         rows.index = groups.index + groups.start[g];
         use.order = groups.order + groups.start[g];
-        product<Mxfp4>(
-            matrix_in(first, groups.slot[g]), begin, end < first.outputs ? end : first.outputs,
-            rows, worker.own, use);
+        const Matrix matrix = matrix_in(first, groups.slot[g]);
+#if defined(GPTOSS_PLANES)
+        if (!rows.prompt) {
+            planes_product(matrix, begin, end, rows, worker.own, use);
+            continue;
+        }
+#endif
+        product<Mxfp4>(matrix, begin, end, rows, worker.own, use);
     }
 }
 
 static void moe_gate_up(const VisitsCall& call, Worker& worker) {
     const Bank& bank = *call.bank;
-    PackRows packing{bank.gate_up, call.x, bank.norm, bank.eps, call.rows, worker.shared, worker};
-    packing.run<Mxfp4>();
-    const Groups groups = groups_in(worker.shared, call.rows * packing.stride, call);
-    if (worker.index == 0) make_groups(call, call.row, groups);
+    const bool prompt = call.rows > DECODED;
+    const int64_t width = padded<Mxfp4>(bank.gate_up.inputs);
+    int64_t begin, end;
+    worker.part(call.rows, &begin, &end);
+    for (int64_t r = begin; r < end; r++) {
+        pack_row(
+            bank.gate_up, call.x + r * bank.gate_up.inputs, bank.norm, bank.eps, prompt,
+            worker.own, worker.shared + r * width);
+    }
+    const Groups groups = groups_in(worker.shared, call.rows * width, call);
+    if (worker.index == worker.threads - 1) make_groups(call, call.row, groups);
     worker.barrier();
-    const Rows rows{worker.shared, packing.stride, packing.width, 0, nullptr};
+    const Rows rows{worker.shared, width, width, 0, nullptr, prompt};
     const int64_t h = padded<Mxfp4>(bank.down.inputs);
     visit(bank.gate_up, groups, rows, worker, GateUpUse{call, nullptr, h});
 }
 
 static void moe_down(const VisitsCall& call, Worker& worker) {
     const Matrix& down = call.bank->down;
-    const Groups groups = groups_in(worker.shared, 0, call);
-    if (worker.index == 0) make_groups(call, call.place, groups);
-    worker.barrier();
+    const bool prompt = call.rows > DECODED;
     const int64_t width = padded<Mxfp4>(down.inputs);
-    const Rows rows{call.h, width, width, 0, nullptr};
+    int64_t begin, end;
+    worker.part(call.pairs, &begin, &end);
+    for (int64_t i = begin; i < end; i++) {
+        float* h = call.h + call.place[i] * width;
+        pack_row(down, h, nullptr, 0.0f, prompt, worker.own, h);
+    }
+    const Groups groups = groups_in(worker.shared, 0, call);
+    if (worker.index == worker.threads - 1) make_groups(call, call.place, groups);
+    worker.barrier();
+    const Rows rows{call.h, width, width, 0, nullptr, prompt};
     visit(down, groups, rows, worker, DownUse{call, nullptr});
 }
 

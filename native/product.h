@@ -2,7 +2,8 @@
 //
 // One or two rows: a chunk of weights is widened into registers and multiplied at once; memory is
 // the limit. More rows: STRIP outputs are widened into the thread's workspace, where they stay in
-// the cache while tiles of OUTPUTS x TOKENS pass over them. Both add in the same order.
+// the cache while tiles of OUTPUTS x TOKENS pass over them. Both add in the same order. A prompt's
+// rows are multiplied with scaled weights, which is faster, and rounded differently.
 #pragma once
 
 #include "formats.h"
@@ -17,12 +18,18 @@ constexpr int OUTPUTS = 3, TOKENS = 4;  // of a tile: 12 sums, 3 weights and an 
 constexpr int64_t CACHED = 16 << 10;   // bytes of a strip's part that tiles pass over, in L1
 constexpr int AHEAD = 4096;            // bytes of codes that are prefetched
 
+// Tokens of a step that are multiplied one by one in the same way, whatever their number; more are
+// a prompt.
+constexpr int DECODED = 32;
+
 // Rows of packed activations. Row r begins at x + index[r] * stride; without an index, at r. Behind
-// `padded` values lie the sums of groups, if the format has biases.
+// `padded` values lie the sums of groups, if the format has biases. prompt: whether they may be
+// added in another order than a single row.
 struct Rows {
     const float* x;
     int64_t stride, padded, count;
     const int32_t* index;
+    bool prompt;
 
     const float* row(int64_t r) const { return x + (index ? index[r] : r) * stride; }
 };
@@ -211,6 +218,20 @@ GPTOSS_INLINE void tiles(
     }
 }
 
+// Add up each sum's lanes, and what biases make.
+template <class F>
+static void finish(
+    const Matrix& m, int64_t output, int count, const float* const* x, int rows, const Rows& all,
+    const Strip& s) {
+    for (int o = 0; o < count; o++) {
+        const F row(m, output + o);
+        for (int r = 0; r < rows; r++) {
+            s.out[r * STRIP + o] = sum(load(s.sums + (o * BLOCK + r) * LANES)) +
+                                   biased(row, m, x[r] + all.padded);
+        }
+    }
+}
+
 // Products of a strip that is widened and rows x, at most BLOCK: out [rows, STRIP].
 template <class F>
 static void many(
@@ -233,13 +254,86 @@ static void many(
             for (; o < count; o++) tiles<F, 1>(part, o, chunks, x + begin, some, first, last);
         }
     }
-    for (int o = 0; o < count; o++) {
-        const F row(m, output + o);
-        for (int r = 0; r < rows; r++) {
-            s.out[r * STRIP + o] = sum(load(s.sums + (o * BLOCK + r) * LANES)) +
-                                   biased(row, m, x[r] + all.padded);
+    finish<F>(m, output, count, x, rows, all, s);
+}
+
+// The products of O outputs and M rows, values `first` to `last`, added to their sums. The weights
+// have been multiplied by their scales, so that nothing but multiplying and adding is left.
+template <int O, int M>
+static void prompt_tile(
+    const float* weights, int64_t width, const float* const* x, int64_t first, int64_t last,
+    float* sums) {
+    Vec total[O][M];
+    for (int o = 0; o < O; o++) {
+        for (int r = 0; r < M; r++) total[o][r] = load(sums + (o * BLOCK + r) * LANES);
+    }
+    for (int64_t at = first; at < last; at += LANES) {
+        Vec w[O];
+        for (int o = 0; o < O; o++) w[o] = load(weights + o * width + at);
+        for (int r = 0; r < M; r++) {
+            const Vec a = load(x[r] + at);
+            for (int o = 0; o < O; o++) total[o][r] = fma(w[o], a, total[o][r]);
         }
     }
+    for (int o = 0; o < O; o++) {
+        for (int r = 0; r < M; r++) store(sums + (o * BLOCK + r) * LANES, total[o][r]);
+    }
+}
+
+template <int O>
+GPTOSS_INLINE void prompt_tiles(
+    const float* weights, int64_t width, const float* const* x, int rows, int64_t first,
+    int64_t last, float* sums) {
+    int r = 0;
+    for (; r + TOKENS <= rows; r += TOKENS) {
+        prompt_tile<O, TOKENS>(weights, width, x + r, first, last, sums + r * LANES);
+    }
+    for (; r < rows; r++) {
+        prompt_tile<O, 1>(weights, width, x + r, first, last, sums + r * LANES);
+    }
+}
+
+// Multiply a strip's weights by their scales.
+template <class F>
+static void scale_strip(int64_t chunks, int count, const Strip& s) {
+    for (int64_t c = 0; F::SCALED && c < count * chunks; c++) {
+        const Vec scale = load(s.scales + c * LANES);
+        float* weights = s.weights + c * F::CHUNK;
+        for (int i = 0; i < F::VECS; i++) {
+            store(weights + i * LANES, mul(load(weights + i * LANES), scale));
+        }
+    }
+}
+
+// As `many`, of a strip that `scale_strip` has scaled.
+template <class F>
+static void prompt(
+    const Matrix& m, int64_t output, int count, const float* const* x, int rows, const Rows& all,
+    const Strip& s) {
+    constexpr int64_t AT_ONCE = CACHED / (STRIP * 4) / LANES * LANES;
+    const int64_t width = chunks_of<F>(m.inputs) * F::CHUNK;
+    for (int o = 0; o < count; o++) {
+        for (int r = 0; r < rows; r++) store(s.sums + (o * BLOCK + r) * LANES, zero());
+    }
+    for (int64_t first = 0; first < width; first += AT_ONCE) {
+        const int64_t last = first + AT_ONCE < width ? first + AT_ONCE : width;
+        for (int begin = 0; begin < rows; begin += TOKENS) {
+            const int some = rows - begin < TOKENS ? rows - begin : TOKENS;
+            float* sums = s.sums + begin * LANES;
+            int o = 0;
+            for (; o + OUTPUTS <= count; o += OUTPUTS) {
+                prompt_tiles<OUTPUTS>(
+                    s.weights + o * width, width, x + begin, some, first, last,
+                    sums + o * BLOCK * LANES);
+            }
+            for (; o < count; o++) {
+                prompt_tiles<1>(
+                    s.weights + o * width, width, x + begin, some, first, last,
+                    sums + o * BLOCK * LANES);
+            }
+        }
+    }
+    finish<F>(m, output, count, x, rows, all, s);
 }
 
 // Outputs `begin` to `end` for all rows. use(output, count, row, rows, out) takes the results of
@@ -262,11 +356,16 @@ static void product(
             continue;
         }
         widen<F>(m, output, count, s);
+        if (rows.prompt) scale_strip<F>(chunks_of<F>(m.inputs), count, s);
         for (int64_t first = 0; first < rows.count; first += BLOCK) {
             const int some = rows.count - first < BLOCK ? int(rows.count - first) : BLOCK;
             const float* x[BLOCK];
             for (int r = 0; r < some; r++) x[r] = rows.row(first + r);
-            many<F>(m, output, count, x, some, rows, s);
+            if (rows.prompt) {
+                prompt<F>(m, output, count, x, some, rows, s);
+            } else {
+                many<F>(m, output, count, x, some, rows, s);
+            }
             use(output, count, first, some, s.out);
         }
     }

@@ -23,7 +23,7 @@ os.environ["TRITON_INTERPRET"] = "1"
 # Before anything imports numpy or torch: beside other workers a thread waits for a busy core at the
 # end of every product.
 if "PYTEST_XDIST_WORKER" in os.environ:
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    for name in ("GPTOSS_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")
 
 # A shell lets its background jobs ignore Ctrl-C, nohup a hang-up, and what they start does, too.

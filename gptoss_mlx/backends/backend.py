@@ -1,7 +1,7 @@
 """The choice of library and device, from what the user asks for and what this machine has.
 
-By default: MLX where it has a GPU; else PyTorch where there is a card it can use; else MLX on
-the CPU, and where MLX is not installed PyTorch there.
+By default: MLX where it has a GPU; else PyTorch where there is a card it can use; else our own
+kernels on the CPU; where they were not built MLX there, and where MLX is not installed PyTorch.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from gptoss_mlx.errors import DeviceError
 from gptoss_mlx.files.jsonfile import shown
 from gptoss_mlx.system.machine import Machine
 
-BACKENDS = ("mlx", "torch", "cuda")
-"""What may be asked for; "cuda" is PyTorch on a card."""
+BACKENDS = ("mlx", "torch", "cuda", "cpu")
+"""What may be asked for; "cuda" is PyTorch on a card, "cpu" the kernels of native/."""
 
 _DEVICE = re.compile(r"cpu|gpu|cuda(?::(\d{1,3}))?", re.ASCII)
 
@@ -23,8 +23,8 @@ _DEVICE = re.compile(r"cpu|gpu|cuda(?::(\d{1,3}))?", re.ASCII)
 class Backend:
     """A library and the device that it computes on.
 
-    backend: "mlx" or "torch". device: "gpu" or "cpu" of MLX's, "cpu" or "cuda:N" of torch's.
-    note: why a card that seems to be there was passed over, where none was asked for.
+    backend: "mlx", "torch" or "cpu". device: "gpu" or "cpu" of MLX's, "cpu" or "cuda:N" of
+    torch's. note: why something faster was passed over, where nothing was asked for.
     """
 
     backend: str
@@ -35,7 +35,10 @@ class Backend:
     def shown(self) -> str:
         """For people: "MLX on the CPU", "PyTorch on cuda:0"."""
         place = self.device if self.device.startswith("cuda") else f"the {self.device.upper()}"
-        return f"{'MLX' if self.backend == 'mlx' else 'PyTorch'} on {place}"
+        return f"{_SHOWN[self.backend]} on {place}"
+
+
+_SHOWN = {"mlx": "MLX", "torch": "PyTorch", "cpu": "native kernels"}
 
 
 def choose_backend(backend: str | None = None, device: str | None = None) -> Backend:
@@ -55,6 +58,8 @@ def choose_backend(backend: str | None = None, device: str | None = None) -> Bac
             raise DeviceError(str(error)) from error
     if backend == "mlx" or (backend is None and device == "gpu"):
         return _mlx(device)
+    if backend == "cpu":
+        return _native(device)
     if backend == "cuda" or (device is not None and device.startswith("cuda")):
         return _card(device)
     if backend == "torch":
@@ -76,7 +81,7 @@ def machine_of(chosen: Backend) -> Machine:
     if chosen.backend == "mlx":
         return device.this_machine()
     if chosen.device == "cpu":
-        return device.this_computer("torch")
+        return device.this_computer(chosen.backend)
     from gptoss_mlx.backends.torch.device import find_card
     from gptoss_mlx.plan.torch_buffers import CUDA_CONTEXT
 
@@ -97,14 +102,19 @@ def _best() -> Backend:
         try:
             return Backend("torch", find_card().device)
         except DeviceError as problem:
-            note = str(problem)
+            note = f"no card is used: {problem}"
     return _cpu(note)
 
 
 def _cpu(note: str | None = None) -> Backend:
+    from gptoss_mlx.backends.cpu.library import why_missing
     from gptoss_mlx.backends.torch.device import is_installed
     from gptoss_mlx.system.device import mlx_device
 
+    missing = why_missing()
+    if missing is None:
+        return Backend("cpu", "cpu", note)
+    note = note or f"slower than it could be: {missing}"
     if mlx_device() == "cpu":
         return Backend("mlx", "cpu", note)
     if is_installed():
@@ -125,6 +135,17 @@ def _mlx(device: str | None) -> Backend:
     return Backend("mlx", has)
 
 
+def _native(device: str | None) -> Backend:
+    from gptoss_mlx.backends.cpu.library import why_missing
+
+    if device not in (None, "cpu"):
+        raise DeviceError(f"the backend cpu computes on the CPU, not on {device!r}")
+    missing = why_missing()
+    if missing is not None:
+        raise DeviceError(missing)
+    return Backend("cpu", "cpu")
+
+
 def _card(device: str | None) -> Backend:
     from gptoss_mlx.backends.torch.device import find_card
 
@@ -143,7 +164,7 @@ def _torch(device: str | None) -> Backend:
         try:
             return Backend("torch", find_card().device)
         except DeviceError as problem:
-            return Backend("torch", "cpu", str(problem))
+            return Backend("torch", "cpu", f"no card is used: {problem}")
     return Backend("torch", "cpu")
 
 

@@ -9,10 +9,15 @@ from gptoss_mlx.plan.memory import Plan, wired_bytes
 
 
 def open_model(
-    chosen: Backend, checkpoint: Checkpoint, plan: Plan, progress: Progress | None = None
+    chosen: Backend,
+    checkpoint: Checkpoint,
+    plan: Plan,
+    progress: Progress | None = None,
+    threads: int | None = None,
 ) -> AnyModel:
     """Load a checkpoint as planned. The tensor library is imported only here.
 
+    threads: of the kernels for CPUs; by default one for each fast core.
     Raises what the backend's `open_model` raises.
     """
     if chosen.backend == "mlx":
@@ -29,6 +34,23 @@ def open_model(
                 rows=plan.rows,
                 cache_limit=plan.cache_limit,
                 wired=wired_bytes(plan),
+                progress=progress,
+            )
+        )
+    if chosen.backend == "cpu":
+        from gptoss_mlx.backends.cpu import model as cpu
+
+        return sealed(
+            cpu.open_model(
+                checkpoint,
+                dtype=plan.dtype,
+                embedding=plan.embedding,
+                slots=plan.slots,
+                kv_bits=plan.kv_bits,
+                context=plan.context,
+                chunk=plan.chunk,
+                rows=plan.rows,
+                threads=threads,
                 progress=progress,
             )
         )

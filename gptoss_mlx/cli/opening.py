@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _SETTINGS = (
     *("backend", "device", "memory", "context", "dtype", "embedding", "kv_bits"),
-    *("cache", "cache_dir", "cache_disk"),
+    *("cache", "cache_dir", "cache_disk", "threads"),
 )
 
 

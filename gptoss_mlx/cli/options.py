@@ -10,6 +10,7 @@ import click
 from gptoss_mlx.backends.backend import BACKENDS, check_device
 from gptoss_mlx.files.jsonfile import shown
 from gptoss_mlx.models.hub import DEFAULT_MODEL
+from gptoss_mlx.settings import MOST_THREADS
 from gptoss_mlx.system.machine import find_machine
 from gptoss_mlx.system.units import parse_budget, parse_bytes, parse_tokens
 
@@ -148,6 +149,9 @@ def loading_options(command: Command) -> Command:
             "--kv-bits", type=click.Choice(["8"]), help="Bits of keys and values, to save room."
         ),
         cache_options,
+        click.option(
+            "--threads", type=click.IntRange(1, MOST_THREADS), help="Of the kernels for CPUs."
+        ),
     )
     for option in reversed(options):
         command = option(command)

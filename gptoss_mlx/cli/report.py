@@ -89,7 +89,7 @@ def compare(plan: Plan, stats: Mapping[str, float]) -> tuple[str, str | None]:
     On a card the process is left out (None): it holds only what is planned beside the card.
     """
     peak = int(stats["peak_bytes"])
-    if plan.backend == "torch" and not plan.gpu:  # its peak is that of the process
+    if plan.backend != "mlx" and not plan.gpu:  # its peak is that of the process
         return _against("the process", peak, plan.total), None
     library = "MLX" if plan.backend == "mlx" else "PyTorch"
     held = _against(library, peak, device_bytes(plan))

@@ -296,8 +296,8 @@ def open_engine(
     defaults = _generation_defaults(folder)
     plan = make_plan(config, machine_of(chosen), settings)
     tokenizer = load_tokenizer(folder, config)
-    network = open_model(chosen, checkpoint, plan, progress)
-    notes = [] if chosen.note is None else [f"no card is used: {chosen.note}"]
+    network = open_model(chosen, checkpoint, plan, progress, settings.threads)
+    notes = [] if chosen.note is None else [chosen.note]
     notes += [
         f"the kernel {name} is not used here: {why}" for name, why in network.rejected.items()
     ]

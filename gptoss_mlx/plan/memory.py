@@ -23,6 +23,7 @@ from gptoss_mlx.plan.buffers import (
     Sizes,
     least_slots,
 )
+from gptoss_mlx.plan.cpu_buffers import CPUSizes
 from gptoss_mlx.plan.torch_buffers import CudaSizes, TorchCPUSizes
 from gptoss_mlx.settings import Settings
 from gptoss_mlx.spec.config import ModelConfig
@@ -36,6 +37,7 @@ SIZES: Mapping[str, type[Sizes]] = {
     "mlx cpu": MLXCPUSizes,
     "cuda": CudaSizes,
     "torch cpu": TorchCPUSizes,
+    "cpu": CPUSizes,
 }
 """By the machine's kind."""
 
@@ -67,8 +69,9 @@ class Plan:
     slots: experts in memory, of `experts`, in each layer. chunk: tokens prefilled at a time.
     cache_limit: bytes of freed buffers MLX may keep. embedding: "file" or "resident".
     dtype: "bfloat16" or "float32". kv_bits: 8, or None for keys and values in the compute dtype.
-    gpu: whether a GPU computes. backend: "mlx" or "torch". rows: sequences at a time. host: buffers
-    in the host's memory beside a card's, which are not in the sum. store: the prefix store's bytes.
+    gpu: whether a GPU computes. backend: "mlx", "torch" or "cpu". rows: sequences at a time. host:
+    buffers in the host's memory beside a card's, which are not in the sum. store: the prefix
+    store's bytes.
     Not planned for: `Engine.logits`, which keeps the logits of every token, and sequences that rest
     while others are decoded.
     """

@@ -33,8 +33,8 @@ class Machine:
 
     memory: physical, of the card where one computes. limit: what a model may take of it: the
     working set macOS recommends for the GPU, what a card has free, or what is free where a CPU
-    computes. gpu: whether a GPU computes. backend: "mlx" or "torch". bandwidth: bytes of memory
-    read a second, as the maker states it.
+    computes. gpu: whether a GPU computes. backend: "mlx", "torch" or "cpu". bandwidth: bytes of
+    memory read a second, as the maker states it.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Machine:
 
     @property
     def kind(self) -> str:
-        """ "metal", "mlx cpu", "cuda" or "torch cpu": what a plan's sizes depend on."""
+        """ "metal", "mlx cpu", "cuda", "torch cpu" or "cpu": what a plan's sizes depend on."""
         return _KINDS[self.backend, self.gpu]
 
     @property
@@ -63,6 +63,7 @@ _KINDS = {
     ("mlx", False): "mlx cpu",
     ("torch", True): "cuda",
     ("torch", False): "torch cpu",
+    ("cpu", False): "cpu",
 }
 
 _CHIPS = MappingProxyType(

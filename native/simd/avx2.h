@@ -40,12 +40,6 @@ GPTOSS_INLINE float sum(Vec a) {
     return _mm_cvtss_f32(_mm_add_ss(q, _mm_movehdup_ps(q)));
 }
 
-GPTOSS_INLINE float largest(Vec a) {
-    __m128 q = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
-    q = _mm_max_ps(q, _mm_movehl_ps(q, q));
-    return _mm_cvtss_f32(_mm_max_ss(q, _mm_movehdup_ps(q)));
-}
-
 // n to the nearest integer; 2^n of an integer n from -126 to 127.
 GPTOSS_INLINE Vec nearest(Vec n) {
     return _mm256_round_ps(n, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
@@ -117,9 +111,6 @@ GPTOSS_INLINE Vec power_scales(const uint8_t* exponents) {
     const __m256i least = _mm256_set1_epi32(0x00400000);
     return _mm256_castsi256_ps(_mm256_max_epi32(_mm256_slli_epi32(each, 23), least));
 }
-GPTOSS_INLINE Vec spread_scales(const float* scales) {
-    return _mm256_setr_m128(_mm_set1_ps(scales[0]), _mm_set1_ps(scales[1]));
-}
 
 // LANES codes of BITS bits, 2 to 7, from the code number `first` on, a multiple of LANES.
 template <int BITS>
@@ -144,3 +135,4 @@ GPTOSS_INLINE void prefetch(const uint8_t* p) { _mm_prefetch((const char*)p, _MM
 }  // namespace gptoss
 
 #define GPTOSS_VARIANT avx2
+#define GPTOSS_PLANES

@@ -41,12 +41,6 @@ GPTOSS_INLINE Vec max(Vec a, Vec b) {
 }
 
 GPTOSS_INLINE float sum(Vec a) { return (a.of[0] + a.of[2]) + (a.of[1] + a.of[3]); }
-GPTOSS_INLINE float largest(Vec a) {
-    float most = a.of[0];
-    for (int i = 1; i < LANES; i++) most = a.of[i] > most ? a.of[i] : most;
-    return most;
-}
-
 GPTOSS_INLINE Vec nearest(Vec n) {
     for (int i = 0; i < LANES; i++) n.of[i] = std::nearbyint(n.of[i]);
     return n;
@@ -104,7 +98,6 @@ GPTOSS_INLINE Vec power_scales(const uint8_t* exponents) {
     std::memcpy(&scale, &bits, 4);
     return fill(scale);
 }
-GPTOSS_INLINE Vec spread_scales(const float* scales) { return fill(scales[0]); }
 
 // LANES codes of BITS bits, 2 to 7, from the code number `first` on.
 template <int BITS>

@@ -146,6 +146,8 @@ def test_changed_sinks_are_used(backend: str, checkpoint_of: Callable[..., Path]
     for layer, block in enumerate(model.blocks):
         if backend == "mlx":
             block.attend.sinks = block.attend.sinks + 1.5
+        elif backend == "cpu":
+            block.attention.sinks += 1.5
         else:
             layer_of = block.attention.layer
             block.attention.layer = replace(layer_of, sinks=layer_of.sinks + 1.5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import gptoss_mlx
@@ -16,7 +17,7 @@ from gptoss_mlx.harmony.tokenizer import load_tokenizer
 from gptoss_mlx.models.checkpoint import Checkpoint
 from tests.support.fake_backend import FakeModel
 
-BACKENDS = ["mlx", pytest.param("torch", marks=pytest.mark.torch)]
+BACKENDS = ["mlx", "cpu", pytest.param("torch", marks=pytest.mark.torch)]
 ENGINES = [*BACKENDS, "fake"]
 """What the engine is tested on: a third backend is as good, if it keeps the seam's promises."""
 
@@ -30,8 +31,11 @@ def open_on(backend: str, folder: Path, **options: Any) -> Any:
         from tests.support.comparison import opened
 
         return opened(folder, **{"rows": ROWS, **options})
-    pytest.importorskip("torch")
-    from gptoss_mlx.backends.torch.model import open_model
+    if backend == "cpu":
+        from gptoss_mlx.backends.cpu.model import open_model
+    else:
+        pytest.importorskip("torch")
+        from gptoss_mlx.backends.torch.model import open_model  # type: ignore[assignment]
 
     with Checkpoint.open(folder) as checkpoint:
         return open_model(checkpoint, **{"rows": ROWS, "context": CONTEXT, **options})
@@ -42,7 +46,7 @@ def engine_on(backend: str, folder: Path, **options: Any) -> Engine:
     options = {"parallel": ROWS, **options}
     if backend == "fake":
         return _faked(folder, **options)
-    if backend == "mlx":
+    if backend in ("mlx", "cpu"):
         return gptoss_mlx.load(str(folder), backend=backend, **options)
     pytest.importorskip("torch")
     return gptoss_mlx.load(str(folder), backend=backend, device="cpu", **options)
@@ -73,6 +77,8 @@ def token_on(backend: str, token: int) -> Any:
         import mlx.core as mx
 
         return mx.array([token])
+    if backend == "cpu":
+        return np.array([token])
     import torch
 
     return torch.tensor([token])

@@ -1,4 +1,4 @@
-"""The samplers of both backends behind one interface: numpy logits go in, and the draw can be
+"""The samplers of all backends behind one interface: numpy logits go in, and the draw can be
 watched."""
 
 from __future__ import annotations
@@ -74,6 +74,27 @@ class Mlx(Backend):
         patch.setattr(self.operations, "categorical", categorical)
 
 
+class Native(Backend):
+    """Of the kernels for CPUs, in numpy."""
+
+    def __init__(self) -> None:
+        from gptoss_mlx.backends.cpu.sampler import Operations
+
+        self.operations = Operations  # type: ignore[method-assign]
+
+    def array(self, logits: NDArray[np.float32] | Sequence[float]) -> Any:
+        return np.array(logits, np.float32)
+
+    def halves(self, logits: NDArray[np.float32]) -> tuple[Any, Any]:
+        pytest.skip("logits are always float32 here")
+
+    def draw_by(self, patch: pytest.MonkeyPatch, draw: Drawn) -> None:
+        def categorical(operations: Any, scores: Any, keys: Sequence[int]) -> Any:
+            return np.array([draw(row) for row in scores])
+
+        patch.setattr(self.operations, "categorical", categorical)
+
+
 class Torch(Backend):
     def __init__(self, device: str) -> None:
         self.torch = pytest.importorskip("torch")
@@ -105,12 +126,13 @@ class Torch(Backend):
 
 
 def open_backend(name: str) -> Backend:
-    """mlx, or torch's device; skips the test where it is not there."""
-    return Mlx() if name == "mlx" else Torch(name)
+    """mlx, native, or torch's device; skips the test where it is not there."""
+    return Mlx() if name == "mlx" else Native() if name == "native" else Torch(name)
 
 
 BACKENDS = [
     pytest.param("mlx"),
+    pytest.param("native"),
     pytest.param("cpu", marks=pytest.mark.torch),
     pytest.param("cuda", marks=pytest.mark.torch),
 ]

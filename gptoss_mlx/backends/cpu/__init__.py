@@ -1,0 +1,1 @@
+"""gpt-oss on a CPU: numpy, and the kernels of native/, called through ctypes."""
