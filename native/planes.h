@@ -117,14 +117,17 @@ GPTOSS_INLINE __m256i plane_sum(const Weights& w, const Chunk& x, int plane, __m
     return _mm256_madd_epi16(pairs, times);
 }
 
-// total + the products of a chunk, whose integers are exact.
-GPTOSS_INLINE Vec add_planes(const Weights& w, const Chunk& x, Vec total) {
+// The products of a chunk in integers, which are exact.
+GPTOSS_INLINE __m256i multiply_planes(const Weights& w, const Chunk& x) {
     const __m256i one = _mm256_set1_epi16(1), base = _mm256_set1_epi16(256);
     __m256i sum = _mm256_slli_epi32(plane_sum(w, x, 2, one), 16);
     sum = _mm256_add_epi32(sum, plane_sum(w, x, 1, base));
     sum = _mm256_add_epi32(sum, plane_sum(w, x, 0, one));
-    sum = _mm256_sub_epi32(sum, _mm256_loadu_si256((const __m256i*)x.offset));
-    const Vec products = mul(_mm256_cvtepi32_ps(sum), load(x.scale));
+    return _mm256_sub_epi32(sum, _mm256_loadu_si256((const __m256i*)x.offset));
+}
+
+GPTOSS_INLINE Vec add_planes(const Weights& w, const Chunk& x, Vec total) {
+    const Vec products = mul(_mm256_cvtepi32_ps(multiply_planes(w, x)), load(x.scale));
     return fma(products, w.scale, total);
 }
 
@@ -213,7 +216,7 @@ static void planes_product(
     const int64_t chunks = (m.inputs + CODES - 1) / CODES, at_once = 8;
     Weights* weights = (Weights*)own;
     float* sums = own + STRIP * chunks * int64_t(sizeof(Weights) / sizeof(float));
-    float* out = sums + STRIP * BLOCK * LANES;
+    float* out = sums + STRIP * SUMS * LANES;
     const int count = int(rows.count);
     const float* x[BLOCK];
     for (int r = 0; r < count; r++) x[r] = rows.row(r);
@@ -235,7 +238,7 @@ static void planes_product(
                 weights[o * chunks + c] = row.at(c);
             }
             if (row.half) weights[o * chunks + row.whole] = row.last();
-            for (int r = 0; r < count; r++) store(sums + (o * BLOCK + r) * LANES, zero());
+            for (int r = 0; r < count; r++) store(sums + (o * SUMS + r) * LANES, zero());
         }
         for (int64_t first = 0; first < chunks; first += at_once) {
             const int64_t last = first + at_once < chunks ? first + at_once : chunks;
@@ -243,7 +246,7 @@ static void planes_product(
                 const int together = count - r >= 4 ? 4 : 1;
                 for (int o = 0; o < some; o++) {
                     const Weights* w = weights + o * chunks;
-                    float* to = sums + (o * BLOCK + r) * LANES;
+                    float* to = sums + (o * SUMS + r) * LANES;
                     if (together == 4) {
                         planes_tile<4>(w, x + r, first, last, to);
                     } else {
@@ -255,7 +258,7 @@ static void planes_product(
         }
         for (int o = 0; o < some; o++) {
             for (int r = 0; r < count; r++) {
-                out[r * STRIP + o] = sum(load(sums + (o * BLOCK + r) * LANES));
+                out[r * STRIP + o] = sum(load(sums + (o * SUMS + r) * LANES));
             }
         }
         use(output, some, 0, count, out);

@@ -14,8 +14,9 @@ namespace GPTOSS_VARIANT {
 constexpr int FEW = 2;                 // rows that are multiplied without a strip
 constexpr int STRIP = 12;              // outputs widened at a time
 constexpr int BLOCK = 128;             // rows whose sums are held at a time
+constexpr int SUMS = BLOCK + 2;        // from an output's sums to the next: not 4 KB, or they collide
 constexpr int OUTPUTS = 3, TOKENS = 4;  // of a tile: 12 sums, 3 weights and an activation
-constexpr int64_t CACHED = 16 << 10;   // bytes of a strip's part that tiles pass over, in L1
+constexpr int64_t CACHED = 40 << 10;   // bytes of a strip's part that tiles pass over
 constexpr int AHEAD = 4096;            // bytes of codes that are prefetched
 
 // Tokens of a step that are multiplied one by one in the same way, whatever their number; more are
@@ -131,7 +132,7 @@ static void few(const Matrix& m, int64_t output, const Rows& rows, float* out) {
 }
 
 // A strip of outputs as floats, in the thread's workspace. The workspace holds, one after another:
-// weights [STRIP, padded], scales [STRIP, chunks] vectors, sums [STRIP, BLOCK] vectors, results
+// weights [STRIP, padded], scales [STRIP, chunks] vectors, sums [STRIP, SUMS] vectors, results
 // [BLOCK, STRIP].
 struct Strip {
     float *weights, *scales, *sums, *out;
@@ -144,7 +145,7 @@ GPTOSS_INLINE Strip strip_in(float* own, int64_t inputs) {
     s.weights = own;
     s.scales = s.weights + STRIP * chunks * F::CHUNK;
     s.sums = s.scales + STRIP * chunks * LANES;
-    s.out = s.sums + STRIP * BLOCK * LANES;
+    s.out = s.sums + STRIP * SUMS * LANES;
     return s;
 }
 
@@ -193,7 +194,7 @@ static void tile(
         for (int o = 0; o < O; o++) {
             const Vec scale = F::SCALED ? load(scales + (o * chunks + c) * LANES) : zero();
             for (int r = 0; r < M; r++) {
-                float* to = sums + (o * BLOCK + r) * LANES;
+                float* to = sums + (o * SUMS + r) * LANES;
                 const Vec total = load(to);
                 store(to, F::SCALED ? fma(products[o][r], scale, total)
                                     : add(products[o][r], total));
@@ -208,7 +209,7 @@ GPTOSS_INLINE void tiles(
     int64_t last) {
     const float* weights = s.weights + from * chunks * F::CHUNK;
     const float* scales = s.scales + from * chunks * LANES;
-    float* sums = s.sums + from * BLOCK * LANES;
+    float* sums = s.sums + from * SUMS * LANES;
     int r = 0;
     for (; r + TOKENS <= rows; r += TOKENS) {
         tile<F, O, TOKENS>(weights, scales, chunks, x + r, first, last, sums + r * LANES);
@@ -226,7 +227,7 @@ static void finish(
     for (int o = 0; o < count; o++) {
         const F row(m, output + o);
         for (int r = 0; r < rows; r++) {
-            s.out[r * STRIP + o] = sum(load(s.sums + (o * BLOCK + r) * LANES)) +
+            s.out[r * STRIP + o] = sum(load(s.sums + (o * SUMS + r) * LANES)) +
                                    biased(row, m, x[r] + all.padded);
         }
     }
@@ -240,7 +241,7 @@ static void many(
     const int64_t chunks = chunks_of<F>(m.inputs);
     const int64_t at_once = CACHED / (STRIP * F::CHUNK * 4) > 0 ? CACHED / (STRIP * F::CHUNK * 4) : 1;
     for (int o = 0; o < count; o++) {
-        for (int r = 0; r < rows; r++) store(s.sums + (o * BLOCK + r) * LANES, zero());
+        for (int r = 0; r < rows; r++) store(s.sums + (o * SUMS + r) * LANES, zero());
     }
     for (int64_t first = 0; first < chunks; first += at_once) {
         const int64_t last = first + at_once < chunks ? first + at_once : chunks;
@@ -265,7 +266,7 @@ static void prompt_tile(
     float* sums) {
     Vec total[O][M];
     for (int o = 0; o < O; o++) {
-        for (int r = 0; r < M; r++) total[o][r] = load(sums + (o * BLOCK + r) * LANES);
+        for (int r = 0; r < M; r++) total[o][r] = load(sums + (o * SUMS + r) * LANES);
     }
     for (int64_t at = first; at < last; at += LANES) {
         Vec w[O];
@@ -276,7 +277,7 @@ static void prompt_tile(
         }
     }
     for (int o = 0; o < O; o++) {
-        for (int r = 0; r < M; r++) store(sums + (o * BLOCK + r) * LANES, total[o][r]);
+        for (int r = 0; r < M; r++) store(sums + (o * SUMS + r) * LANES, total[o][r]);
     }
 }
 
@@ -313,7 +314,7 @@ static void prompt(
     constexpr int64_t AT_ONCE = CACHED / (STRIP * 4) / LANES * LANES;
     const int64_t width = chunks_of<F>(m.inputs) * F::CHUNK;
     for (int o = 0; o < count; o++) {
-        for (int r = 0; r < rows; r++) store(s.sums + (o * BLOCK + r) * LANES, zero());
+        for (int r = 0; r < rows; r++) store(s.sums + (o * SUMS + r) * LANES, zero());
     }
     for (int64_t first = 0; first < width; first += AT_ONCE) {
         const int64_t last = first + AT_ONCE < width ? first + AT_ONCE : width;
@@ -324,12 +325,12 @@ static void prompt(
             for (; o + OUTPUTS <= count; o += OUTPUTS) {
                 prompt_tiles<OUTPUTS>(
                     s.weights + o * width, width, x + begin, some, first, last,
-                    sums + o * BLOCK * LANES);
+                    sums + o * SUMS * LANES);
             }
             for (; o < count; o++) {
                 prompt_tiles<1>(
                     s.weights + o * width, width, x + begin, some, first, last,
-                    sums + o * BLOCK * LANES);
+                    sums + o * SUMS * LANES);
             }
         }
     }

@@ -131,6 +131,23 @@ class HostLoader(WeightLoader):
         """Queue the reads of tensors into a contiguous array of float32."""
         self.queue(tensors, partial(self._fill_floats, out.reshape(-1)), PIECE)
 
+    def map(self, tensor: Tensor) -> Array:
+        """A tensor as it lies in its file, mapped, read-only. The loading threads read its pages
+        once, so that they are in memory, and check its floats."""
+        self.queue([tensor], self._skim, PIECE)
+        return self.checkpoint.map(tensor)
+
+    def _skim(self, piece: Tensor, place: slice) -> None:
+        # Through `pread`: a file that has been cut short is an error there, and a signal in a map.
+        self.reader.read_here([(piece, self._buffer()[: piece.nbytes].data)])
+
+    def _buffer(self) -> Array:
+        """PIECE bytes of this thread's own."""
+        buffer: Array | None = getattr(self._scratch, "buffer", None)
+        if buffer is None:
+            buffer = self._scratch.buffer = np.empty(PIECE, np.uint8)
+        return buffer
+
     def _fill_bytes(self, out: Array, piece: Tensor, place: slice) -> None:
         self.reader.read_here([(piece, out[place].view(np.uint8).data)])
 
@@ -138,10 +155,7 @@ class HostLoader(WeightLoader):
         """Read bfloat16, float16 or float32 into float32."""
         if piece.dtype == "F32":
             return self._fill_bytes(out, piece, place)
-        scratch = getattr(self._scratch, "words", None)
-        if scratch is None:
-            scratch = self._scratch.words = np.empty(PIECE // 2, np.uint16)
-        words = scratch[: piece.shape[0]]
+        words = self._buffer()[: piece.nbytes].view(np.uint16)
         self._fill_bytes(words, piece, slice(None))
         if piece.dtype == "F16":
             np.copyto(out[place], words.view(np.float16))

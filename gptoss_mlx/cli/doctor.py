@@ -274,6 +274,10 @@ def _kernels(chosen: Backend | None) -> dict[str, str]:
         from gptoss_mlx.backends.torch.choice import found_on
 
         return found_on(chosen.device)
+    if chosen is not None and chosen.backend == "cpu":
+        from gptoss_mlx.backends.cpu.library import OPERATIONS, choose_variant
+
+        return dict.fromkeys(OPERATIONS, choose_variant())
     from gptoss_mlx.backends.mlx.ops.choice import found_here
 
     return found_here()

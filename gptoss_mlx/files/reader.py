@@ -69,6 +69,12 @@ class FileReader:
             self._pool = Pool(self._threads, "gptoss-read")
         return self._pool.start(pieces)
 
+    def check_unchanged(self) -> None:
+        """Raises CheckpointError if a file has been written to or cut short since it was opened."""
+        for file in self._files.values():
+            if file.now() != file.stamp:
+                raise CheckpointError(f"{file.path}: was changed while in use; load it again")
+
     def stop(self) -> None:
         """Call off all reads, and return when no thread writes any more. New reads can be started
         then."""

@@ -20,9 +20,9 @@ PAGE = 256
 SPLIT = 1024
 """Keys of a part of a decode step's attention. See native/attention.h."""
 
-STRIP, BLOCK, LANES = 12, 128, 16
-"""Of native/product.h: outputs widened at a time, rows summed at a time, floats of a vector at
-most."""
+STRIP, BLOCK, SUMS, LANES = 12, 128, 130, 16
+"""Of native/product.h: outputs widened at a time, rows summed at a time, vectors between their
+sums, and floats of a vector at most."""
 
 QUERIES, BLOCK_KEYS, ALIGNED = 32, 64, 16
 """Of native/attention.h: rows of an item, keys of a block, and the padding of a head's values."""
@@ -59,7 +59,7 @@ def own_bytes(config: ModelConfig) -> int:
         config.num_attention_heads * config.head_dim,
     )
     padded = -(-inputs // 128) * 128
-    strip = STRIP * (padded + padded // 4) + STRIP * BLOCK * (LANES + 1)
+    strip = STRIP * (padded + padded // 4) + STRIP * (SUMS * LANES + BLOCK)
     group = config.num_attention_heads // config.num_key_value_heads
     rows = max(QUERIES, group)
     width = -(-config.head_dim // ALIGNED) * ALIGNED

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from gptoss_mlx.backends.cpu import library
 from gptoss_mlx.backends.torch import device as cards
 from gptoss_mlx.backends.torch.device import Card
 from gptoss_mlx.cli import doctor
@@ -73,15 +74,25 @@ def test_every_fact_is_there_with_the_plan(small_checkpoint: Path) -> None:
     assert list(found) == [*FACTS, "plan", "no_plan_because"]
     assert found["cores"] > 0
     assert found["memory"] >= found["limit"] > 0
-    assert set(found["kernels"].values()) == {"reference"}
+    (kernels,) = set(found["kernels"].values())
+    variants = () if library.why_missing() else library.variants()
+    assert kernels in ("reference", *variants)
     assert found["folder"] == str(small_checkpoint)
     assert found["plan"]["total"] <= found["plan"]["budget"]
     assert found["no_plan_because"] is None
 
 
+def _be(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    """Be a machine with 16 GiB, of which a model may have `limit` bytes."""
+
+    def computer(backend: str = "mlx") -> Machine:
+        return Machine("this machine", 16 << 30, limit, False, backend)
+
+    monkeypatch.setattr(device, "this_computer", computer)
+
+
 def test_the_table_shows_the_same(small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    machine = Machine("this machine", 16 << 30, 12_713_115_648, False)
-    monkeypatch.setattr(device, "this_machine", lambda: machine)
+    _be(monkeypatch, 12_713_115_648)
     monkeypatch.setattr(doctor, "read_speed", lambda path: 3.21e9)
     text = shown("--model", str(small_checkpoint))
     for words in ("16.00 GiB", show_bytes(12_713_115_648), "3.21 GB/s", "keys and values"):
@@ -91,8 +102,7 @@ def test_the_table_shows_the_same(small_checkpoint: Path, monkeypatch: pytest.Mo
 def test_a_plan_larger_than_what_is_free_is_pointed_out(
     small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    machine = Machine("this machine", 16 << 30, 10 << 30, True)
-    monkeypatch.setattr(device, "this_machine", lambda: machine)
+    _be(monkeypatch, 10 << 30)
     monkeypatch.setattr(device, "free_bytes", lambda: 100 << 20)
     note = "100 MiB are free now: other programs would be pushed out"
     assert note in shown("--model", str(small_checkpoint))
@@ -130,7 +140,7 @@ def test_a_plan_that_is_refused_is_a_line(small_checkpoint: Path) -> None:
     assert "50 MiB" in found["no_plan_because"]
 
 
-@pytest.mark.parametrize("name", ["device_info", "this_machine", "free_bytes"])
+@pytest.mark.parametrize("name", ["device_info", "this_computer", "free_bytes"])
 def test_what_the_device_does_not_tell_is_said(
     name: str, small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,13 +27,9 @@ class Projection:
         *,
         bias: bool = True,
     ) -> None:
-        joined = [modules] if loader.alike(*modules) else [[module] for module in modules]
-        self.operands: list[Operand] = [loader.operand(*names) for names in joined]
-        biases = [
-            loader.floats(*(f"{name}.bias" for name in names)) if bias else None for names in joined
-        ]
-        self.outputs = sum(operand.outputs for operand in self.operands)
-        parts = (library.LinearPart * len(joined))(
+        self.operands: list[Operand] = [loader.operand(module) for module in modules]
+        biases = [loader.floats(f"{module}.bias") if bias else None for module in modules]
+        parts = (library.LinearPart * len(modules))(
             *(
                 library.LinearPart(operand.matrix, library.address(held))
                 for operand, held in zip(self.operands, biases, strict=True)

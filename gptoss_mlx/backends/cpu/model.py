@@ -63,6 +63,7 @@ class Transformer:
     ) -> None:
         self.config, self.chunk, self.rows = config, chunk, rows
         self.device, self.layers, self.streaming = device, layers, streaming
+        self.reader = loader.reader
         self.rejected: Mapping[str, str] = {}
         self.embedding = embedding
         self.buffers = Buffers(config, max(chunk, rows), rows, context)
@@ -116,6 +117,7 @@ class Transformer:
         Raises CapacityError, before anything is computed, if there are more sequences than rows.
         """
         check_rows(len(states), self.rows)
+        self.reader.check_unchanged()  # weights are mapped
         ids, n = [int(token[0]) for token in tokens], len(states)
         spans, calls = self._step(n)
         for row, state in enumerate(states):
@@ -168,6 +170,7 @@ class Transformer:
     def _append(self, ids: Sequence[int], state: State, *, answered: bool) -> None:
         """Append a chunk. answered: False leaves out all that only its logits depend on."""
         n, offset, window = len(ids), state.offset, self.window
+        self.reader.check_unchanged()
         state.reserve(offset + n)
         self.embedding(ids, self.buffers.x, self.device)
         self.buffers.turn(np.arange(offset, offset + n))

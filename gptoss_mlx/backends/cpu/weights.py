@@ -1,8 +1,9 @@
 """Weight loading from a checkpoint's files into memory that the kernels read.
 
-Matrices stay as the file has them: bfloat16, MXFP4, or affine codes with their scales and biases.
-Formats that the kernels lack, mxfp8 and nvfp4, are widened to float32 once. Norms, biases and sinks
-are float32.
+Matrices stay as the file has them, and where it has them: they are mapped, so that nothing is
+copied, and a model that was used before is there at once. They are bfloat16, MXFP4, or affine codes
+with their scales and biases. Formats that the kernels lack, mxfp8 and nvfp4, are widened to float32
+once. Norms, biases and sinks are float32.
 """
 
 from __future__ import annotations
@@ -48,11 +49,14 @@ class Loader(HostLoader):
         return out
 
     def raw(self, *names: str, rows: int | None = None) -> Array:
-        """The named tensors as the file has them, stacked; bfloat16 as its bits.
+        """The named tensors as the file has them, stacked; bfloat16 as its bits. A single one is
+        mapped, unless only some rows are asked for, which are to be overwritten.
 
         rows: how many of the first axis to read; all by default.
         """
         tensors = self.tensors(names, rows)
+        if len(tensors) == 1 and rows is None:
+            return self.map(tensors[0])
         out = allocate(stacked(tensors), NUMPY[tensors[0].dtype])
         self.read_bytes(tensors, out)
         return out
