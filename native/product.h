@@ -172,50 +172,50 @@ static void widen(const Matrix& m, int64_t output, int count, const Strip& s) {
     }
 }
 
-// Add the products of O outputs and M rows, chunks `first` to `last`, to their sums.
-template <class F, int O, int M>
+// Add the products of O outputs and M rows, chunks `first` to `last` of VECS vectors, to their sums.
+template <int VECS, bool SCALED, int O, int M>
 static void tile(
     const float* weights, const float* scales, int64_t chunks, const float* const* x,
     int64_t first, int64_t last, float* sums) {
     for (int64_t c = first; c < last; c++) {
         Vec products[O][M];
-        for (int i = 0; i < F::VECS; i++) {
+        for (int i = 0; i < VECS; i++) {
             Vec w[O];
             for (int o = 0; o < O; o++) {
-                w[o] = load(weights + (o * chunks + c) * F::CHUNK + i * LANES);
+                w[o] = load(weights + (o * chunks + c) * VECS * LANES + i * LANES);
             }
             for (int r = 0; r < M; r++) {
-                const Vec a = load(x[r] + c * F::CHUNK + i * LANES);
+                const Vec a = load(x[r] + c * VECS * LANES + i * LANES);
                 for (int o = 0; o < O; o++) {
                     products[o][r] = i == 0 ? mul(w[o], a) : fma(w[o], a, products[o][r]);
                 }
             }
         }
         for (int o = 0; o < O; o++) {
-            const Vec scale = F::SCALED ? load(scales + (o * chunks + c) * LANES) : zero();
+            const Vec scale = SCALED ? load(scales + (o * chunks + c) * LANES) : zero();
             for (int r = 0; r < M; r++) {
                 float* to = sums + (o * SUMS + r) * LANES;
                 const Vec total = load(to);
-                store(to, F::SCALED ? fma(products[o][r], scale, total)
+                store(to, SCALED ? fma(products[o][r], scale, total)
                                     : add(products[o][r], total));
             }
         }
     }
 }
 
-template <class F, int O>
+template <int VECS, bool SCALED, int O>
 GPTOSS_INLINE void tiles(
     const Strip& s, int from, int64_t chunks, const float* const* x, int rows, int64_t first,
     int64_t last) {
-    const float* weights = s.weights + from * chunks * F::CHUNK;
+    const float* weights = s.weights + from * chunks * VECS * LANES;
     const float* scales = s.scales + from * chunks * LANES;
     float* sums = s.sums + from * SUMS * LANES;
     int r = 0;
     for (; r + TOKENS <= rows; r += TOKENS) {
-        tile<F, O, TOKENS>(weights, scales, chunks, x + r, first, last, sums + r * LANES);
+        tile<VECS, SCALED, O, TOKENS>(weights, scales, chunks, x + r, first, last, sums + r * LANES);
     }
     for (; r < rows; r++) {
-        tile<F, O, 1>(weights, scales, chunks, x + r, first, last, sums + r * LANES);
+        tile<VECS, SCALED, O, 1>(weights, scales, chunks, x + r, first, last, sums + r * LANES);
     }
 }
 
@@ -233,29 +233,25 @@ static void finish(
     }
 }
 
-// Products of a strip that is widened and rows x, at most BLOCK: out [rows, STRIP].
-template <class F>
-static void many(
-    const Matrix& m, int64_t output, int count, const float* const* x, int rows, const Rows& all,
-    const Strip& s) {
-    const int64_t chunks = chunks_of<F>(m.inputs);
-    const int64_t at_once = CACHED / (STRIP * F::CHUNK * 4) > 0 ? CACHED / (STRIP * F::CHUNK * 4) : 1;
-    for (int o = 0; o < count; o++) {
-        for (int r = 0; r < rows; r++) store(s.sums + (o * SUMS + r) * LANES, zero());
-    }
-    for (int64_t first = 0; first < chunks; first += at_once) {
-        const int64_t last = first + at_once < chunks ? first + at_once : chunks;
+// Sums of the products of a strip that is widened and rows x, at most BLOCK.
+template <int VECS, bool SCALED>
+static void many(int64_t chunks, int count, const float* const* x, int rows, const Strip& s) {
+    constexpr int64_t EACH = STRIP * VECS * LANES * 4;
+    constexpr int64_t AT_ONCE = CACHED / EACH > 0 ? CACHED / EACH : 1;
+    for (int64_t first = 0; first < chunks; first += AT_ONCE) {
+        const int64_t last = first + AT_ONCE < chunks ? first + AT_ONCE : chunks;
         for (int begin = 0; begin < rows; begin += TOKENS) {
             const int some = rows - begin < TOKENS ? rows - begin : TOKENS;
             const Strip part = {s.weights, s.scales, s.sums + begin * LANES, s.out};
             int o = 0;
             for (; o + OUTPUTS <= count; o += OUTPUTS) {
-                tiles<F, OUTPUTS>(part, o, chunks, x + begin, some, first, last);
+                tiles<VECS, SCALED, OUTPUTS>(part, o, chunks, x + begin, some, first, last);
             }
-            for (; o < count; o++) tiles<F, 1>(part, o, chunks, x + begin, some, first, last);
+            for (; o < count; o++) {
+                tiles<VECS, SCALED, 1>(part, o, chunks, x + begin, some, first, last);
+            }
         }
     }
-    finish<F>(m, output, count, x, rows, all, s);
 }
 
 // The products of O outputs and M rows, values `first` to `last`, added to their sums. The weights
@@ -306,16 +302,9 @@ static void scale_strip(int64_t chunks, int count, const Strip& s) {
     }
 }
 
-// As `many`, of a strip that `scale_strip` has scaled.
-template <class F>
-static void prompt(
-    const Matrix& m, int64_t output, int count, const float* const* x, int rows, const Rows& all,
-    const Strip& s) {
+// As `many`, of a strip that `scale_strip` has scaled. width: values of a row, padded.
+static void prompt(int64_t width, int count, const float* const* x, int rows, const Strip& s) {
     constexpr int64_t AT_ONCE = CACHED / (STRIP * 4) / LANES * LANES;
-    const int64_t width = chunks_of<F>(m.inputs) * F::CHUNK;
-    for (int o = 0; o < count; o++) {
-        for (int r = 0; r < rows; r++) store(s.sums + (o * SUMS + r) * LANES, zero());
-    }
     for (int64_t first = 0; first < width; first += AT_ONCE) {
         const int64_t last = first + AT_ONCE < width ? first + AT_ONCE : width;
         for (int begin = 0; begin < rows; begin += TOKENS) {
@@ -334,7 +323,6 @@ static void prompt(
             }
         }
     }
-    finish<F>(m, output, count, x, rows, all, s);
 }
 
 // Outputs `begin` to `end` for all rows. use(output, count, row, rows, out) takes the results of
@@ -362,11 +350,15 @@ static void product(
             const int some = rows.count - first < BLOCK ? int(rows.count - first) : BLOCK;
             const float* x[BLOCK];
             for (int r = 0; r < some; r++) x[r] = rows.row(first + r);
-            if (rows.prompt) {
-                prompt<F>(m, output, count, x, some, rows, s);
-            } else {
-                many<F>(m, output, count, x, some, rows, s);
+            for (int o = 0; o < count; o++) {
+                for (int r = 0; r < some; r++) store(s.sums + (o * SUMS + r) * LANES, zero());
             }
+            if (rows.prompt) {
+                prompt(chunks_of<F>(m.inputs) * F::CHUNK, count, x, some, s);
+            } else {
+                many<F::VECS, F::SCALED>(chunks_of<F>(m.inputs), count, x, some, s);
+            }
+            finish<F>(m, output, count, x, some, rows, s);
             use(output, count, first, some, s.out);
         }
     }

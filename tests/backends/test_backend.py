@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from gptoss_mlx.backends.backend import Backend, choose_backend, machine_of
+from gptoss_mlx.backends.cpu import library
 from gptoss_mlx.backends.torch import device as cards
 from gptoss_mlx.backends.torch.device import Card
 from gptoss_mlx.errors import DeviceError
@@ -19,12 +20,17 @@ from gptoss_mlx.system.machine import Machine
 GiB = 2**30
 H100 = Card(0, "NVIDIA H100 80GB HBM3", 90, 79 * GiB, 78 * GiB, "570.1")
 OLD = DeviceError("the card is too old")
+PASSED_OVER = "no card is used: the card is too old"
+NOT_BUILT = "the kernels were not built"
+SLOWER = f"slower than it could be: {NOT_BUILT}"
 
 
 @dataclass
 class Here:
-    """A machine as the modules that are asked would describe it."""
+    """A machine as the modules that are asked would describe it. native: why there are no kernels
+    for its CPU, None where there are."""
 
+    native: str | None = None
     mlx: str | None = "cpu"
     torch: bool = True
     driver: bool = True
@@ -49,6 +55,7 @@ class Here:
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> Here:
     machine = Here()
+    monkeypatch.setattr(library, "why_missing", lambda: machine.native)
     monkeypatch.setattr(device, "mlx_device", lambda: machine.mlx)
     monkeypatch.setattr(cards, "is_installed", lambda: machine.torch)
     monkeypatch.setattr(cards, "has_driver", lambda: machine.driver)
@@ -82,24 +89,28 @@ def test_a_card_comes_before_a_cpu(here: Here, mlx: str | None) -> None:
 @pytest.mark.parametrize(("torch", "driver"), [(False, True), (True, False), (False, False)])
 def test_without_torch_or_a_driver_no_card_is_asked(here: Here, torch: bool, driver: bool) -> None:
     here.torch, here.driver = torch, driver
-    assert choose_backend() == Backend("mlx", "cpu")
+    assert choose_backend() == Backend("cpu", "cpu")
     assert here.asked == []
 
 
 def test_a_card_of_no_use_is_passed_over_and_named(here: Here) -> None:
     here.cards = (OLD,)
-    assert choose_backend() == Backend("mlx", "cpu", "the card is too old")
+    assert choose_backend() == Backend("cpu", "cpu", PASSED_OVER)
+    here.native = NOT_BUILT
+    assert choose_backend() == Backend("mlx", "cpu", PASSED_OVER)
     here.mlx = None
-    assert choose_backend() == Backend("torch", "cpu", "the card is too old")
+    assert choose_backend() == Backend("torch", "cpu", PASSED_OVER)
 
 
-def test_without_mlx_torch_computes_on_the_cpu(here: Here) -> None:
-    here.mlx, here.driver = None, False
-    assert choose_backend() == Backend("torch", "cpu")
+def test_without_kernels_mlx_computes_on_the_cpu_and_without_it_torch(here: Here) -> None:
+    here.native, here.driver = NOT_BUILT, False
+    assert choose_backend() == Backend("mlx", "cpu", SLOWER)
+    here.mlx = None
+    assert choose_backend() == Backend("torch", "cpu", SLOWER)
 
 
-def test_with_neither_there_is_nothing_to_compute_with(here: Here) -> None:
-    here.mlx, here.torch = None, False
+def test_with_none_there_is_nothing_to_compute_with(here: Here) -> None:
+    here.native, here.mlx, here.torch = NOT_BUILT, None, False
     assert refused() == "neither MLX nor PyTorch is installed: pip install 'mlx[cpu]'"
 
 
@@ -118,7 +129,9 @@ def test_with_neither_there_is_nothing_to_compute_with(here: Here) -> None:
         ("cuda", None, Backend("torch", "cuda:0")),
         ("cuda", "cuda:1", Backend("torch", "cuda:1")),
         (None, "cuda:1", Backend("torch", "cuda:1")),
-        (None, "cpu", Backend("mlx", "cpu")),
+        ("cpu", None, Backend("cpu", "cpu")),
+        ("cpu", "cpu", Backend("cpu", "cpu")),
+        (None, "cpu", Backend("cpu", "cpu")),
     ],
 )
 def test_what_is_asked_for_is_had(
@@ -128,17 +141,18 @@ def test_what_is_asked_for_is_had(
     assert choose_backend(backend, device) == chosen
 
 
-def test_the_cpu_is_mlx_s_unless_that_has_a_gpu_or_is_missing(here: Here) -> None:
+def test_without_kernels_the_cpu_is_mlx_s_unless_that_has_a_gpu_or_is_missing(here: Here) -> None:
+    here.native = NOT_BUILT
     for mlx in ("gpu", None):
         here.mlx = mlx
-        assert choose_backend(device="cpu") == Backend("torch", "cpu")
+        assert choose_backend(device="cpu") == Backend("torch", "cpu", SLOWER)
     here.mlx, here.torch = "gpu", False
     assert "MLX computes on the GPU here" in refused(device="cpu")
 
 
 def test_torch_alone_falls_back_to_the_cpu_and_says_why(here: Here) -> None:
     here.cards = (OLD,)
-    assert choose_backend("torch") == Backend("torch", "cpu", "the card is too old")
+    assert choose_backend("torch") == Backend("torch", "cpu", PASSED_OVER)
     here.driver = False
     assert choose_backend("torch") == Backend("torch", "cpu")
 
@@ -164,7 +178,10 @@ def test_what_mlx_does_not_have(here: Here) -> None:
 def test_what_contradicts_itself_or_is_not_known(here: Here) -> None:
     assert "computes on a card, not on 'cpu'" in refused("cuda", "cpu")
     assert "not on 'gpu'" in refused("torch", "gpu")
-    assert "the backend 'jax' is none of mlx, torch, cuda" in refused("jax")
+    assert "the backend 'jax' is none of mlx, torch, cuda, cpu" in refused("jax")
+    assert refused("cpu", "cuda") == "the backend cpu computes on the CPU, not on 'cuda'"
+    here.native = NOT_BUILT
+    assert refused("cpu") == NOT_BUILT
     for name in ("cuda:", "cuda:x", "CUDA", "tpu", "cuda:-1", ""):
         assert f"the device {name!r} is neither" in refused("torch", name)
     here.torch = False
@@ -173,7 +190,8 @@ def test_what_contradicts_itself_or_is_not_known(here: Here) -> None:
 
 def test_it_is_shown_in_words() -> None:
     shown = [Backend("mlx", "gpu").shown, Backend("torch", "cpu").shown]
-    assert [*shown, Backend("torch", "cuda:1").shown] == [
+    assert [Backend("cpu", "cpu").shown, *shown, Backend("torch", "cuda:1").shown] == [
+        "native kernels on the CPU",
         "MLX on the GPU",
         "PyTorch on the CPU",
         "PyTorch on cuda:1",
