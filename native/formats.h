@@ -114,7 +114,7 @@ GPTOSS_INLINE float affine_parameter(const uint8_t* p, bool wide, int64_t i) {
     return x;
 }
 
-// Affine codes. WIDTH: the group, where it is smaller than eight vectors, else 0.
+// Affine codes. WIDTH: codes of a chunk, where eight vectors are more than a group has, else 0.
 template <int BITS, int WIDTH>
 struct Affine {
     static constexpr int CHUNK = WIDTH ? WIDTH : 8 * LANES, VECS = CHUNK / LANES;
@@ -182,19 +182,8 @@ static inline void with_format(const Matrix& m, Work& work) {
     }
     constexpr int most = 8 * LANES;
     const bool narrow = m.group < most;
-    if (narrow && m.group == 32) {
-        constexpr int W = 32 < most ? 32 : 0;
-        switch (m.bits) {
-            case 2: return work.template run<Affine<2, W>>();
-            case 3: return work.template run<Affine<3, W>>();
-            case 4: return work.template run<Affine<4, W>>();
-            case 5: return work.template run<Affine<5, W>>();
-            case 6: return work.template run<Affine<6, W>>();
-            default: return work.template run<Affine<8, W>>();
-        }
-    }
     if (narrow) {
-        constexpr int W = 64 < most ? 64 : 0;
+        constexpr int W = 32 < most ? 32 : 0;
         switch (m.bits) {
             case 2: return work.template run<Affine<2, W>>();
             case 3: return work.template run<Affine<3, W>>();

@@ -388,17 +388,17 @@ def test_a_chunk_is_held_by_one_layer_at_a_time(checkpoint_of: Callable[..., Pat
     The least of several peaks: how far layers are queued ahead of the device is chance.
     """
     few = Shape(2, 64, 32, 4, 1, 8, 8, 64, 320)
-    qkv = 512 * 3 * 8 * 64 * 4  # bytes
+    qkv = 256 * 3 * 8 * 64 * 4  # bytes
     models = [opened(checkpoint_of(replace(few, layers=n))) for n in (2, 8)]
     peaks = [min(prefill_peak(model) for _ in range(4)) for model in models]
     assert peaks[1] - peaks[0] < qkv
 
 
 def prefill_peak(model: Transformer) -> int:
-    """Bytes MLX holds at most while a second chunk of 512 is read, besides the state after it."""
-    state, ids = model.new_state(), tokens(320, 1024)
-    model.prefill(ids[:512], state)
+    """Bytes MLX holds at most while a second chunk of 256 is read, besides the state after it."""
+    state, ids = model.new_state(), tokens(320, 512)
+    model.prefill(ids[:256], state)
     before = mx.get_active_memory() - state.nbytes
     mx.reset_peak_memory()
-    model.prefill(ids[512:], state)
+    model.prefill(ids[256:], state)
     return int(mx.get_peak_memory()) - before - state.nbytes
