@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 from typing import Any, TypeAlias
 
-import numpy as np
 from numpy.typing import NDArray
 
 from gptoss_mlx.backends.cpu import library
@@ -89,7 +88,3 @@ def _matrix(blocks: Array, scales: Array) -> library.Matrix:
     form = library.FORMATS["mxfp4"]
     weight, scale = library.address(blocks), library.address(scales)
     return library.Matrix(form, 4, GROUP, 0, outputs, groups * GROUP, weight, scale, None)
-
-
-def as_int32(values: Array) -> Array:
-    return np.ascontiguousarray(values, np.int32)

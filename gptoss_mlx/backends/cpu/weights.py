@@ -33,10 +33,6 @@ class Operand(NamedTuple):
     matrix: library.Matrix
     arrays: tuple[Array, ...]
 
-    @property
-    def outputs(self) -> int:
-        return int(self.matrix.outputs)
-
 
 class Loader(HostLoader):
     """A `HostLoader` of arrays for the kernels."""
