@@ -12,12 +12,12 @@ from pathlib import Path
 from gptoss_mlx.errors import OptionError
 from gptoss_mlx.files.jsonfile import shown
 from gptoss_mlx.files.paths import expanded
+from gptoss_mlx.system.cores import MOST_THREADS
 from gptoss_mlx.system.units import parse_budget, parse_bytes, parse_tokens
 
 DTYPES = ("bfloat16", "float32")
 EMBEDDINGS = ("file", "resident")
 KV_BITS = (8,)
-MOST_THREADS = 512
 CACHE_DISK = 20 << 30
 """Bytes of the prefix store's files, unless asked otherwise."""
 

@@ -8,8 +8,9 @@
 #pragma once
 
 #include <cmath>
+#include <cstring>
 
-#include "gptoss.h"
+#include "page.h"
 
 namespace gptoss {
 namespace GPTOSS_VARIANT {
@@ -17,7 +18,6 @@ namespace GPTOSS_VARIANT {
 constexpr int BLOCK_KEYS = 64;
 constexpr int64_t SPLIT = 1024;   // keys of a part
 constexpr int QUERIES = 32;       // rows of queries that an item is made of, where heads allow
-constexpr int ALIGNED = 16;       // the values of a place are padded to a multiple of this many
 
 // e^x for x <= 0; below -87 it is e^-87. Cody and Waite's reduction and the polynomial of Cephes'
 // expf, 2 units in the last place.
@@ -89,49 +89,25 @@ GPTOSS_INLINE void multiply(
     if (n < columns) multiply_columns<T, 1>(a, rows, b + n, b_stride, k, c + n, c_stride, more);
 }
 
-GPTOSS_INLINE int64_t aligned(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
-
-// A page's arrays for one key head.
-template <class T>
-struct Page {
-    const T *keys, *values;
-    const float *key_scales, *key_biases, *value_scales, *value_biases;  // of U8 alone
-
-    Page(const Shape& shape, void* page, int64_t head) {
-        const int64_t width = aligned(shape.head_dim, ALIGNED), places = shape.places;
-        const T* first = (const T*)page;
-        keys = first + head * shape.head_dim * places;
-        values = first + shape.kv_heads * shape.head_dim * places + head * places * width;
-        const int64_t all = shape.kv_heads * places * (shape.head_dim + width);
-        const int64_t each = shape.kv_heads * places;
-        const float* numbers = (const float*)((const uint8_t*)page + all * int64_t(sizeof(T)));
-        key_scales = numbers + head * places;
-        key_biases = key_scales + each;
-        value_scales = key_biases + each;
-        value_biases = value_scales + each;
-    }
-};
-
 // An item's rows, in the thread's workspace: query heads of consecutive tokens, the heads of a token
-// one after another.
+// one after another. A row's result so far is a part: the largest score, the sum of the shares
+// relative to it, and the values in these shares.
 struct Item {
-    int rows, width, heads;
-    const float** queries;  // [rows]
-    float **chances, *scores;  // [rows], and what they point to, [rows, BLOCK_KEYS]
-    float *out;             // [rows, width]
-    float *most, *total;    // [rows]
-    float *sums;            // [rows]: of each query, for key biases
+    int rows, heads;
+    int64_t width, first;     // of a head's values, padded; the first place
+    const float** queries;    // [rows]
+    float **shares, *scores;  // [rows], and what they point to, [rows, BLOCK_KEYS]
+    float *parts, *sums;      // [rows, 2 + width]; [rows], of each query, for key biases
 
-    Item(float* own, int rows_, int width_, int heads_)
-        : rows(rows_), width(width_), heads(heads_) {
+    Item(float* own, int rows_, int heads_, int64_t width_, int64_t first_)
+        : rows(rows_), heads(heads_), width(width_), first(first_) {
         queries = (const float**)own;
-        chances = (float**)(queries + rows);
-        scores = (float*)(chances + rows);
-        out = scores + rows * BLOCK_KEYS;
-        most = out + rows * width;
-        total = most + rows;
-        sums = total + rows;
+        shares = (float**)(queries + rows);
+        scores = (float*)(shares + rows);
+        parts = scores + rows * BLOCK_KEYS;
+        sums = parts + rows * (2 + width);
     }
+    float* part(int row) const { return parts + row * (2 + width); }
 };
 
 // Scores, and then shares of a block of keys: [rows, n].
@@ -148,7 +124,9 @@ static void attend_block(
         float* s = it.scores + r * BLOCK_KEYS;
         const int64_t end = span.seen + query + r / it.heads + 1;
         const int64_t begin = end > span.window ? end - span.window : 0;
-        const int low = begin > place ? int(begin - place) : 0;
+        // A block may begin before the item does, so that its vectors are aligned.
+        const int64_t from = begin > it.first ? begin : it.first;
+        const int low = from > place ? int(from - place) : 0;
         const int high = end - place < n ? int(end - place) : n;
         if (low >= high) {
             for (int i = 0; i < columns; i++) s[i] = 0.0f;
@@ -162,15 +140,16 @@ static void attend_block(
             }
             store(s + i, mul(v, fill(scale)));
         }
-        float most = it.most[r];
+        float *part = it.part(r), *out = part + 2, most = part[0];
         for (int i = low; i < high; i++) most = s[i] > most ? s[i] : most;
-        if (most > it.most[r]) {
+        if (most > part[0]) {
             // e^(-inf - most) is 0: nothing has been seen before.
-            const float shrink = std::exp(it.most[r] - most);
-            it.total[r] *= shrink;
-            float* o = it.out + r * it.width;
-            for (int i = 0; i < it.width; i += LANES) store(o + i, mul(load(o + i), fill(shrink)));
-            it.most[r] = most;
+            const float shrink = std::exp(part[0] - most);
+            for (int i = 0; i < it.width; i += LANES) {
+                store(out + i, mul(load(out + i), fill(shrink)));
+            }
+            part[0] = most;
+            part[1] *= shrink;
         }
         for (int i = 0; i < columns; i += LANES) {
             store(s + i, exponential(sub(load(s + i), fill(most))));
@@ -179,36 +158,36 @@ static void attend_block(
         for (int i = high; i < columns; i++) s[i] = 0.0f;
         Vec all = zero();
         for (int i = 0; i < columns; i += LANES) all = add(all, load(s + i));
-        it.total[r] += sum(all);
+        part[1] += sum(all);
         if constexpr (coded) {
             float shift = 0.0f;
             for (int i = low; i < high; i++) {
                 shift += s[i] * page.value_biases[column + i];
                 s[i] *= page.value_scales[column + i];
             }
-            float* o = it.out + r * it.width;
-            for (int i = 0; i < it.width; i += LANES) store(o + i, add(load(o + i), fill(shift)));
+            for (int i = 0; i < it.width; i += LANES) {
+                store(out + i, add(load(out + i), fill(shift)));
+            }
         }
     }
     multiply<T>(
-        it.chances, it.rows, page.values + column * it.width, it.width, n, it.width, it.out,
-        it.width, true);
+        it.shares, it.rows, page.values + column * it.width, it.width, n, int(it.width),
+        it.parts + 2, 2 + it.width, true);
 }
 
-// Queries from number `query` on, over the places `first` to `last` as far as they see them.
+// Queries from number `query` on, over the item's places before `last` as far as they see them.
 template <class T>
 static void attend(
-    const Item& it, const Shape& shape, const Span& span, int64_t head, int64_t query,
-    int64_t first, int64_t last, float scale) {
+    const Item& it, const Shape& shape, const Span& span, int64_t head, int64_t query, int64_t last,
+    float scale) {
     for (int r = 0; r < it.rows; r++) {
-        it.chances[r] = it.scores + r * BLOCK_KEYS;
-        it.most[r] = -INFINITY;
-        it.total[r] = 0.0f;
+        it.shares[r] = it.scores + r * BLOCK_KEYS;
         it.sums[r] = 0.0f;
         for (int i = 0; i < shape.head_dim; i++) it.sums[r] += it.queries[r][i];
+        for (int64_t i = 0; i < 2 + it.width; i++) it.part(r)[i] = 0.0f;
+        it.part(r)[0] = -INFINITY;
     }
-    for (int i = 0; i < it.rows * it.width; i++) it.out[i] = 0.0f;
-    for (int64_t place = first; place < last;) {
+    for (int64_t place = it.first; place < last;) {
         const int64_t column = place % shape.places;
         int64_t n = last - place < BLOCK_KEYS ? last - place : BLOCK_KEYS;
         // Blocks begin at multiples of BLOCK_KEYS in a page, so that vectors are aligned to it.
@@ -265,30 +244,27 @@ struct AttentionWork {
         const int64_t size = queries_of(shape), left = span.tokens - query;
         const int64_t tokens = left < size ? left : size;
         const int64_t in = (shape.heads + 2 * shape.kv_heads) * dim, out = shape.heads * dim;
-        Item it(worker.own, int(tokens * group), int(aligned(dim, ALIGNED)), int(group));
-        for (int r = 0; r < it.rows; r++) {
-            it.queries[r] = call.qkv + (token + query + r / group) * in + (head * group + r % group) * dim;
-        }
-        const int64_t parts = parts_of(span);
-        const int64_t seen = span.seen + query;
-        int64_t first = seen + 1 > span.window ? seen + 1 - span.window : 0;
-        int64_t last = seen + tokens;
+        const int64_t parts = parts_of(span), seen = span.seen + query;
+        int64_t first = seen + 1 > span.window ? seen + 1 - span.window : 0, last = seen + tokens;
         if (parts > 1) {
             first += part * SPLIT;
             last = last < first + SPLIT ? last : first + SPLIT;
         }
-        attend<T>(it, shape, span, head, query, first, last, call.scale);
+        const Item it(
+            worker.own, int(tokens * group), int(group), aligned(dim, ALIGNED), first);
         for (int r = 0; r < it.rows; r++) {
             const int64_t which = head * group + r % group;
-            float* to = partials + (which * parts + part) * (dim + 2);
-            float alone[2 + 1024];
-            if (parts == 1) to = alone;
-            to[0] = it.most[r];
-            to[1] = it.total[r];
-            for (int i = 0; i < dim; i++) to[2 + i] = it.out[r * it.width + i];
-            if (parts == 1) {
+            it.queries[r] = call.qkv + (token + query + r / group) * in + which * dim;
+        }
+        attend<T>(it, shape, span, head, query, last, call.scale);
+        for (int r = 0; r < it.rows; r++) {
+            const int64_t which = head * group + r % group;
+            if (parts > 1) {
+                float* to = partials + (which * parts + part) * (2 + dim);
+                std::memcpy(to, it.part(r), size_t(2 + dim) * sizeof(float));
+            } else {
                 float* y = call.y + (token + query + r / group) * out + which * dim;
-                merge(to, 1, dim + 2, call.sinks[which], int(dim), y);
+                merge(it.part(r), 1, 0, call.sinks[which], int(dim), y);
             }
         }
     }
@@ -350,83 +326,6 @@ static void attention(const AttentionCall& call, Worker& worker) {
         case K_F32: return work.run<float>();
         case K_BF16: return work.run<uint16_t>();
         default: return work.run<uint8_t>();
-    }
-}
-
-// Rotates halves of a head. Su et al., "RoFormer"; pairs (i, i + head_dim / 2), as gpt-oss has them.
-GPTOSS_INLINE void rotate(float* x, const float* cosines, const float* sines, int64_t half) {
-    for (int64_t i = 0; i < half; i++) {
-        const float a = x[i], b = x[half + i];
-        x[i] = a * cosines[i] - b * sines[i];
-        x[half + i] = b * cosines[i] + a * sines[i];
-    }
-}
-
-GPTOSS_INLINE void put(float* to, float x) { *to = x; }
-GPTOSS_INLINE void put(uint16_t* to, float x) {
-    uint32_t bits;
-    std::memcpy(&bits, &x, 4);
-    // To the nearest, ties to even; NaN stays NaN.
-    *to = x != x ? 0x7FC0 : uint16_t((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
-}
-
-// Writes a head's vector, whose values lie `step` apart.
-template <class T>
-GPTOSS_INLINE void put_head(T* to, int64_t step, const float* x, int64_t dim, float*, float*) {
-    for (int64_t i = 0; i < dim; i++) put(to + i * step, x[i]);
-}
-// In 8 bits: codes from 0 to 255 between the least and the largest value.
-GPTOSS_INLINE void put_head(
-    uint8_t* to, int64_t step, const float* x, int64_t dim, float* scale, float* bias) {
-    float least = x[0], most = x[0];
-    for (int64_t i = 1; i < dim; i++) {
-        least = x[i] < least ? x[i] : least;
-        most = x[i] > most ? x[i] : most;
-    }
-    *bias = least;
-    *scale = (most - least) / 255.0f;
-    const float inverse = *scale > 0.0f ? 1.0f / *scale : 0.0f;
-    for (int64_t i = 0; i < dim; i++) {
-        const float code = (x[i] - least) * inverse + 0.5f;
-        to[i * step] = uint8_t(code < 255.0f ? code : 255.0f);
-    }
-}
-
-template <class T>
-static void store_tokens(const StoreCall& call, Worker& worker) {
-    const Shape& shape = call.shape;
-    const int64_t dim = shape.head_dim, half = dim / 2, heads = shape.heads + shape.kv_heads;
-    const int64_t width = aligned(dim, ALIGNED), row = (heads + shape.kv_heads) * dim;
-    int64_t token = 0, begin, end, all = 0;
-    for (int64_t s = 0; s < call.spans; s++) all += call.span[s].tokens;
-    worker.part(all, &begin, &end);
-    for (int64_t s = 0; s < call.spans; s++) {
-        const Span& span = call.span[s];
-        for (int64_t i = 0; i < span.tokens; i++, token++) {
-            if (token < begin || token >= end) continue;
-            float* x = call.qkv + token * row;
-            for (int64_t h = 0; h < heads; h++) {
-                rotate(x + h * dim, call.cosines + token * half, call.sines + token * half, half);
-            }
-            const int64_t place = call.writes[s] + i, column = place % shape.places;
-            for (int64_t h = 0; h < shape.kv_heads; h++) {
-                const Page<T> page(shape, span.pages[place / shape.places], h);
-                put_head(
-                    (T*)page.keys + column, shape.places, x + (shape.heads + h) * dim, dim,
-                    (float*)page.key_scales + column, (float*)page.key_biases + column);
-                put_head(
-                    (T*)page.values + column * width, 1, x + (heads + h) * dim, dim,
-                    (float*)page.value_scales + column, (float*)page.value_biases + column);
-            }
-        }
-    }
-}
-
-static void store_call(const StoreCall& call, Worker& worker) {
-    switch (call.shape.type) {
-        case K_F32: return store_tokens<float>(call, worker);
-        case K_BF16: return store_tokens<uint16_t>(call, worker);
-        default: return store_tokens<uint8_t>(call, worker);
     }
 }
 

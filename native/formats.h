@@ -33,7 +33,7 @@ constexpr int MOST_VECS = 8;
 constexpr int MOST_BYTES = 4 * MOST_VECS * LANES;  // of a chunk's codes
 
 struct Float32 {
-    static constexpr int VECS = 8, CHUNK = VECS * LANES, BYTES = 4 * CHUNK, GROUP = CHUNK;
+    static constexpr int VECS = 8, CHUNK = VECS * LANES, BYTES = 4 * CHUNK;
     static constexpr bool SCALED = false, BIASED = false;
     static constexpr int order(int place) { return place; }
 
@@ -49,7 +49,7 @@ struct Float32 {
 };
 
 struct Bfloat16 {
-    static constexpr int VECS = 8, CHUNK = VECS * LANES, BYTES = 2 * CHUNK, GROUP = CHUNK;
+    static constexpr int VECS = 8, CHUNK = VECS * LANES, BYTES = 2 * CHUNK;
     static constexpr bool SCALED = false, BIASED = false;
     static constexpr int order(int place) {
         const int vector = place / LANES, lane = place % LANES;
@@ -171,35 +171,30 @@ GPTOSS_INLINE void expand_last(const F& row, int64_t chunk, int64_t left, Vec w[
     row.expand(rest, w);
 }
 
+// Call work.template run<F>() with the affine format of these bits, in chunks of WIDTH.
+template <int WIDTH, class Work>
+static inline void with_bits(int32_t bits, Work& work) {
+    switch (bits) {
+        case 2: return work.template run<Affine<2, WIDTH>>();
+        case 3: return work.template run<Affine<3, WIDTH>>();
+        case 4: return work.template run<Affine<4, WIDTH>>();
+        case 5: return work.template run<Affine<5, WIDTH>>();
+        case 6: return work.template run<Affine<6, WIDTH>>();
+        default: return work.template run<Affine<8, WIDTH>>();
+    }
+}
+
 // Call work.template run<F>() with the matrix's format.
 template <class Work>
 static inline void with_format(const Matrix& m, Work& work) {
+    constexpr int MOST = 8 * LANES, NARROW = 32 < MOST ? 32 : 0;
     switch (m.format) {
         case F32: return work.template run<Float32>();
         case BF16: return work.template run<Bfloat16>();
         case MXFP4: return work.template run<Mxfp4>();
-        default: break;
-    }
-    constexpr int most = 8 * LANES;
-    const bool narrow = m.group < most;
-    if (narrow) {
-        constexpr int W = 32 < most ? 32 : 0;
-        switch (m.bits) {
-            case 2: return work.template run<Affine<2, W>>();
-            case 3: return work.template run<Affine<3, W>>();
-            case 4: return work.template run<Affine<4, W>>();
-            case 5: return work.template run<Affine<5, W>>();
-            case 6: return work.template run<Affine<6, W>>();
-            default: return work.template run<Affine<8, W>>();
-        }
-    }
-    switch (m.bits) {
-        case 2: return work.template run<Affine<2, 0>>();
-        case 3: return work.template run<Affine<3, 0>>();
-        case 4: return work.template run<Affine<4, 0>>();
-        case 5: return work.template run<Affine<5, 0>>();
-        case 6: return work.template run<Affine<6, 0>>();
-        default: return work.template run<Affine<8, 0>>();
+        default:
+            if (m.group < MOST) return with_bits<NARROW>(m.bits, work);
+            return with_bits<0>(m.bits, work);
     }
 }
 

@@ -118,7 +118,7 @@ struct Bank {
 
 // Pairs of a token and an expert that it visits. row: of x. slot: where the expert lies; expert:
 // its number, by which its biases lie. place: the pair's row in h and in out. moe_gate_up writes h,
-// whose rows are as long as a packed row of down's; moe_down reads and destroys it, and writes out.
+// whose rows are `down.inputs` long, padded to a multiple of 128; moe_down reads and destroys it, and writes out.
 struct VisitsCall {
     const Bank* bank;
     int64_t rows, pairs, slots;
@@ -143,7 +143,6 @@ struct Bytes {
 struct Kernels {
     const char* name;
     bool (*supported)();
-    int64_t (*padded)(int32_t format, int32_t bits, int32_t group, int64_t inputs);
     void (*rows)(const RowsCall&, Worker&);
     void (*linear)(const LinearCall&, Worker&);
     void (*store)(const StoreCall&, Worker&);

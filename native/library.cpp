@@ -83,12 +83,6 @@ EXPORT Device* gptoss_open(int i, int threads, size_t own, size_t shared) {
 
 EXPORT void gptoss_close(Device* device) { delete device; }
 
-// Floats of a packed row of activations.
-EXPORT int64_t gptoss_padded(
-    const Device* device, int32_t format, int32_t bits, int32_t group, int64_t inputs) {
-    return device->kernels->padded(format, bits, group, inputs);
-}
-
 EXPORT void gptoss_rows(Device* d, const RowsCall* call) { run(d, d->kernels->rows, call); }
 EXPORT void gptoss_linear(Device* d, const LinearCall* call) { run(d, d->kernels->linear, call); }
 EXPORT void gptoss_store(Device* d, const StoreCall* call) { run(d, d->kernels->store, call); }

@@ -62,7 +62,7 @@ struct LinearPartWork {
         LinearUse use{call, part.bias, column, width};
         int64_t begin, end;
         while (worker.take(phase, GRAIN, part.matrix.outputs, &begin, &end)) {
-            product<F>(part.matrix, begin, end, rows, worker.own, use);
+            product<Floats<F>>(part.matrix, begin, end, rows, worker.own, use);
         }
     }
 };

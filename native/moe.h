@@ -30,6 +30,9 @@ struct Groups {
     int32_t *count, *slot, *start, *order, *index;
 };
 
+// Floats from a row of h to the next, in every variant alike.
+GPTOSS_INLINE int64_t stride_of_h(const Bank& bank) { return (bank.down.inputs + 127) / 128 * 128; }
+
 // In the shared workspace, behind `packed` floats.
 GPTOSS_INLINE Groups groups_in(float* shared, int64_t packed, const VisitsCall& call) {
     int32_t* p = (int32_t*)(shared + packed);
@@ -145,11 +148,11 @@ static void visit(
         const Matrix matrix = matrix_in(first, groups.slot[g]);
 #if defined(GPTOSS_PLANES)
         if (!rows.prompt) {
-            planes_product(matrix, begin, end, rows, worker.own, use);
+            product<Planes>(matrix, begin, end, rows, worker.own, use);
             continue;
         }
 #endif
-        product<Mxfp4>(matrix, begin, end, rows, worker.own, use);
+        product<Floats<Mxfp4>>(matrix, begin, end, rows, worker.own, use);
     }
 }
 
@@ -168,24 +171,23 @@ static void moe_gate_up(const VisitsCall& call, Worker& worker) {
     if (worker.index == worker.threads - 1) make_groups(call, call.row, groups);
     worker.barrier();
     const Rows rows{worker.shared, width, width, 0, nullptr, prompt};
-    const int64_t h = padded<Mxfp4>(bank.down.inputs);
-    visit(bank.gate_up, groups, rows, worker, GateUpUse{call, nullptr, h});
+    visit(bank.gate_up, groups, rows, worker, GateUpUse{call, nullptr, stride_of_h(bank)});
 }
 
 static void moe_down(const VisitsCall& call, Worker& worker) {
     const Matrix& down = call.bank->down;
     const bool prompt = call.rows > DECODED;
-    const int64_t width = padded<Mxfp4>(down.inputs);
+    const int64_t stride = stride_of_h(*call.bank);
     int64_t begin, end;
     worker.part(call.pairs, &begin, &end);
     for (int64_t i = begin; i < end; i++) {
-        float* h = call.h + call.place[i] * width;
+        float* h = call.h + call.place[i] * stride;
         pack_row(down, h, nullptr, 0.0f, prompt, worker.own, h);
     }
     const Groups groups = groups_in(worker.shared, 0, call);
     if (worker.index == worker.threads - 1) make_groups(call, call.place, groups);
     worker.barrier();
-    const Rows rows{call.h, width, width, 0, nullptr, prompt};
+    const Rows rows{call.h, stride, padded<Mxfp4>(down.inputs), 0, nullptr, prompt};
     visit(down, groups, rows, worker, DownUse{call, nullptr});
 }
 

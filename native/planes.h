@@ -143,8 +143,9 @@ struct Codes {
           whole(m.inputs / CODES),
           half(m.inputs % CODES != 0) {}
     GPTOSS_INLINED Weights at(int64_t chunk) const {
-        const __m256i* p = (const __m256i*)(codes + chunk * CODE_BYTES);
-        return weights_of(_mm256_loadu_si256(p), scales + chunk * 2);
+        const uint8_t* p = codes + chunk * CODE_BYTES;
+        prefetch(p + AHEAD);
+        return weights_of(_mm256_loadu_si256((const __m256i*)p), scales + chunk * 2);
     }
     Weights last() const {
         const __m128i* p = (const __m128i*)(codes + whole * CODE_BYTES);
@@ -153,117 +154,99 @@ struct Codes {
     }
 };
 
-// O outputs for R rows.
-template <int O, int R>
-static void few_planes(const Matrix& m, int64_t output, const Rows& rows, float* out) {
-    const Codes first(m, output);
-    const int64_t codes = m.inputs / 2, scales = m.inputs / 32;
-    const Chunk* x[R];
-    Vec total[O][R];
-    for (int r = 0; r < R; r++) {
-        x[r] = (const Chunk*)rows.row(r);
-        for (int o = 0; o < O; o++) total[o][r] = zero();
-    }
-    for (int64_t c = 0; c < first.whole; c++) {
-        Weights w[O];
+// Chunks of a strip of planes' weights.
+struct PlanesTile {
+    const Strip& s;
+    int64_t chunks;
+
+    template <int O, int M>
+    void run(int output, int row, const float* const* x, int64_t first, int64_t last) const {
         for (int o = 0; o < O; o++) {
-            const uint8_t* p = first.codes + o * codes + c * CODE_BYTES;
-            prefetch(p + AHEAD);
-            w[o] = weights_of(
-                _mm256_loadu_si256((const __m256i*)p), first.scales + o * scales + c * 2);
-        }
-        for (int r = 0; r < R; r++) {
-            for (int o = 0; o < O; o++) total[o][r] = add_planes(w[o], x[r][c], total[o][r]);
-        }
-    }
-    for (int o = 0; o < O; o++) {
-        if (first.half) {
-            const Weights w = Codes(m, output + o).last();
-            for (int r = 0; r < R; r++) {
-                total[o][r] = add_planes(w, x[r][first.whole], total[o][r]);
-            }
-        }
-        for (int r = 0; r < R; r++) out[r * STRIP + o] = sum(total[o][r]);
-    }
-}
-
-template <int R>
-static void few_outputs(const Matrix& m, int64_t output, int some, const Rows& rows, float* out) {
-    int o = 0;
-    for (; o + 2 <= some; o += 2) few_planes<2, R>(m, output + o, rows, out + o);
-    if (o < some) few_planes<1, R>(m, output + o, rows, out + o);
-}
-
-// Chunks first to last of an output's weights and M rows, added to their sums [M] vectors.
-template <int M>
-static void planes_tile(
-    const Weights* weights, const float* const* x, int64_t first, int64_t last, float* sums) {
-    Vec total[M];
-    for (int r = 0; r < M; r++) total[r] = load(sums + r * LANES);
-    for (int64_t c = first; c < last; c++) {
-        const Weights w = weights[c];
-        for (int r = 0; r < M; r++) {
-            total[r] = add_planes(w, ((const Chunk*)x[r])[c], total[r]);
-        }
-    }
-    for (int r = 0; r < M; r++) store(sums + r * LANES, total[r]);
-}
-
-// As `product` for MXFP4 and rows that `pack_planes` has packed, at most BLOCK.
-template <class Use>
-static void planes_product(
-    const Matrix& m, int64_t begin, int64_t end, const Rows& rows, float* own, Use& use) {
-    const int64_t chunks = (m.inputs + CODES - 1) / CODES, at_once = 8;
-    Weights* weights = (Weights*)own;
-    float* sums = own + STRIP * chunks * int64_t(sizeof(Weights) / sizeof(float));
-    float* out = sums + STRIP * SUMS * LANES;
-    const int count = int(rows.count);
-    const float* x[BLOCK];
-    for (int r = 0; r < count; r++) x[r] = rows.row(r);
-    for (int64_t output = begin; output < end; output += STRIP) {
-        const int some = end - output < STRIP ? int(end - output) : STRIP;
-        if (count <= FEW) {
-            if (count == 1) {
-                few_outputs<1>(m, output, some, rows, out);
-            } else {
-                few_outputs<2>(m, output, some, rows, out);
-            }
-            use(output, some, 0, count, out);
-            continue;
-        }
-        for (int o = 0; o < some; o++) {
-            const Codes row(m, output + o);
-            for (int64_t c = 0; c < row.whole; c++) {
-                prefetch(row.codes + c * CODE_BYTES + AHEAD);
-                weights[o * chunks + c] = row.at(c);
-            }
-            if (row.half) weights[o * chunks + row.whole] = row.last();
-            for (int r = 0; r < count; r++) store(sums + (o * SUMS + r) * LANES, zero());
-        }
-        for (int64_t first = 0; first < chunks; first += at_once) {
-            const int64_t last = first + at_once < chunks ? first + at_once : chunks;
-            for (int r = 0; r < count;) {
-                const int together = count - r >= 4 ? 4 : 1;
-                for (int o = 0; o < some; o++) {
-                    const Weights* w = weights + o * chunks;
-                    float* to = sums + (o * SUMS + r) * LANES;
-                    if (together == 4) {
-                        planes_tile<4>(w, x + r, first, last, to);
-                    } else {
-                        planes_tile<1>(w, x + r, first, last, to);
-                    }
+            const Weights* weights = (const Weights*)s.weights + (output + o) * chunks;
+            Vec total[M];
+            for (int r = 0; r < M; r++) total[r] = load(s.sum_of(output + o, row + r));
+            for (int64_t c = first; c < last; c++) {
+                const Weights w = weights[c];
+                for (int r = 0; r < M; r++) {
+                    total[r] = add_planes(w, ((const Chunk*)x[r])[c], total[r]);
                 }
-                r += together;
             }
+            for (int r = 0; r < M; r++) store(s.sum_of(output + o, row + r), total[r]);
         }
-        for (int o = 0; o < some; o++) {
-            for (int r = 0; r < count; r++) {
-                out[r * STRIP + o] = sum(load(sums + (o * SUMS + r) * LANES));
-            }
-        }
-        use(output, some, 0, count, out);
     }
-}
+};
+
+// The scheme of MXFP4 and rows that `pack_planes` has packed.
+struct Planes {
+    using Row = Codes;
+    static constexpr int64_t AT_ONCE = 8;  // chunks that tiles pass over
+
+    const Matrix& m;
+    const Rows& rows;
+    int64_t chunks;
+    Strip s;
+
+    Planes(const Matrix& matrix, const Rows& packed, float* own)
+        : m(matrix),
+          rows(packed),
+          chunks((m.inputs + CODES - 1) / CODES),
+          s(own, chunks * int64_t(sizeof(Weights) / sizeof(float)), 0) {}
+
+    // Two outputs at a time: what is loaded of a row serves both.
+    void few(int64_t output, int count) const {
+        int o = 0;
+        if (rows.count == 1) {
+            for (; o + 2 <= count; o += 2) few_rows<2, 1>(output + o, s.out + o);
+            if (o < count) few_rows<1, 1>(output + o, s.out + o);
+        } else {
+            for (; o + 2 <= count; o += 2) few_rows<2, 2>(output + o, s.out + o);
+            if (o < count) few_rows<1, 2>(output + o, s.out + o);
+        }
+    }
+
+    void widen(int64_t output, int count) const {
+        for (int o = 0; o < count; o++) {
+            const Codes row(m, output + o);
+            Weights* to = (Weights*)s.weights + o * chunks;
+            for (int64_t c = 0; c < row.whole; c++) to[c] = row.at(c);
+            if (row.half) to[row.whole] = row.last();
+        }
+    }
+
+    void multiply(int count, const float* const* x, int some) const {
+        sweep(PlanesTile{s, chunks}, chunks, AT_ONCE, count, x, some);
+    }
+
+    float biased(const Codes&, const float*) const { return 0.0f; }
+
+private:
+    template <int O, int R>
+    void few_rows(int64_t output, float* out) const {
+        const Codes first(m, output), second(m, output + O - 1);
+        const Codes* row[2] = {&first, &second};
+        const Chunk* x[R];
+        Vec total[O][R];
+        for (int r = 0; r < R; r++) {
+            x[r] = (const Chunk*)rows.row(r);
+            for (int o = 0; o < O; o++) total[o][r] = zero();
+        }
+        for (int64_t c = 0; c < first.whole; c++) {
+            Weights w[O];
+            for (int o = 0; o < O; o++) w[o] = row[o]->at(c);
+            for (int r = 0; r < R; r++) {
+                for (int o = 0; o < O; o++) total[o][r] = add_planes(w[o], x[r][c], total[o][r]);
+            }
+        }
+        for (int o = 0; o < O; o++) {
+            for (int r = 0; r < R; r++) {
+                if (first.half) {
+                    total[o][r] = add_planes(row[o]->last(), x[r][first.whole], total[o][r]);
+                }
+                out[r * STRIP + o] = sum(total[o][r]);
+            }
+        }
+    }
+};
 
 }  // namespace GPTOSS_VARIANT
 }  // namespace gptoss

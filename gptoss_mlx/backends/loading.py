@@ -54,6 +54,7 @@ class WeightLoader:
         self._pool = Pool(THREADS, "gptoss-load")
         self._reads: list[Tasks] = []
         self._lock = Lock()
+        self.own = local()  # a loading thread's buffers
 
     def __enter__(self) -> Self:
         return self
@@ -80,10 +81,6 @@ class WeightLoader:
         """The checkpoint's tensors of these names. rows: how many of the first axis."""
         tensors = [self.checkpoint.tensors[name] for name in names]
         return tensors if rows is None else [tensor.rows(0, rows) for tensor in tensors]
-
-    def alike(self, *modules: str) -> bool:
-        """Whether the modules share one quantization, so that they can be joined."""
-        return len({self.spec(module) for module in modules}) == 1
 
     def queue(self, tensors: Sequence[Tensor], fill: Fill, piece: int, unit: int = 0) -> None:
         """Queue the reads of tensors, one after the other in the array, at most `piece` bytes each.
@@ -113,16 +110,6 @@ class HostLoader(WeightLoader):
     has not, floats are widened to float32 piece by piece as they are read.
     """
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        total: int = 0,
-        progress: Progress | None = None,
-        reader: FileReader | None = None,
-    ) -> None:
-        super().__init__(checkpoint, total, progress, reader)
-        self._scratch = local()
-
     def read_bytes(self, tensors: Sequence[Tensor], out: Array) -> None:
         """Queue the reads of tensors into a contiguous array, as they are."""
         self.queue(tensors, partial(self._fill_bytes, out.reshape(-1)), PIECE, out.itemsize)
@@ -143,9 +130,9 @@ class HostLoader(WeightLoader):
 
     def _buffer(self) -> Array:
         """PIECE bytes of this thread's own."""
-        buffer: Array | None = getattr(self._scratch, "buffer", None)
+        buffer: Array | None = getattr(self.own, "buffer", None)
         if buffer is None:
-            buffer = self._scratch.buffer = np.empty(PIECE, np.uint8)
+            buffer = self.own.buffer = np.empty(PIECE, np.uint8)
         return buffer
 
     def _fill_bytes(self, out: Array, piece: Tensor, place: slice) -> None:

@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from gptoss_mlx.backends.slots import SlotTable
 from gptoss_mlx.files.reader import FileReader
 from gptoss_mlx.files.shard import Tensor
+from gptoss_mlx.plan.buffers import least_slots
+from gptoss_mlx.spec.config import ModelConfig
 
 
 @dataclass
@@ -93,6 +95,14 @@ class ExpertStreaming(ABC):
         """Wait for the device's pending copies from host buffers."""
 
 
+def slots_of(config: ModelConfig, slots: int | None) -> int:
+    """The slots of a layer: those asked for, by default one for each expert. Raises ValueError."""
+    slots = slots or config.num_local_experts
+    if not least_slots(config) <= slots <= config.num_local_experts:
+        raise ValueError(f"{slots} slots are not within one token's experts and all of them")
+    return slots
+
+
 def filled(experts: int, slots: int) -> SlotTable:
     """The table of a freshly loaded bank: expert e lies in slot e, for the first `slots`."""
     table = SlotTable(experts, slots)
@@ -101,10 +111,10 @@ def filled(experts: int, slots: int) -> SlotTable:
     return table
 
 
-def batched(experts: Sequence[int], size: int) -> Iterator[list[int]]:
-    """The experts in waves of at most `size`."""
-    for start in range(0, len(experts), size):
-        yield list(experts[start : start + size])
+def batched(values: Sequence[int], size: int) -> Iterator[list[int]]:
+    """The values in parts of at most `size`: experts in waves, a prompt in chunks."""
+    for start in range(0, len(values), size):
+        yield list(values[start : start + size])
 
 
 def pairs_visiting(chosen: NDArray[np.generic], wave: Sequence[int]) -> NDArray[np.intp]:

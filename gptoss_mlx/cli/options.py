@@ -10,7 +10,7 @@ import click
 from gptoss_mlx.backends.backend import BACKENDS, check_device
 from gptoss_mlx.files.jsonfile import shown
 from gptoss_mlx.models.hub import DEFAULT_MODEL
-from gptoss_mlx.settings import MOST_THREADS
+from gptoss_mlx.system.cores import MOST_THREADS
 from gptoss_mlx.system.machine import find_machine
 from gptoss_mlx.system.units import parse_budget, parse_bytes, parse_tokens
 

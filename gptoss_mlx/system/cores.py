@@ -10,8 +10,13 @@ from pathlib import Path
 
 import psutil
 
+from gptoss_mlx.errors import OptionError
+from gptoss_mlx.files.jsonfile import shown
+
 VARIABLE = "GPTOSS_THREADS"
 """Environment variable: threads of the kernels, unless they are asked for in another way."""
+
+MOST_THREADS = 512
 
 _FAST = Path("/sys/devices/cpu_core/cpus")
 """On Intel's hybrid processors, the performance cores' numbers, such as 0-11."""
@@ -22,11 +27,16 @@ def fast_cores() -> int:
     GPTOSS_THREADS.
 
     Memory is read as fast by one thread a core as by two, and a slow core keeps the others waiting.
+    Raises OptionError if GPTOSS_THREADS is no number of threads.
     """
-    asked = os.environ.get(VARIABLE, "")
-    if asked.isdecimal() and int(asked) > 0:
+    asked = os.environ.get(VARIABLE)
+    if asked:
+        if not asked.isdecimal() or not 0 < int(asked) <= MOST_THREADS:
+            raise OptionError(
+                f"{VARIABLE} is {shown(asked)}, but must be a number from 1 to {MOST_THREADS}"
+            )
         return int(asked)
-    logical = available()
+    logical = _available()
     if sys.platform == "darwin" and (fast := _sysctl("hw.perflevel0.physicalcpu")):
         return min(fast, len(logical))
     chosen = logical & _listed(_FAST) or logical
@@ -34,7 +44,7 @@ def fast_cores() -> int:
     return max(1, min(len(cores), _quota() or len(cores)))
 
 
-def available() -> set[int]:
+def _available() -> set[int]:
     """The numbers of the logical processors that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return os.sched_getaffinity(0)

@@ -6,35 +6,17 @@ calls them in order. Formulas: OpenAI, gpt-oss/torch/model.py.
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, TypeAlias
-
-from numpy.typing import NDArray
 
 from gptoss_mlx.backends.cpu import library
 from gptoss_mlx.backends.cpu.cache import Pages
 from gptoss_mlx.backends.cpu.experts import ExpertBank
 from gptoss_mlx.backends.cpu.linear import Projection
-from gptoss_mlx.backends.cpu.step import Buffers, Spans
+from gptoss_mlx.backends.cpu.step import Call, Step
 from gptoss_mlx.backends.cpu.streaming import StreamedExperts, Streaming
 from gptoss_mlx.backends.cpu.weights import Loader
 from gptoss_mlx.spec.config import ModelConfig
 from gptoss_mlx.spec.rope import magnitude
-
-Array: TypeAlias = NDArray[Any]
-Call: TypeAlias = Callable[[], object]
-"""An operation with its arguments."""
-
-
-def prepared(kernel: Callable[..., object], device: library.Device, arguments: Any) -> Call:
-    return partial(kernel, device.handle, ctypes.byref(arguments))
-
-
-def run(calls: Iterable[Call]) -> None:
-    for call in calls:
-        call()
 
 
 class Attention:
@@ -52,49 +34,30 @@ class Attention:
         # YaRN scales queries and keys by the same factor; here their product is scaled once.
         self.scale = magnitude(config) ** 2 * config.head_dim**-0.5
 
-    def keep(
-        self,
-        device: library.Device,
-        buffers: Buffers,
-        spans: Spans,
-        layer: int,
-        pages: Pages,
-        n: int,
-    ) -> list[Call]:
-        """Queries of n tokens, and their keys and values written into the pages."""
-        each, writes = spans.at(layer)
-        address = library.address
+    def keep(self, step: Step, layer: int, pages: Pages) -> list[Call]:
+        """Queries of the step's tokens, and their keys and values written into the pages."""
+        buffers, spans, address = step.buffers, step.spans, library.address
+        qkv = self.qkv.call(buffers.x, buffers.qkv, step.tokens)
         store = library.StoreCall(
             pages.shape(self.heads),
-            spans.each.shape[1],
-            each,
-            writes,
+            spans.sequences,
+            *map(address, (spans.each[layer], spans.writes[layer])),
             *map(address, (buffers.qkv, buffers.cosines, buffers.sines)),
         )
-        qkv = self.qkv.call(buffers.x, buffers.qkv, n)
-        return [prepared(device.linear, device, qkv), prepared(device.store, device, store)]
+        return [step.call(step.device.linear, qkv), step.call(step.device.store, store)]
 
-    def attend(
-        self,
-        device: library.Device,
-        buffers: Buffers,
-        spans: Spans,
-        layer: int,
-        pages: Pages,
-        n: int,
-    ) -> list[Call]:
+    def attend(self, step: Step, layer: int, pages: Pages) -> list[Call]:
         """What the queries attend to, projected and added to the residual stream."""
-        address = library.address
+        buffers, spans, address = step.buffers, step.spans, library.address
         attention = library.AttentionCall(
             pages.shape(self.heads),
-            spans.each.shape[1],
-            spans.at(layer)[0],
-            *map(address, (buffers.qkv, self.sinks)),
+            spans.sequences,
+            *map(address, (spans.each[layer], buffers.qkv, self.sinks)),
             self.scale,
             *map(address, (buffers.partials, buffers.attended)),
         )
-        o = self.o.call(buffers.attended, buffers.x, n, residual=buffers.x)
-        return [prepared(device.attention, device, attention), prepared(device.linear, device, o)]
+        o = self.o.call(buffers.attended, buffers.x, step.tokens, residual=buffers.x)
+        return [step.call(step.device.attention, attention), step.call(step.device.linear, o)]
 
 
 class MoE:
@@ -111,36 +74,25 @@ class MoE:
         self.bank = ExpertBank(config, loader, layer, norm, slots)
         self.streamed = None if streaming is None else StreamedExperts(self.bank, streaming)
 
-    def calls(self, device: library.Device, buffers: Buffers, n: int) -> list[Call]:
-        """The experts of n tokens, added to the residual stream."""
-        route = self.route(device, buffers, n)
-        total = library.SumCall(
-            n,
-            self.k,
-            self.hidden,
-            *map(library.address, (buffers.out, buffers.x, buffers.x)),
-        )
-        add = prepared(device.sum, device, total)
+    def calls(self, step: Step) -> list[Call]:
+        """The experts of the step's tokens, added to the residual stream."""
+        buffers, device, n = step.buffers, step.device, step.tokens
+        arrays = map(library.address, (buffers.out, buffers.x, buffers.x))
+        add = step.call(device.sum, library.SumCall(n, self.k, self.hidden, *arrays))
         if self.streamed is not None:
-            return [*route, partial(self.streamed.visit, device, buffers, n), add]
+            return [*self._route(step), partial(self.streamed.visit, device, buffers, n), add]
         visits = self.bank.visits(buffers, n, n * self.k, buffers.ids)
-        gate_up = prepared(device.moe_gate_up, device, visits)
-        return [*route, gate_up, prepared(device.moe_down, device, visits), add]
+        gate_up, down = step.call(device.moe_gate_up, visits), step.call(device.moe_down, visits)
+        return [*self._route(step), gate_up, down, add]
 
-    def route(self, device: library.Device, buffers: Buffers, n: int) -> list[Call]:
-        """The experts of n tokens, and their weights."""
-        address = library.address
-        logits = self.router.call(buffers.x, buffers.logits, n)
-        chosen = library.RouterCall(
-            n,
-            self.bank.experts,
-            self.k,
-            *map(address, (buffers.logits, buffers.ids, buffers.weights)),
-        )
-        return [
-            prepared(device.linear, device, logits),
-            prepared(device.router_topk, device, chosen),
-        ]
+    def _route(self, step: Step) -> list[Call]:
+        """The experts of the step's tokens, and their weights."""
+        buffers = step.buffers
+        logits = self.router.call(buffers.x, buffers.logits, step.tokens)
+        arrays = map(library.address, (buffers.logits, buffers.ids, buffers.weights))
+        chosen = library.RouterCall(step.tokens, self.bank.experts, self.k, *arrays)
+        device = step.device
+        return [step.call(device.linear, logits), step.call(device.router_topk, chosen)]
 
 
 class Block:

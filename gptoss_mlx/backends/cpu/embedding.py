@@ -28,7 +28,8 @@ FEW = 8  # rows that are read here; more are read by the reader's threads
 
 class Embedding(Protocol):
     def __call__(self, ids: Sequence[int], out: Array, device: library.Device) -> None:
-        """Write the rows of ids, float32 [tokens, hidden]."""
+        """Write the rows of ids, float32 [tokens, hidden]. Raises IndexError for an id beyond the
+        table."""
 
 
 class FileEmbedding:
@@ -80,5 +81,7 @@ class ResidentEmbedding:
 
 def _copy_rows(device: library.Device, table: Operand, ids: Sequence[int], out: Array) -> None:
     numbers = np.array(ids, np.int64)
+    if numbers.min() < 0 or numbers.max() >= table.matrix.outputs:
+        raise IndexError(f"a token is not within 0 to {table.matrix.outputs - 1}")
     call = library.RowsCall(table.matrix, len(ids), library.address(numbers), library.address(out))
     device.rows(device.handle, ctypes.byref(call))

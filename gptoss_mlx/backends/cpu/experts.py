@@ -40,7 +40,9 @@ class ExpertBank:
         self.size = slots or self.experts
         prefix = f"model.layers.{layer}.mlp.experts"
         names = [f"{prefix}.{p}_{part}" for p in ("gate_up_proj", "down_proj") for part in _PARTS]
-        self.matrices = {name: loader.raw(name, rows=slots) for name in names}
+        self.matrices = {
+            name: loader.raw(name) if slots is None else loader.slots(name, slots) for name in names
+        }
         gate_up, gate_up_scales, down, down_scales = self.matrices.values()
         self._biases = [loader.floats(f"{prefix}.{p}_bias") for p in ("gate_up_proj", "down_proj")]
         self._norm = norm

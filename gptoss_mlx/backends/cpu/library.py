@@ -187,7 +187,7 @@ class Device:
         self.handle = c_void_p(library.gptoss_open(variants().index(variant), threads, own, shared))
         if not self.handle:
             raise MemoryError(f"no memory or no threads for {threads} threads of kernels")
-        self._padded, self._read = library.gptoss_padded, library.gptoss_read
+        self._read = library.gptoss_read
         self.rows = library.gptoss_rows
         self.linear = library.gptoss_linear
         self.store = library.gptoss_store
@@ -196,12 +196,6 @@ class Device:
         self.moe_gate_up = library.gptoss_moe_gate_up
         self.moe_down = library.gptoss_moe_down
         self.sum = library.gptoss_sum
-
-    def padded(self, matrix: Matrix) -> int:
-        """Floats of a packed row of activations for a matrix."""
-        return int(
-            self._padded(self.handle, matrix.format, matrix.bits, matrix.group, matrix.inputs)
-        )
 
     def read(self, memory: Array) -> None:
         """Read memory once, on all threads: what a step's speed is measured against."""
@@ -226,7 +220,10 @@ def load_library() -> ctypes.CDLL:
     """The library, with its functions' types. Raises KernelError where there is none."""
     path = library_path()
     if path is None:
-        raise KernelError("the kernels for CPUs were not built when this package was installed")
+        raise KernelError(
+            "the kernels for CPUs were not built when this package was installed, for want of a C++"
+            " compiler; with one, install it again"
+        )
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:
@@ -237,8 +234,6 @@ def load_library() -> ctypes.CDLL:
     library.gptoss_open.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_size_t, ctypes.c_size_t)
     library.gptoss_close.restype = None
     library.gptoss_close.argtypes = (c_void_p,)
-    library.gptoss_padded.restype = c_int64
-    library.gptoss_padded.argtypes = (c_void_p, c_int32, c_int32, c_int32, c_int64)
     library.gptoss_read.restype = ctypes.c_uint64
     library.gptoss_read.argtypes = (c_void_p, c_void_p, c_int64)
     for operation in OPERATIONS:

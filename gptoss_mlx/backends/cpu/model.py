@@ -1,7 +1,7 @@
 """gpt-oss on a CPU: embedding, blocks of attention and experts, logits.
 
 A step is a list of kernels with their arguments, called one after another; nothing is computed in
-Python but the angles of RoPE. What a step reads and writes are `step.Buffers`.
+Python but the angles of RoPE. What a step reads and writes is in `step.Buffers`.
 """
 
 from __future__ import annotations
@@ -15,24 +15,25 @@ import psutil
 from numpy.typing import NDArray
 
 from gptoss_mlx.backends.cpu import library, segments
-from gptoss_mlx.backends.cpu.blocks import Block, Call, run
+from gptoss_mlx.backends.cpu.blocks import Block
 from gptoss_mlx.backends.cpu.cache import EVERYTHING, Layers, State, Window
 from gptoss_mlx.backends.cpu.embedding import Embedding, FileEmbedding, ResidentEmbedding
 from gptoss_mlx.backends.cpu.linear import Projection
 from gptoss_mlx.backends.cpu.sampler import Operations
-from gptoss_mlx.backends.cpu.step import Buffers, Spans
+from gptoss_mlx.backends.cpu.step import Buffers, Call, Spans, Step, run
 from gptoss_mlx.backends.cpu.streaming import Streaming
 from gptoss_mlx.backends.cpu.weights import Loader
 from gptoss_mlx.backends.loading import bytes_to_read
 from gptoss_mlx.backends.protocol import Choice, Draw, Layout
 from gptoss_mlx.backends.sampler import RuledSampler
 from gptoss_mlx.backends.state import Copied, check_rows
-from gptoss_mlx.backends.streaming import Counts
+from gptoss_mlx.backends.streaming import Counts, batched, slots_of
+from gptoss_mlx.errors import CapacityError
 from gptoss_mlx.models.checkpoint import Checkpoint, Progress
-from gptoss_mlx.plan.buffers import least_slots
 from gptoss_mlx.plan.cpu_buffers import own_bytes, shared_bytes
 from gptoss_mlx.spec.config import ModelConfig
 from gptoss_mlx.spec.sampling import Sampling
+from gptoss_mlx.system.cores import fast_cores
 from gptoss_mlx.system.device import peak_bytes
 from gptoss_mlx.system.heap import return_freed
 
@@ -61,13 +62,13 @@ class Transformer:
         chunk: int = CHUNK,
         rows: int = 1,
     ) -> None:
-        self.config, self.chunk, self.rows = config, chunk, rows
+        self.config, self.context, self.chunk, self.rows = config, context, chunk, rows
         self.device, self.layers, self.streaming = device, layers, streaming
         self.reader = loader.reader
         self.rejected: Mapping[str, str] = {}
         self.embedding = embedding
         self.buffers = Buffers(config, max(chunk, rows), rows, context)
-        self.window = Window(layers, chunk)
+        self.window = Window(layers, self.buffers.tokens)
         self._operations = Operations(config.vocab_size)
         numbers = range(config.num_hidden_layers)
         self.blocks = [Block(config, loader, layer, streaming) for layer in numbers]
@@ -98,37 +99,39 @@ class Transformer:
 
     def prefill(self, ids: Sequence[int], state: State) -> None:
         """Append a chunk; no logits are computed."""
-        self._append(ids, state, answered=False)
+        for part in batched(ids, self.buffers.tokens):
+            self._append(part, state, answered=False)
 
     def evaluate(self, ids: Sequence[int], state: State) -> NDArray[np.float32]:
         """Append a chunk -> the logits after each of its tokens, float32 [tokens, vocabulary]."""
-        out = np.empty((len(ids), self.config.vocab_size), np.float32)
-        for start in range(0, len(ids), self.buffers.tokens):
-            part = ids[start : start + self.buffers.tokens]
+        out, done = np.empty((len(ids), self.config.vocab_size), np.float32), 0
+        for part in batched(ids, self.buffers.tokens):
             self._append(part, state, answered=True)
             for i in range(0, len(part), SCORED):
-                rows = out[start + i : start + min(i + SCORED, len(part))]
+                rows = out[done + i : done + min(i + SCORED, len(part))]
                 self._logits(self.buffers.x[i:], rows)
+            done += len(part)
         return out
 
     def decode(self, tokens: Sequence[Sequence[int] | Array], states: Sequence[State]) -> Array:
         """Append one token to each of several sequences -> float32 [sequences, vocabulary], logits.
 
-        Raises CapacityError, before anything is computed, if there are more sequences than rows.
+        Raises CapacityError, before anything is computed, if there are more sequences than rows, or
+        if one would become longer than the context.
         """
         check_rows(len(states), self.rows)
-        self.reader.check_unchanged()  # weights are mapped
         ids, n = [int(token[0]) for token in tokens], len(states)
-        spans, calls = self._step(n)
+        if n not in self._steps:
+            self._steps[n] = self._step(n)
+        spans, calls = self._steps[n]
         for row, state in enumerate(states):
-            state.reserve(state.offset + 1)
+            self._make_room(state, 1)
             seen = min(state.offset, self.layers.window - 1)
             spans.each[:, row, 1] = np.where(self._full, state.offset, seen)
             spans.each[:, row, 3] = state.pointers
             ring = state.offset % self.layers.window
             spans.writes[:, row] = np.where(self._full, state.offset, ring)
-        self.embedding(ids, self.buffers.x, self.device)
-        self.buffers.turn(np.array([state.offset for state in states]))
+        self._begin(ids, np.array([state.offset for state in states]))
         run(calls)
         for state in states:
             state.offset += 1
@@ -156,52 +159,62 @@ class Transformer:
 
     def _step(self, n: int) -> tuple[Spans, list[Call]]:
         """The calls of a decode step of n sequences, and what they attend to."""
-        if n not in self._steps:
-            spans, calls = Spans(len(self.blocks), n), list[Call]()
-            spans.each[:, :, 0], spans.each[:, :, 2] = 1, EVERYTHING
-            for layer, block in enumerate(self.blocks):
-                pages = self.layers.pages if self._full[layer] else self.layers.ring
-                where = (self.device, self.buffers, spans, layer, pages, n)
-                calls += [*block.attention.keep(*where), *block.attention.attend(*where)]
-                calls += block.moe.calls(self.device, self.buffers, n)
-            self._steps[n] = spans, calls
-        return self._steps[n]
+        spans, calls = Spans(len(self.blocks), n), list[Call]()
+        spans.each[:, :, 0], spans.each[:, :, 2] = 1, EVERYTHING
+        step = Step(self.device, self.buffers, spans, n)
+        for layer, block in enumerate(self.blocks):
+            pages = self.layers.pages if self._full[layer] else self.layers.ring
+            calls += block.attention.keep(step, layer, pages)
+            calls += block.attention.attend(step, layer, pages)
+            calls += block.moe.calls(step)
+        return spans, calls
+
+    def _make_room(self, state: State, tokens: int) -> None:
+        """Raises CapacityError if the sequence would become longer than the context."""
+        if state.offset + tokens > self.context:
+            raise CapacityError(
+                f"a sequence of {state.offset + tokens} tokens is longer than the context of"
+                f" {self.context}"
+            )
+        state.reserve(state.offset + tokens)
+
+    def _begin(self, ids: Sequence[int], positions: Array) -> None:
+        """A step's embeddings and angles. Raises CheckpointError if a file has been changed, since
+        weights are mapped."""
+        self.reader.check_unchanged()
+        self.embedding(ids, self.buffers.x, self.device)
+        self.buffers.turn(positions)
 
     def _append(self, ids: Sequence[int], state: State, *, answered: bool) -> None:
         """Append a chunk. answered: False leaves out all that only its logits depend on."""
         n, offset, window = len(ids), state.offset, self.window
-        self.reader.check_unchanged()
-        state.reserve(offset + n)
-        self.embedding(ids, self.buffers.x, self.device)
-        self.buffers.turn(np.arange(offset, offset + n))
-        spans = Spans(len(self.blocks), 1)
-        earlier = window.earlier(offset)
+        self._make_room(state, n)
+        self._begin(ids, np.arange(offset, offset + n))
+        spans, earlier = Spans(len(self.blocks), 1), window.earlier(offset)
         spans.each[:, 0] = (n, offset, EVERYTHING, 0)
         spans.each[:, 0, 3] = state.pointers
         spans.each[~self._full, 0] = (n, earlier, self.layers.window, window.pointer)
         spans.writes[:, 0] = np.where(self._full, offset, earlier)
+        step = Step(self.device, self.buffers, spans, n)
         for layer, block in enumerate(self.blocks):
-            last = layer == len(self.blocks) - 1
-            self._extend(block, layer, state, spans, n, attended=answered or not last)
-            if answered or not last:
-                run(block.moe.calls(self.device, self.buffers, n))
+            needed = answered or layer < len(self.blocks) - 1
+            self._attend(block, layer, state, step, needed=needed)
+            if needed:
+                run(block.moe.calls(step))
         state.offset += n
 
-    def _extend(
-        self, block: Block, layer: int, state: State, spans: Spans, n: int, *, attended: bool
-    ) -> None:
-        """One layer's keys and values of a chunk, and its attention."""
+    def _attend(self, block: Block, layer: int, state: State, step: Step, *, needed: bool) -> None:
+        """One layer's keys and values of a chunk, and its attention if it is needed."""
         full, attention = bool(self._full[layer]), block.attention
         pages = self.layers.pages if full else self.window.pages
-        where = (self.device, self.buffers, spans, layer, pages, n)
         ring = None if full else state.rings[self.layers.sliding.index(layer)]
         if ring is not None:
             self.window.gather(ring, state.offset)
-        run(attention.keep(*where))
+        run(attention.keep(step, layer, pages))
         if ring is not None:
-            self.window.scatter(ring, state.offset, n)
-        if attended:
-            run(attention.attend(*where))
+            self.window.scatter(ring, state.offset, step.tokens)
+        if needed:
+            run(attention.attend(step, layer, pages))
 
     def _logits(self, x: Array, out: Array) -> Array:
         """x [tokens, hidden] -> out float32 [tokens, vocabulary]"""
@@ -235,14 +248,10 @@ def open_model(
     Raises CheckpointError if a file cannot be read, is changed meanwhile, or holds an invalid scale
     or a float that is not finite; KernelError if there are no kernels here; MemoryError.
     """
-    from gptoss_mlx.system.cores import fast_cores
-
     return_freed()
     config, reader = checkpoint.config, checkpoint.reader()
     checkpoint.check_scales(reader=reader)
-    slots = slots or config.num_local_experts
-    if not least_slots(config) <= slots <= config.num_local_experts:
-        raise ValueError(f"{slots} slots are not within one token's experts and all of them")
+    slots = slots_of(config, slots)
     streaming = None
     if slots < config.num_local_experts:
         streaming = Streaming(checkpoint.tensors, reader, slots, Counts())

@@ -6,17 +6,23 @@ can be made once for each number of tokens.
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+import ctypes
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gptoss_mlx.backends.cpu.library import Device
 from gptoss_mlx.backends.cpu.weights import allocate
 from gptoss_mlx.plan.cpu_buffers import partial_floats, step_floats
 from gptoss_mlx.spec.config import ModelConfig
 from gptoss_mlx.spec.rope import periods
 
 Array: TypeAlias = NDArray[Any]
+Kernel: TypeAlias = Callable[..., object]
+Call: TypeAlias = Callable[[], object]
 
 
 class Buffers:
@@ -29,7 +35,7 @@ class Buffers:
 
     def __init__(self, config: ModelConfig, tokens: int, rows: int, context: int) -> None:
         sizes, k = step_floats(config, tokens), config.num_experts_per_tok
-        self.tokens, self.rows, self.k = tokens, rows, k
+        self.tokens = tokens
         self.x = self._floats(sizes["x"], tokens)
         self.qkv = self._floats(sizes["qkv"], tokens)
         self.attended = self._floats(sizes["attended"], tokens)
@@ -67,7 +73,25 @@ class Spans:
         self.each = np.zeros((layers, sequences, 4), np.int64)
         self.writes = np.zeros((layers, sequences), np.int64)
 
-    def at(self, layer: int) -> tuple[int, int]:
-        """The addresses of a layer's spans and writes."""
-        each, writes = self.each[layer], self.writes[layer]
-        return int(each.ctypes.data), int(writes.ctypes.data)
+    @property
+    def sequences(self) -> int:
+        return int(self.each.shape[1])
+
+
+class Step(NamedTuple):
+    """What a step's operations are made for: so many tokens, where they are, what they attend
+    to."""
+
+    device: Device
+    buffers: Buffers
+    spans: Spans
+    tokens: int
+
+    def call(self, kernel: Kernel, arguments: ctypes.Structure) -> Call:
+        """An operation with its arguments."""
+        return partial(kernel, self.device.handle, ctypes.byref(arguments))
+
+
+def run(calls: Iterable[Call]) -> None:
+    for call in calls:
+        call()

@@ -1,9 +1,8 @@
 """Expert streaming on a CPU: the output of a resident bank, from fewer slots than experts.
 
-Experts that have a slot compute at once; the others are read from the file into slots of experts
-this step does not need, and compute when they are there. Meanwhile the experts that the next layer
-will probably choose are prefetched into its bank. A prompt's chunk, which may need more experts
-than there are slots, visits them in waves.
+Experts that have a slot compute at once; the others are read from the file meanwhile, into slots of
+experts this step does not need, and compute when they are there. A prompt's chunk, which may need
+more experts than there are slots, visits them in waves.
 
 A kernel is done when its call returns, so no slot is written while it is read: a wave's reads are
 waited for before it computes, and reads that go on meanwhile are into slots of other experts.

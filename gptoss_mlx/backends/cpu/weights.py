@@ -18,7 +18,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from gptoss_mlx.backends.cpu import library
 from gptoss_mlx.backends.cpu.quantized import dequantize
-from gptoss_mlx.backends.loading import HostLoader, named, stacked
+from gptoss_mlx.backends.loading import HostLoader
 from gptoss_mlx.files.shard import NUMPY
 from gptoss_mlx.spec.config import QuantizationSpec
 
@@ -37,47 +37,43 @@ class Operand(NamedTuple):
 class Loader(HostLoader):
     """A `HostLoader` of arrays for the kernels."""
 
-    def floats(self, *names: str) -> Array:
-        """The named tensors, stacked along their first axis, in float32."""
-        tensors = self.tensors(names)
-        out = allocate(stacked(tensors), np.float32)
+    def floats(self, name: str) -> Array:
+        """A tensor in float32."""
+        tensors = self.tensors([name])
+        out = allocate(tensors[0].shape, np.float32)
         self.read_floats(tensors, out)
         return out
 
-    def raw(self, *names: str, rows: int | None = None) -> Array:
-        """The named tensors as the file has them, stacked; bfloat16 as its bits. A single one is
-        mapped, unless only some rows are asked for, which are to be overwritten.
+    def raw(self, name: str) -> Array:
+        """A tensor as the file has it, mapped; bfloat16 as its bits."""
+        return self.map(self.checkpoint.tensors[name])
 
-        rows: how many of the first axis to read; all by default.
-        """
-        tensors = self.tensors(names, rows)
-        if len(tensors) == 1 and rows is None:
-            return self.map(tensors[0])
-        out = allocate(stacked(tensors), NUMPY[tensors[0].dtype])
+    def slots(self, name: str, count: int) -> Array:
+        """The first `count` of an experts' tensor, copied: others will be read in their place."""
+        tensors = self.tensors([name], count)
+        out = allocate(tensors[0].shape, NUMPY[tensors[0].dtype])
         self.read_bytes(tensors, out)
         return out
 
-    def operand(self, *modules: str) -> Operand:
-        """The named modules' matrices as one, their outputs in order; they must be alike."""
-        spec = self.spec(modules[0])
+    def operand(self, module: str) -> Operand:
+        """A module's matrix."""
+        spec = self.spec(module)
         if spec is None:
-            return operand_of(self._narrow(named(modules, "weight")))
-        weight = self.raw(*named(modules, "weight"))
-        biases = None
+            return operand_of(self._narrow(f"{module}.weight"))
+        weight, biases = self.raw(f"{module}.weight"), None
         if spec.mode == "affine":
-            scales = self._narrow(named(modules, "scales"))
-            biases = self._narrow(named(modules, "biases"))
+            scales, biases = self._narrow(f"{module}.scales"), self._narrow(f"{module}.biases")
         else:
-            scales = self.raw(*named(modules, "scales"))
+            scales = self.raw(f"{module}.scales")
         if spec.mode not in library.FORMATS:
-            self.finish()
             return operand_of(dequantize(weight.view(np.uint8), scales, spec))
         return operand_of(weight, scales, biases, spec)
 
-    def _narrow(self, names: list[str]) -> Array:
-        """The named tensors as bfloat16's bits, or in float32 if one has another dtype."""
-        narrow = all(tensor.dtype == "BF16" for tensor in self.tensors(names))
-        return self.raw(*names) if narrow else self.floats(*names)
+    def _narrow(self, name: str) -> Array:
+        """A tensor as bfloat16's bits, or in float32 if it has another dtype."""
+        return (
+            self.raw(name) if self.checkpoint.tensors[name].dtype == "BF16" else self.floats(name)
+        )
 
 
 def operand_of(

@@ -31,9 +31,9 @@ from gptoss_mlx.backends.mlx.weights import Loader
 from gptoss_mlx.backends.protocol import Choice, Draw, Layout
 from gptoss_mlx.backends.sampler import RuledSampler
 from gptoss_mlx.backends.state import Copied, check_rows
+from gptoss_mlx.backends.streaming import slots_of
 from gptoss_mlx.errors import ConfigError
 from gptoss_mlx.models.checkpoint import Checkpoint, Progress
-from gptoss_mlx.plan.buffers import least_slots
 from gptoss_mlx.spec.config import ModelConfig
 from gptoss_mlx.spec.rope import periods
 from gptoss_mlx.spec.sampling import Sampling
@@ -273,9 +273,7 @@ def open_model(
     reader = checkpoint.reader()
     checkpoint.check_scales(reader=reader)
     config = checkpoint.config
-    slots = slots or config.num_local_experts
-    if not least_slots(config) <= slots <= config.num_local_experts:
-        raise ValueError(f"{slots} slots are not within one token's experts and all of them")
+    slots = slots_of(config, slots)
     streaming = None
     if slots < config.num_local_experts:
         streaming = Streaming(checkpoint.tensors, reader, slots)

@@ -77,6 +77,10 @@ class Loader(HostLoader):
         """The named modules' biases as one."""
         return self.dense(*named(modules, "bias"))
 
+    def alike(self, *modules: str) -> bool:
+        """Whether the modules share one quantization, so that `linear` can join them."""
+        return len({self.spec(module) for module in modules}) == 1
+
     def _raw(self, tensors: list[Tensor], shape: tuple[int, ...], dtype: mx.Dtype) -> mx.array:
         out = _allocate(shape, dtype)
         self.read_bytes(tensors, np.asarray(out))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from threading import local
 
 import torch
 
@@ -40,7 +39,6 @@ class Loader(WeightLoader):
     ) -> None:
         super().__init__(checkpoint, total, progress, reader)
         self.dtype, self.device = dtype, device
-        self._buffers = local()
 
     def dense(self, *names: str) -> torch.Tensor:
         """The named tensors, stacked along their first axis, in the compute dtype."""
@@ -99,11 +97,11 @@ class Loader(WeightLoader):
             self._copy(piece, out[place])
 
     def _copy(self, piece: Tensor, out: torch.Tensor) -> None:
-        buffer = getattr(self._buffers, "pinned", None)
+        buffer = getattr(self.own, "pinned", None)
         if buffer is None:
             pinned = self.device.type == "cuda"
             buffer = torch.empty(PIECE, dtype=torch.uint8, pin_memory=pinned)
-            self._buffers.pinned = buffer
+            self.own.pinned = buffer
         held = buffer[: piece.nbytes]
         self.reader.read_here([(piece, held.numpy().data)])
         out.copy_(held.view(_DTYPES[piece.dtype]))

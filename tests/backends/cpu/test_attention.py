@@ -187,6 +187,12 @@ def test_long_sequences_in_parts_and_short_ones_beside_them(variant: str, type: 
     assert relative(ours.run(), ours.exact()) < LIMITS[type]
 
 
+def test_a_window_that_begins_anywhere_and_is_split(variant: str) -> None:
+    sequences = [Sequence(3000 + i, 1, 2500 + 3 * i) for i in range(3)]
+    ours = Attending(variant, Pages(2, 16, "float32", 256), 4, sequences)
+    assert relative(ours.run(), ours.exact()) < EXACT
+
+
 def test_a_sequence_does_not_depend_on_the_others(variant: str) -> None:
     sequences = [Sequence(1500, 1), Sequence(40, 1), Sequence(7, 5)]
     both = Attending(variant, Pages(2, 32, "float32", 256), 8, sequences)

@@ -68,12 +68,17 @@ def _assert_close(model: Any, ids: list[int], exact: NDArray[np.float64]) -> Non
     assert argmax_agreement(ours, exact) == 1
 
 
-@pytest.mark.torch
+@pytest.mark.parametrize("backend", ["cpu", pytest.param("torch", marks=pytest.mark.torch)])
 @pytest.mark.parametrize("name", QUANTIZATIONS)
-def test_the_same_in_pytorch(name: str, checkpoint_of: Callable[..., Path], tmp_path: Path) -> None:
+def test_the_same_on_other_backends(
+    backend: str, name: str, checkpoint_of: Callable[..., Path], tmp_path: Path
+) -> None:
     folder = write_quantized(checkpoint_of(SHAPE), tmp_path / "made", QUANTIZATIONS[name])
     ids = tokens(SHAPE.vocab, 40)
-    _assert_close(open_on("torch", folder), ids, NumpyGptOss(folder).logits(ids))
+    exact = NumpyGptOss(folder).logits(ids)
+    _assert_close(open_on(backend, folder), ids, exact)
+    if backend == "cpu":
+        _assert_close(open_on(backend, folder, embedding="resident"), ids, exact)
 
 
 @pytest.mark.torch
