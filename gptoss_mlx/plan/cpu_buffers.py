@@ -160,8 +160,8 @@ class CPUSizes(Sizes):
         return page_bytes(config.num_key_value_heads, config.head_dim, self.dtype, places)
 
     def scratch(self, choice: Allocation) -> int:
-        """Bytes of a step's arrays and of the threads' workspaces, allocated once; and of a
-        snapshot's keys and values while they are copied."""
+        """Bytes of a step's arrays and of the threads' workspaces, allocated once: of as many
+        threads as the machine has processors, which is the most unless more are asked for."""
         config = self.config
         tokens = max(min(choice.chunk, choice.context), choice.rows)
         arrays = _FLOAT * sum(step_floats(config, tokens).values())
