@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "exponential.h"
 #include "page.h"
 
 namespace gptoss {
@@ -18,23 +19,6 @@ namespace GPTOSS_VARIANT {
 constexpr int BLOCK_KEYS = 64;
 constexpr int64_t SPLIT = 1024;   // keys of a part
 constexpr int QUERIES = 32;       // rows of queries that an item is made of, where heads allow
-
-// e^x for x <= 0; below -87 it is e^-87. Cody and Waite's reduction and the polynomial of Cephes'
-// expf, 2 units in the last place.
-GPTOSS_INLINE Vec exponential(Vec x) {
-    x = max(x, fill(-87.0f));
-    const Vec n = nearest(mul(x, fill(1.44269504f)));
-    Vec r = fma(n, fill(-0.693359375f), x);
-    r = fma(n, fill(2.12194440e-4f), r);
-    Vec p = fill(1.9875691500e-4f);
-    p = fma(p, r, fill(1.3981999507e-3f));
-    p = fma(p, r, fill(8.3334519073e-3f));
-    p = fma(p, r, fill(4.1665795894e-2f));
-    p = fma(p, r, fill(1.6666665459e-1f));
-    p = fma(p, r, fill(5.0000001201e-1f));
-    p = fma(p, mul(r, r), add(r, fill(1.0f)));
-    return mul(p, power_of_two(n));
-}
 
 GPTOSS_INLINE Vec load_any(const float* p) { return load(p); }
 GPTOSS_INLINE Vec load_any(const uint16_t* p) { return load_bf16(p); }

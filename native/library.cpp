@@ -6,6 +6,11 @@
 
 namespace gptoss {
 #if defined(__x86_64__)
+#if defined(__linux__)
+namespace amx {
+extern const Kernels KERNELS;
+}
+#endif
 namespace avx512 {
 extern const Kernels KERNELS;
 }
@@ -26,6 +31,9 @@ namespace {
 // The preferred first.
 const Kernels* const VARIANTS[] = {
 #if defined(__x86_64__)
+#if defined(__linux__)
+    &amx::KERNELS,
+#endif
     &avx512::KERNELS,
     &avx2::KERNELS,
 #elif defined(__aarch64__)
@@ -71,9 +79,10 @@ EXPORT const char* gptoss_variant(int i) {
 
 EXPORT bool gptoss_supported(int i) { return VARIANTS[i]->supported(); }
 
-// A device of variant i, with workspaces in bytes for each thread and for all; null where there is
-// no memory or no thread to be had.
+// A device of variant i, with workspaces in bytes for each thread and for all; null where this
+// processor cannot run it, or where there is no memory or no thread to be had.
 EXPORT Device* gptoss_open(int i, int threads, size_t own, size_t shared) {
+    if (!gptoss_supported(i)) return nullptr;  // which also asks for what a process has to ask for
     try {
         return new Device{VARIANTS[i], {threads, own, shared}};
     } catch (const std::exception&) {

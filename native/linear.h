@@ -2,6 +2,9 @@
 #pragma once
 
 #include "product.h"
+#if defined(GPTOSS_TILES)
+#include "tiles.h"
+#endif
 
 namespace gptoss {
 namespace GPTOSS_VARIANT {
@@ -13,11 +16,12 @@ struct LinearUse {
     const float* bias;
     int64_t column, width;
 
-    void operator()(int64_t output, int count, int64_t row, int rows, const float* out) const {
+    void operator()(
+        int64_t output, int count, int64_t row, int rows, const float* out, int stride) const {
         for (int r = 0; r < rows; r++) {
             const int64_t at = (row + r) * width + column + output;
             for (int o = 0; o < count; o++) {
-                float y = out[r * STRIP + o];
+                float y = out[r * stride + o];
                 if (bias) y += bias[output + o];
                 if (call.residual) y += call.residual[at + o];
                 call.y[at + o] = y;
@@ -67,6 +71,87 @@ struct LinearPartWork {
     }
 };
 
+#if defined(GPTOSS_TILES)
+// The rows as tiles, in the shared workspace. packed: they are there already.
+template <class F, class Block>
+static Tiles<Block> pack_all(
+    const LinearCall& call, const Matrix& m, Worker& worker, bool packed) {
+    using Packed = typename Tiled<F>::Packed;
+    const Linear& all = *call.linear;
+    const int64_t stride = stride_of<Packed>(m), width = padded<Packed>(m.inputs);
+    const int64_t depth = width / DEPTH, extra = stride - width;
+    uint8_t* to = (uint8_t*)worker.shared;
+    Tiles<Block> tiles = {to, depth, call.rows, nullptr, extra};
+    float* sums = (float*)(to + tiles.blocks() * depth * Block::X_BYTES);
+    tiles.sums = sums;
+    if (packed) return tiles;
+    int64_t begin, end;
+    worker.part(tiles.blocks(), &begin, &end);
+    for (int64_t b = begin; b < end; b++) {
+        const float* x[Block::ROWS];
+        const int some = tiles.rows_of(b);
+        for (int r = 0; r < some; r++) {
+            const int64_t number = b * Block::ROWS + r;
+            const float* from = call.x + number * m.inputs;
+            float* row = worker.own + r * stride;
+            const float factor = all.norm ? norm_factor(from, m.inputs, all.eps) : 1.0f;
+            pack<Packed>(m, from, all.norm, factor, row);
+            std::memcpy(sums + number * extra, row + width, size_t(extra) * sizeof(float));
+            x[r] = row;
+        }
+        pack_tiles<F, Block>(x, some, width, to + b * depth * Block::X_BYTES);
+    }
+    return tiles;
+}
+
+// A part's outputs. packed: whether the part before has packed the rows in the same way.
+struct TilesPartWork {
+    const LinearCall& call;
+    const LinearPart& part;
+    int64_t column, width;
+    Worker& worker;
+    int phase;
+    bool packed;
+
+    template <class F>
+    void run() {
+        if constexpr (Tiled<F>::ALWAYS) {
+            if (call.rows <= DECODED) return all<F, Narrow>();
+        }
+        all<F, Wide>();
+    }
+
+    template <class F, class Block>
+    void all() {
+        if (!packed && phase > 0) worker.barrier();  // the others may still read what was packed
+        Tiles<Block> tiles = pack_all<F, Block>(call, part.matrix, worker, packed);
+        if (!packed) worker.barrier();
+        LinearUse use{call, part.bias, column, width};
+        const int64_t outputs = part.matrix.outputs;
+        const int64_t grain = tile_grain(outputs, 1, worker.threads);
+        int64_t begin, end;
+        while (worker.take(phase, grain, outputs, &begin, &end)) {
+            for (int64_t b = 0; b < tiles.blocks(); b += Block::PASS) {
+                const Tiles<Block> pass = tiles.from(b);
+                tile_product<F>(
+                    part.matrix, begin, end, pass, b * Block::ROWS, worker.own, use);
+            }
+        }
+    }
+};
+
+// Whether rows of a format are multiplied in tiles.
+struct InTiles {
+    int64_t rows;
+    bool answer = false;
+
+    template <class F>
+    void run() {
+        answer = rows > DECODED || Tiled<F>::ALWAYS;
+    }
+};
+#endif
+
 static bool packed_alike(const Matrix& a, const Matrix& b) {
     return a.format == b.format && a.bits == b.bits && a.group == b.group;
 }
@@ -76,8 +161,22 @@ static void linear(const LinearCall& call, Worker& worker) {
     int64_t width = 0, column = 0;
     for (int64_t i = 0; i < all.count; i++) width += all.parts[i].matrix.outputs;
     Rows rows{worker.shared, 0, 0, call.rows, nullptr, call.rows > DECODED};
+#if defined(GPTOSS_TILES)
+    open_tiles();
+#endif
     for (int64_t i = 0; i < all.count; i++) {
         const Matrix& m = all.parts[i].matrix;
+#if defined(GPTOSS_TILES)
+        InTiles in_tiles{call.rows};
+        with_format(m, in_tiles);
+        if (in_tiles.answer) {
+            const bool packed = i > 0 && packed_alike(m, all.parts[i - 1].matrix);
+            TilesPartWork work{call, all.parts[i], column, width, worker, int(i), packed};
+            with_format(m, work);
+            column += m.outputs;
+            continue;
+        }
+#endif
         if (i == 0 || !packed_alike(m, all.parts[i - 1].matrix)) {
             if (i > 0) worker.barrier();  // the others may still read what was packed
             PackRows packing{m, call.x, all.norm, all.eps, call.rows, worker.shared, worker};
@@ -90,6 +189,9 @@ static void linear(const LinearCall& call, Worker& worker) {
         with_format(m, work);
         column += m.outputs;
     }
+#if defined(GPTOSS_TILES)
+    close_tiles();
+#endif
 }
 
 // Rows of a matrix, one for each id.

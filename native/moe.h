@@ -1,12 +1,11 @@
 // The mixture of experts: each expert's weights are read once for all tokens that visit it.
 //
 // gate_up: h = swiglu(W norm(x) + b). down: out = (W h + b) * weight, for each pair of a token and
-// an expert; it packs h in place. sum: the pairs of each token, in the
-// order of its choice, and the residual.
+// an expert; it packs h in place. sum: the pairs of each token, in the order of its choice, and the
+// residual.
 #pragma once
 
-#include <cmath>
-
+#include "exponential.h"
 #include "linear.h"
 #if defined(GPTOSS_PLANES)
 #include "planes.h"
@@ -17,11 +16,24 @@ namespace GPTOSS_VARIANT {
 
 constexpr int64_t EXPERT_GRAIN = 8 * STRIP;  // outputs of an expert that a thread takes at a time
 
-// The clamped SwiGLU: OpenAI, gpt-oss/torch/model.py, `swiglu`.
-GPTOSS_INLINE float swiglu(float gate, float up, float limit) {
-    gate = gate > limit ? limit : gate;
-    up = up > limit ? limit : up < -limit ? -limit : up;
-    return gate / (1.0f + std::exp(-1.702f * gate)) * (up + 1.0f);
+// The clamped SwiGLU of outputs that alternate, gate, up, gate, up, ...: y [count / 2]. OpenAI,
+// gpt-oss/torch/model.py, `swiglu`.
+static void swiglu(const float* x, const float* bias, int count, float limit, float* y) {
+    constexpr int MOST = 64;  // outputs, at least those of a strip
+    alignas(64) float gates[MOST / 2], ups[MOST / 2], powers[MOST / 2] = {};
+    const int pairs = count / 2;
+    for (int i = 0; i < pairs; i++) {
+        const float gate = x[2 * i] + bias[2 * i], up = x[2 * i + 1] + bias[2 * i + 1];
+        gates[i] = gate > limit ? limit : gate;
+        ups[i] = up > limit ? limit : up < -limit ? -limit : up;
+        powers[i] = -1.702f * (gates[i] > 0.0f ? gates[i] : -gates[i]);
+    }
+    for (int i = 0; i < pairs; i += LANES) store(powers + i, exponential(load(powers + i)));
+    // The logistic function of |z| is 1 / (1 + e^-|z|), that of -|z| is e^-|z| / (1 + e^-|z|).
+    for (int i = 0; i < pairs; i++) {
+        const float share = (gates[i] > 0.0f ? 1.0f : powers[i]) / (1.0f + powers[i]);
+        y[i] = gates[i] * share * (ups[i] + 1.0f);
+    }
 }
 
 // Pairs grouped by slot: group g is of slot[g], and has the pairs order[start[g]] up to
@@ -79,19 +91,15 @@ GPTOSS_INLINE Matrix matrix_in(const Matrix& first, int64_t slot) {
 struct GateUpUse {
     const VisitsCall& call;
     const int32_t* order;
-    int64_t stride;
 
-    void operator()(int64_t output, int count, int64_t row, int rows, const float* out) const {
+    void operator()(
+        int64_t output, int count, int64_t row, int rows, const float* out, int stride) const {
         const Bank& bank = *call.bank;
         for (int r = 0; r < rows; r++) {
             const int32_t pair = order[row + r];
             const float* bias = bank.gate_up_bias + call.expert[pair] * bank.gate_up.outputs + output;
-            float* h = call.h + call.place[pair] * stride;
-            for (int o = 0; o < count; o += 2) {
-                const float gate = out[r * STRIP + o] + bias[o];
-                const float up = out[r * STRIP + o + 1] + bias[o + 1];
-                h[(output + o) / 2] = swiglu(gate, up, bank.limit);
-            }
+            float* h = call.h + call.place[pair] * stride_of_h(bank) + output / 2;
+            swiglu(out + r * stride, bias, count, bank.limit, h);
         }
     }
 };
@@ -100,7 +108,8 @@ struct DownUse {
     const VisitsCall& call;
     const int32_t* order;
 
-    void operator()(int64_t output, int count, int64_t row, int rows, const float* out) const {
+    void operator()(
+        int64_t output, int count, int64_t row, int rows, const float* out, int stride) const {
         const Bank& bank = *call.bank;
         const int64_t width = bank.down.outputs;
         for (int r = 0; r < rows; r++) {
@@ -108,30 +117,82 @@ struct DownUse {
             const float* bias = bank.down_bias + call.expert[pair] * width + output;
             float* to = call.out + call.place[pair] * width + output;
             for (int o = 0; o < count; o++) {
-                to[o] = (out[r * STRIP + o] + bias[o]) * call.weight[pair];
+                to[o] = (out[r * stride + o] + bias[o]) * call.weight[pair];
             }
         }
     }
 };
 
-// Packs a row of activations in place of `out`, which may be x; a few tokens' as planes, where the
-// variant has them. own: room for a row.
-static void pack_row(
-    const Matrix& m, const float* x, const float* norm, float eps, bool prompt, float* own,
-    float* out) {
-    const float factor = norm ? norm_factor(x, m.inputs, eps) : 1.0f;
-#if defined(GPTOSS_PLANES)
-    if (!prompt) {
-        for (int64_t i = 0; i < m.inputs; i++) own[i] = norm ? x[i] * factor * norm[i] : x[i];
-        pack_planes(own, m.inputs, out);
-        return;
-    }
-#endif
-    (void)prompt;
-    pack<Mxfp4>(m, x, norm, factor, own);
-    std::memcpy(out, own, size_t(padded<Mxfp4>(m.inputs)) * sizeof(float));
+static void normalize(const float* x, int64_t width, const float* norm, float eps, float* out) {
+    if (!norm) return void(std::memmove(out, x, size_t(width) * sizeof(float)));
+    const float factor = norm_factor(x, width, eps);
+    for (int64_t i = 0; i < width; i++) out[i] = x[i] * factor * norm[i];
 }
 
+// Packs a row of activations in place of `out`, which may be x; a few tokens' as planes, where the
+// variant has them, and not at all where tiles are packed later. own: room for a row.
+static void pack_row(
+    const Matrix& m, const float* x, const float* norm, float eps, [[maybe_unused]] bool prompt,
+    [[maybe_unused]] float* own, float* out) {
+#if defined(GPTOSS_TILES)
+    normalize(x, m.inputs, norm, eps, out);
+#else
+#if defined(GPTOSS_PLANES)
+    if (!prompt) {
+        normalize(x, m.inputs, norm, eps, own);
+        return pack_planes(own, m.inputs, out);
+    }
+#endif
+    pack<Mxfp4>(m, x, norm, norm ? norm_factor(x, m.inputs, eps) : 1.0f, own);
+    std::memcpy(out, own, size_t(padded<Mxfp4>(m.inputs)) * sizeof(float));
+#endif
+}
+
+#if defined(GPTOSS_TILES)
+// The products of all groups in tiles: each item packs its group's rows for itself.
+template <class Block, class Use>
+static void visit_blocks(
+    const Matrix& first, const Groups& groups, Rows rows, Worker& worker, Use use) {
+    constexpr int64_t most = Block::PASS * Block::ROWS;
+    const int64_t grain = tile_grain(first.outputs, *groups.count, worker.threads);
+    const int64_t parts = (first.outputs + grain - 1) / grain, depth = depth_of(first.inputs);
+    uint8_t* to = TileRoom(worker.own).tiles;
+    int64_t item, next;
+    while (worker.take(0, 1, *groups.count * parts, &item, &next)) {
+        const int64_t g = item / parts, begin = item % parts * grain;
+        const int64_t end = begin + grain < first.outputs ? begin + grain : first.outputs;
+        const Matrix matrix = matrix_in(first, groups.slot[g]);
+        const int64_t count = groups.start[g + 1] - groups.start[g];
+        rows.index = groups.index + groups.start[g];
+        use.order = groups.order + groups.start[g];
+        for (int64_t row = 0; row < count; row += most) {
+            const int64_t some = count - row < most ? count - row : most;
+            const Tiles<Block> tiles{to, depth, some, nullptr, 0};
+            for (int64_t b = 0; b < tiles.blocks(); b++) {
+                const float* x[Block::ROWS];
+                for (int r = 0; r < tiles.rows_of(b); r++) {
+                    x[r] = rows.row(row + b * Block::ROWS + r);
+                }
+                pack_tiles<Mxfp4, Block>(
+                    x, tiles.rows_of(b), first.inputs, to + b * depth * Block::X_BYTES);
+            }
+            tile_product<Mxfp4>(matrix, begin, end, tiles, row, worker.own, use);
+        }
+    }
+}
+
+template <class Use>
+static void visit(
+    const Matrix& first, const Groups& groups, const Rows& rows, Worker& worker, Use use) {
+    open_tiles();
+    if (rows.prompt) {
+        visit_blocks<Wide>(first, groups, rows, worker, use);
+    } else {
+        visit_blocks<Narrow>(first, groups, rows, worker, use);
+    }
+    close_tiles();
+}
+#else
 // The products of all groups, in items of EXPERT_GRAIN outputs.
 template <class Use>
 static void visit(
@@ -155,6 +216,7 @@ static void visit(
         product<Floats<Mxfp4>>(matrix, begin, end, rows, worker.own, use);
     }
 }
+#endif
 
 static void moe_gate_up(const VisitsCall& call, Worker& worker) {
     const Bank& bank = *call.bank;
@@ -171,7 +233,7 @@ static void moe_gate_up(const VisitsCall& call, Worker& worker) {
     if (worker.index == worker.threads - 1) make_groups(call, call.row, groups);
     worker.barrier();
     const Rows rows{worker.shared, width, width, 0, nullptr, prompt};
-    visit(bank.gate_up, groups, rows, worker, GateUpUse{call, nullptr, stride_of_h(bank)});
+    visit(bank.gate_up, groups, rows, worker, GateUpUse{call, nullptr});
 }
 
 static void moe_down(const VisitsCall& call, Worker& worker) {

@@ -3,6 +3,10 @@
 #include <cstdlib>
 #include <new>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #if defined(__APPLE__)
 #include <pthread.h>
 #include <pthread/qos.h>
@@ -12,6 +16,7 @@ namespace gptoss {
 
 namespace {
 
+constexpr size_t LARGE_PAGE = 2 << 20;
 constexpr int SPINS = 20000;    // about 100 us, before a thread sleeps
 constexpr int PATIENCE = 2000;  // spins before a thread yields, where there are more than cores
 
@@ -61,10 +66,16 @@ void Worker::part(int64_t count, int64_t* begin, int64_t* end) const {
 Pool::Pool(int threads, size_t own, size_t shared) {
     auto allocate = [this](size_t bytes) {
         void* memory = nullptr;
-        if (posix_memalign(&memory, 64, bytes + 64) != 0) {
+        // Whole large pages where it is more than a half of one: fewer pages are looked up.
+        const size_t alignment = bytes > LARGE_PAGE / 2 ? LARGE_PAGE : 64;
+        bytes = (bytes + alignment) / alignment * alignment;
+        if (posix_memalign(&memory, alignment, bytes) != 0) {
             throw std::bad_alloc();
         }
         memory_.push_back(memory);
+#if defined(__linux__)
+        if (alignment == LARGE_PAGE) madvise(memory, bytes, MADV_HUGEPAGE);
+#endif
         return static_cast<float*>(memory);
     };
     try {

@@ -242,8 +242,8 @@ private:
     }
 };
 
-// Outputs `begin` to `end` for all rows. use(output, count, row, rows, out) takes the results of
-// `count` outputs and `rows` rows from those numbers on: out [rows, STRIP].
+// Outputs `begin` to `end` for all rows. use(output, count, row, rows, out, stride) takes the results
+// of `count` outputs and `rows` rows from those numbers on: out [rows, stride].
 template <class Scheme, class Use>
 static void product(
     const Matrix& m, int64_t begin, int64_t end, const Rows& rows, float* own, Use& use) {
@@ -253,7 +253,7 @@ static void product(
         const int count = end - output < STRIP ? int(end - output) : STRIP;
         if (rows.count <= FEW) {
             scheme.few(output, count);
-            use(output, count, 0, int(rows.count), s.out);
+            use(output, count, 0, int(rows.count), s.out, STRIP);
             continue;
         }
         scheme.widen(output, count);
@@ -271,7 +271,7 @@ static void product(
                     s.out[r * STRIP + o] = sum(load(s.sum_of(o, r))) + scheme.biased(row, x[r]);
                 }
             }
-            use(output, count, first, some, s.out);
+            use(output, count, first, some, s.out, STRIP);
         }
     }
 }

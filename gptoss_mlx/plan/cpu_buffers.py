@@ -24,6 +24,10 @@ STRIP, BLOCK, SUMS, LANES = 12, 128, 130, 16
 """Of native/product.h: outputs widened at a time, rows summed at a time, vectors between their
 sums, and floats of a vector at most."""
 
+TILE, TILE_ROWS, TILE_DEPTH, TILE_PASS, TILE_ROOM = 1024, 5, 32, 24, 160 << 10
+"""Of native/tiles.h: bytes of a tile, rows and inputs of one of activations, tiles of rows packed at
+a time, and bytes of a strip of weights and of its sums."""
+
 QUERIES, BLOCK_KEYS, ALIGNED = 32, 64, 16
 """Of native/attention.h: rows of an item, keys of a block, and the padding of a head's values."""
 
@@ -51,29 +55,30 @@ def page_bytes(kv_heads: int, head_dim: int, type: str, places: int) -> int:
 
 
 def own_bytes(config: ModelConfig) -> int:
-    """Bytes of a thread's workspace, at most: a strip of widened weights and its sums, or the
-    scores of an attention item."""
-    inputs = max(
-        config.hidden_size,
-        config.intermediate_size,
-        config.num_attention_heads * config.head_dim,
-    )
+    """Bytes of a thread's workspace, at most: a strip of widened weights and its sums, also with
+    the rows that visit an expert in tiles; or the scores of an attention item."""
+    expert = max(config.hidden_size, config.intermediate_size)
+    inputs = max(expert, config.num_attention_heads * config.head_dim)
     padded = -(-inputs // 128) * 128
+    visits = TILE_PASS * -(-expert // TILE_DEPTH) * TILE
+    tiles = TILE_ROOM + max(visits, _FLOAT * TILE_ROWS * (padded + padded // 32 + 16))
     strip = STRIP * (padded + padded // 4) + STRIP * (SUMS * LANES + BLOCK)
     group = config.num_attention_heads // config.num_key_value_heads
     rows = max(QUERIES, group)
     width = -(-config.head_dim // ALIGNED) * ALIGNED
     item = rows * (BLOCK_KEYS + width + 3 + 4)
-    return _FLOAT * max(strip, item)
+    return max(_FLOAT * max(strip, item), tiles)
 
 
 def shared_bytes(config: ModelConfig, tokens: int) -> int:
-    """Bytes of the workspace of all threads: packed activations of a step's tokens, and its visits
-    grouped by expert."""
+    """Bytes of the workspace of all threads: packed activations of a step's tokens, in tiles or as
+    they are, and its visits grouped by expert."""
     inputs = max(config.hidden_size, config.num_attention_heads * config.head_dim)
-    row = -(-inputs // 128) * 128 + -(-inputs // 32 // 16) * 16
+    padded, sums = -(-inputs // 128) * 128, -(-inputs // 32 // 16) * 16
     pairs = tokens * config.num_experts_per_tok
-    return _FLOAT * (tokens * row + 2 * config.num_local_experts + 2 + 2 * pairs)
+    tiles = -(-tokens // TILE_ROWS) * (padded // TILE_DEPTH) * TILE
+    groups = 2 * config.num_local_experts + 2 + 2 * pairs
+    return max(tiles, _FLOAT * tokens * padded) + _FLOAT * (tokens * sums + groups)
 
 
 def partial_floats(config: ModelConfig, context: int) -> int:

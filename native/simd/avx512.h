@@ -1,4 +1,5 @@
-// Vectors of sixteen floats: AVX-512 with its byte, word and doubleword instructions.
+// Vectors of sixteen floats: AVX-512 with its byte, word and doubleword instructions. A variant that
+// has more than these includes this file too, under its own name (amx.h).
 #pragma once
 
 #include <immintrin.h>
@@ -8,23 +9,29 @@
 
 #include "../gptoss.h"
 
+#if !defined(GPTOSS_VARIANT)
+#define GPTOSS_VARIANT avx512
 #if defined(__clang__)
 #pragma clang attribute push( \
     __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"))), apply_to = function)
 #else
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
 #endif
+#endif
 
 namespace gptoss {
-namespace avx512 {
+namespace GPTOSS_VARIANT {
 
 constexpr int LANES = 16;
 using Vec = __m512;
 
-GPTOSS_INLINE bool supported() {
+GPTOSS_INLINE bool has_avx512() {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
+#if !defined(GPTOSS_TILES)
+GPTOSS_INLINE bool supported() { return has_avx512(); }
+#endif
 
 GPTOSS_INLINE Vec zero() { return _mm512_setzero_ps(); }
 GPTOSS_INLINE Vec fill(float x) { return _mm512_set1_ps(x); }
@@ -130,7 +137,5 @@ GPTOSS_INLINE Vec load_codes(const uint8_t* p, int first) {
 
 GPTOSS_INLINE void prefetch(const uint8_t* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
 
-}  // namespace avx512
+}  // namespace GPTOSS_VARIANT
 }  // namespace gptoss
-
-#define GPTOSS_VARIANT avx512

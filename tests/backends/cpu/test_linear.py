@@ -124,7 +124,10 @@ def test_the_smallest_and_the_largest_scales_of_mxfp4(variant: str) -> None:
     x = np.zeros((1, 64), np.float32)
     x[0, :32:2], x[0, 32::2] = 2.0**-10, 1
     exact = np.exp2(scales.astype(np.float64) - 127) * [2.0**-6, 2.0**4]
-    np.testing.assert_allclose(project(variant, [part], x)[0], exact.sum(axis=1), rtol=1e-6, atol=0)
+    ours = project(variant, [part], x)[0]
+    # Where bfloat16 is multiplied, the processor takes weights below 2^-126 as 0.
+    lost = 2.0**-122 if variant == "amx" else 0
+    np.testing.assert_allclose(ours, exact.sum(axis=1), rtol=1e-6, atol=lost)
 
 
 @pytest.mark.parametrize("form", FORMATS)

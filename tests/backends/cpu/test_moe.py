@@ -129,6 +129,17 @@ def test_any_visits_are_exact(variant: str, data: st.DataObject) -> None:
     assert relative(out[visits["place"]], exact) < EXACT
 
 
+def test_visits_of_a_prompt_are_exact(variant: str) -> None:
+    """More pairs of one expert than are packed at a time, one pair of another, none of a third."""
+    layer, rng = Layer(4, 160, 96, 2), np.random.default_rng(8)
+    x = rng.standard_normal((200, 160), np.float32)
+    visits = random_visits(rng, 200, 330, 4)
+    visits["slot"][:] = rng.permutation(np.repeat([0, 1, 3], [300, 29, 1]).astype(np.int32))
+    out = visit(variant, layer, x, visits)
+    exact = layer.exact(x, *(visits[name] for name in ("row", "slot", "expert", "weight")))
+    assert relative(out[visits["place"]], exact) < EXACT
+
+
 def test_a_pair_does_not_depend_on_the_others(variant: str) -> None:
     layer, rng = Layer(3, 160, 96, 0), np.random.default_rng(5)
     x = rng.standard_normal((20, 160), np.float32)
