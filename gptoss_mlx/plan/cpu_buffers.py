@@ -24,9 +24,12 @@ STRIP, BLOCK, SUMS, LANES = 12, 128, 130, 16
 """Of native/product.h: outputs widened at a time, rows summed at a time, vectors between their
 sums, and floats of a vector at most."""
 
-TILE, TILE_ROWS, TILE_DEPTH, TILE_PASS, TILE_ROOM = 1024, 5, 32, 24, 160 << 10
-"""Of native/tiles.h: bytes of a tile, rows and inputs of one of activations, tiles of rows packed at
-a time, and bytes of a strip of weights and of its sums."""
+TILE, TILE_DEPTH, WIDE, NARROW, TILE_PASS, TILE_ROOM = 1 << 10, 32, 16, 5, 6, 80 << 10
+"""Of native/tiles.h: bytes and inputs of a tile, rows of a wide block of three and of a narrow one,
+wide blocks packed at a time, and bytes of a strip of weights and of its sums."""
+
+DECODED = 32
+"""Of native/rows.h: rows that may lie in narrow blocks."""
 
 QUERIES, BLOCK_KEYS, ALIGNED = 32, 64, 16
 """Of native/attention.h: rows of an item, keys of a block, and the padding of a head's values."""
@@ -60,8 +63,8 @@ def own_bytes(config: ModelConfig) -> int:
     expert = max(config.hidden_size, config.intermediate_size)
     inputs = max(expert, config.num_attention_heads * config.head_dim)
     padded = -(-inputs // 128) * 128
-    visits = TILE_PASS * -(-expert // TILE_DEPTH) * TILE
-    tiles = TILE_ROOM + max(visits, _FLOAT * TILE_ROWS * (padded + padded // 32 + 16))
+    visits = TILE_PASS * 3 * TILE * -(-expert // TILE_DEPTH)
+    tiles = TILE_ROOM + max(visits, _FLOAT * WIDE * (padded + padded // 32 + 16))
     strip = STRIP * (padded + padded // 4) + STRIP * (SUMS * LANES + BLOCK)
     group = config.num_attention_heads // config.num_key_value_heads
     rows = max(QUERIES, group)
@@ -76,8 +79,9 @@ def shared_bytes(config: ModelConfig, tokens: int) -> int:
     inputs = max(config.hidden_size, config.num_attention_heads * config.head_dim)
     padded, sums = -(-inputs // 128) * 128, -(-inputs // 32 // 16) * 16
     pairs = tokens * config.num_experts_per_tok
-    tiles = -(-tokens // TILE_ROWS) * (padded // TILE_DEPTH) * TILE
+    tiles = max(3 * -(-tokens // WIDE), -(-min(tokens, DECODED) // NARROW))
     groups = 2 * config.num_local_experts + 2 + 2 * pairs
+    tiles *= TILE * padded // TILE_DEPTH
     return max(tiles, _FLOAT * tokens * padded) + _FLOAT * (tokens * sums + groups)
 
 
