@@ -1,7 +1,7 @@
 // A projection: y = norm(x) W^T + bias + residual; W may be several matrices, one after another.
 #pragma once
 
-#include "product.h"
+#include "panel.h"
 #if defined(GPTOSS_TILES)
 #include "tiles.h"
 #endif
@@ -9,7 +9,8 @@
 namespace gptoss {
 namespace GPTOSS_VARIANT {
 
-constexpr int64_t GRAIN = 4 * STRIP;  // outputs that a thread takes at a time
+// Outputs that a thread takes at a time: whole strips, whole panels.
+constexpr int64_t GRAIN = 4 * STRIP, PROMPT_GRAIN = 128;
 
 struct LinearUse {
     const LinearCall& call;
@@ -65,8 +66,13 @@ struct LinearPartWork {
     void run() {
         LinearUse use{call, part.bias, column, width};
         int64_t begin, end;
-        while (worker.take(phase, GRAIN, part.matrix.outputs, &begin, &end)) {
-            product<Floats<F>>(part.matrix, begin, end, rows, worker.own, use);
+        const int64_t grain = rows.prompt ? PROMPT_GRAIN : GRAIN;
+        while (worker.take(phase, grain, part.matrix.outputs, &begin, &end)) {
+            if (rows.prompt) {
+                panel_product<F>(part.matrix, begin, end, rows, worker.own, use);
+            } else {
+                product<Floats<F>>(part.matrix, begin, end, rows, worker.own, use);
+            }
         }
     }
 };

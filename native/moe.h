@@ -14,7 +14,9 @@
 namespace gptoss {
 namespace GPTOSS_VARIANT {
 
-constexpr int64_t EXPERT_GRAIN = 8 * STRIP;  // outputs of an expert that a thread takes at a time
+// Outputs of an expert that a thread takes at a time: whole strips, whole panels.
+constexpr int64_t EXPERT_GRAIN = 8 * STRIP;
+static_assert(EXPERT_GRAIN % PANEL == 0, "whole panels");
 
 // The clamped SwiGLU of outputs that alternate, gate, up, gate, up, ...: y [count / 2]. OpenAI,
 // gpt-oss/torch/model.py, `swiglu`.
@@ -193,6 +195,16 @@ static void visit(
     close_tiles();
 }
 #else
+// Of a few tokens, packed as `pack_row` has; or of one or two of a prompt's.
+template <class Use>
+static void few_product(
+    const Matrix& m, int64_t begin, int64_t end, const Rows& rows, float* own, Use& use) {
+#if defined(GPTOSS_PLANES)
+    if (!rows.prompt) return product<Planes>(m, begin, end, rows, own, use);
+#endif
+    product<Floats<Mxfp4>>(m, begin, end, rows, own, use);
+}
+
 // The products of all groups, in items of EXPERT_GRAIN outputs.
 template <class Use>
 static void visit(
@@ -207,13 +219,11 @@ static void visit(
         rows.index = groups.index + groups.start[g];
         use.order = groups.order + groups.start[g];
         const Matrix matrix = matrix_in(first, groups.slot[g]);
-#if defined(GPTOSS_PLANES)
-        if (!rows.prompt) {
-            product<Planes>(matrix, begin, end, rows, worker.own, use);
-            continue;
+        if (rows.prompt && rows.count > FEW) {
+            panel_product<Mxfp4>(matrix, begin, end, rows, worker.own, use);
+        } else {
+            few_product(matrix, begin, end, rows, worker.own, use);
         }
-#endif
-        product<Floats<Mxfp4>>(matrix, begin, end, rows, worker.own, use);
     }
 }
 #endif

@@ -3,7 +3,7 @@
 // One or two rows: a chunk of weights is widened into registers and multiplied at once; memory is
 // the limit. More rows: STRIP outputs are widened into the thread's workspace, where they stay in
 // the cache while tiles of OUTPUTS x TOKENS pass over them. Both add in the same order. A prompt's
-// rows are multiplied with scaled weights, which is faster, and rounded differently.
+// rows are multiplied in panels (panel.h), which is faster, and rounded differently.
 //
 // How weights are widened and multiplied is a scheme: `Floats` here, `Planes` in planes.h.
 #pragma once
@@ -15,9 +15,9 @@ namespace GPTOSS_VARIANT {
 
 constexpr int FEW = 2;                  // rows that are multiplied without a strip
 constexpr int STRIP = 12;               // outputs widened at a time
-constexpr int BLOCK = 128;              // rows whose sums are held at a time
-constexpr int SUMS = BLOCK + 2;         // from an output's sums to the next: not 4 KB, or they collide
-constexpr int OUTPUTS = 3, TOKENS = 4;  // of a tile: 12 sums, 3 weights and an activation
+constexpr int SUMS = DECODED + 2;       // from an output's sums to the next: not 4 KB, or they collide
+constexpr int OUTPUTS = REGISTERS > 16 ? 6 : 3;  // of a tile of weights
+constexpr int TOKENS = 4;                        // of a tile of activations
 constexpr int64_t CACHED = 40 << 10;    // bytes of a strip's part that tiles pass over
 constexpr int AHEAD = 4096;             // bytes of codes that are prefetched
 
@@ -51,7 +51,7 @@ static void sweep(
 }
 
 // A strip of outputs in the thread's workspace. It holds, one after another: weights [STRIP,
-// length], scales [STRIP, chunks] vectors, sums [STRIP, SUMS] vectors, results [BLOCK, STRIP].
+// length], scales [STRIP, chunks] vectors, sums [STRIP, SUMS] vectors, results [DECODED, STRIP].
 struct Strip {
     float *weights, *scales, *sums, *out;
 
@@ -96,32 +96,6 @@ struct ChunkTile {
                                      : add(products[o][r], total));
                 }
             }
-        }
-    }
-};
-
-// Values of a strip that has been scaled: nothing but multiplying and adding is left.
-struct PromptTile {
-    const Strip& s;
-    int64_t length;
-
-    template <int O, int M>
-    void run(int output, int row, const float* const* x, int64_t first, int64_t last) const {
-        const float* weights = s.weights + output * length;
-        Vec total[O][M];
-        for (int o = 0; o < O; o++) {
-            for (int r = 0; r < M; r++) total[o][r] = load(s.sum_of(output + o, row + r));
-        }
-        for (int64_t at = first; at < last; at += LANES) {
-            Vec w[O];
-            for (int o = 0; o < O; o++) w[o] = load(weights + o * length + at);
-            for (int r = 0; r < M; r++) {
-                const Vec a = load(x[r] + at);
-                for (int o = 0; o < O; o++) total[o][r] = fma(w[o], a, total[o][r]);
-            }
-        }
-        for (int o = 0; o < O; o++) {
-            for (int r = 0; r < M; r++) store(s.sum_of(output + o, row + r), total[o][r]);
         }
     }
 };
@@ -172,15 +146,9 @@ struct Floats {
     }
 
     void multiply(int count, const float* const* x, int some) const {
-        if (rows.prompt) {
-            constexpr int64_t AT_ONCE = CACHED / (STRIP * 4) / LANES * LANES;
-            const int64_t length = chunks * F::CHUNK;
-            sweep(PromptTile{s, length}, length, AT_ONCE, count, x, some);
-        } else {
-            constexpr int64_t EACH = STRIP * F::CHUNK * 4;
-            const ChunkTile<F::VECS, F::SCALED> tile{s, chunks};
-            sweep(tile, chunks, CACHED / EACH > 0 ? CACHED / EACH : 1, count, x, some);
-        }
+        constexpr int64_t EACH = STRIP * F::CHUNK * 4;
+        const ChunkTile<F::VECS, F::SCALED> tile{s, chunks};
+        sweep(tile, chunks, CACHED / EACH > 0 ? CACHED / EACH : 1, count, x, some);
     }
 
     // The part of a product that biases make: the sum of bias times the group's sum.
@@ -230,13 +198,9 @@ private:
         }
     }
 
-    // A widened chunk into the strip; a prompt's weights are scaled here.
+    // A widened chunk into the strip.
     GPTOSS_INLINED void put(int o, int64_t chunk, const Vec w[F::VECS], Vec scale) const {
         float* to = s.weights + (o * chunks + chunk) * F::CHUNK;
-        if (F::SCALED && rows.prompt) {
-            for (int i = 0; i < F::VECS; i++) store(to + i * LANES, mul(w[i], scale));
-            return;
-        }
         for (int i = 0; i < F::VECS; i++) store(to + i * LANES, w[i]);
         if (F::SCALED) store(s.scales + (o * chunks + chunk) * LANES, scale);
     }
@@ -257,9 +221,9 @@ static void product(
             continue;
         }
         scheme.widen(output, count);
-        for (int64_t first = 0; first < rows.count; first += BLOCK) {
-            const int some = rows.count - first < BLOCK ? int(rows.count - first) : BLOCK;
-            const float* x[BLOCK];
+        for (int64_t first = 0; first < rows.count; first += DECODED) {
+            const int some = rows.count - first < DECODED ? int(rows.count - first) : DECODED;
+            const float* x[DECODED];
             for (int r = 0; r < some; r++) x[r] = rows.row(first + r);
             for (int o = 0; o < count; o++) {
                 for (int r = 0; r < some; r++) store(s.sum_of(o, r), zero());

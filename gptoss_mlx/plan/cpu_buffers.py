@@ -20,9 +20,12 @@ PAGE = 256
 SPLIT = 1024
 """Keys of a part of a decode step's attention. See native/attention.h."""
 
-STRIP, BLOCK, SUMS, LANES = 12, 128, 130, 16
-"""Of native/product.h: outputs widened at a time, rows summed at a time, vectors between their
-sums, and floats of a vector at most."""
+STRIP, SUMS, LANES = 12, 34, 16
+"""Of native/product.h: outputs widened at a time, vectors from an output's sums to the next, and
+floats of a vector at most."""
+
+PANEL, PANEL_DEPTH, PANEL_BLOCK = 2 * LANES, 256, 512
+"""Of native/panel.h: outputs and inputs of a panel, and rows summed at a time."""
 
 TILE, TILE_DEPTH, WIDE, NARROW, TILE_PASS, TILE_ROOM = 1 << 10, 32, 16, 5, 6, 80 << 10
 """Of native/tiles.h: bytes and inputs of a tile, rows of a wide block of three and of a narrow one,
@@ -58,19 +61,20 @@ def page_bytes(kv_heads: int, head_dim: int, type: str, places: int) -> int:
 
 
 def own_bytes(config: ModelConfig) -> int:
-    """Bytes of a thread's workspace, at most: a strip of widened weights and its sums, also with
-    the rows that visit an expert in tiles; or the scores of an attention item."""
+    """Bytes of a thread's workspace, at most: a strip or panel of widened weights and its sums; the
+    same with the rows that visit an expert in tiles; or the scores of an attention item."""
     expert = max(config.hidden_size, config.intermediate_size)
     inputs = max(expert, config.num_attention_heads * config.head_dim)
     padded = -(-inputs // 128) * 128
     visits = TILE_PASS * 3 * TILE * -(-expert // TILE_DEPTH)
     tiles = TILE_ROOM + max(visits, _FLOAT * WIDE * (padded + padded // 32 + 16))
-    strip = STRIP * (padded + padded // 4) + STRIP * (SUMS * LANES + BLOCK)
+    strip = STRIP * (padded + padded // 4) + STRIP * (SUMS * LANES + DECODED)
+    panel = PANEL * (PANEL_DEPTH + PANEL_BLOCK) + 2 * PANEL_BLOCK
     group = config.num_attention_heads // config.num_key_value_heads
     rows = max(QUERIES, group)
     width = -(-config.head_dim // ALIGNED) * ALIGNED
     item = rows * (BLOCK_KEYS + width + 3 + 4)
-    return max(_FLOAT * max(strip, item), tiles)
+    return max(_FLOAT * max(strip, panel, item), tiles)
 
 
 def shared_bytes(config: ModelConfig, tokens: int) -> int:

@@ -18,6 +18,7 @@ namespace gptoss {
 namespace avx2 {
 
 constexpr int LANES = 8;
+constexpr int REGISTERS = 16;
 using Vec = __m256;
 
 GPTOSS_INLINE bool supported() {
@@ -38,6 +39,24 @@ GPTOSS_INLINE float sum(Vec a) {
     __m128 q = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
     q = _mm_add_ps(q, _mm_movehl_ps(q, q));
     return _mm_cvtss_f32(_mm_add_ss(q, _mm_movehdup_ps(q)));
+}
+
+// Columns become rows.
+GPTOSS_INLINE void transpose(Vec r[LANES]) {
+    Vec t[LANES];
+    for (int i = 0; i < 8; i += 4) {
+        const Vec a = _mm256_unpacklo_ps(r[i], r[i + 1]), b = _mm256_unpackhi_ps(r[i], r[i + 1]);
+        const Vec c = _mm256_unpacklo_ps(r[i + 2], r[i + 3]);
+        const Vec d = _mm256_unpackhi_ps(r[i + 2], r[i + 3]);
+        t[i] = _mm256_shuffle_ps(a, c, 0x44);
+        t[i + 1] = _mm256_shuffle_ps(a, c, 0xEE);
+        t[i + 2] = _mm256_shuffle_ps(b, d, 0x44);
+        t[i + 3] = _mm256_shuffle_ps(b, d, 0xEE);
+    }
+    for (int i = 0; i < 4; i++) {
+        r[i] = _mm256_permute2f128_ps(t[i], t[i + 4], 0x20);
+        r[i + 4] = _mm256_permute2f128_ps(t[i], t[i + 4], 0x31);
+    }
 }
 
 // n to the nearest integer; 2^n of an integer n from -126 to 127.

@@ -12,6 +12,7 @@ namespace gptoss {
 namespace neon {
 
 constexpr int LANES = 4;
+constexpr int REGISTERS = 32;
 using Vec = float32x4_t;
 
 GPTOSS_INLINE bool supported() { return true; }
@@ -26,6 +27,15 @@ GPTOSS_INLINE Vec mul(Vec a, Vec b) { return vmulq_f32(a, b); }
 GPTOSS_INLINE Vec fma(Vec a, Vec b, Vec c) { return vfmaq_f32(c, a, b); }
 GPTOSS_INLINE Vec max(Vec a, Vec b) { return vmaxq_f32(a, b); }
 GPTOSS_INLINE float sum(Vec a) { return vaddvq_f32(a); }
+
+// Columns become rows.
+GPTOSS_INLINE void transpose(Vec r[LANES]) {
+    const float32x4x2_t a = vtrnq_f32(r[0], r[1]), b = vtrnq_f32(r[2], r[3]);
+    r[0] = vcombine_f32(vget_low_f32(a.val[0]), vget_low_f32(b.val[0]));
+    r[1] = vcombine_f32(vget_low_f32(a.val[1]), vget_low_f32(b.val[1]));
+    r[2] = vcombine_f32(vget_high_f32(a.val[0]), vget_high_f32(b.val[0]));
+    r[3] = vcombine_f32(vget_high_f32(a.val[1]), vget_high_f32(b.val[1]));
+}
 
 // n to the nearest integer; 2^n of an integer n from -126 to 127.
 GPTOSS_INLINE Vec nearest(Vec n) { return vrndnq_f32(n); }

@@ -11,6 +11,7 @@ namespace gptoss {
 namespace portable {
 
 constexpr int LANES = 4;
+constexpr int REGISTERS = 16;
 struct Vec {
     float of[LANES];
 };
@@ -41,6 +42,16 @@ GPTOSS_INLINE Vec max(Vec a, Vec b) {
 }
 
 GPTOSS_INLINE float sum(Vec a) { return (a.of[0] + a.of[2]) + (a.of[1] + a.of[3]); }
+// Columns become rows.
+GPTOSS_INLINE void transpose(Vec r[LANES]) {
+    for (int i = 0; i < LANES; i++) {
+        for (int j = 0; j < i; j++) {
+            const float x = r[i].of[j];
+            r[i].of[j] = r[j].of[i];
+            r[j].of[i] = x;
+        }
+    }
+}
 GPTOSS_INLINE Vec nearest(Vec n) {
     for (int i = 0; i < LANES; i++) n.of[i] = std::nearbyint(n.of[i]);
     return n;
