@@ -104,6 +104,13 @@ class Checkpoint:
         dtype = np.dtype(NUMPY[tensor.dtype])
         return np.ndarray(tensor.shape, dtype, self._maps[tensor.path], tensor.offset)
 
+    def largest_file(self) -> NDArray[np.uint8]:
+        """A read-only view of the largest mapped file."""
+        return max(
+            (np.frombuffer(mapped, np.uint8) for mapped in self._maps.values()),
+            key=lambda view: view.size,
+        )
+
     def close(self) -> None:
         """Let go of the files; views from `map` stay valid until they are dropped."""
         self._maps.clear()

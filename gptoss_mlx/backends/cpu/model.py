@@ -22,7 +22,7 @@ from gptoss_mlx.backends.cpu.linear import Projection
 from gptoss_mlx.backends.cpu.sampler import Operations
 from gptoss_mlx.backends.cpu.step import Buffers, Call, Spans, Step, run
 from gptoss_mlx.backends.cpu.streaming import Streaming
-from gptoss_mlx.backends.cpu.weights import Loader
+from gptoss_mlx.backends.cpu.weights import Loader, worth_copying
 from gptoss_mlx.backends.loading import bytes_to_read
 from gptoss_mlx.backends.protocol import Choice, Draw, Layout
 from gptoss_mlx.backends.sampler import RuledSampler
@@ -180,7 +180,7 @@ class Transformer:
 
     def _begin(self, ids: Sequence[int], positions: Array) -> None:
         """A step's embeddings and angles. Raises CheckpointError if a file has been changed, since
-        weights are mapped."""
+        weights may be mapped."""
         self.reader.check_unchanged()
         self.embedding(ids, self.buffers.x, self.device)
         self.buffers.turn(positions)
@@ -263,7 +263,8 @@ def open_model(
     )
     unread = "model.embed_tokens." if embedding == "file" else None
     total = bytes_to_read(checkpoint, slots, without=unread)
-    with Loader(checkpoint, total, progress, reader) as loader:
+    copied = worth_copying(checkpoint, total)
+    with Loader(checkpoint, total, progress, reader, copied=copied) as loader:
         table: Embedding = (
             ResidentEmbedding(loader)
             if embedding == "resident"

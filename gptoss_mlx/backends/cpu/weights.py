@@ -1,9 +1,9 @@
 """Weight loading from a checkpoint's files into memory that the kernels read.
 
-Matrices stay as the file has them, and where it has them: they are mapped, so that nothing is
-copied, and a model that was used before is there at once. They are bfloat16, MXFP4, or affine codes
-with their scales and biases. Formats that the kernels lack, mxfp8 and nvfp4, are widened to float32
-once. Norms, biases and sinks are float32.
+Matrices stay as the file has them: bfloat16, MXFP4, or affine codes with their scales and biases.
+They also stay where it has them, mapped, so that a model that was used before is there at once;
+unless the system maps files in small pages, and has memory for a copy in large ones. Formats that
+the kernels lack, mxfp8 and nvfp4, are widened to float32 once. Norms, biases and sinks are float32.
 """
 
 from __future__ import annotations
@@ -14,17 +14,23 @@ from math import prod
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+import psutil
 from numpy.typing import DTypeLike, NDArray
 
 from gptoss_mlx.backends.cpu import library
 from gptoss_mlx.backends.cpu.quantized import dequantize
 from gptoss_mlx.backends.loading import HostLoader
+from gptoss_mlx.files.reader import FileReader
 from gptoss_mlx.files.shard import NUMPY
+from gptoss_mlx.models.checkpoint import Checkpoint, Progress
 from gptoss_mlx.spec.config import QuantizationSpec
+from gptoss_mlx.system.device import free_bytes
+from gptoss_mlx.system.pages import LARGE, large_pages, mapped_large
 
 Array: TypeAlias = NDArray[Any]
 
-HUGE = 2 << 20  # bytes of a huge page
+LEAST_COPIED = 1 << 30
+"""Bytes of weights for which pages matter."""
 
 
 class Operand(NamedTuple):
@@ -35,7 +41,19 @@ class Operand(NamedTuple):
 
 
 class Loader(HostLoader):
-    """A `HostLoader` of arrays for the kernels."""
+    """A `HostLoader` of arrays for the kernels. copied: whether matrices are copied."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        total: int = 0,
+        progress: Progress | None = None,
+        reader: FileReader | None = None,
+        *,
+        copied: bool = False,
+    ) -> None:
+        super().__init__(checkpoint, total, progress, reader)
+        self._copied = copied
 
     def floats(self, name: str) -> Array:
         """A tensor in float32."""
@@ -45,11 +63,13 @@ class Loader(HostLoader):
         return out
 
     def raw(self, name: str) -> Array:
-        """A tensor as the file has it, mapped; bfloat16 as its bits."""
+        """A tensor as the file has it; bfloat16 as its bits."""
+        if self._copied:
+            return self.slots(name, self.checkpoint.tensors[name].shape[0])
         return self.map(self.checkpoint.tensors[name])
 
     def slots(self, name: str, count: int) -> Array:
-        """The first `count` of an experts' tensor, copied: others will be read in their place."""
+        """The first `count` of a tensor's first axis, copied."""
         tensors = self.tensors([name], count)
         out = allocate(tensors[0].shape, NUMPY[tensors[0].dtype])
         self.read_bytes(tensors, out)
@@ -96,16 +116,30 @@ def operand_of(
     return Operand(library.Matrix(form, bits, group, wide, outputs, inputs, *addresses), arrays)
 
 
+def worth_copying(checkpoint: Checkpoint, nbytes: int) -> bool:
+    """Whether weights are copied into large pages: where the system maps these files in small ones,
+    and a quarter of its memory is left afterwards.
+
+    A processor looks the address of each page up; in a virtual machine that takes so long that
+    steps on small pages take up to half as long again. nbytes: of the weights.
+    """
+    memory = psutil.virtual_memory().total
+    free = free_bytes()
+    if nbytes < LEAST_COPIED or free is None or free - nbytes < memory // 4 or not large_pages():
+        return False
+    return not mapped_large(checkpoint.largest_file())
+
+
 _DENSE = {2: "BF16", 4: "F32"}  # by the bytes of a value
 
 
 def allocate(shape: tuple[int, ...], dtype: DTypeLike) -> Array:
-    """An array of zeros of its own memory, in huge pages where the system has them: a step reads
+    """An array of zeros of its own memory, in large pages where the system has them: a step reads
     all weights once, and with small pages it waits for their addresses too."""
     nbytes = prod(shape) * np.dtype(dtype).itemsize
-    if nbytes < HUGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+    if nbytes < LARGE or not hasattr(mmap, "MADV_HUGEPAGE"):
         return np.zeros(shape, dtype)
     memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE)
-    with suppress(OSError):  # a kernel without huge pages
+    with suppress(OSError):  # a kernel without large pages
         memory.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(memory, dtype).reshape(shape)

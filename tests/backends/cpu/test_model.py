@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
-from gptoss_mlx.backends.cpu import library
+from gptoss_mlx.backends.cpu import library, weights
 from gptoss_mlx.backends.cpu.model import Transformer, open_model
 from gptoss_mlx.errors import CapacityError, CheckpointError
 from gptoss_mlx.models.checkpoint import Checkpoint
@@ -51,6 +52,46 @@ def test_a_token_that_the_embedding_lacks(model: Transformer) -> None:
     for id in (-1, 8192):
         with pytest.raises(IndexError, match="not within 0 to 8191"):
             model.decode([[id]], [model.new_state()])
+
+
+@pytest.fixture
+def copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A system that maps files in small pages, and has memory."""
+    monkeypatch.setattr(weights, "LEAST_COPIED", 0)
+    monkeypatch.setattr(weights, "large_pages", lambda: True)
+    monkeypatch.setattr(weights, "mapped_large", lambda memory: False)
+    monkeypatch.setattr(weights, "free_bytes", lambda: 1 << 60)
+
+
+def test_copied_weights_answer_as_mapped_ones(
+    model: Transformer, breakable: Path, request: pytest.FixtureRequest
+) -> None:
+    request.getfixturevalue("copied")
+    with Checkpoint.open(breakable) as checkpoint:
+        copy = open_model(checkpoint, context=60, chunk=8, embedding="resident")
+    ids = [3, 1, 4, 1, 5]
+    np.testing.assert_array_equal(
+        copy.evaluate(ids, copy.new_state()), model.evaluate(ids, model.new_state())
+    )
+
+
+@pytest.mark.usefixtures("copied")
+@pytest.mark.parametrize("why", ["small", "no memory", "no large pages", "mapped in them"])
+def test_weights_are_copied_only_where_it_helps(
+    breakable: Path, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    with Checkpoint.open(breakable) as checkpoint:
+        assert weights.worth_copying(checkpoint, 1000)
+        if why == "small":
+            monkeypatch.setattr(weights, "LEAST_COPIED", 1001)
+        elif why == "no memory":
+            left = psutil.virtual_memory().total // 4
+            monkeypatch.setattr(weights, "free_bytes", lambda: left + 999)
+        elif why == "no large pages":
+            monkeypatch.setattr(weights, "large_pages", lambda: False)
+        else:
+            monkeypatch.setattr(weights, "mapped_large", lambda memory: True)
+        assert not weights.worth_copying(checkpoint, 1000)
 
 
 @pytest.mark.parametrize("change", ["written to", "cut short"])
