@@ -14,6 +14,13 @@
 #define GPTOSS_INLINE static inline __attribute__((always_inline))
 #define GPTOSS_INLINED inline __attribute__((always_inline))
 
+// Compilers that know AMX, on the system that lends it to processes.
+#if defined(__x86_64__) && defined(__linux__)
+#if defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11
+#define GPTOSS_AMX
+#endif
+#endif
+
 namespace gptoss {
 
 enum Format : int32_t { F32, BF16, MXFP4, AFFINE };

@@ -6,7 +6,7 @@
 
 namespace gptoss {
 #if defined(__x86_64__)
-#if defined(__linux__)
+#if defined(GPTOSS_AMX)
 namespace amx {
 extern const Kernels KERNELS;
 }
@@ -31,7 +31,7 @@ namespace {
 // The preferred first.
 const Kernels* const VARIANTS[] = {
 #if defined(__x86_64__)
-#if defined(__linux__)
+#if defined(GPTOSS_AMX)
     &amx::KERNELS,
 #endif
     &avx512::KERNELS,

@@ -2,7 +2,7 @@
 #include <cstring>
 
 #include "../gptoss.h"
-#if defined(__x86_64__) && defined(__linux__)
+#if defined(GPTOSS_AMX)
 #include "../simd/amx.h"
 
 #include "../kernels.h"
