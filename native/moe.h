@@ -125,7 +125,8 @@ struct DownUse {
     }
 };
 
-[[maybe_unused]] static void normalize(const float* x, int64_t width, const float* norm, float eps, float* out) {
+[[maybe_unused]] static void normalize(
+    const float* x, int64_t width, const float* norm, float eps, float* out) {
     if (!norm) return void(std::memmove(out, x, size_t(width) * sizeof(float)));
     const float factor = norm_factor(x, width, eps);
     for (int64_t i = 0; i < width; i++) out[i] = x[i] * factor * norm[i];

@@ -209,3 +209,29 @@ def test_scores_far_apart_and_sinks_far_above(variant: str) -> None:
     ours.scale = 50.0
     ours.sinks[:] = [-1e4, 300.0]
     assert relative(ours.run(), ours.exact()) < 1e-5  # a score of 1000 is rounded by 6e-5
+
+
+def test_bfloat16_is_the_nearest_and_of_two_the_even_one(variant: str) -> None:
+    pages = Pages(1, 16, "bfloat16", 64)
+    page = np.zeros((1, pages.nbytes), np.uint8)
+    values = np.zeros(16, np.float32)
+    values[:8] = [
+        1,
+        1 + 2**-8,
+        1 + 3 * 2**-8,
+        1 + 2**-8 + 2**-20,
+        -1 - 2**-8,
+        2**127,
+        np.inf,
+        np.nan,
+    ]
+    rounded = [1, 1, 1 + 2**-6, 1 + 2**-7, -1, 2**127, np.inf, np.nan]
+    qkv = np.concatenate([np.zeros(32, np.float32), values])
+    one, nothing = np.ones(8, np.float32), np.zeros(8, np.float32)
+    table = np.array([library.address(page)], np.int64)
+    spans, writes = np.array([1, 5, EVERYTHING, table.ctypes.data], np.int64), np.array([5])
+    device, arrays = device_of(variant), (spans, writes, qkv, one, nothing)
+    call = library.StoreCall(pages.shape(1), 1, *map(library.address, arrays))
+    device.store(device.handle, ctypes.byref(call))
+    bits = pages.parts(page)[1][0, 0, 5].astype(np.uint32) << 16
+    np.testing.assert_array_equal(bits.view(np.float32)[:8], np.float32(rounded))
