@@ -12,9 +12,9 @@ constexpr int TILE = 16;   // outputs of a tile of weights; columns of one of ac
 constexpr int DEPTH = 32;  // inputs of a tile: a step
 constexpr int TILE_BYTES = 1024;
 constexpr int TILE_FLOATS = TILE * TILE;
-constexpr int SIDES = 4;             // tiles of outputs in a strip
-constexpr int TILED = SIDES * TILE;  // outputs of a strip
-constexpr int64_t STEP_BYTES = SIDES * TILE_BYTES;    // of a plane of a strip's step
+constexpr int SIDES = 4;                            // tiles of outputs in a strip
+constexpr int TILED = SIDES * TILE;                 // outputs of a strip
+constexpr int64_t STEP_BYTES = SIDES * TILE_BYTES;  // of a plane of a strip's step
 
 // The upper part of 32 floats as bfloat16, which is taken from them.
 GPTOSS_INLINE __m512i take_part(Vec& a, Vec& b) {

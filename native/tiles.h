@@ -98,7 +98,7 @@ static void pack_tiles(const float* const* x, int count, int64_t inputs, uint8_t
     }
 }
 
-// From one row of a matrix to the next.
+// From one row of a matrix to the next, as `widen` reads it: without biases.
 template <class F>
 struct RowBytes {
     int64_t codes, scales;

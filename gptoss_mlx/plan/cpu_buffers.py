@@ -85,8 +85,8 @@ def shared_bytes(config: ModelConfig, tokens: int) -> int:
     pairs = tokens * config.num_experts_per_tok
     tiles = max(3 * -(-tokens // WIDE), -(-min(tokens, DECODED) // NARROW))
     groups = 2 * config.num_local_experts + 2 + 2 * pairs
-    tiles *= TILE * padded // TILE_DEPTH
-    return max(tiles, _FLOAT * tokens * padded) + _FLOAT * (tokens * sums + groups)
+    tiled = tiles * TILE * padded // TILE_DEPTH
+    return max(tiled, _FLOAT * tokens * padded) + _FLOAT * (tokens * sums + groups)
 
 
 def partial_floats(config: ModelConfig, context: int) -> int:

@@ -42,6 +42,7 @@ GPTOSS_INLINE Vec max(Vec a, Vec b) {
 }
 
 GPTOSS_INLINE float sum(Vec a) { return (a.of[0] + a.of[2]) + (a.of[1] + a.of[3]); }
+
 // Columns become rows.
 GPTOSS_INLINE void transpose(Vec r[LANES]) {
     for (int i = 0; i < LANES; i++) {
@@ -52,6 +53,7 @@ GPTOSS_INLINE void transpose(Vec r[LANES]) {
         }
     }
 }
+
 GPTOSS_INLINE Vec nearest(Vec n) {
     for (int i = 0; i < LANES; i++) n.of[i] = std::nearbyint(n.of[i]);
     return n;

@@ -263,8 +263,8 @@ def open_model(
     )
     unread = "model.embed_tokens." if embedding == "file" else None
     total = bytes_to_read(checkpoint, slots, without=unread)
-    copied = worth_copying(checkpoint, total)
-    with Loader(checkpoint, total, progress, reader, copied=copied) as loader:
+    with Loader(checkpoint, total, progress, reader) as loader:
+        loader.copied = worth_copying(checkpoint, total)
         table: Embedding = (
             ResidentEmbedding(loader)
             if embedding == "resident"

@@ -20,9 +20,8 @@ from numpy.typing import DTypeLike, NDArray
 from gptoss_mlx.backends.cpu import library
 from gptoss_mlx.backends.cpu.quantized import dequantize
 from gptoss_mlx.backends.loading import HostLoader
-from gptoss_mlx.files.reader import FileReader
 from gptoss_mlx.files.shard import NUMPY
-from gptoss_mlx.models.checkpoint import Checkpoint, Progress
+from gptoss_mlx.models.checkpoint import Checkpoint
 from gptoss_mlx.spec.config import QuantizationSpec
 from gptoss_mlx.system.device import free_bytes
 from gptoss_mlx.system.pages import LARGE, large_pages, mapped_large
@@ -41,19 +40,10 @@ class Operand(NamedTuple):
 
 
 class Loader(HostLoader):
-    """A `HostLoader` of arrays for the kernels. copied: whether matrices are copied."""
+    """A `HostLoader` of arrays for the kernels."""
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        total: int = 0,
-        progress: Progress | None = None,
-        reader: FileReader | None = None,
-        *,
-        copied: bool = False,
-    ) -> None:
-        super().__init__(checkpoint, total, progress, reader)
-        self._copied = copied
+    copied = False
+    """Whether matrices are copied; otherwise they are mapped."""
 
     def floats(self, name: str) -> Array:
         """A tensor in float32."""
@@ -64,7 +54,7 @@ class Loader(HostLoader):
 
     def raw(self, name: str) -> Array:
         """A tensor as the file has it; bfloat16 as its bits."""
-        if self._copied:
+        if self.copied:
             return self.slots(name, self.checkpoint.tensors[name].shape[0])
         return self.map(self.checkpoint.tensors[name])
 

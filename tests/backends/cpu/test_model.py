@@ -64,9 +64,13 @@ def copied(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_copied_weights_answer_as_mapped_ones(
-    model: Transformer, breakable: Path, request: pytest.FixtureRequest
+    model: Transformer,
+    breakable: Path,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     request.getfixturevalue("copied")
+    monkeypatch.setattr(weights.Loader, "map", None)  # nothing may be mapped now
     with Checkpoint.open(breakable) as checkpoint:
         copy = open_model(checkpoint, context=60, chunk=8, embedding="resident")
     ids = [3, 1, 4, 1, 5]
