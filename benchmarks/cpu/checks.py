@@ -2,10 +2,13 @@
 
     python -m benchmarks.cpu.checks --sanitize
     python -m benchmarks.cpu.checks --mistakes 20
+    CXX=arm/c++ python -m benchmarks.cpu.checks --mistakes 20 --python arm/python --variant neon
 
 --sanitize builds every variant with address and undefined-behaviour sanitizers and runs the
 kernels' tests. --mistakes changes one thing in the sources of each variant that this processor has,
-so many times, and says which changes no test caught. Prints one line of JSON last.
+so many times, and says which changes no test caught. --python is the Python that runs the tests, by
+default this one; `.ci/arm arm --prepare` makes one for Arm, and its compiler. Prints one line of
+JSON last.
 """
 
 from __future__ import annotations
@@ -100,9 +103,11 @@ def link(native: Path, out: Path, flags: Sequence[str]) -> None:
     subprocess.run(command, check=True)
 
 
-def run_tests(root: Path, *options: str, **variables: str) -> subprocess.CompletedProcess[str]:
+def run_tests(
+    python: str, root: Path, *options: str, **variables: str
+) -> subprocess.CompletedProcess[str]:
     """The kernels' tests against the library in the copy at `root`."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *options]
+    command = [python, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *options]
     environment = {**os.environ, "PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
     return subprocess.run(
         [*command, "tests/backends/cpu"],
@@ -121,16 +126,18 @@ def sanitize(root: Path, out: Path) -> dict[str, object]:
     compiler = os.environ.get("CXX", "c++")
     runtime = subprocess.check_output([compiler, "-print-file-name=libasan.so"], text=True).strip()
     # Python's own allocations are not freed at its end.
-    done = run_tests(root, LD_PRELOAD=runtime, ASAN_OPTIONS="detect_leaks=0")
+    done = run_tests(sys.executable, root, LD_PRELOAD=runtime, ASAN_OPTIONS="detect_leaks=0")
     print(done.stdout[-3000:], done.stderr[-3000:], file=sys.stderr)
     return {"clean": done.returncode == 0, "tests": done.stdout.strip().splitlines()[-1]}
 
 
-def look_for_survivors(root: Path, out: Path, count: int, seed: int) -> dict[str, object]:
+def look_for_survivors(
+    python: str, root: Path, out: Path, variants: Sequence[str], count: int, seed: int
+) -> dict[str, object]:
     native, flags = root / "native", ("-O1",)
     assert compile_objects(sorted(native.rglob("*.cpp")), flags)
     found: dict[str, object] = {}
-    for variant in library.supported():
+    for variant in variants:
         source = native / "variants" / f"{variant}.cpp"
         possible = [one for path in headers_of(variant, native) for one in mistakes(path)]
         right = source.with_suffix(".o").read_bytes()
@@ -147,7 +154,7 @@ def look_for_survivors(root: Path, out: Path, count: int, seed: int) -> dict[str
                 tried += 1
                 link(native, out, flags)
                 chosen = ("-k", f"{variant} or test_model")
-                caught = run_tests(root, *chosen, GPTOSS_CPU=variant).returncode != 0
+                caught = run_tests(python, root, *chosen, GPTOSS_CPU=variant).returncode != 0
                 print(f"{variant} {name}: {'caught' if caught else 'SURVIVED'}", file=sys.stderr)
                 survived += [] if caught else [name]
             one.path.write_text(text, encoding="utf-8")
@@ -160,18 +167,22 @@ def look_for_survivors(root: Path, out: Path, count: int, seed: int) -> dict[str
 @click.option("--sanitize", "sanitized", is_flag=True)
 @click.option("--mistakes", "count", default=0, type=click.IntRange(0))
 @click.option("--seed", default=1, show_default=True)
-def main(sanitized: bool, count: int, seed: int) -> None:
-    path = library.library_path()
-    assert path is not None
+@click.option("--python", default=sys.executable, type=click.Path(exists=True, path_type=Path))
+@click.option("--variant", "variants", multiple=True, help="By default all that it supports.")
+def main(sanitized: bool, count: int, seed: int, python: Path, variants: tuple[str, ...]) -> None:
+    suffix = "import sysconfig; print(sysconfig.get_config_var('EXT_SUFFIX'), end='')"
+    name = "_native" + subprocess.check_output([python.absolute(), "-c", suffix], text=True)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "checkout"
         ignored = shutil.ignore_patterns(".git", ".venv", "__pycache__", "*.egg-info", "build")
         shutil.copytree(ROOT, root, ignore=ignored)
-        out, found = root / "gptoss_mlx" / path.name, dict[str, object]()
+        out, found = root / "gptoss_mlx" / name, dict[str, object]()
         if sanitized:
             found["sanitizers"] = sanitize(root, out)
         if count:
-            found["mistakes"] = look_for_survivors(root, out, count, seed)
+            found["mistakes"] = look_for_survivors(
+                str(python.absolute()), root, out, variants or library.supported(), count, seed
+            )
     print(json.dumps({"benchmark": "cpu_checks", "seed": seed, **found}))
 
 
