@@ -36,6 +36,7 @@ OWN = {"planes.h": "avx2", "tiles.h": "amx", "tile_formats.h": "amx"}
 """Headers that one variant alone includes."""
 EVERYONES = ("gptoss.h", "pool.h", "kernels.h")
 """Headers without arithmetic."""
+PATIENCE = 120  # seconds for a test
 
 CHANGES = (
     (re.compile(r" \+ "), " - "),
@@ -107,7 +108,9 @@ def run_tests(
     python: str, root: Path, *options: str, **variables: str
 ) -> subprocess.CompletedProcess[str]:
     """The kernels' tests against the library in the copy at `root`."""
-    command = [python, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *options]
+    # A kernel that does not end is left by a thread, since no signal reaches Python meanwhile.
+    limits = ["--timeout", str(PATIENCE), "-o", "timeout_method=thread"]
+    command = [python, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *limits, *options]
     environment = {**os.environ, "PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
     return subprocess.run(
         [*command, "tests/backends/cpu"],

@@ -1,9 +1,11 @@
 """How fast does a CPU load a model, read a prompt and write, and how fast is its memory?
 
-Ours in a process of its own, and llama.cpp's llama-bench on the same weights after it. The memory's
-bandwidth is measured in the same process, before and after.
+Ours, then llama.cpp and mlx-lm on the same weights, each in processes of their own, one after
+another. The memory's bandwidth is measured in our process, before and after.
 
-    python -m benchmarks.cpu.speed --model DIR --llama llama-bench model.gguf
+    python -m benchmarks.cpu.speed --model DIR --llama BIN model.gguf --mlx-lm
+
+BIN is the folder of llama-bench and llama-batched-bench. curves.py draws what this prints.
 """
 
 from __future__ import annotations
@@ -11,9 +13,9 @@ from __future__ import annotations
 import json
 import platform
 import statistics
-import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -23,13 +25,16 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.cpu.peers import llama, mlx_lm, spawn
 from gptoss_mlx.backends.cpu.library import Device
 from gptoss_mlx.backends.cpu.model import Transformer, open_model
 from gptoss_mlx.models.checkpoint import Checkpoint
 from gptoss_mlx.models.hub import locate
-from gptoss_mlx.system.device import peak_bytes
+from gptoss_mlx.spec.config import ModelConfig
+from gptoss_mlx.system.cores import fast_cores
 
 READ = 1 << 28  # bytes that are read to measure the bandwidth
+SCALED_PROMPT = 512  # tokens, of the prompt that is read with fewer threads
 
 
 def seconds(run: Callable[[], object], times: int) -> float:
@@ -71,13 +76,20 @@ def prefill_rate(model: Transformer, tokens: int) -> float:
     return round(tokens / (time.perf_counter() - begun), 2)
 
 
-def ours(
-    folder: Path, prompts: list[int], streams: list[int], contexts: list[int], steps: int
+def measure(
+    folder: Path,
+    prompts: Sequence[int],
+    streams: Sequence[int],
+    contexts: Sequence[int],
+    steps: int,
+    threads: int,
 ) -> dict[str, Any]:
+    """Ours, in this process."""
     begun = time.perf_counter()
     with Checkpoint.open(folder) as checkpoint:
-        longest = max(*prompts, *contexts) + steps + 1
-        model = open_model(checkpoint, context=longest, rows=max(streams))
+        longest = max(0, *prompts, *contexts) + steps + 1
+        rows = max(1, *streams)
+        model = open_model(checkpoint, context=longest, rows=rows, threads=threads)
     loaded = round(time.perf_counter() - begun, 2)
     before = bandwidth(model.device)
     return {
@@ -88,22 +100,32 @@ def ours(
         "decode_at_tok_s": {n: decode_rate(model, 1, n, steps) for n in contexts},
         "prefill_tok_s": {n: prefill_rate(model, n) for n in prompts},
         "bandwidth_gb_s": [before, bandwidth(model.device)],
-        "peak_gib": round(peak_bytes() / 2**30, 2),
     }
 
 
-def llama(command: str, file: str, prompts: list[int], steps: int, threads: int) -> dict[str, Any]:
-    numbers = ",".join(map(str, prompts))
-    options = ["-m", file, "-p", numbers, "-n", str(steps), "-t", str(threads), "-r", "2"]
-    done = subprocess.run(
-        [command, *options, "-o", "json"], capture_output=True, text=True, check=True
-    )
-    found = json.loads(done.stdout)
-    return {
-        "build": found[0]["build_commit"],
-        "decode_tok_s": {1: next(round(f["avg_ts"], 2) for f in found if f["n_gen"])},
-        "prefill_tok_s": {f["n_prompt"]: round(f["avg_ts"], 2) for f in found if f["n_prompt"]},
-    }
+def ours(folder: Path, *options: Any) -> dict[str, Any]:
+    """Ours, in a process of its own."""
+    asked = json.dumps([str(folder), *options])
+    text, peak = spawn(sys.executable, "-m", "benchmarks.cpu.speed", "--worker", asked)
+    return {**json.loads(text.splitlines()[-1]), "peak_gib": peak}
+
+
+def scaling(folder: Path, threads: int, steps: int) -> dict[str, dict[int, float]]:
+    """Decoding and reading with fewer threads, down to one."""
+    decode, prefill = dict[int, float](), dict[int, float]()
+    count = threads // 2
+    while count:
+        found = ours(folder, [SCALED_PROMPT], [1], [], steps, count)
+        decode[count] = found["decode_tok_s"]["1"]
+        prefill[count] = found["prefill_tok_s"][str(SCALED_PROMPT)]
+        count //= 2
+    return {"threads_decode_tok_s": decode, "threads_prefill_tok_s": prefill}
+
+
+def rest_of(config: ModelConfig) -> str:
+    """What the projections beside the experts are in."""
+    spec = config.quantization and config.quantization.of("model.layers.0.self_attn.q_proj")
+    return f"{spec.bits} bits" if spec else "bfloat16"
 
 
 def _numbers(context: click.Context, parameter: click.Parameter, text: str) -> list[int]:
@@ -112,29 +134,51 @@ def _numbers(context: click.Context, parameter: click.Parameter, text: str) -> l
 
 @click.command(help=__doc__)
 @click.option("--model", default="tiny", show_default=True, help="A folder, an id, or tiny.")
-@click.option("--llama", "peer", nargs=2, metavar="BENCH GGUF", help="llama-bench, and its file.")
+@click.option(
+    "--llama", "peer", nargs=2, type=click.Path(exists=True, path_type=Path), metavar="BIN GGUF"
+)
+@click.option("--mlx-lm", "with_mlx_lm", is_flag=True)
 @click.option("--prompts", default="128,512", show_default=True, callback=_numbers)
 @click.option("--streams", default="1,4,8", show_default=True, callback=_numbers)
 @click.option("--contexts", default="2048", show_default=True, callback=_numbers)
 @click.option("--steps", default=16, show_default=True, type=click.IntRange(3))
+@click.option("--threads", default=fast_cores, type=click.IntRange(1), help="By default all.")
+@click.option("--scaling", "scaled", is_flag=True, help="Also with fewer threads.")
+@click.option("--worker", hidden=True)
 def main(
     model: str,
-    peer: tuple[str, str] | None,
+    peer: tuple[Path, Path] | None,
+    with_mlx_lm: bool,
     prompts: list[int],
     streams: list[int],
     contexts: list[int],
     steps: int,
+    threads: int,
+    scaled: bool,
+    worker: str | None,
 ) -> None:
+    if worker is not None:
+        name, *options = json.loads(worker)
+        print(json.dumps(measure(Path(name), *options)))
+        return
     folder = locate(model)
-    found = {"ours": ours(folder, prompts, streams, contexts, steps)}
+    with Checkpoint.open(folder) as checkpoint:
+        rest = rest_of(checkpoint.config)
+    figures = prompts, streams, contexts, steps, threads
+    found = {"ours": ours(folder, *figures)}
+    if scaled:
+        found["ours"] |= scaling(folder, threads, steps)
     if peer is not None:
-        found["llama.cpp"] = llama(*peer, prompts, steps, found["ours"]["threads"])
+        found["llama.cpp"] = llama(*peer, *figures)
+    if with_mlx_lm:
+        found["mlx-lm"] = mlx_lm(folder)
     table = Table("", *found)
     for name in found["ours"]:
-        table.add_row(name, *(str(figures.get(name, "")) for figures in found.values()))
-    Console(width=110).print(table)
+        table.add_row(name, *(str(each.get(name, "")) for each in found.values()))
+    Console(width=110, stderr=True).print(table)
     about = {"machine": f"{platform.machine()}, {platform.system()}", "date": str(date.today())}
-    print(json.dumps({"benchmark": "cpu_speed", **about, "model": folder.name, **found}))
+    report = {"benchmark": "cpu_speed", **about, "model": folder.name, "rest": rest, **found}
+    print(json.dumps(report))
 
 
 if __name__ == "__main__":

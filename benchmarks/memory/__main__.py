@@ -27,6 +27,13 @@ WIDTH = 110  # columns of a table where no terminal says otherwise
 @click.option("--model", type=click.Path(path_type=Path, exists=True), required=True)
 @click.option("--budget", "budgets", multiple=True, type=float, required=True, help="GiB.")
 @click.option("--peer", "peers", multiple=True, type=click.Choice(["mlx-lm"]), help="Run it too.")
+@click.option(
+    "--llama",
+    nargs=2,
+    type=click.Path(path_type=Path, exists=True),
+    metavar="BENCH GGUF",
+    help="Run llama-bench too.",
+)
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw the figures here (.png).")
 @click.option("--context", default=2048, show_default=True, help="Tokens to plan for.")
 @click.option("--prompt-tokens", default=8, show_default=True, type=click.IntRange(2))
@@ -36,6 +43,7 @@ def main(
     model: Path,
     budgets: tuple[float, ...],
     peers: tuple[str, ...],
+    llama: tuple[Path, Path] | None,
     plot: Path | None,
     context: int,
     prompt_tokens: int,
@@ -52,7 +60,7 @@ def main(
         console.width = WIDTH
     asked = Asked(model, context, prompt_tokens, decode_tokens, dtype)
     try:
-        report |= sweep_report(console, asked, budgets, peers, plot)
+        report |= sweep_report(console, asked, budgets, peers, plot, llama)
     except GptOssError as error:
         raise click.ClickException(str(error)) from None
     print(json.dumps(report))

@@ -3,7 +3,7 @@
 Every budget is a fresh process, confined to exactly that many bytes (page cache included, no swap).
 It loads by the plan, reads a short prompt, decodes, and gives the SHA-256 of every logit it
 computed: the same for all budgets and for the process that was not confined. A peer computes in
-the type it chooses.
+the type it chooses; llama.cpp maps its file, and its llama-bench only decodes.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.memory.confine import Outcome as Ended
 from benchmarks.memory.confine import run
 from benchmarks.memory.curves import draw_budgets, need_matplotlib
 from gptoss_mlx.engine.engine import Engine
 from gptoss_mlx.plan.memory import Plan
+from gptoss_mlx.system.cores import fast_cores
 
 GIB = 2**30
 
@@ -69,12 +71,13 @@ def sweep_report(
     budgets: Sequence[float],
     peers: Sequence[str],
     plot: Path | None,
+    llama: tuple[Path, Path] | None = None,
 ) -> dict[str, Any]:
     """Run everything, show the table, draw the curves; the figures as JSON values."""
     if plot is not None:
         need_matplotlib()
     outcomes = []
-    for outcome in sweep(asked, budgets, peers):
+    for outcome in sweep(asked, budgets, peers, llama):
         outcomes.append(outcome)
         console.print(f"{outcome.runtime}, {_gib(outcome.budget)}: {outcome.ended}")
     show(console, outcomes, asked.folder.name)
@@ -98,14 +101,23 @@ def _gib(budget: int | None) -> str:
     return "no limit" if budget is None else f"{budget / GIB:.1f} GiB"
 
 
-def sweep(asked: Asked, budgets: Iterable[float], peers: Iterable[str]) -> Iterator[Outcome]:
-    """Ours without a limit, then under each budget (GiB), then each peer under the same."""
+def sweep(
+    asked: Asked,
+    budgets: Iterable[float],
+    peers: Iterable[str],
+    llama: tuple[Path, Path] | None = None,
+) -> Iterator[Outcome]:
+    """Ours without a limit, then under each budget (GiB), then each peer under the same; llama:
+    its llama-bench and its file."""
     limits = [int(budget * GIB) for budget in budgets]
     for limit in (None, *limits):
         yield _outcome("gptoss_mlx", asked, limit)
     for peer in peers:
         for limit in limits:
             yield _outcome(peer, asked, limit)
+    if llama is not None:
+        for limit in (None, *limits):
+            yield _llama(*llama, asked, limit)
 
 
 def _outcome(runtime: str, asked: Asked, limit: int | None) -> Outcome:
@@ -113,10 +125,23 @@ def _outcome(runtime: str, asked: Asked, limit: int | None) -> Outcome:
     command = [sys.executable, "-m", "benchmarks.memory.budgets", runtime, values]
     ended = run(command, limit)
     if ended.returncode != 0:
-        last = ended.stderr.strip().splitlines()[-1:] or ["nothing said"]
-        reason = "killed: out of memory" if ended.returncode == -9 else last[0]
-        return Outcome(runtime, limit, reason, ended.peak)
+        return _failed(runtime, limit, ended)
     return Outcome(runtime, limit, "well", ended.peak, **json.loads(ended.stdout.splitlines()[-1]))
+
+
+def _llama(bench: Path, file: Path, asked: Asked, limit: int | None) -> Outcome:
+    options = ["-p", "0", "-n", str(asked.decode), "-r", "1", "-t", str(fast_cores()), "-o", "json"]
+    ended = run([str(bench), "-m", str(file), *options], limit)
+    if ended.returncode != 0:
+        return _failed("llama.cpp", limit, ended)
+    rate = json.loads(ended.stdout)[0]["avg_ts"]
+    return Outcome("llama.cpp", limit, "well", ended.peak, decode_rate=rate)
+
+
+def _failed(runtime: str, limit: int | None, ended: Ended) -> Outcome:
+    last = ended.stderr.strip().splitlines()[-1:] or ["nothing said"]
+    reason = "killed: out of memory" if ended.returncode == -9 else last[0]
+    return Outcome(runtime, limit, reason, ended.peak)
 
 
 def main() -> None:

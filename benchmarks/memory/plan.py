@@ -6,7 +6,7 @@ tokens drawn with top-p, penalties and log-probabilities. The parent samples the
 anonymous resident memory (RssAnon: pages of mapped files can be dropped at any time and do not
 count) every millisecond; the figure is its peak over the plan's sum. Linux only.
 
-    python -m benchmarks.memory.plan [--torch]
+    python -m benchmarks.memory.plan [--torch | --cpu]
 """
 
 from __future__ import annotations
@@ -99,18 +99,39 @@ TORCH = {
 }
 """With PyTorch on the CPU."""
 
+KERNELS = {
+    "many heads, short": Case(MANY_HEADS, 1024, backend="cpu"),
+    "many heads, long": Case(MANY_HEADS, 3072, backend="cpu"),
+    "many heads, bfloat16": Case(MANY_HEADS, 1536, dtype="bfloat16", backend="cpu"),
+    "many experts": Case(MANY_EXPERTS, 1536, backend="cpu"),
+    "many experts, half of them": Case(MANY_EXPERTS, 1024, budget="1100MiB", backend="cpu"),
+    "released widths": Case(WIDE, 768, backend="cpu"),
+    "released widths, 8 bits": Case(WIDE, 768, recipe="8", embedding="resident", backend="cpu"),
+    "released widths, mixed bits": Case(WIDE, 1280, recipe="mixed", backend="cpu"),
+}
+"""With the kernels of native/, every weight copied, since what is mapped can be dropped."""
+
 
 @click.command()
 @click.option("--only", multiple=True, help="Cases whose name begins so.")
 @click.option("--streaming", is_flag=True, help="Also cases with fewer slots than experts.")
 @click.option("--torch", "with_torch", is_flag=True, help="Those of PyTorch instead.")
+@click.option("--cpu", "with_kernels", is_flag=True, help="Those of the kernels for CPUs instead.")
 @click.option("--worker", hidden=True)
-def main(only: tuple[str, ...], streaming: bool, with_torch: bool, worker: str | None) -> None:
+def main(
+    only: tuple[str, ...],
+    streaming: bool,
+    with_torch: bool,
+    with_kernels: bool,
+    worker: str | None,
+) -> None:
     """Compare plans with measurements; one JSON line last."""
     if worker is not None:
         _drive(**json.loads(worker))
         return
-    cases = TORCH if with_torch else {**CASES, **(STREAMING if streaming else {})}
+    cases = {**CASES, **(STREAMING if streaming else {})}
+    if with_torch or with_kernels:
+        cases = TORCH if with_torch else KERNELS
     rows = []
     with tempfile.TemporaryDirectory() as work:
         for name, case in cases.items():
@@ -124,7 +145,7 @@ def main(only: tuple[str, ...], streaming: bool, with_torch: bool, worker: str |
         json.dumps(
             {
                 "benchmark": "plan",
-                "backend": "torch" if with_torch else "mlx",
+                "backend": next(iter(cases.values())).backend,
                 "machine": machine,
                 "worst": round(worst, 4),
                 "cases": rows,
@@ -230,8 +251,8 @@ def _drive(folder: str, context: int, **plan: Any) -> None:
 
     checkpoint = Checkpoint.open(Path(folder))
     tokenizer = load_tokenizer(Path(folder), checkpoint.config)
-    opened = _open_torch if plan["backend"] == "torch" else _open_mlx
-    model = opened(checkpoint, context, **plan)
+    opened = {"mlx": _open_mlx, "torch": _open_torch, "cpu": _open_kernels}
+    model = opened[plan["backend"]](checkpoint, context, **plan)
     engine = Engine(model, tokenizer, checkpoint.config, context, {})
     rng = np.random.default_rng(0)
     ids = [int(id) for id in rng.integers(0, 50000, context - DECODED)]
@@ -291,6 +312,24 @@ def _open_torch(
 
     asked: dict[str, Any] = {"dtype": dtype, "context": context, "rows": rows}
     return open_model(checkpoint, slots=slots, chunk=chunk, **asked)
+
+
+def _open_kernels(
+    checkpoint: Checkpoint,
+    context: int,
+    *,
+    slots: int,
+    chunk: int,
+    embedding: str,
+    dtype: str,
+    rows: int,
+    **other: Any,
+) -> Any:
+    from gptoss_mlx.backends.cpu import model as kernels
+
+    kernels.worth_copying = lambda checkpoint, total: True  # what is mapped is not counted
+    asked: dict[str, Any] = {"dtype": dtype, "context": context, "rows": rows}
+    return kernels.open_model(checkpoint, slots=slots, chunk=chunk, embedding=embedding, **asked)
 
 
 def _turns(model: Any, length: int, chunk: int) -> Sequence[int]:
