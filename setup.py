@@ -22,6 +22,9 @@ setup(
             extra_link_args=["-pthread"],
             language="c++",
             optional=True,
+            py_limited_api=True,
         )
-    ]
+    ],
+    # The library knows nothing of Python, so that one wheel of a platform serves every version.
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )

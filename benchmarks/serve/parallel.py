@@ -35,7 +35,7 @@ PROMPT = 32  # tokens
 
 @click.command()
 @click.option("--model", default="tiny", show_default=True, help="A folder, an id, or tiny.")
-@click.option("--backend", type=click.Choice(["mlx", "torch"]), help="What computes.")
+@click.option("--backend", type=click.Choice(["mlx", "torch", "cpu"]), help="What computes.")
 @click.option("--streams", default="1,2,4,8", show_default=True, help="Numbers of streams.")
 @click.option("--tokens", default=48, show_default=True, type=click.IntRange(4), help="Of each.")
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(1))

@@ -3,11 +3,12 @@
 Two agents with one system prompt and the same tools talk in turns: questions, calls, results,
 answers, reasoning that is dropped afterwards; in the middle the engine is closed and opened again.
 What the model would say is replaced by what was recorded, so that every engine reads the same. The
-peer is mlx-lm's prompt cache with the steps of its server (segments, the ten latest prompts), on
-the same weights in the same process, its restart left out: it keeps nothing on the disk. It reads
-an answer as a prompt, which leaves the same cache.
+peers are mlx-lm's prompt cache with the steps of its server (segments, the ten latest prompts), on
+the same weights in the same process, and llama.cpp's server with its defaults, on a GGUF file of
+them. Their restart is left out: they keep nothing on the disk. They read an answer as a prompt,
+which leaves the same cache.
 
-    python -m benchmarks.serve.prefix --peer mlx-lm
+    python -m benchmarks.serve.prefix --peer mlx-lm --llama llama-server model.gguf
 """
 
 from __future__ import annotations
@@ -25,11 +26,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import click
+import httpx
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 import gptoss_mlx
+from benchmarks.serve.servers import running
 from gptoss_mlx import Engine, FinishEvent
 from gptoss_mlx.backends.protocol import SampledToken
 from gptoss_mlx.engine.marks import marks_of
@@ -40,6 +43,8 @@ from tests.support.agent import Agent, tools
 
 SYSTEM = "You are a careful assistant. Use the tools where they help."
 KEPT = 10  # prompts that mlx-lm's server keeps by default
+LLAMA_CONTEXT = 65536  # tokens, of all its slots
+PATIENCE = 600  # seconds
 
 
 class Asked(NamedTuple):
@@ -64,14 +69,22 @@ Answer: TypeAlias = Callable[[Asked], Cost]
 
 @click.command()
 @click.option("--model", default="tiny", show_default=True, help="A folder, an id, or tiny.")
-@click.option("--backend", type=click.Choice(["mlx", "torch"]), default="mlx", show_default=True)
+@click.option("--backend", type=click.Choice(["mlx", "torch", "cpu"]), help="What computes.")
 @click.option("--peer", type=click.Choice(["mlx-lm"]), help="Measure this one too.")
+@click.option("--llama", nargs=2, metavar="SERVER GGUF", help="llama-server, and its file.")
 @click.option("--turns", default=20, show_default=True, type=click.IntRange(1))
 @click.option("--tools", "count", default=40, show_default=True, type=click.IntRange(0))
 @click.option("--words", default=40, show_default=True, type=click.IntRange(1), help="A message's.")
 @click.option("--cache", default="1GiB", show_default=True, help="Of the prefix store.")
 def main(
-    model: str, backend: str, peer: str | None, turns: int, count: int, words: int, cache: str
+    model: str,
+    backend: str | None,
+    peer: str | None,
+    llama: tuple[str, str] | None,
+    turns: int,
+    count: int,
+    words: int,
+    cache: str,
 ) -> None:
     """Measure what each turn costs; one JSON line last."""
     try:
@@ -80,11 +93,16 @@ def main(
             ours = Ours(folder, backend, cache, Path(kept))
             requests = list(recorded(ours.engine, turns, count, words))
             costs = {"gptoss_mlx": measure(ours.answer, requests, ours.restart)}
+            backend = ours.backend
             ours.engine.close()
     except GptOssError as error:
         raise click.ClickException(str(error)) from None
     if peer is not None:
         costs[peer] = measure(mlx_lm(folder), requests, lambda: None)
+    if llama is not None:
+        server, file = llama
+        with running([server, "-m", file, "--jinja", "-c", str(LLAMA_CONTEXT)]) as url:
+            costs["llama.cpp"] = measure(llama_cpp(url), requests, lambda: None)
     report = {
         "benchmark": "serve.prefix",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
@@ -143,9 +161,10 @@ def measure(answer: Answer, requests: Sequence[Asked], restart: Callable[[], Non
 class Ours:
     """Our engine, with a store in memory and on the disk, and a model that says what it is told."""
 
-    def __init__(self, folder: Path, backend: str, cache: str, kept: Path) -> None:
+    def __init__(self, folder: Path, backend: str | None, cache: str, kept: Path) -> None:
         self._open = lambda: gptoss_mlx.load(folder, backend=backend, cache=cache, cache_dir=kept)
         self.engine = self._open()
+        self.backend = None if self.engine.plan is None else self.engine.plan.backend
         self._reply: list[int] = []
 
     def restart(self) -> None:
@@ -221,6 +240,25 @@ def mlx_lm(folder: Path) -> Answer:
         read(asked.reply[:-1], cache)
         kept.insert_cache("model", asked.ids + asked.reply[:-1], cache)
         return Cost(len(rest) - 1, seconds)
+
+    return answer
+
+
+def llama_cpp(url: str) -> Answer:
+    """llama.cpp's server, asked in tokens."""
+
+    def ask(ids: Sequence[int]) -> int:
+        """Tokens that it read."""
+        body = {"prompt": list(ids), "n_predict": 1, "cache_prompt": True, "temperature": 0}
+        answer = httpx.post(f"{url}/completion", json=body, timeout=PATIENCE, trust_env=False)
+        return int(answer.raise_for_status().json()["timings"]["prompt_n"])
+
+    def answer(asked: Asked) -> Cost:
+        begun = time.perf_counter()
+        read = ask(asked.ids)
+        seconds = time.perf_counter() - begun
+        ask(asked.ids + asked.reply[:-1])
+        return Cost(read - 1, seconds)
 
     return answer
 

@@ -86,7 +86,7 @@ def main(
         "servers": {},
     }
     for name, command in _commands(folder, peer, llama).items():
-        with _running(command) as url:
+        with running(command) as url:
             report["servers"][name] = {
                 **_loaded(url, tokens),
                 **_many(url, clients),
@@ -111,7 +111,7 @@ def _commands(
 
 
 @contextmanager
-def _running(command: list[str]) -> Iterator[str]:
+def running(command: list[str]) -> Iterator[str]:
     """A server's process on a free port; gives its address once it answers."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -14,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from gptoss_mlx.backends import guesses, loading, slots
+from gptoss_mlx.backends import bank, guesses, loading, slots
 from gptoss_mlx.backends import streaming as shared_streaming
 from gptoss_mlx.backends.mlx import streaming, weights
 from gptoss_mlx.backends.mlx.experts import ExpertBank
@@ -29,7 +29,7 @@ from tests.support.checkpoints import Shape
 from tests.support.interrupts import Interrupt, everywhere, left_open
 
 SHAPE = Shape(2, 32, 32, 5, 2, 2, 1, 16, vocab=64)
-MODULES = (streaming, shared_streaming, slots, guesses, reader, pool)
+MODULES = (streaming, bank, shared_streaming, slots, guesses, reader, pool)
 
 
 class Layers:

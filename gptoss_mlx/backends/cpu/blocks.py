@@ -7,16 +7,22 @@ calls them in order. Formulas: OpenAI, gpt-oss/torch/model.py.
 from __future__ import annotations
 
 from functools import partial
+from typing import Any, TypeAlias
 
+from numpy.typing import NDArray
+
+from gptoss_mlx.backends.bank import PrefetchStreaming
 from gptoss_mlx.backends.cpu import library
 from gptoss_mlx.backends.cpu.cache import Pages
 from gptoss_mlx.backends.cpu.experts import ExpertBank
 from gptoss_mlx.backends.cpu.linear import Projection
 from gptoss_mlx.backends.cpu.step import Call, Step
-from gptoss_mlx.backends.cpu.streaming import StreamedExperts, Streaming
+from gptoss_mlx.backends.cpu.streaming import StreamedExperts
 from gptoss_mlx.backends.cpu.weights import Loader
 from gptoss_mlx.spec.config import ModelConfig
 from gptoss_mlx.spec.rope import magnitude
+
+Array: TypeAlias = NDArray[Any]
 
 
 class Attention:
@@ -61,10 +67,15 @@ class Attention:
 
 
 class MoE:
-    """Norm, a router and its experts, residual."""
+    """Norm, a router and its experts, residual.
+
+    following: the next layer's, if experts are streamed: its router's choice is guessed here.
+    """
+
+    following: MoE | None = None
 
     def __init__(
-        self, config: ModelConfig, loader: Loader, layer: int, streaming: Streaming | None
+        self, config: ModelConfig, loader: Loader, layer: int, streaming: PrefetchStreaming | None
     ) -> None:
         prefix = f"model.layers.{layer}"
         norm = loader.floats(f"{prefix}.post_attention_layernorm.weight")
@@ -79,20 +90,36 @@ class MoE:
         buffers, device, n = step.buffers, step.device, step.tokens
         arrays = map(library.address, (buffers.out, buffers.x, buffers.x))
         add = step.call(device.sum, library.SumCall(n, self.k, self.hidden, *arrays))
+        route = self._route(step, buffers.logits, buffers.ids, buffers.weights)
         if self.streamed is not None:
-            return [*self._route(step), partial(self.streamed.visit, device, buffers, n), add]
+            return [*route, *self._stream(step, self.streamed), add]
         visits = self.bank.visits(buffers, n, n * self.k, buffers.ids)
         gate_up, down = step.call(device.moe_gate_up, visits), step.call(device.moe_down, visits)
-        return [*self._route(step), gate_up, down, add]
+        return [*route, gate_up, down, add]
 
-    def _route(self, step: Step) -> list[Call]:
+    def foresee(self, following: MoE) -> None:
+        """Guess the next layer's experts from here on, if both layers' experts are streamed."""
+        if self.streamed is not None and following.streamed is not None:
+            self.following, self.streamed.following = following, following.streamed
+
+    def _stream(self, step: Step, streamed: StreamedExperts) -> list[Call]:
+        """The visits to streamed experts. The next layer's router guesses from the residual stream
+        a layer earlier, where a few tokens are decoded."""
+        buffers, n = step.buffers, step.tokens
+        visit = partial(streamed.visit, step.device, buffers, n)
+        if self.following is None or n * self.k > streamed.size or n > len(buffers.guess):
+            return [visit]
+        logits, ids, weights = buffers.guess_logits, buffers.guess, buffers.guess_weights
+        guess = self.following._route(step, logits, ids, weights)
+        return [*guess, partial(visit, ids[:n])]
+
+    def _route(self, step: Step, logits: Array, ids: Array, weights: Array) -> list[Call]:
         """The experts of the step's tokens, and their weights."""
-        buffers = step.buffers
-        logits = self.router.call(buffers.x, buffers.logits, step.tokens)
-        arrays = map(library.address, (buffers.logits, buffers.ids, buffers.weights))
+        call = self.router.call(step.buffers.x, logits, step.tokens)
+        arrays = map(library.address, (logits, ids, weights))
         chosen = library.RouterCall(step.tokens, self.bank.experts, self.k, *arrays)
         device = step.device
-        return [step.call(device.linear, logits), step.call(device.router_topk, chosen)]
+        return [step.call(device.linear, call), step.call(device.router_topk, chosen)]
 
 
 class Block:
@@ -103,7 +130,7 @@ class Block:
         config: ModelConfig,
         loader: Loader,
         layer: int,
-        streaming: Streaming | None = None,
+        streaming: PrefetchStreaming | None = None,
     ) -> None:
         self.attention = Attention(config, loader, layer)
         self.moe = MoE(config, loader, layer, streaming)

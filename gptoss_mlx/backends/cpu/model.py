@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import numpy as np
 import psutil
 from numpy.typing import NDArray
 
+from gptoss_mlx.backends.bank import PrefetchStreaming
 from gptoss_mlx.backends.cpu import library, segments
 from gptoss_mlx.backends.cpu.blocks import Block
 from gptoss_mlx.backends.cpu.cache import EVERYTHING, Layers, State, Window
@@ -21,13 +23,12 @@ from gptoss_mlx.backends.cpu.embedding import Embedding, FileEmbedding, Resident
 from gptoss_mlx.backends.cpu.linear import Projection
 from gptoss_mlx.backends.cpu.sampler import Operations
 from gptoss_mlx.backends.cpu.step import Buffers, Call, Spans, Step, run
-from gptoss_mlx.backends.cpu.streaming import Streaming
 from gptoss_mlx.backends.cpu.weights import Loader, worth_copying
 from gptoss_mlx.backends.loading import bytes_to_read
 from gptoss_mlx.backends.protocol import Choice, Draw, Layout
 from gptoss_mlx.backends.sampler import RuledSampler
 from gptoss_mlx.backends.state import Copied, check_rows
-from gptoss_mlx.backends.streaming import Counts, batched, slots_of
+from gptoss_mlx.backends.streaming import batched, slots_of
 from gptoss_mlx.errors import CapacityError
 from gptoss_mlx.models.checkpoint import Checkpoint, Progress
 from gptoss_mlx.plan.cpu_buffers import own_bytes, shared_bytes
@@ -58,7 +59,7 @@ class Transformer:
         embedding: Embedding,
         layers: Layers,
         context: int,
-        streaming: Streaming | None = None,
+        streaming: PrefetchStreaming | None = None,
         chunk: int = CHUNK,
         rows: int = 1,
     ) -> None:
@@ -72,6 +73,8 @@ class Transformer:
         self._operations = Operations(config.vocab_size)
         numbers = range(config.num_hidden_layers)
         self.blocks = [Block(config, loader, layer, streaming) for layer in numbers]
+        for block, following in pairwise(self.blocks):
+            block.moe.foresee(following.moe)
         norm = loader.floats("model.norm.weight")
         self.lm_head = Projection(loader, ["lm_head"], norm, config.rms_norm_eps, bias=False)
         self._steps: dict[int, tuple[Spans, list[Call]]] = {}
@@ -148,7 +151,7 @@ class Transformer:
 
     def stats(self) -> dict[str, float]:
         """The resident memory of the process and its peak, in bytes; the counts of streaming
-        (`streaming.Counts`)."""
+        (`bank.GuessCounts`)."""
         resident = psutil.Process().memory_info().rss
         held: dict[str, float] = {
             "active_bytes": resident,
@@ -254,7 +257,7 @@ def open_model(
     slots = slots_of(config, slots)
     streaming = None
     if slots < config.num_local_experts:
-        streaming = Streaming(checkpoint.tensors, reader, slots, Counts())
+        streaming = PrefetchStreaming(checkpoint.tensors, reader, slots)
     device = library.Device(
         library.choose_variant(variant),
         threads or fast_cores(),

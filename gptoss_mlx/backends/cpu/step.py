@@ -30,7 +30,8 @@ class Buffers:
 
     x [tokens, hidden] is the residual stream; qkv, attended, logits (the router's), ids and weights
     (of chosen experts), h and out (of visits) are what a layer's operations write. row and place
-    [tokens * k] number the visits: the token of each, and itself.
+    [tokens * k] number the visits: the token of each, and itself. guess [rows, k], with its logits
+    and weights: what the next layer's router would choose.
     """
 
     def __init__(self, config: ModelConfig, tokens: int, rows: int, context: int) -> None:
@@ -42,6 +43,9 @@ class Buffers:
         self.logits = self._floats(sizes["router logits"], tokens)
         self.weights = np.zeros((tokens, k), np.float32)
         self.ids = np.zeros((tokens, k), np.int32)
+        self.guess_logits = np.zeros((rows, config.num_local_experts), np.float32)
+        self.guess_weights = np.zeros((rows, k), np.float32)
+        self.guess = np.zeros((rows, k), np.int32)
         self.h = self._floats(sizes["h"], tokens * k)
         self.out = self._floats(sizes["visits"], tokens * k)
         self.cosines = np.zeros((tokens, config.head_dim // 2), np.float32)

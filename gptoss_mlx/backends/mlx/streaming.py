@@ -16,56 +16,28 @@ slot and every write to one is recorded, and an overlap raises AssertionError at
 
 from __future__ import annotations
 
-import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 
 import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from gptoss_mlx.backends.guesses import Guesses
+from gptoss_mlx.backends.bank import PrefetchStreaming, StreamedBank
 from gptoss_mlx.backends.mlx.experts import ExpertBank
 from gptoss_mlx.backends.mlx.ops.routing import Routing
 from gptoss_mlx.backends.slots import Watch, debugging
-from gptoss_mlx.backends.streaming import (
-    Counts,
-    ExpertStreaming,
-    batched,
-    filled,
-    pairs_visiting,
-)
-from gptoss_mlx.files.pool import Tasks
+from gptoss_mlx.backends.streaming import batched, pairs_visiting
 from gptoss_mlx.files.reader import FileReader
 from gptoss_mlx.files.shard import Tensor
 
 
-@dataclass
-class GuessCounts(Counts):
-    """Counts of a model's streaming, with those of its guesses.
-
-    guessed, guessed_right: experts foreseen for the next layer, and how many of them it chose.
-    prefetched, prefetch_used: experts read because of a guess, and how many were then chosen.
-    """
-
-    guessed: int = 0
-    guessed_right: int = 0
-    prefetched: int = 0
-    prefetch_used: int = 0
-
-
-class Streaming(ExpertStreaming):
-    """`ExpertStreaming` in MLX, with the computations that are in flight."""
-
-    counts: GuessCounts
+class Streaming(PrefetchStreaming):
+    """`PrefetchStreaming` in MLX, with the computations that are in flight."""
 
     def __init__(self, tensors: Mapping[str, Tensor], reader: FileReader, slots: int) -> None:
-        super().__init__(tensors, reader, slots, GuessCounts())
+        super().__init__(tensors, reader, slots)
         self.watch = Watch() if debugging() else None
         self._flying: list[mx.array] = []
-
-    def synchronize(self) -> None:
-        """Nothing to wait for: reads go straight into the slots, without copies."""
 
     def launch(self, output: mx.array) -> None:
         """Start to compute an output that reads a bank, and record it as in flight."""
@@ -94,19 +66,15 @@ class Streaming(ExpertStreaming):
         del self._flying[:count]
 
 
-class StreamedExperts:
+class StreamedExperts(StreamedBank):
     """One layer's experts, streamed into a bank of fewer slots; called as `ExpertBank` is."""
 
+    streaming: Streaming
+
     def __init__(self, bank: ExpertBank, streaming: Streaming) -> None:
-        self.bank, self.streaming = bank, streaming
-        self.table = filled(bank.experts, bank.size)
-        self.following: StreamedExperts | None = None
-        self._matrices = [
-            (streaming.tensors[name], np.asarray(array)) for name, array in bank.matrices.items()
-        ]
-        self._name = min(bank.matrices)
-        self._coming: dict[int, Tasks] = {}
-        self._guesses = Guesses(bank.experts)
+        matrices = {name: np.asarray(array) for name, array in bank.matrices.items()}
+        super().__init__(streaming, matrices, bank.experts)
+        self.bank, self._name = bank, min(matrices)
 
     def __call__(
         self,
@@ -140,18 +108,10 @@ class StreamedExperts:
             outputs.append(self._few_tokens(last, guess))
             return outputs[0] if len(outputs) == 1 else mx.concatenate(outputs)
 
-    @property
-    def size(self) -> int:
-        """Slots of the bank."""
-        return len(self.table)
-
     def expect(self, guess: Sequence[int]) -> None:
-        """Prefetch experts that will probably be chosen, surest first, where slots allow."""
+        """As `StreamedBank` does, when no computation reads a slot any more."""
         self.streaming.land()
-        with self.streaming.also_changing(self):
-            for expert in self._guesses.make(guess):
-                if self._request(expert, self._guesses.open):
-                    self.streaming.counts.prefetched += 1
+        super().expect(guess)
 
     def _grouped(self, step: _Step, guess: mx.array | None) -> mx.array:
         """A chunk: every expert once for all its tokens, in waves if the slots are too few."""
@@ -213,55 +173,19 @@ class StreamedExperts:
             self.streaming.land(flying=1)
             before = wave
 
-    def _arrive(self, needed: Sequence[int]) -> None:
-        """Count hits and misses; abandon reads that are not needed or have failed."""
-        counts, chosen = self.streaming.counts, set(needed)
-        for expert, load in [*self._coming.items()]:
-            if expert not in chosen or load.failed():
-                arrived = load.abandon()
-                self._came(expert)
-                if not arrived:
-                    self.table.release(self.table.slot_of[expert])
-        hits = len(chosen & self.table.slot_of.keys())
-        counts.hits += hits
-        counts.misses += len(chosen) - hits
-        counts.guessed += len(self._guesses.open)
-        counts.guessed_right += len(self._guesses.settle(chosen))
-        counts.prefetch_used += len(self._coming)
-
-    def _request(self, expert: int, keep: Collection[int]) -> bool:
-        """Begin to read an expert into the slot of one not in `keep`; whether a read began."""
-        if expert in self.table.slot_of:
-            return False
-        slot = self.table.claim(expert, {*keep, *self._coming})
-        if slot is None:
-            return False
+    def _written(self, slot: int) -> None:
         if self.streaming.watch is not None:
             self.streaming.watch.write((self._name, slot))
-        parts = [(tensor[expert], view[slot].data) for tensor, view in self._matrices]
-        self._coming[expert] = self.streaming.reader.read(parts)
-        self.streaming.counts.bytes_read += sum(tensor.nbytes for tensor, _ in parts)
-        return True
-
-    def _await(self, experts: Sequence[int]) -> None:
-        begun = time.perf_counter()
-        for expert in experts:
-            if expert in self._coming:
-                self._coming[expert].wait()
-                self._came(expert)
-        self.streaming.counts.stall += time.perf_counter() - begun
 
     def _came(self, expert: int) -> None:
-        """Record that the read into an expert's slot is over, completed or abandoned."""
-        del self._coming[expert]
+        super()._came(expert)
         if self.streaming.watch is not None:
             self.streaming.watch.wrote((self._name, self.table.slot_of[expert]))
 
     def empty(self) -> None:
-        self._coming.clear()
         if self.streaming.watch is not None:
             self.streaming.watch.forget()
-        self.table.clear()
+        super().empty()
 
     def _pairs(
         self, chosen: NDArray[np.uint32], wave: list[int]

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from random import Random
 from threading import Event
-from typing import Any, cast
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -25,56 +25,15 @@ from gptoss_mlx.errors import CheckpointError
 from gptoss_mlx.files import reader as reader_module
 from gptoss_mlx.files.pool import Tasks
 from gptoss_mlx.files.reader import FileReader
-from gptoss_mlx.files.shard import Tensor, read_into
 from gptoss_mlx.models.checkpoint import Checkpoint
 from tests.backends.mlx.ops.banks import choices, normal
 from tests.support.checkpoints import Shape
 from tests.support.comparison import opened
+from tests.support.readers import FailingReader, ScriptedLoad, ScriptedReader
 
 SHAPE = Shape(2, 64, 32, 9, 4, 4, 2, 16, vocab=64)
 EXPERTS, K = SHAPE.experts, SHAPE.active
 Routing = NDArray[np.uint32]
-
-
-class ScriptedLoad:
-    """Ends when it is waited for, not before; until then its memory holds garbage."""
-
-    def __init__(self, targets: list[tuple[Tensor, memoryview]], rng: Random) -> None:
-        self.targets, self.rng, self.read = targets, rng, 0
-        for _, out in targets:
-            np.frombuffer(out.cast("B"), np.uint8)[:] = 0x77
-        self._some()
-
-    def wait(self) -> None:
-        self._some(len(self.targets))
-
-    def failed(self) -> bool:
-        return self.rng.random() < 0.1  # a read gone wrong is begun anew
-
-    def abandon(self) -> bool:
-        self._some()
-        return self.read == len(self.targets)
-
-    def _some(self, at_least: int = 0) -> None:
-        """Some more targets are there now."""
-        upto = max(at_least, self.rng.randint(self.read, len(self.targets)))
-        for tensor, out in self.targets[self.read : upto]:
-            read_into(tensor, out)
-        self.read = max(self.read, upto)
-
-
-@dataclass
-class ScriptedReader:
-    rng: Random
-
-    reads: int = 0
-
-    def read(self, targets: Iterator[tuple[Tensor, memoryview]]) -> ScriptedLoad:
-        self.reads += 1
-        return ScriptedLoad(list(targets), self.rng)
-
-    def stop(self) -> None:
-        """Nothing of it runs by itself."""
 
 
 class Late(Streaming):
@@ -258,24 +217,6 @@ def test_a_slot_written_in_flight_is_noticed(
     layer(x, mx.array([[0, 1, 2, 3]]), weights)
     with pytest.raises(AssertionError, match=rf"^slot 0 of .*layers.0.* is written {what}$"):
         layer(x, mx.array([[4, 5, 6, 7]]), weights)
-
-
-class FailingReader(FileReader):
-    """Fails from the moment it is told to."""
-
-    failing = False
-
-    def read(self, targets: Any) -> Any:
-        targets = list(targets)
-        if self.failing:
-            targets = [(cast(Tensor, _Missing(tensor)), out) for tensor, out in targets]
-        return super().read(targets)
-
-
-class _Missing:
-    def __init__(self, tensor: Tensor) -> None:
-        self.name, self.path, self.nbytes = tensor.name, tensor.path, tensor.nbytes
-        self.offset = 1 << 50  # far behind the file's end
 
 
 @pytest.mark.parametrize("when", ["miss", "prefetch"])
