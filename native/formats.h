@@ -7,8 +7,9 @@
 //
 // A format has: VECS, CHUNK, BYTES of a chunk's codes; SCALED, whether `scale` says anything;
 // BIASED, whether a group has a bias; order(place), the number in the chunk of the value at a place;
-// and, of the row that it was made for, expand(codes, w), scale(chunk), last_scale(chunk, left) of a
-// chunk that has only `left` values, and bytes(values).
+// and, of the row that it was made for, expand(codes, w), step(codes, i), which is w[i] alone,
+// scale(chunk), last_scale(chunk, left) of a chunk that has only `left` values, and bytes(values).
+// STEPPED: a chunk's vectors one by one take no more instructions than all at once.
 #pragma once
 
 #include "gptoss.h"
@@ -34,14 +35,17 @@ constexpr int MOST_BYTES = 4 * MOST_VECS * LANES;  // of a chunk's codes
 
 struct Float32 {
     static constexpr int VECS = 8, CHUNK = VECS * LANES, BYTES = 4 * CHUNK;
-    static constexpr bool SCALED = false, BIASED = false;
+    static constexpr bool SCALED = false, BIASED = false, STEPPED = true;
     static constexpr int order(int place) { return place; }
 
     const uint8_t* codes;
 
     Float32(const Matrix& m, int64_t row) : codes(m.weight + row * m.inputs * 4) {}
     GPTOSS_INLINED void expand(const uint8_t* p, Vec w[VECS]) const {
-        for (int i = 0; i < VECS; i++) w[i] = load((const float*)p + i * LANES);
+        for (int i = 0; i < VECS; i++) w[i] = step(p, i);
+    }
+    GPTOSS_INLINED Vec step(const uint8_t* p, int i) const {
+        return load((const float*)p + i * LANES);
     }
     GPTOSS_INLINED Vec scale(int64_t) const { return fill(1.0f); }
     Vec last_scale(int64_t chunk, int64_t) const { return scale(chunk); }
@@ -50,7 +54,7 @@ struct Float32 {
 
 struct Bfloat16 {
     static constexpr int VECS = 8, CHUNK = VECS * LANES, BYTES = 2 * CHUNK;
-    static constexpr bool SCALED = false, BIASED = false;
+    static constexpr bool SCALED = false, BIASED = false, STEPPED = true;
     static constexpr int order(int place) {
         const int vector = place / LANES, lane = place % LANES;
         return vector / 2 * 2 * LANES + 2 * lane + vector % 2;
@@ -60,7 +64,10 @@ struct Bfloat16 {
 
     Bfloat16(const Matrix& m, int64_t row) : codes(m.weight + row * m.inputs * 2) {}
     GPTOSS_INLINED void expand(const uint8_t* p, Vec w[VECS]) const {
-        for (int i = 0; i < VECS; i += 2) load_pairs(p + i * 2 * LANES, w[i], w[i + 1]);
+        for (int i = 0; i < VECS; i++) w[i] = step(p, i);
+    }
+    GPTOSS_INLINED Vec step(const uint8_t* p, int i) const {
+        return i % 2 == 0 ? load_even(p + i / 2 * 4 * LANES) : load_odd(p + i / 2 * 4 * LANES);
     }
     GPTOSS_INLINED Vec scale(int64_t) const { return fill(1.0f); }
     Vec last_scale(int64_t chunk, int64_t) const { return scale(chunk); }
@@ -78,7 +85,7 @@ static constexpr Bytes INTEGERS = bytes_of({{
 
 struct Mxfp4 {
     static constexpr int VECS = 8, CHUNK = VECS * LANES, BYTES = CHUNK / 2, GROUP = 32;
-    static constexpr bool SCALED = true, BIASED = false;
+    static constexpr bool SCALED = true, BIASED = false, STEPPED = NIBBLE_STEPS;
     static constexpr int order(int place) { return nibble_order(place); }
 
     const uint8_t *codes, *scales;
@@ -89,6 +96,7 @@ struct Mxfp4 {
           scales(m.scales + row * (m.inputs / GROUP)),
           values(table(E2M1)) {}
     GPTOSS_INLINED void expand(const uint8_t* p, Vec w[VECS]) const { nibbles(p, values, w); }
+    GPTOSS_INLINED Vec step(const uint8_t* p, int i) const { return nibble(p, values, i); }
     GPTOSS_INLINED Vec scale(int64_t chunk) const {
         return power_scales(scales + chunk * (CHUNK / GROUP));
     }
@@ -122,6 +130,7 @@ struct Affine {
     static constexpr bool SCALED = true, BIASED = true;
     // Lanes of nibbles belong to different groups of 32.
     static constexpr bool LOOKED_UP = BITS == 4 && CHUNK == 8 * LANES;
+    static constexpr bool STEPPED = LOOKED_UP ? NIBBLE_STEPS : true;
     static constexpr int order(int place) { return LOOKED_UP ? nibble_order(place) : place; }
 
     const uint8_t *codes, *scales, *biases;
@@ -140,19 +149,25 @@ struct Affine {
         if constexpr (LOOKED_UP) {
             nibbles(p, values, w);
         } else {
-            for (int i = 0; i < VECS; i++) {
-                if constexpr (BITS == 8) {
-                    w[i] = load_u8(p + i * LANES);
-                } else {
-                    w[i] = load_codes<BITS>(p, i * LANES);
-                }
-            }
+            for (int i = 0; i < VECS; i++) w[i] = step(p, i);
+        }
+    }
+    GPTOSS_INLINED Vec step(const uint8_t* p, int i) const {
+        if constexpr (LOOKED_UP) {
+            return nibble(p, values, i);
+        } else if constexpr (BITS == 8) {
+            return load_u8(p + i * LANES);
+        } else {
+            return load_codes<BITS>(p, i * LANES);
         }
     }
     GPTOSS_INLINED Vec scale(int64_t chunk) const {
         return fill(affine_parameter(scales, wide, chunk * CHUNK / group));
     }
     float bias(int64_t number) const { return affine_parameter(biases, wide, number); }
+    GPTOSS_INLINED Vec bias_vec(const uint8_t* p) const {
+        return wide ? load((const float*)p) : load_bf16((const uint16_t*)p);
+    }
     Vec last_scale(int64_t chunk, int64_t) const { return scale(chunk); }
     int64_t bytes(int64_t values) const { return values * BITS / 8; }
 };
@@ -187,14 +202,15 @@ static inline void with_bits(int32_t bits, Work& work) {
 // Call work.template run<F>() with the matrix's format.
 template <class Work>
 static inline void with_format(const Matrix& m, Work& work) {
-    constexpr int MOST = 8 * LANES, NARROW = 32 < MOST ? 32 : 0;
+    constexpr int MOST = 8 * LANES, MIDDLE = 64 < MOST ? 64 : 0, NARROW = 32 < MOST ? 32 : 0;
     switch (m.format) {
         case F32: return work.template run<Float32>();
         case BF16: return work.template run<Bfloat16>();
         case MXFP4: return work.template run<Mxfp4>();
         default:
-            if (m.group < MOST) return with_bits<NARROW>(m.bits, work);
-            return with_bits<0>(m.bits, work);
+            if (m.group >= MOST) return with_bits<0>(m.bits, work);
+            if (m.group == 64) return with_bits<MIDDLE>(m.bits, work);
+            return with_bits<NARROW>(m.bits, work);
     }
 }
 

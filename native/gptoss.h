@@ -7,12 +7,21 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #include "pool.h"
 
 // Of a function that has to be part of its caller: its vectors stay in registers.
 #define GPTOSS_INLINE static inline __attribute__((always_inline))
 #define GPTOSS_INLINED inline __attribute__((always_inline))
+
+// Before a loop of a known length, at most 16, whose arrays of vectors stay in registers only if it
+// becomes straight code.
+#if defined(__clang__)
+#define GPTOSS_UNROLL _Pragma("unroll")
+#else
+#define GPTOSS_UNROLL _Pragma("GCC unroll 16")
+#endif
 
 // Compilers that know AMX, on the system that lends it to processes.
 #if defined(__x86_64__) && defined(__linux__)
@@ -22,6 +31,28 @@
 #endif
 
 namespace gptoss {
+
+// The first N bytes, 2 to 7, as a number. A copy of so many would be loaded before its parts are
+// stored, and wait for them.
+template <int N>
+GPTOSS_INLINE uint64_t load_bytes(const uint8_t* p) {
+    uint64_t number = 0;
+    int at = 0;
+    if (N >= 4) {
+        uint32_t four;
+        std::memcpy(&four, p, 4);
+        number = four;
+        at = 4;
+    }
+    if (N % 4 >= 2) {
+        uint16_t two;
+        std::memcpy(&two, p + at, 2);
+        number |= uint64_t(two) << 8 * at;
+        at += 2;
+    }
+    if (N % 2) number |= uint64_t(p[at]) << 8 * at;
+    return number;
+}
 
 enum Format : int32_t { F32, BF16, MXFP4, AFFINE };
 

@@ -196,7 +196,7 @@ static void visit(
     close_tiles();
 }
 #else
-// Of a few tokens, packed as `pack_row` has; or of one or two of a prompt's.
+// Of a few tokens, packed as `pack_row` has; or of FEW of a prompt's.
 template <class Use>
 static void few_product(
     const Matrix& m, int64_t begin, int64_t end, const Rows& rows, float* own, Use& use) {

@@ -154,6 +154,52 @@ struct Codes {
     }
 };
 
+constexpr int SUMS = DECODED + 2;  // from an output's sums to the next: not 4 KB, or they collide
+constexpr int OUTPUTS = 3;         // of a tile of weights
+constexpr int TOKENS = 4;          // of a tile of activations
+constexpr int64_t AT_ONCE = 8;     // chunks of a strip that tiles pass over
+
+// Passes tiles over a strip of `count` outputs and `rows` rows x. The strip's length is taken in
+// parts of `at_once`, which stay in the cache. tile.run<O, M>(output, row, x, first, last) adds the
+// products of O outputs and M rows, in the part from `first` to `last`, to their sums.
+template <class Tile>
+static void sweep(
+    const Tile& tile, int64_t length, int64_t at_once, int count, const float* const* x,
+    int rows) {
+    for (int64_t first = 0; first < length; first += at_once) {
+        const int64_t last = first + at_once < length ? first + at_once : length;
+        for (int r = 0; r < rows;) {
+            const int some = rows - r >= TOKENS ? TOKENS : 1;
+            for (int o = 0; o < count;) {
+                const int together = count - o >= OUTPUTS ? OUTPUTS : 1;
+                if (some == 1 && together == 1) {
+                    tile.template run<1, 1>(o, r, x + r, first, last);
+                } else if (some == 1) {
+                    tile.template run<OUTPUTS, 1>(o, r, x + r, first, last);
+                } else if (together == 1) {
+                    tile.template run<1, TOKENS>(o, r, x + r, first, last);
+                } else {
+                    tile.template run<OUTPUTS, TOKENS>(o, r, x + r, first, last);
+                }
+                o += together;
+            }
+            r += some;
+        }
+    }
+}
+
+// A strip of outputs in the thread's workspace. It holds, one after another: weights [STRIP,
+// length], sums [STRIP, SUMS] vectors, results [DECODED, STRIP].
+struct Strip {
+    float *weights, *sums, *out;
+
+    Strip(float* own, int64_t length)
+        : weights(own),
+          sums(weights + STRIP * length),
+          out(sums + STRIP * SUMS * LANES) {}
+    float* sum_of(int output, int row) const { return sums + (output * SUMS + row) * LANES; }
+};
+
 // Chunks of a strip of planes' weights.
 struct PlanesTile {
     const Strip& s;
@@ -178,48 +224,55 @@ struct PlanesTile {
 
 // The scheme of MXFP4 and rows that `pack_planes` has packed.
 struct Planes {
-    using Row = Codes;
-    static constexpr int64_t AT_ONCE = 8;  // chunks that tiles pass over
-
     const Matrix& m;
     const Rows& rows;
     int64_t chunks;
     Strip s;
+    float* out;
 
     Planes(const Matrix& matrix, const Rows& packed, float* own)
         : m(matrix),
           rows(packed),
           chunks((m.inputs + CODES - 1) / CODES),
-          s(own, chunks * int64_t(sizeof(Weights) / sizeof(float)), 0) {}
+          s(own, chunks * int64_t(sizeof(Weights) / sizeof(float))),
+          out(s.out) {}
 
-    // Two outputs at a time: what is loaded of a row serves both.
-    void few(int64_t output, int count) const {
-        int o = 0;
-        if (rows.count == 1) {
-            for (; o + 2 <= count; o += 2) few_rows<2, 1>(output + o, s.out + o);
-            if (o < count) few_rows<1, 1>(output + o, s.out + o);
-        } else {
-            for (; o + 2 <= count; o += 2) few_rows<2, 2>(output + o, s.out + o);
-            if (o < count) few_rows<1, 2>(output + o, s.out + o);
+    // Some outputs, at most STRIP, for all rows.
+    void multiply(int64_t output, int count) const {
+        switch (rows.count) {
+            case 1: return few<1>(output, count);
+            case 2: return few<2>(output, count);
+            default: return many(output, count);
         }
     }
 
-    void widen(int64_t output, int count) const {
+private:
+    // Two outputs at a time: what is loaded of a row serves both.
+    template <int R>
+    void few(int64_t output, int count) const {
+        int o = 0;
+        for (; o + 2 <= count; o += 2) few_rows<2, R>(output + o, s.out + o);
+        if (o < count) few_rows<1, R>(output + o, s.out + o);
+    }
+
+    // More rows: the outputs are widened into the strip, and tiles pass over it.
+    void many(int64_t output, int count) const {
+        const int some = int(rows.count);
+        const float* x[DECODED];
+        for (int r = 0; r < some; r++) x[r] = rows.row(r);
         for (int o = 0; o < count; o++) {
             const Codes row(m, output + o);
             Weights* to = (Weights*)s.weights + o * chunks;
             for (int64_t c = 0; c < row.whole; c++) to[c] = row.at(c);
             if (row.half) to[row.whole] = row.last();
+            for (int r = 0; r < some; r++) store(s.sum_of(o, r), zero());
+        }
+        sweep(PlanesTile{s, chunks}, chunks, AT_ONCE, count, x, some);
+        for (int o = 0; o < count; o++) {
+            for (int r = 0; r < some; r++) s.out[r * STRIP + o] = sum(load(s.sum_of(o, r)));
         }
     }
 
-    void multiply(int count, const float* const* x, int some) const {
-        sweep(PlanesTile{s, chunks}, chunks, AT_ONCE, count, x, some);
-    }
-
-    float biased(const Codes&, const float*) const { return 0.0f; }
-
-private:
     template <int O, int R>
     void few_rows(int64_t output, float* out) const {
         const Codes first(m, output), second(m, output + O - 1);

@@ -20,6 +20,13 @@ struct Rows {
     bool prompt;
 
     const float* row(int64_t r) const { return x + (index ? index[r] : r) * stride; }
+
+    // At most `most` rows, from number `first` on.
+    Rows part(int64_t first, int64_t most) const {
+        const int64_t some = count - first < most ? count - first : most;
+        if (index) return {x, stride, padded, some, index + first, prompt};
+        return {x + first * stride, stride, padded, some, nullptr, prompt};
+    }
 };
 
 template <class F>
@@ -52,6 +59,8 @@ static void pack(const Matrix& m, const float* x, const float* norm, float facto
             }
             sums[g] = sum;
         }
+        const int64_t groups = m.inputs / m.group;
+        for (int64_t g = groups; g < (groups + 15) / 16 * 16; g++) sums[g] = 0.0f;
     }
 }
 

@@ -29,6 +29,11 @@ GPTOSS_INLINE Vec zero() { return _mm256_setzero_ps(); }
 GPTOSS_INLINE Vec fill(float x) { return _mm256_set1_ps(x); }
 GPTOSS_INLINE Vec load(const float* p) { return _mm256_loadu_ps(p); }
 GPTOSS_INLINE void store(float* p, Vec a) { _mm256_storeu_ps(p, a); }
+// A vector that is used several times: compilers would load it from memory again each time.
+GPTOSS_INLINE Vec held(Vec a) {
+    asm("" : "+x"(a));
+    return a;
+}
 GPTOSS_INLINE Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
 GPTOSS_INLINE Vec sub(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
 GPTOSS_INLINE Vec mul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
@@ -77,11 +82,13 @@ GPTOSS_INLINE Vec load_u8(const uint8_t* p) {
     return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)));
 }
 
-// 2 * LANES values of bfloat16: those at even places, and those at odd ones.
-GPTOSS_INLINE void load_pairs(const uint8_t* p, Vec& even, Vec& odd) {
-    const __m256i both = _mm256_loadu_si256((const __m256i*)p);
-    even = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
-    odd = _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32(int(0xFFFF0000u))));
+// Of 2 * LANES values of bfloat16, those at even places, or those at odd ones.
+GPTOSS_INLINE Vec load_even(const uint8_t* p) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_loadu_si256((const __m256i*)p), 16));
+}
+GPTOSS_INLINE Vec load_odd(const uint8_t* p) {
+    const __m256i mask = _mm256_set1_epi32(int(0xFFFF0000u));
+    return _mm256_castsi256_ps(_mm256_and_si256(_mm256_loadu_si256((const __m256i*)p), mask));
 }
 
 struct Table {
@@ -111,6 +118,14 @@ GPTOSS_INLINE void nibbles(const uint8_t* p, const Table& t, Vec w[8]) {
     }
 }
 
+// Vector i of them; they are looked up together.
+constexpr bool NIBBLE_STEPS = false;
+GPTOSS_INLINE Vec nibble(const uint8_t* p, const Table& t, int i) {
+    Vec w[8];
+    nibbles(p, t, w);
+    return w[i];
+}
+
 // The number, from 0 to 63, of the code whose value lies at a place of `nibbles`.
 constexpr int nibble_order(int place) {
     const int vector = place / 8, lane = place % 8;
@@ -134,8 +149,7 @@ GPTOSS_INLINE Vec power_scales(const uint8_t* exponents) {
 // LANES codes of BITS bits, 2 to 7, from the code number `first` on, a multiple of LANES.
 template <int BITS>
 GPTOSS_INLINE Vec load_codes(const uint8_t* p, int first) {
-    int64_t word = 0;
-    std::memcpy(&word, p + first * BITS / 8, BITS);
+    const int64_t word = int64_t(load_bytes<BITS>(p + first * BITS / 8));
     const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     const __m256i at = _mm256_mullo_epi32(lanes, _mm256_set1_epi32(BITS));
     // Into each lane the two bytes that have its code, which begins at bit `at`.
@@ -148,7 +162,9 @@ GPTOSS_INLINE Vec load_codes(const uint8_t* p, int first) {
     return _mm256_cvtepi32_ps(_mm256_and_si256(shifted, _mm256_set1_epi32((1 << BITS) - 1)));
 }
 
+// Into the first cache; into the second one.
 GPTOSS_INLINE void prefetch(const uint8_t* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
+GPTOSS_INLINE void prefetch_far(const uint8_t* p) { _mm_prefetch((const char*)p, _MM_HINT_T1); }
 
 }  // namespace avx2
 }  // namespace gptoss

@@ -38,6 +38,11 @@ GPTOSS_INLINE Vec zero() { return _mm512_setzero_ps(); }
 GPTOSS_INLINE Vec fill(float x) { return _mm512_set1_ps(x); }
 GPTOSS_INLINE Vec load(const float* p) { return _mm512_loadu_ps(p); }
 GPTOSS_INLINE void store(float* p, Vec a) { _mm512_storeu_ps(p, a); }
+// A vector that is used several times: compilers would load it from memory again each time.
+GPTOSS_INLINE Vec held(Vec a) {
+    asm("" : "+v"(a));
+    return a;
+}
 GPTOSS_INLINE Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
 GPTOSS_INLINE Vec sub(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
 GPTOSS_INLINE Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
@@ -98,11 +103,13 @@ GPTOSS_INLINE Vec load_u8(const uint8_t* p) {
     return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)));
 }
 
-// 2 * LANES values of bfloat16: those at even places, and those at odd ones.
-GPTOSS_INLINE void load_pairs(const uint8_t* p, Vec& even, Vec& odd) {
-    const __m512i both = _mm512_loadu_si512(p);
-    even = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
-    odd = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32(int(0xFFFF0000u))));
+// Of 2 * LANES values of bfloat16, those at even places, or those at odd ones.
+GPTOSS_INLINE Vec load_even(const uint8_t* p) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(p), 16));
+}
+GPTOSS_INLINE Vec load_odd(const uint8_t* p) {
+    const __m512i mask = _mm512_set1_epi32(int(0xFFFF0000u));
+    return _mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(p), mask));
 }
 
 struct Table {
@@ -115,20 +122,18 @@ GPTOSS_INLINE Table table(const Bytes& bytes) {
         _mm512_or_si512(_mm512_slli_epi32(high, 24), _mm512_slli_epi32(low, 16)))};
 }
 
-// 128 codes of 4 bits -> their values, in the order of `nibble_order`. A lane's index is the lowest
-// four bits of its doubleword, so nothing has to be masked. Lanes 4 * i to 4 * i + 3 are of the
-// codes 32 * i to 32 * i + 31.
-GPTOSS_INLINE void nibbles(const uint8_t* p, const Table& t, Vec w[8]) {
+// 128 codes of 4 bits -> their values, in the order of `nibble_order`: vector i of them, or all. A
+// lane's index is the lowest four bits of its doubleword, so nothing has to be masked. Lanes 4 * i to
+// 4 * i + 3 are of the codes 32 * i to 32 * i + 31.
+constexpr bool NIBBLE_STEPS = true;
+GPTOSS_INLINE Vec nibble(const uint8_t* p, const Table& t, int i) {
     const __m512i codes = _mm512_loadu_si512(p);
-    w[0] = _mm512_permutexvar_ps(codes, t.values);
-    w[1] = _mm512_permutexvar_ps(_mm512_srli_epi32(codes, 4), t.values);
-    w[2] = _mm512_permutexvar_ps(_mm512_srli_epi32(codes, 8), t.values);
-    w[3] = _mm512_permutexvar_ps(_mm512_srli_epi32(codes, 12), t.values);
-    w[4] = _mm512_permutexvar_ps(_mm512_srli_epi32(codes, 16), t.values);
-    w[5] = _mm512_permutexvar_ps(_mm512_srli_epi32(codes, 20), t.values);
-    w[6] = _mm512_permutexvar_ps(_mm512_srli_epi32(codes, 24), t.values);
-    w[7] = _mm512_permutexvar_ps(_mm512_srli_epi32(codes, 28), t.values);
+    return _mm512_permutexvar_ps(i == 0 ? codes : _mm512_srli_epi32(codes, 4 * i), t.values);
 }
+GPTOSS_INLINE void nibbles(const uint8_t* p, const Table& t, Vec w[8]) {
+    for (int i = 0; i < 8; i++) w[i] = nibble(p, t, i);
+}
+
 
 // The number, from 0 to 127, of the code whose value lies at a place of `nibbles`.
 constexpr int nibble_order(int place) { return 8 * (place % 16) + place / 16; }
@@ -148,9 +153,8 @@ GPTOSS_INLINE Vec power_scales(const uint8_t* exponents) {
 // LANES codes of BITS bits, 2 to 7, from the code number `first` on, a multiple of LANES.
 template <int BITS>
 GPTOSS_INLINE Vec load_codes(const uint8_t* p, int first) {
-    int64_t low = 0, high = 0;
-    std::memcpy(&low, p + first * BITS / 8, BITS);
-    std::memcpy(&high, p + first * BITS / 8 + BITS, BITS);
+    const int64_t low = int64_t(load_bytes<BITS>(p + first * BITS / 8));
+    const int64_t high = int64_t(load_bytes<BITS>(p + first * BITS / 8 + BITS));
     const __m512i words = _mm512_inserti64x4(
         _mm512_castsi256_si512(_mm256_set1_epi64x(low)), _mm256_set1_epi64x(high), 1);
     const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7);
@@ -165,7 +169,9 @@ GPTOSS_INLINE Vec load_codes(const uint8_t* p, int first) {
     return _mm512_cvtepi32_ps(_mm512_and_si512(shifted, _mm512_set1_epi32((1 << BITS) - 1)));
 }
 
+// Into the first cache; into the second one.
 GPTOSS_INLINE void prefetch(const uint8_t* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
+GPTOSS_INLINE void prefetch_far(const uint8_t* p) { _mm_prefetch((const char*)p, _MM_HINT_T1); }
 
 }  // namespace GPTOSS_VARIANT
 }  // namespace gptoss

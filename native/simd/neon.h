@@ -21,6 +21,11 @@ GPTOSS_INLINE Vec zero() { return vdupq_n_f32(0.0f); }
 GPTOSS_INLINE Vec fill(float x) { return vdupq_n_f32(x); }
 GPTOSS_INLINE Vec load(const float* p) { return vld1q_f32(p); }
 GPTOSS_INLINE void store(float* p, Vec a) { vst1q_f32(p, a); }
+// A vector that is used several times: compilers would load it from memory again each time.
+GPTOSS_INLINE Vec held(Vec a) {
+    asm("" : "+w"(a));
+    return a;
+}
 GPTOSS_INLINE Vec add(Vec a, Vec b) { return vaddq_f32(a, b); }
 GPTOSS_INLINE Vec sub(Vec a, Vec b) { return vsubq_f32(a, b); }
 GPTOSS_INLINE Vec mul(Vec a, Vec b) { return vmulq_f32(a, b); }
@@ -55,11 +60,13 @@ GPTOSS_INLINE Vec load_u8(const uint8_t* p) {
     return vcvtq_f32_u32(vmovl_u16(vget_low_u16(wide)));
 }
 
-// 2 * LANES values of bfloat16: those at even places, and those at odd ones.
-GPTOSS_INLINE void load_pairs(const uint8_t* p, Vec& even, Vec& odd) {
+// Of 2 * LANES values of bfloat16, those at even places, or those at odd ones.
+GPTOSS_INLINE Vec load_even(const uint8_t* p) {
+    return vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_u8(vld1q_u8(p)), 16));
+}
+GPTOSS_INLINE Vec load_odd(const uint8_t* p) {
     const uint32x4_t both = vreinterpretq_u32_u8(vld1q_u8(p));
-    even = vreinterpretq_f32_u32(vshlq_n_u32(both, 16));
-    odd = vreinterpretq_f32_u32(vandq_u32(both, vdupq_n_u32(0xFFFF0000u)));
+    return vreinterpretq_f32_u32(vandq_u32(both, vdupq_n_u32(0xFFFF0000u)));
 }
 
 struct Table {
@@ -84,6 +91,14 @@ GPTOSS_INLINE void nibbles(const uint8_t* p, const Table& t, Vec w[8]) {
     }
 }
 
+// Vector i of them; they are looked up together.
+constexpr bool NIBBLE_STEPS = false;
+GPTOSS_INLINE Vec nibble(const uint8_t* p, const Table& t, int i) {
+    Vec w[8];
+    nibbles(p, t, w);
+    return w[i];
+}
+
 // The number, from 0 to 31, of the code whose value lies at a place of `nibbles`.
 constexpr int nibble_order(int place) { return place % 16 * 2 + place / 16; }
 
@@ -97,15 +112,16 @@ GPTOSS_INLINE Vec power_scales(const uint8_t* exponents) {
 // LANES codes of BITS bits, 2 to 7, from the code number `first` on, a multiple of LANES.
 template <int BITS>
 GPTOSS_INLINE Vec load_codes(const uint8_t* p, int first) {
-    uint64_t word = 0;
-    std::memcpy(&word, p + first / 8 * BITS, BITS);
+    const uint64_t word = load_bytes<BITS>(p + first / 8 * BITS);
     const uint32x4_t four = vdupq_n_u32(uint32_t(word >> first % 8 * BITS));
     const int32_t back[4] = {0, -BITS, -2 * BITS, -3 * BITS};
     const uint32x4_t shifted = vshlq_u32(four, vld1q_s32(back));
     return vcvtq_f32_u32(vandq_u32(shifted, vdupq_n_u32((1u << BITS) - 1)));
 }
 
+// Into the first cache; into the second one.
 GPTOSS_INLINE void prefetch(const uint8_t* p) { __builtin_prefetch(p); }
+GPTOSS_INLINE void prefetch_far(const uint8_t* p) { __builtin_prefetch(p, 0, 2); }
 
 }  // namespace neon
 }  // namespace gptoss

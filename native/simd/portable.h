@@ -22,6 +22,7 @@ GPTOSS_INLINE Vec fill(float x) { return {{x, x, x, x}}; }
 GPTOSS_INLINE Vec zero() { return fill(0.0f); }
 GPTOSS_INLINE Vec load(const float* p) { return {{p[0], p[1], p[2], p[3]}}; }
 GPTOSS_INLINE void store(float* p, Vec a) { std::memcpy(p, a.of, sizeof a.of); }
+GPTOSS_INLINE Vec held(Vec a) { return a; }
 
 GPTOSS_INLINE Vec add(Vec a, Vec b) {
     for (int i = 0; i < LANES; i++) a.of[i] += b.of[i];
@@ -78,14 +79,15 @@ GPTOSS_INLINE Vec load_bf16(const uint16_t* p) {
 GPTOSS_INLINE Vec load_u8(const uint8_t* p) {
     return {{float(p[0]), float(p[1]), float(p[2]), float(p[3])}};
 }
-GPTOSS_INLINE void load_pairs(const uint8_t* p, Vec& even, Vec& odd) {
+GPTOSS_INLINE Vec load_half(const uint8_t* p, int first) {
     uint16_t values[2 * LANES];
     std::memcpy(values, p, sizeof values);
-    for (int i = 0; i < LANES; i++) {
-        even.of[i] = widened(values[2 * i]);
-        odd.of[i] = widened(values[2 * i + 1]);
-    }
+    Vec half;
+    for (int i = 0; i < LANES; i++) half.of[i] = widened(values[2 * i + first]);
+    return half;
 }
+GPTOSS_INLINE Vec load_even(const uint8_t* p) { return load_half(p, 0); }
+GPTOSS_INLINE Vec load_odd(const uint8_t* p) { return load_half(p, 1); }
 
 struct Table {
     float of[16];
@@ -101,6 +103,13 @@ GPTOSS_INLINE void nibbles(const uint8_t* p, const Table& t, Vec w[8]) {
     for (int i = 0; i < 32; i++) {
         w[i / LANES].of[i % LANES] = t.of[i % 2 == 0 ? p[i / 2] & 15 : p[i / 2] >> 4];
     }
+}
+// Vector i of them; they are looked up together.
+constexpr bool NIBBLE_STEPS = false;
+GPTOSS_INLINE Vec nibble(const uint8_t* p, const Table& t, int i) {
+    Vec w[8];
+    nibbles(p, t, w);
+    return w[i];
 }
 constexpr int nibble_order(int place) { return place; }
 
@@ -124,7 +133,9 @@ GPTOSS_INLINE Vec load_codes(const uint8_t* p, int first) {
     return w;
 }
 
+// Into the first cache; into the second one.
 GPTOSS_INLINE void prefetch(const uint8_t*) {}
+GPTOSS_INLINE void prefetch_far(const uint8_t*) {}
 
 }  // namespace portable
 }  // namespace gptoss
