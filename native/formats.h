@@ -9,7 +9,7 @@
 // BIASED, whether a group has a bias; order(place), the number in the chunk of the value at a place;
 // and, of the row that it was made for, expand(codes, w), step(codes, i), which is w[i] alone,
 // scale(chunk), last_scale(chunk, left) of a chunk that has only `left` values, and bytes(values).
-// STEPPED: a chunk's vectors one by one take no more instructions than all at once.
+// STEPPED: a chunk's vectors one by one take no more instructions than all together.
 #pragma once
 
 #include "gptoss.h"
@@ -29,6 +29,18 @@ constexpr Bytes bytes_of(const Sixteen& values) {
     }
     return bytes;
 }
+
+#if defined(GPTOSS_NIBBLES_ONE_BY_ONE)
+constexpr bool ONE_BY_ONE = true;
+#else
+constexpr bool ONE_BY_ONE = false;
+// Vector i of `nibbles`, which looks them up together.
+GPTOSS_INLINE Vec nibble(const uint8_t* p, const Table& t, int i) {
+    Vec w[8];
+    nibbles(p, t, w);
+    return w[i];
+}
+#endif
 
 constexpr int MOST_VECS = 8;
 constexpr int MOST_BYTES = 4 * MOST_VECS * LANES;  // of a chunk's codes
@@ -85,7 +97,7 @@ static constexpr Bytes INTEGERS = bytes_of({{
 
 struct Mxfp4 {
     static constexpr int VECS = 8, CHUNK = VECS * LANES, BYTES = CHUNK / 2, GROUP = 32;
-    static constexpr bool SCALED = true, BIASED = false, STEPPED = NIBBLE_STEPS;
+    static constexpr bool SCALED = true, BIASED = false, STEPPED = ONE_BY_ONE;
     static constexpr int order(int place) { return nibble_order(place); }
 
     const uint8_t *codes, *scales;
@@ -130,7 +142,7 @@ struct Affine {
     static constexpr bool SCALED = true, BIASED = true;
     // Lanes of nibbles belong to different groups of 32.
     static constexpr bool LOOKED_UP = BITS == 4 && CHUNK == 8 * LANES;
-    static constexpr bool STEPPED = LOOKED_UP ? NIBBLE_STEPS : true;
+    static constexpr bool STEPPED = !LOOKED_UP || ONE_BY_ONE;
     static constexpr int order(int place) { return LOOKED_UP ? nibble_order(place) : place; }
 
     const uint8_t *codes, *scales, *biases;

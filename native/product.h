@@ -157,7 +157,9 @@ private:
     GPTOSS_INLINED static void add_chunk(
         const F of[O], const uint8_t* const p[O], const Vec scale[O], const float* const x[R],
         int64_t at, Vec total[O][R]) {
-        Vec products[O][R];
+        static_assert(F::STEPPED || O == 1, "what is widened together fills the registers");
+        Vec products[O][R], widened[F::VECS];
+        if (!F::STEPPED) of[0].expand(p[0], widened);
         GPTOSS_UNROLL
         for (int i = 0; i < F::VECS; i++) {
             Vec a[R];
@@ -165,7 +167,7 @@ private:
             for (int r = 0; r < R; r++) a[r] = held(load(x[r] + at + i * LANES));
             GPTOSS_UNROLL
             for (int o = 0; o < O; o++) {
-                const Vec w = of[o].step(p[o], i);
+                const Vec w = F::STEPPED ? of[o].step(p[o], i) : widened[i];
                 GPTOSS_UNROLL
                 for (int r = 0; r < R; r++) {
                     Vec& sum = F::SCALED ? products[o][r] : total[o][r];

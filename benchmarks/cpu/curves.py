@@ -22,6 +22,11 @@ PANES = {
     "threads_prefill_tok_s": ("threads", "prompt of 512, tok/s"),
 }
 """Figures by number, and what the axes say."""
+WHOLE = {
+    "threads_decode_tok_s": ("decode_tok_s", "1"),
+    "threads_prefill_tok_s": ("prefill_tok_s", "512"),
+}
+"""Of figures with fewer threads: which one is with all."""
 COLORS = {"llama.cpp": "tab:gray", "mlx-lm": "tab:olive"}
 """Ours take the others."""
 
@@ -37,9 +42,13 @@ def draw(results: Mapping[str, Mapping[str, Any]], path: Path) -> None:
             points = sorted((int(n), rate) for n, rate in figures.get(name, {}).items())
             if name == "decode_at_tok_s" and points:
                 points = [(0, figures["decode_tok_s"]["1"]), *points]
+            kind, number = WHOLE.get(name, (name, ""))
+            if points and number in figures[kind]:
+                points.append((figures["threads"], figures[kind][number]))
             if points:
                 color = next((c for peer, c in COLORS.items() if peer in label), None)
-                pane.plot(*zip(*points, strict=True), marker="o", label=label, color=color)
+                line = "-" if label.endswith("bfloat16") else "--"
+                pane.plot(*zip(*points, strict=True), line, marker="o", label=label, color=color)
         pane.set(xlabel=across, ylabel=up, ylim=(0, None))
         pane.grid(alpha=0.3)
         pane.legend(fontsize="small")

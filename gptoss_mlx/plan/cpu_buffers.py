@@ -21,7 +21,7 @@ SPLIT = 1024
 """Keys of a part of a decode step's attention. See native/attention.h."""
 
 STRIP, SUMS, LANES = 12, 34, 16
-"""Of native/product.h: outputs widened at a time, vectors from an output's sums to the next, and
+"""Of native/planes.h: outputs widened at a time, vectors from an output's sums to the next, and
 floats of a vector at most."""
 
 PANEL, PANEL_DEPTH, PANEL_BLOCK = 2 * LANES, 256, 512

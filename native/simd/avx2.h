@@ -118,14 +118,6 @@ GPTOSS_INLINE void nibbles(const uint8_t* p, const Table& t, Vec w[8]) {
     }
 }
 
-// Vector i of them; they are looked up together.
-constexpr bool NIBBLE_STEPS = false;
-GPTOSS_INLINE Vec nibble(const uint8_t* p, const Table& t, int i) {
-    Vec w[8];
-    nibbles(p, t, w);
-    return w[i];
-}
-
 // The number, from 0 to 63, of the code whose value lies at a place of `nibbles`.
 constexpr int nibble_order(int place) {
     const int vector = place / 8, lane = place % 8;

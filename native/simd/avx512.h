@@ -125,7 +125,7 @@ GPTOSS_INLINE Table table(const Bytes& bytes) {
 // 128 codes of 4 bits -> their values, in the order of `nibble_order`: vector i of them, or all. A
 // lane's index is the lowest four bits of its doubleword, so nothing has to be masked. Lanes 4 * i to
 // 4 * i + 3 are of the codes 32 * i to 32 * i + 31.
-constexpr bool NIBBLE_STEPS = true;
+#define GPTOSS_NIBBLES_ONE_BY_ONE
 GPTOSS_INLINE Vec nibble(const uint8_t* p, const Table& t, int i) {
     const __m512i codes = _mm512_loadu_si512(p);
     return _mm512_permutexvar_ps(i == 0 ? codes : _mm512_srli_epi32(codes, 4 * i), t.values);

@@ -104,13 +104,6 @@ GPTOSS_INLINE void nibbles(const uint8_t* p, const Table& t, Vec w[8]) {
         w[i / LANES].of[i % LANES] = t.of[i % 2 == 0 ? p[i / 2] & 15 : p[i / 2] >> 4];
     }
 }
-// Vector i of them; they are looked up together.
-constexpr bool NIBBLE_STEPS = false;
-GPTOSS_INLINE Vec nibble(const uint8_t* p, const Table& t, int i) {
-    Vec w[8];
-    nibbles(p, t, w);
-    return w[i];
-}
 constexpr int nibble_order(int place) { return place; }
 
 GPTOSS_INLINE Vec power_scales(const uint8_t* exponents) {
