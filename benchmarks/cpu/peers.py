@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,18 @@ import numpy as np
 
 MLX_LM_PROMPT = 32  # tokens; its operations for CPUs take seconds for each
 MLX_LM_STEPS = 2
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is measured: lengths of prompts and of contexts in tokens, numbers of streams, tokens
+    that are decoded, and threads."""
+
+    prompts: Sequence[int]
+    streams: Sequence[int]
+    contexts: Sequence[int]
+    steps: int
+    threads: int
 
 
 def spawn(*command: str) -> tuple[str, float]:
@@ -30,28 +43,20 @@ def spawn(*command: str) -> tuple[str, float]:
     return text, round(usage.ru_maxrss / 2**20, 2)
 
 
-def llama(
-    folder: Path,
-    file: Path,
-    prompts: Sequence[int],
-    streams: Sequence[int],
-    contexts: Sequence[int],
-    steps: int,
-    threads: int,
-) -> dict[str, Any]:
+def llama(folder: Path, file: Path, asked: Asked) -> dict[str, Any]:
     """llama.cpp, whose llama-bench and llama-batched-bench are in `folder`."""
-    common = ["-m", str(file), "-t", str(threads)]
+    common = ["-m", str(file), "-t", str(asked.threads)]
     bench = [str(folder / "llama-bench"), *common, "-o", "json", "-r", "2"]
-    read, peak = spawn(*bench, "-p", _list(prompts), "-n", "0")
-    written, _ = spawn(*bench, "-p", "0", "-n", str(steps), "-d", _list([0, *contexts]))
-    several = ["-npp", "1", "-ntg", str(steps), "-npl", _list(streams)]
-    size = ["-c", str(max(streams) * (steps + 8)), "--output-format", "jsonl"]
+    read, peak = spawn(*bench, "-p", _list(asked.prompts), "-n", "0")
+    written, _ = spawn(*bench, "-p", "0", "-n", str(asked.steps), "-d", _list([0, *asked.contexts]))
+    several = ["-npp", "1", "-ntg", str(asked.steps), "-npl", _list(asked.streams)]
+    size = ["-c", str(max(asked.streams) * (asked.steps + 8)), "--output-format", "jsonl"]
     together, _ = spawn(str(folder / "llama-batched-bench"), *common, *several, *size)
     rows = [json.loads(line) for line in together.splitlines() if line.startswith("{")]
     at = {found["n_depth"]: round(found["avg_ts"], 2) for found in json.loads(written)}
     return {
         "variant": json.loads(read)[0]["build_commit"],
-        "threads": threads,
+        "threads": asked.threads,
         "decode_tok_s": {row["pl"]: round(row["speed_tg"], 2) for row in rows} | {1: at.pop(0)},
         "decode_at_tok_s": at,
         "prefill_tok_s": {f["n_prompt"]: round(f["avg_ts"], 2) for f in json.loads(read)},

@@ -15,7 +15,8 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.cpu.peers import llama, mlx_lm, spawn
+from benchmarks.cpu.peers import Asked, llama, mlx_lm, spawn
 from gptoss_mlx.backends.cpu.library import Device
 from gptoss_mlx.backends.cpu.model import Transformer, open_model
 from gptoss_mlx.models.checkpoint import Checkpoint
@@ -76,37 +77,30 @@ def prefill_rate(model: Transformer, tokens: int) -> float:
     return round(tokens / (time.perf_counter() - begun), 2)
 
 
-def measure(
-    folder: Path,
-    prompts: Sequence[int],
-    streams: Sequence[int],
-    contexts: Sequence[int],
-    steps: int,
-    threads: int,
-) -> dict[str, Any]:
+def measure(folder: Path, asked: Asked) -> dict[str, Any]:
     """Ours, in this process."""
     begun = time.perf_counter()
     with Checkpoint.open(folder) as checkpoint:
-        longest = max(0, *prompts, *contexts) + steps + 1
-        rows = max(1, *streams)
-        model = open_model(checkpoint, context=longest, rows=rows, threads=threads)
+        longest = max(0, *asked.prompts, *asked.contexts) + asked.steps + 1
+        rows = max(1, *asked.streams)
+        model = open_model(checkpoint, context=longest, rows=rows, threads=asked.threads)
     loaded = round(time.perf_counter() - begun, 2)
     before = bandwidth(model.device)
     return {
         "variant": model.device.variant,
         "threads": model.device.threads,
         "load_s": loaded,
-        "decode_tok_s": {n: decode_rate(model, n, 0, steps) for n in streams},
-        "decode_at_tok_s": {n: decode_rate(model, 1, n, steps) for n in contexts},
-        "prefill_tok_s": {n: prefill_rate(model, n) for n in prompts},
+        "decode_tok_s": {n: decode_rate(model, n, 0, asked.steps) for n in asked.streams},
+        "decode_at_tok_s": {n: decode_rate(model, 1, n, asked.steps) for n in asked.contexts},
+        "prefill_tok_s": {n: prefill_rate(model, n) for n in asked.prompts},
         "bandwidth_gb_s": [before, bandwidth(model.device)],
     }
 
 
-def ours(folder: Path, *options: Any) -> dict[str, Any]:
+def ours(folder: Path, asked: Asked) -> dict[str, Any]:
     """Ours, in a process of its own."""
-    asked = json.dumps([str(folder), *options])
-    text, peak = spawn(sys.executable, "-m", "benchmarks.cpu.speed", "--worker", asked)
+    values = json.dumps([str(folder), asdict(asked)])
+    text, peak = spawn(sys.executable, "-m", "benchmarks.cpu.speed", "--worker", values)
     return {**json.loads(text.splitlines()[-1]), "peak_gib": peak}
 
 
@@ -115,7 +109,7 @@ def scaling(folder: Path, threads: int, steps: int) -> dict[str, dict[int, float
     decode, prefill = dict[int, float](), dict[int, float]()
     count = threads // 2
     while count:
-        found = ours(folder, [SCALED_PROMPT], [1], [], steps, count)
+        found = ours(folder, Asked([SCALED_PROMPT], [1], [], steps, count))
         decode[count] = found["decode_tok_s"]["1"]
         prefill[count] = found["prefill_tok_s"][str(SCALED_PROMPT)]
         count //= 2
@@ -158,18 +152,18 @@ def main(
     worker: str | None,
 ) -> None:
     if worker is not None:
-        name, *options = json.loads(worker)
-        print(json.dumps(measure(Path(name), *options)))
+        name, values = json.loads(worker)
+        print(json.dumps(measure(Path(name), Asked(**values))))
         return
     folder = locate(model)
     with Checkpoint.open(folder) as checkpoint:
         rest = rest_of(checkpoint.config)
-    figures = prompts, streams, contexts, steps, threads
-    found = {"ours": ours(folder, *figures)}
+    asked = Asked(prompts, streams, contexts, steps, threads)
+    found = {"ours": ours(folder, asked)}
     if scaled:
         found["ours"] |= scaling(folder, threads, steps)
     if peer is not None:
-        found["llama.cpp"] = llama(*peer, *figures)
+        found["llama.cpp"] = llama(*peer, asked)
     if with_mlx_lm:
         found["mlx-lm"] = mlx_lm(folder)
     table = Table("", *found)

@@ -30,6 +30,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.memory.confine import anonymous
 from convert import destination
 from convert.plan import to_mlx
 from convert.sources import open_source
@@ -212,7 +213,7 @@ def _peak(folder: Path, plan: Plan) -> int:
 
     def watch() -> None:
         while process.poll() is None:
-            peaks[0] = max(peaks[0], _anonymous(process.pid))
+            peaks[0] = max(peaks[0], anonymous(process.pid))
             time.sleep(INTERVAL)
 
     watcher = Thread(target=watch)
@@ -234,14 +235,6 @@ _FOLLOWED = (
     "backend",
     "rows",
 )
-
-
-def _anonymous(pid: int) -> int:
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return 0
-    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon:"))
 
 
 def _drive(folder: str, context: int, **plan: Any) -> None:
@@ -318,18 +311,15 @@ def _open_kernels(
     checkpoint: Checkpoint,
     context: int,
     *,
-    slots: int,
-    chunk: int,
-    embedding: str,
-    dtype: str,
-    rows: int,
-    **other: Any,
+    backend: str,
+    experts: int,
+    cache_limit: int,
+    **plan: Any,
 ) -> Any:
     from gptoss_mlx.backends.cpu import model as kernels
 
     kernels.worth_copying = lambda checkpoint, total: True  # what is mapped is not counted
-    asked: dict[str, Any] = {"dtype": dtype, "context": context, "rows": rows}
-    return kernels.open_model(checkpoint, slots=slots, chunk=chunk, embedding=embedding, **asked)
+    return kernels.open_model(checkpoint, context=context, **plan)
 
 
 def _turns(model: Any, length: int, chunk: int) -> Sequence[int]:

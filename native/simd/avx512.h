@@ -122,10 +122,10 @@ GPTOSS_INLINE Table table(const Bytes& bytes) {
         _mm512_or_si512(_mm512_slli_epi32(high, 24), _mm512_slli_epi32(low, 16)))};
 }
 
+#define GPTOSS_NIBBLES_ONE_BY_ONE
 // 128 codes of 4 bits -> their values, in the order of `nibble_order`: vector i of them, or all. A
 // lane's index is the lowest four bits of its doubleword, so nothing has to be masked. Lanes 4 * i to
 // 4 * i + 3 are of the codes 32 * i to 32 * i + 31.
-#define GPTOSS_NIBBLES_ONE_BY_ONE
 GPTOSS_INLINE Vec nibble(const uint8_t* p, const Table& t, int i) {
     const __m512i codes = _mm512_loadu_si512(p);
     return _mm512_permutexvar_ps(i == 0 ? codes : _mm512_srli_epi32(codes, 4 * i), t.values);
@@ -133,7 +133,6 @@ GPTOSS_INLINE Vec nibble(const uint8_t* p, const Table& t, int i) {
 GPTOSS_INLINE void nibbles(const uint8_t* p, const Table& t, Vec w[8]) {
     for (int i = 0; i < 8; i++) w[i] = nibble(p, t, i);
 }
-
 
 // The number, from 0 to 127, of the code whose value lies at a place of `nibbles`.
 constexpr int nibble_order(int place) { return 8 * (place % 16) + place / 16; }
