@@ -8,8 +8,10 @@
 // A format has: VECS, CHUNK, BYTES of a chunk's codes; SCALED, whether `scale` says anything;
 // BIASED, whether a group has a bias; order(place), the number in the chunk of the value at a place;
 // and, of the row that it was made for, expand(codes, w), step(codes, i), which is w[i] alone,
-// scale(chunk), last_scale(chunk, left) of a chunk that has only `left` values, and bytes(values).
-// STEPPED: a chunk's vectors one by one take no more instructions than all together.
+// scale(chunk), last_scale(chunk, left, beyond) of a chunk that has only `left` values (beyond: others
+// can be read behind them), and bytes(values).
+// STEPPED: a chunk's vectors one by one take no more instructions than all together. PLANES: it is
+// not widened, but multiplied as planes.h says. CODED: all that may be read is a number.
 #pragma once
 
 #include "gptoss.h"
@@ -47,7 +49,8 @@ constexpr int MOST_BYTES = 4 * MOST_VECS * LANES;  // of a chunk's codes
 
 struct Float32 {
     static constexpr int VECS = 8, CHUNK = VECS * LANES, BYTES = 4 * CHUNK;
-    static constexpr bool SCALED = false, BIASED = false, STEPPED = true;
+    static constexpr bool SCALED = false, BIASED = false, STEPPED = true, PLANES = false;
+    static constexpr bool CODED = false;
     static constexpr int order(int place) { return place; }
 
     const uint8_t* codes;
@@ -60,13 +63,14 @@ struct Float32 {
         return load((const float*)p + i * LANES);
     }
     GPTOSS_INLINED Vec scale(int64_t) const { return fill(1.0f); }
-    Vec last_scale(int64_t chunk, int64_t) const { return scale(chunk); }
-    int64_t bytes(int64_t values) const { return values * 4; }
+    Vec last_scale(int64_t chunk, int64_t, bool) const { return scale(chunk); }
+    static int64_t bytes(int64_t values) { return values * 4; }
 };
 
 struct Bfloat16 {
     static constexpr int VECS = 8, CHUNK = VECS * LANES, BYTES = 2 * CHUNK;
-    static constexpr bool SCALED = false, BIASED = false, STEPPED = true;
+    static constexpr bool SCALED = false, BIASED = false, STEPPED = true, PLANES = false;
+    static constexpr bool CODED = false;
     static constexpr int order(int place) {
         const int vector = place / LANES, lane = place % LANES;
         return vector / 2 * 2 * LANES + 2 * lane + vector % 2;
@@ -82,8 +86,8 @@ struct Bfloat16 {
         return i % 2 == 0 ? load_even(p + i / 2 * 4 * LANES) : load_odd(p + i / 2 * 4 * LANES);
     }
     GPTOSS_INLINED Vec scale(int64_t) const { return fill(1.0f); }
-    Vec last_scale(int64_t chunk, int64_t) const { return scale(chunk); }
-    int64_t bytes(int64_t values) const { return values * 2; }
+    Vec last_scale(int64_t chunk, int64_t, bool) const { return scale(chunk); }
+    static int64_t bytes(int64_t values) { return values * 2; }
 };
 
 // E2M1: sign, two bits of exponent, one of mantissa. OCP, "Microscaling Formats (MX)
@@ -95,9 +99,31 @@ static constexpr Bytes INTEGERS = bytes_of({{
     0x0000, 0x3F80, 0x4000, 0x4040, 0x4080, 0x40A0, 0x40C0, 0x40E0,
     0x4100, 0x4110, 0x4120, 0x4130, 0x4140, 0x4150, 0x4160, 0x4170}});
 
+// N bytes of which the first `count` are read, and the others are 0. beyond: whether those exist.
+template <int N>
+struct First {
+    alignas(N) uint8_t bytes[N] = {};
+
+    GPTOSS_INLINED First(const uint8_t* from, int64_t count, bool beyond) {
+        struct Keep {
+            uint8_t of[2 * N];
+            constexpr Keep() : of() {
+                for (int i = 0; i < N; i++) of[i] = 255;
+            }
+        };
+        static constexpr Keep KEEP;
+        if (beyond) {
+            for (int i = 0; i < N; i++) bytes[i] = from[i] & KEEP.of[N - count + i];
+        } else {
+            std::memcpy(bytes, from, size_t(count));
+        }
+    }
+};
+
 struct Mxfp4 {
     static constexpr int VECS = 8, CHUNK = VECS * LANES, BYTES = CHUNK / 2, GROUP = 32;
-    static constexpr bool SCALED = true, BIASED = false, STEPPED = ONE_BY_ONE;
+    static constexpr bool SCALED = true, BIASED = false, STEPPED = ONE_BY_ONE, PLANES = false;
+    static constexpr bool CODED = true;
     static constexpr int order(int place) { return nibble_order(place); }
 
     const uint8_t *codes, *scales;
@@ -112,12 +138,11 @@ struct Mxfp4 {
     GPTOSS_INLINED Vec scale(int64_t chunk) const {
         return power_scales(scales + chunk * (CHUNK / GROUP));
     }
-    Vec last_scale(int64_t chunk, int64_t left) const {
-        uint8_t few[CHUNK / GROUP] = {};
-        std::memcpy(few, scales + chunk * (CHUNK / GROUP), size_t(left / GROUP));
-        return power_scales(few);
+    GPTOSS_INLINED Vec last_scale(int64_t chunk, int64_t left, bool beyond) const {
+        const First<CHUNK / GROUP> few(scales + chunk * (CHUNK / GROUP), left / GROUP, beyond);
+        return power_scales(few.bytes);
     }
-    int64_t bytes(int64_t values) const { return values / 2; }
+    static int64_t bytes(int64_t values) { return values / 2; }
 };
 
 // The scale or bias number i of an affine matrix.
@@ -139,7 +164,7 @@ template <int BITS, int WIDTH>
 struct Affine {
     static constexpr int CHUNK = WIDTH ? WIDTH : 8 * LANES, VECS = CHUNK / LANES;
     static constexpr int BYTES = CHUNK * BITS / 8;
-    static constexpr bool SCALED = true, BIASED = true;
+    static constexpr bool SCALED = true, BIASED = true, PLANES = false, CODED = true;
     // Lanes of nibbles belong to different groups of 32.
     static constexpr bool LOOKED_UP = BITS == 4 && CHUNK == 8 * LANES;
     static constexpr bool STEPPED = !LOOKED_UP || ONE_BY_ONE;
@@ -180,8 +205,8 @@ struct Affine {
     GPTOSS_INLINED Vec bias_vec(const uint8_t* p) const {
         return wide ? load((const float*)p) : load_bf16((const uint16_t*)p);
     }
-    Vec last_scale(int64_t chunk, int64_t) const { return scale(chunk); }
-    int64_t bytes(int64_t values) const { return values * BITS / 8; }
+    Vec last_scale(int64_t chunk, int64_t, bool) const { return scale(chunk); }
+    static int64_t bytes(int64_t values) { return values * BITS / 8; }
 };
 
 // Chunks of a row, the last of which may be shorter.

@@ -14,6 +14,8 @@
 // Of a function that has to be part of its caller: its vectors stay in registers.
 #define GPTOSS_INLINE static inline __attribute__((always_inline))
 #define GPTOSS_INLINED inline __attribute__((always_inline))
+// Of a function that has the registers to itself.
+#define GPTOSS_APART __attribute__((noinline))
 
 // Before a loop of a known length, at most 16, whose arrays of vectors stay in registers only if it
 // becomes straight code.
@@ -53,6 +55,9 @@ GPTOSS_INLINE uint64_t load_bytes(const uint8_t* p) {
     if (N % 2) number |= uint64_t(p[at]) << 8 * at;
     return number;
 }
+
+// Digits in base 256 of an activation that bytes are multiplied by (planes.h).
+constexpr int DIGITS = 3;
 
 enum Format : int32_t { F32, BF16, MXFP4, AFFINE };
 

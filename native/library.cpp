@@ -11,6 +11,9 @@ namespace amx {
 extern const Kernels KERNELS;
 }
 #endif
+namespace vnni {
+extern const Kernels KERNELS;
+}
 namespace avx512 {
 extern const Kernels KERNELS;
 }
@@ -34,6 +37,7 @@ const Kernels* const VARIANTS[] = {
 #if defined(GPTOSS_AMX)
     &amx::KERNELS,
 #endif
+    &vnni::KERNELS,
     &avx512::KERNELS,
     &avx2::KERNELS,
 #elif defined(__aarch64__)

@@ -71,7 +71,7 @@ struct LinearPartWork {
             if (rows.prompt) {
                 panel_product<F>(part.matrix, begin, end, rows, worker.own, use);
             } else {
-                product<Floats<F>>(part.matrix, begin, end, rows, worker.own, use);
+                product<F>(part.matrix, begin, end, rows, worker.own, use);
             }
         }
     }
@@ -222,7 +222,7 @@ struct RowsWork {
                     store(scales, row.scale(c));
                 } else {
                     expand_last(row, c, left, w);
-                    store(scales, row.last_scale(c, left));
+                    store(scales, row.last_scale(c, left, false));
                 }
                 for (int i = 0; i < F::VECS; i++) store(values + i * LANES, w[i]);
                 for (int i = 0; i < F::CHUNK; i++) {

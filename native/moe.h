@@ -44,8 +44,17 @@ struct Groups {
     int32_t *count, *slot, *start, *order, *index;
 };
 
-// Floats from a row of h to the next, in every variant alike.
-GPTOSS_INLINE int64_t stride_of_h(const Bank& bank) { return (bank.down.inputs + 127) / 128 * 128; }
+// Floats from a row of h to the next, in every variant alike: packed, a row is not longer.
+GPTOSS_INLINE int64_t stride_of_h(const Bank& bank) { return (bank.down.inputs + 511) / 512 * 512; }
+
+// Floats that a packed row takes.
+GPTOSS_INLINE int64_t packed_width(int64_t inputs) {
+#if defined(GPTOSS_PLANES)
+    return padded<Mxfp4Planes>(inputs);
+#else
+    return padded<Mxfp4>(inputs);
+#endif
+}
 
 // In the shared workspace, behind `packed` floats.
 GPTOSS_INLINE Groups groups_in(float* shared, int64_t packed, const VisitsCall& call) {
@@ -143,7 +152,7 @@ static void pack_row(
 #if defined(GPTOSS_PLANES)
     if (!prompt) {
         normalize(x, m.inputs, norm, eps, own);
-        return pack_planes(own, m.inputs, out);
+        return Mxfp4Planes::pack(own, m.inputs, out);
     }
 #endif
     pack<Mxfp4>(m, x, norm, norm ? norm_factor(x, m.inputs, eps) : 1.0f, own);
@@ -201,9 +210,9 @@ template <class Use>
 static void few_product(
     const Matrix& m, int64_t begin, int64_t end, const Rows& rows, float* own, Use& use) {
 #if defined(GPTOSS_PLANES)
-    if (!rows.prompt) return product<Planes>(m, begin, end, rows, own, use);
+    if (!rows.prompt) return product<Mxfp4Planes>(m, begin, end, rows, own, use);
 #endif
-    product<Floats<Mxfp4>>(m, begin, end, rows, own, use);
+    product<Mxfp4>(m, begin, end, rows, own, use);
 }
 
 // The products of all groups, in items of EXPERT_GRAIN outputs.
@@ -232,7 +241,7 @@ static void visit(
 static void moe_gate_up(const VisitsCall& call, Worker& worker) {
     const Bank& bank = *call.bank;
     const bool prompt = call.rows > DECODED;
-    const int64_t width = padded<Mxfp4>(bank.gate_up.inputs);
+    const int64_t width = packed_width(bank.gate_up.inputs);
     int64_t begin, end;
     worker.part(call.rows, &begin, &end);
     for (int64_t r = begin; r < end; r++) {
@@ -260,7 +269,7 @@ static void moe_down(const VisitsCall& call, Worker& worker) {
     const Groups groups = groups_in(worker.shared, 0, call);
     if (worker.index == worker.threads - 1) make_groups(call, call.place, groups);
     worker.barrier();
-    const Rows rows{call.h, stride, padded<Mxfp4>(down.inputs), 0, nullptr, prompt};
+    const Rows rows{call.h, stride, packed_width(down.inputs), 0, nullptr, prompt};
     visit(down, groups, rows, worker, DownUse{call, nullptr});
 }
 

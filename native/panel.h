@@ -74,7 +74,7 @@ static void widen_panel(
                     scale = row.scale(chunk);
                 } else {
                     expand_last(row, chunk, left, w);
-                    scale = row.last_scale(chunk, left);
+                    scale = row.last_scale(chunk, left, false);
                 }
                 for (int i = 0; i < F::VECS; i++) {
                     wide[i][o] = F::SCALED ? mul(w[i], scale) : w[i];

@@ -4,7 +4,7 @@
 // the limit for a few rows. A row is added in one order, whatever their number. A prompt's rows are
 // multiplied in panels (panel.h), which is faster, and rounded differently.
 //
-// How weights are widened and multiplied is a scheme: `Floats` here, `Planes` in planes.h.
+// Weights are widened to floats, or stay bytes that are multiplied by integers (planes.h).
 #pragma once
 
 #include <utility>
@@ -15,28 +15,35 @@ namespace gptoss {
 namespace GPTOSS_VARIANT {
 
 constexpr int STRIP = 12;    // outputs whose results are handed on at a time
-constexpr int ABREAST = 4;   // rows of a tile, at most
 constexpr int AHEAD = 4096;  // bytes of codes that are prefetched where they are read one by one
+constexpr int FAR = 8192;    // at least, where a tile of outputs is read at a time
 
 // Rows of a prompt that are multiplied like a decoded token's: panels are not worth their making.
 constexpr int FEW = LANES == 16 ? DECODED : 2;
 
+// Rows of a tile, at most.
+template <class F>
+constexpr int ABREAST = F::PLANES && REGISTERS == 16 ? 2 : 4;
+
 // Outputs of a tile of so many rows: its sums, twice if they are scaled, and what is multiplied fit
-// into the registers.
-constexpr int together(int rows, bool scaled) {
-    if (REGISTERS > 16) return scaled && rows == ABREAST ? 3 : 4;
-    return scaled && rows > 2 ? 1 : 2;
+// into the registers. Planes hold eight vectors of an output's codes.
+template <class F>
+constexpr int together(int rows) {
+    if (F::PLANES) return REGISTERS > 16 ? 2 : 1;
+    if (!F::STEPPED) return 1;
+    if (REGISTERS > 16) return F::SCALED && rows == 4 ? 3 : 4;
+    return F::SCALED && rows > 2 ? 1 : 2;
 }
 
-// Weights as floats. out [DECODED, STRIP] is in the thread's workspace.
+// Tiles of registers. out [DECODED, STRIP] is in the thread's workspace.
 template <class F>
-struct Floats {
+struct RegisterTiles {
     const Matrix& m;
     const Rows& rows;
     int64_t whole, left;
     float* out;
 
-    Floats(const Matrix& matrix, const Rows& packed, float* own)
+    RegisterTiles(const Matrix& matrix, const Rows& packed, float* own)
         : m(matrix),
           rows(packed),
           whole(m.inputs / F::CHUNK),
@@ -45,10 +52,11 @@ struct Floats {
 
     // Some outputs, at most STRIP, for all rows.
     void multiply(int64_t output, int count) const {
-        if (rows.count == ABREAST || rows.count > 2 * (ABREAST - 1)) {
-            blocks<F::STEPPED ? together(ABREAST, F::SCALED) : 1>(output, count);
+        constexpr int most = ABREAST<F>;
+        if (rows.count == most || rows.count > 2 * (most - 1)) {
+            blocks<together<F>(most)>(output, count);
         } else {
-            blocks<F::STEPPED ? together(1, F::SCALED) : 1>(output, count);
+            blocks<together<F>(1)>(output, count);
         }
     }
 
@@ -76,12 +84,13 @@ private:
     // Blocks of O outputs, each for all rows while it is in the cache.
     template <int O>
     void blocks(int64_t output, int count) const {
-        const int n = int(rows.count), parts = (n + ABREAST - 1) / ABREAST;
+        const int n = int(rows.count), parts = (n + ABREAST<F> - 1) / ABREAST<F>;
+        const int64_t bytes = O * F::bytes(m.inputs), ahead = (FAR + bytes - 1) / bytes * bytes;
         for (int o = 0; o < count;) {
             const bool whole = count - o >= O;
             for (int part = 0; part < parts; part++) {
                 const int row = n * part / parts, some = n * (part + 1) / parts - row;
-                const Block block{output + o, row, part, parts, out + row * STRIP + o};
+                const Block block{output + o, ahead, row, part, parts, out + row * STRIP + o};
                 if (whole) {
                     some_rows<O>(block, some);
                 } else {
@@ -93,8 +102,9 @@ private:
     }
 
     // Outputs and rows from these numbers on. part: of the rows' `parts`, which share the prefetches.
+    // ahead: how many bytes further these are.
     struct Block {
-        int64_t output;
+        int64_t output, ahead;
         int row, part, parts;
         float* out;
     };
@@ -105,18 +115,35 @@ private:
         switch (some) {
             case 1: return tile<1>(block, each);
             case 2: return tile<2>(block, each);
-            case 3: return tile<3>(block, each);
-            default: return tile<ABREAST>(block, each);
+            case 3: return tile<ABREAST<F> == 4 ? 3 : 2>(block, each);
+            default: return tile<ABREAST<F>>(block, each);
         }
     }
 
-    // R rows of a block of outputs, numbered I. Meanwhile the next block comes from memory, which is
+    // Prefetches as many bytes of a later block as a chunk of this has. Activations of several rows
+    // fill the first cache and keep the way to the second busy, so that fetching from there would wait.
+    template <int BYTES, int R>
+    GPTOSS_INLINED static void fetch(const uint8_t* next, int64_t chunk, const Block& block) {
+        if (block.parts > 1 && chunk % block.parts != block.part) return;
+        for (int line = 0; line < BYTES; line += 64) {
+            const uint8_t* p = next + chunk * BYTES + line;
+            R > 2 ? prefetch(p) : prefetch_far(p);
+        }
+    }
+
+    // Whether the outputs from this number on have as many bytes as a chunk. Then what lies behind the
+    // end of a row can be read, and multiplied by the zeros that are packed behind its activations.
+    bool readable_beyond(int64_t output) const {
+        return (m.outputs - output) * F::bytes(m.inputs) >= F::BYTES;
+    }
+
+    // R rows of a block of outputs, numbered I. Meanwhile a later block comes from memory, which is
     // fastest from its first byte to its last.
     template <int R, size_t... I>
-    void tile(const Block& block, std::index_sequence<I...>) const {
+    GPTOSS_APART void tile(const Block& block, std::index_sequence<I...>) const {
         constexpr int O = sizeof...(I);
         const F of[O] = {F(m, block.output + int64_t(I))...};
-        const uint8_t* next = of[0].codes + O * of[0].bytes(m.inputs);
+        const uint8_t* next = of[0].codes + block.ahead;
         const float* x[R];
         Vec total[O][R], scale[O];
         const uint8_t* p[O];
@@ -125,11 +152,7 @@ private:
             for (int r = 0; r < R; r++) total[o][r] = zero();
         }
         for (int64_t c = 0; c < whole; c++) {
-            if (c % block.parts == block.part) {
-                for (int line = 0; line < O * F::BYTES; line += 64) {
-                    prefetch_far(next + c * O * F::BYTES + line);
-                }
-            }
+            fetch<O * F::BYTES, R>(next, c, block);
             for (int o = 0; o < O; o++) {
                 p[o] = of[o].codes + c * F::BYTES;
                 scale[o] = of[o].scale(c);
@@ -137,11 +160,17 @@ private:
             add_chunk<O, R>(of, p, scale, x, c * F::CHUNK, total);
         }
         if (left > 0) {
-            alignas(64) uint8_t rest[O][F::BYTES] = {};
+            fetch<O * F::BYTES, R>(next, whole, block);
+            alignas(64) uint8_t rest[O][F::BYTES];
+            const bool beyond = F::CODED && readable_beyond(block.output + O);
             for (int o = 0; o < O; o++) {
-                std::memcpy(rest[o], of[o].codes + whole * F::BYTES, size_t(of[o].bytes(left)));
-                p[o] = rest[o];
-                scale[o] = of[o].last_scale(whole, left);
+                p[o] = of[o].codes + whole * F::BYTES;
+                if (!beyond) {
+                    std::memset(rest[o], 0, F::BYTES);
+                    std::memcpy(rest[o], p[o], size_t(of[o].bytes(left)));
+                    p[o] = rest[o];
+                }
+                scale[o] = of[o].last_scale(whole, left, beyond);
             }
             add_chunk<O, R>(of, p, scale, x, whole * F::CHUNK, total);
         }
@@ -157,7 +186,11 @@ private:
     GPTOSS_INLINED static void add_chunk(
         const F of[O], const uint8_t* const p[O], const Vec scale[O], const float* const x[R],
         int64_t at, Vec total[O][R]) {
-        static_assert(F::STEPPED || O == 1, "what is widened together fills the registers");
+        if constexpr (F::PLANES) {
+            const float* chunk[R];
+            for (int r = 0; r < R; r++) chunk[r] = x[r] + at;
+            return F::template add_chunk<O, R>(p, scale, chunk, total);
+        }
         Vec products[O][R], widened[F::VECS];
         if (!F::STEPPED) of[0].expand(p[0], widened);
         GPTOSS_UNROLL
@@ -188,16 +221,16 @@ private:
 
 // Outputs `begin` to `end` for all rows. use(output, count, row, rows, out, stride) takes the results
 // of `count` outputs and `rows` rows from those numbers on: out [rows, stride].
-template <class Scheme, class Use>
+template <class F, class Use>
 static void product(
     const Matrix& m, int64_t begin, int64_t end, const Rows& rows, float* own, Use& use) {
     for (int64_t first = 0; first < rows.count; first += DECODED) {
         const Rows some = rows.part(first, DECODED);
-        const Scheme scheme(m, some, own);
+        const RegisterTiles<F> tiles(m, some, own);
         for (int64_t output = begin; output < end; output += STRIP) {
             const int count = end - output < STRIP ? int(end - output) : STRIP;
-            scheme.multiply(output, count);
-            use(output, count, first, int(some.count), scheme.out, STRIP);
+            tiles.multiply(output, count);
+            use(output, count, first, int(some.count), tiles.out, STRIP);
         }
     }
 }

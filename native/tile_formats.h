@@ -129,7 +129,7 @@ struct TiledFloats {
                 scale = row.scale(chunk);
             } else {
                 expand_last(row, chunk, left, w);
-                scale = row.last_scale(chunk, left);
+                scale = row.last_scale(chunk, left, false);
             }
             for (int j = 0; j < F::VECS; j += 2) {
                 Vec a = F::SCALED ? mul(w[j], scale) : w[j];

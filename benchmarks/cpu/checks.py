@@ -32,8 +32,8 @@ from gptoss_mlx.backends.cpu import library
 ROOT = Path(__file__).parent.parent.parent
 FLAGS = ("-std=c++17", "-g0", "-fPIC", "-pthread", "-ffp-contract=off", "-fvisibility=hidden")
 SANITIZED = ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
-OWN = {"planes.h": "avx2", "tiles.h": "amx", "tile_formats.h": "amx"}
-"""Headers that one variant alone includes."""
+OWN = {"planes.h": ("avx2", "vnni"), "tiles.h": ("amx",), "tile_formats.h": ("amx",)}
+"""Headers that some variants alone include."""
 EVERYONES = ("gptoss.h", "pool.h", "kernels.h")
 """Headers without arithmetic."""
 PATIENCE = 120  # seconds for a test
@@ -66,7 +66,7 @@ def headers_of(variant: str, native: Path) -> list[Path]:
     """The headers that a variant computes with."""
     names = [path for path in sorted(native.glob("*.h")) if path.name not in EVERYONES]
     return [
-        *(path for path in names if OWN.get(path.name, variant) == variant),
+        *(path for path in names if variant in OWN.get(path.name, (variant,))),
         native / "simd" / f"{variant}.h",
     ]
 

@@ -20,9 +20,12 @@ PAGE = 256
 SPLIT = 1024
 """Keys of a part of a decode step's attention. See native/attention.h."""
 
-STRIP, SUMS, LANES = 12, 34, 16
-"""Of native/planes.h: outputs widened at a time, vectors from an output's sums to the next, and
-floats of a vector at most."""
+PACKED = 512
+"""Packed activations are padded to a multiple of this many. See native/planes.h."""
+
+STRIP, LANES = 12, 16
+"""Of native/product.h: outputs whose results are handed on at a time, and floats of a vector at
+most."""
 
 PANEL, PANEL_DEPTH, PANEL_BLOCK = 2 * LANES, 256, 512
 """Of native/panel.h: outputs and inputs of a panel, and rows summed at a time."""
@@ -61,14 +64,15 @@ def page_bytes(kv_heads: int, head_dim: int, type: str, places: int) -> int:
 
 
 def own_bytes(config: ModelConfig) -> int:
-    """Bytes of a thread's workspace, at most: a strip or panel of widened weights and its sums; the
-    same with the rows that visit an expert in tiles; or the scores of an attention item."""
+    """Bytes of a thread's workspace, at most: a row that is packed, or a strip's results; a panel of
+    widened weights and its sums; the same with the rows that visit an expert in tiles; or the scores
+    of an attention item."""
     expert = max(config.hidden_size, config.intermediate_size)
     inputs = max(expert, config.num_attention_heads * config.head_dim)
-    padded = -(-inputs // 128) * 128
+    padded = -(-inputs // PACKED) * PACKED
     visits = TILE_PASS * 3 * TILE * -(-expert // TILE_DEPTH)
     tiles = TILE_ROOM + max(visits, _FLOAT * WIDE * (padded + padded // 32 + 16))
-    strip = STRIP * (padded + padded // 4) + STRIP * (SUMS * LANES + DECODED)
+    strip = max(padded, STRIP * DECODED)
     panel = PANEL * (PANEL_DEPTH + PANEL_BLOCK) + 2 * PANEL_BLOCK
     group = config.num_attention_heads // config.num_key_value_heads
     rows = max(QUERIES, group)
@@ -81,7 +85,7 @@ def shared_bytes(config: ModelConfig, tokens: int) -> int:
     """Bytes of the workspace of all threads: packed activations of a step's tokens, in tiles or as
     they are, and its visits grouped by expert."""
     inputs = max(config.hidden_size, config.num_attention_heads * config.head_dim)
-    padded, sums = -(-inputs // 128) * 128, -(-inputs // 32 // 16) * 16
+    padded, sums = -(-inputs // PACKED) * PACKED, -(-inputs // 32 // 16) * 16
     pairs = tokens * config.num_experts_per_tok
     tiles = max(3 * -(-tokens // WIDE), -(-min(tokens, DECODED) // NARROW))
     groups = 2 * config.num_local_experts + 2 + 2 * pairs
@@ -99,7 +103,7 @@ def step_floats(config: ModelConfig, tokens: int) -> dict[str, int]:
     """Floats of the arrays of a step of so many tokens, by name."""
     heads = config.num_attention_heads + 2 * config.num_key_value_heads
     k = config.num_experts_per_tok
-    padded = -(-config.intermediate_size // 128) * 128
+    padded = -(-config.intermediate_size // PACKED) * PACKED
     return {
         "x": tokens * config.hidden_size,
         "qkv": tokens * heads * config.head_dim,

@@ -154,6 +154,80 @@ GPTOSS_INLINE Vec load_codes(const uint8_t* p, int first) {
     return _mm256_cvtepi32_ps(_mm256_and_si256(shifted, _mm256_set1_epi32((1 << BITS) - 1)));
 }
 
+#define GPTOSS_PLANES
+using Ints = __m256i;
+GPTOSS_INLINE Ints load_ints(const int32_t* p) { return _mm256_loadu_si256((const __m256i*)p); }
+GPTOSS_INLINE Ints zero_ints() { return _mm256_setzero_si256(); }
+GPTOSS_INLINE Ints plus_256_times(Ints a, Ints b) {
+    return _mm256_add_epi32(a, _mm256_slli_epi32(b, 8));
+}
+GPTOSS_INLINE Vec to_floats(Ints a) { return _mm256_cvtepi32_ps(a); }
+
+// 256 codes as planes.h has them: in each lane four of the group's, from its bytes 4 * k to 4 * k + 3
+// the lower halves at 2 * k, the upper at 2 * k + 1.
+struct CodeBytes {
+    __m256i codes[4];  // widened where they are used: there are not registers enough
+};
+GPTOSS_INLINE CodeBytes bytes_of_codes(const uint8_t* p) {
+    CodeBytes w;
+    __m256i t[4];
+    for (int i = 0; i < 2; i++) {
+        const __m256i a = _mm256_loadu_si256((const __m256i*)(p + 64 * i));
+        const __m256i b = _mm256_loadu_si256((const __m256i*)(p + 64 * i + 32));
+        t[i] = _mm256_unpacklo_epi32(a, b);
+        t[i + 2] = _mm256_unpackhi_epi32(a, b);
+    }
+    for (int i = 0; i < 2; i++) {
+        w.codes[2 * i] = _mm256_unpacklo_epi64(t[2 * i], t[2 * i + 1]);
+        w.codes[2 * i + 1] = _mm256_unpackhi_epi64(t[2 * i], t[2 * i + 1]);
+    }
+    return w;
+}
+
+template <int O>
+GPTOSS_INLINE void add_digits(
+    const CodeBytes w[O], const int8_t (*digits)[8][32], Ints sums[O][DIGITS]) {
+    const __m256i bytes = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
+    const __m256i mask = _mm256_set1_epi8(15);
+    GPTOSS_UNROLL
+    for (int o = 0; o < O; o++) {
+        GPTOSS_UNROLL
+        for (int k = 0; k < 4; k += 2) {
+            __m256i v[4];
+            for (int j = 0; j < 2; j++) {
+                const __m256i upper = _mm256_srli_epi16(w[o].codes[k + j], 4);
+                v[2 * j] = _mm256_shuffle_epi8(bytes, _mm256_and_si256(w[o].codes[k + j], mask));
+                v[2 * j + 1] = _mm256_shuffle_epi8(bytes, _mm256_and_si256(upper, mask));
+            }
+            GPTOSS_UNROLL
+            for (int plane = 0; plane < DIGITS; plane++) {
+                __m256i products[4];
+                GPTOSS_UNROLL
+                for (int j = 0; j < 4; j++) {
+                    const __m256i x = _mm256_loadu_si256((const __m256i*)digits[plane][2 * k + j]);
+                    products[j] = _mm256_maddubs_epi16(v[j], x);
+                }
+                const __m256i pairs = _mm256_add_epi16(
+                    _mm256_add_epi16(products[0], products[1]),
+                    _mm256_add_epi16(products[2], products[3]));
+                const __m256i fours = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+                sums[o][plane] = _mm256_add_epi32(sums[o][plane], fours);
+            }
+        }
+    }
+}
+
+// Scales of eight groups, in the lanes where `bytes_of_codes` has them.
+GPTOSS_INLINE Vec lane_scales(const uint8_t* exponents) {
+    const __m128i order = _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, -1, -1, -1, -1, -1, -1, -1, -1);
+    const __m128i each = _mm_shuffle_epi8(_mm_loadl_epi64((const __m128i*)exponents), order);
+    // 2^-127, of the exponent 0, is subnormal.
+    const __m256i least = _mm256_set1_epi32(0x00400000);
+    return _mm256_castsi256_ps(
+        _mm256_max_epi32(_mm256_slli_epi32(_mm256_cvtepu8_epi32(each), 23), least));
+}
+
 // Into the first cache; into the second one.
 GPTOSS_INLINE void prefetch(const uint8_t* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
 GPTOSS_INLINE void prefetch_far(const uint8_t* p) { _mm_prefetch((const char*)p, _MM_HINT_T1); }
@@ -162,4 +236,3 @@ GPTOSS_INLINE void prefetch_far(const uint8_t* p) { _mm_prefetch((const char*)p,
 }  // namespace gptoss
 
 #define GPTOSS_VARIANT avx2
-#define GPTOSS_PLANES

@@ -1,5 +1,5 @@
 // Vectors of sixteen floats: AVX-512 with its byte, word and doubleword instructions. A variant that
-// has more than these includes this file too, under its own name (amx.h).
+// has more than these includes this file too, under its own name (amx.h, vnni.h).
 #pragma once
 
 #include <immintrin.h>
@@ -11,6 +11,7 @@
 
 #if !defined(GPTOSS_VARIANT)
 #define GPTOSS_VARIANT avx512
+#define GPTOSS_AVX512_ALONE
 #if defined(__clang__)
 #pragma clang attribute push( \
     __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"))), apply_to = function)
@@ -30,7 +31,7 @@ GPTOSS_INLINE bool has_avx512() {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
-#if !defined(GPTOSS_TILES)
+#if defined(GPTOSS_AVX512_ALONE)
 GPTOSS_INLINE bool supported() { return has_avx512(); }
 #endif
 

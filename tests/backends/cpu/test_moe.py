@@ -77,7 +77,7 @@ def visit(
     variant: str, layer: Layer, x: Array, visits: dict[str, Array], threads: int = 2
 ) -> Array:
     device, pairs = device_of(variant, threads), len(visits["row"])
-    h = np.zeros((pairs, -(-layer.intermediate // 128) * 128), np.float32)
+    h = np.zeros((pairs, -(-layer.intermediate // 512) * 512), np.float32)
     out = np.full((pairs, layer.hidden), np.nan, np.float32)
     address = library.address
     names = ("row", "slot", "expert", "place", "weight")
