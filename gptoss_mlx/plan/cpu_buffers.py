@@ -64,9 +64,9 @@ def page_bytes(kv_heads: int, head_dim: int, type: str, places: int) -> int:
 
 
 def own_bytes(config: ModelConfig) -> int:
-    """Bytes of a thread's workspace, at most: a row that is packed, or a strip's results; a panel of
-    widened weights and its sums; the same with the rows that visit an expert in tiles; or the scores
-    of an attention item."""
+    """Bytes of a thread's workspace, at most: a row that is packed, or a strip's results; a panel
+    of widened weights and its sums; the same with the rows that visit an expert in tiles; or the
+    scores of an attention item."""
     expert = max(config.hidden_size, config.intermediate_size)
     inputs = max(expert, config.num_attention_heads * config.head_dim)
     padded = -(-inputs // PACKED) * PACKED

@@ -19,10 +19,10 @@ def test_comments_directives_and_hints_are_left_alone(tmp_path: Path) -> None:
     assert [str(one) for one in mistakes(path)] == ["kernel.h:5:  <  ->  <= "]
 
 
-@pytest.mark.parametrize("variant", ["amx", "avx512", "avx2", "neon", "portable"])
+@pytest.mark.parametrize("variant", ["amx", "vnni", "avx512", "avx2", "neon", "portable"])
 def test_every_variant_has_its_own_headers(variant: str) -> None:
     names = [path.name for path in headers_of(variant, ROOT / "native")]
     assert f"{variant}.h" in names
     assert ("tiles.h" in names) == (variant == "amx")
-    assert ("planes.h" in names) == (variant == "avx2")
+    assert ("planes.h" in names) == (variant in ("avx2", "vnni"))
     assert {"attention.h", "moe.h", "linear.h", "formats.h"} < set(names)
