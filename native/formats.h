@@ -9,7 +9,8 @@
 // BIASED, whether a group has a bias; order(place), the number in the chunk of the value at a place;
 // and, of the row that it was made for, expand(codes, w), step(codes, i), which is w[i] alone,
 // scale(chunk), last_scale(chunk, left, beyond) of a chunk that has only `left` values (beyond: others
-// can be read behind them), and bytes(values).
+// can be read behind them), bytes(values), and fetch_scales(outputs, inputs), which prefetches those
+// of so many outputs.
 // STEPPED: a chunk's vectors one by one take no more instructions than all together. PLANES: it is
 // not widened, but multiplied as planes.h says. CODED: all that may be read is a number.
 #pragma once
@@ -44,6 +45,10 @@ GPTOSS_INLINE Vec nibble(const uint8_t* p, const Table& t, int i) {
 }
 #endif
 
+GPTOSS_INLINE void fetch_bytes(const uint8_t* p, int64_t count) {
+    for (int64_t at = 0; at < count; at += 64) prefetch_far(p + at);
+}
+
 constexpr int MOST_VECS = 8;
 constexpr int MOST_BYTES = 4 * MOST_VECS * LANES;  // of a chunk's codes
 
@@ -65,6 +70,7 @@ struct Float32 {
     GPTOSS_INLINED Vec scale(int64_t) const { return fill(1.0f); }
     Vec last_scale(int64_t chunk, int64_t, bool) const { return scale(chunk); }
     static int64_t bytes(int64_t values) { return values * 4; }
+    GPTOSS_INLINED void fetch_scales(int, int64_t) const {}
 };
 
 struct Bfloat16 {
@@ -88,6 +94,7 @@ struct Bfloat16 {
     GPTOSS_INLINED Vec scale(int64_t) const { return fill(1.0f); }
     Vec last_scale(int64_t chunk, int64_t, bool) const { return scale(chunk); }
     static int64_t bytes(int64_t values) { return values * 2; }
+    GPTOSS_INLINED void fetch_scales(int, int64_t) const {}
 };
 
 // E2M1: sign, two bits of exponent, one of mantissa. OCP, "Microscaling Formats (MX)
@@ -143,6 +150,9 @@ struct Mxfp4 {
         return power_scales(few.bytes);
     }
     static int64_t bytes(int64_t values) { return values / 2; }
+    GPTOSS_INLINED void fetch_scales(int outputs, int64_t inputs) const {
+        fetch_bytes(scales, outputs * (inputs / GROUP));
+    }
 };
 
 // The scale or bias number i of an affine matrix.
@@ -207,6 +217,11 @@ struct Affine {
     }
     Vec last_scale(int64_t chunk, int64_t, bool) const { return scale(chunk); }
     static int64_t bytes(int64_t values) { return values * BITS / 8; }
+    GPTOSS_INLINED void fetch_scales(int outputs, int64_t inputs) const {
+        const int64_t each = outputs * (inputs / group) * (wide ? 4 : 2);
+        fetch_bytes(scales, each);
+        fetch_bytes(biases, each);
+    }
 };
 
 // Chunks of a row, the last of which may be shorter.

@@ -65,13 +65,14 @@ struct LinearPartWork {
     template <class F>
     void run() {
         LinearUse use{call, part.bias, column, width};
-        int64_t begin, end;
-        const int64_t grain = rows.prompt ? PROMPT_GRAIN : GRAIN;
-        while (worker.take(phase, grain, part.matrix.outputs, &begin, &end)) {
+        const Matrix& m = part.matrix;
+        Items items(worker, phase, rows.prompt ? PROMPT_GRAIN : GRAIN, m.outputs);
+        while (items.take()) {
             if (rows.prompt) {
-                panel_product<F>(part.matrix, begin, end, rows, worker.own, use);
+                panel_product<F>(m, items.begin, items.end, rows, worker.own, use);
             } else {
-                product<F>(part.matrix, begin, end, rows, worker.own, use);
+                const Then then{items.next() < 0 ? nullptr : &m, items.next()};
+                product<F>(m, items.begin, items.end, rows, worker.own, use, then);
             }
         }
     }

@@ -208,11 +208,12 @@ static void visit(
 // Of a few tokens, packed as `pack_row` has; or of FEW of a prompt's.
 template <class Use>
 static void few_product(
-    const Matrix& m, int64_t begin, int64_t end, const Rows& rows, float* own, Use& use) {
+    const Matrix& m, int64_t begin, int64_t end, const Rows& rows, float* own, Use& use,
+    const Then& then) {
 #if defined(GPTOSS_PLANES)
-    if (!rows.prompt) return product<Mxfp4Planes>(m, begin, end, rows, own, use);
+    if (!rows.prompt) return product<Mxfp4Planes>(m, begin, end, rows, own, use, then);
 #endif
-    product<Mxfp4>(m, begin, end, rows, own, use);
+    product<Mxfp4>(m, begin, end, rows, own, use, then);
 }
 
 // The products of all groups, in items of EXPERT_GRAIN outputs.
@@ -220,9 +221,9 @@ template <class Use>
 static void visit(
     const Matrix& first, const Groups& groups, Rows rows, Worker& worker, Use use) {
     const int64_t parts = (first.outputs + EXPERT_GRAIN - 1) / EXPERT_GRAIN;
-    int64_t item, next;
-    while (worker.take(0, 1, *groups.count * parts, &item, &next)) {
-        const int64_t g = item / parts, begin = item % parts * EXPERT_GRAIN;
+    Items items(worker, 0, 1, *groups.count * parts);
+    while (items.take()) {
+        const int64_t g = items.begin / parts, begin = items.begin % parts * EXPERT_GRAIN;
         const int64_t end =
             begin + EXPERT_GRAIN < first.outputs ? begin + EXPERT_GRAIN : first.outputs;
         rows.count = groups.start[g + 1] - groups.start[g];
@@ -232,7 +233,10 @@ static void visit(
         if (rows.prompt && rows.count > FEW) {
             panel_product<Mxfp4>(matrix, begin, end, rows, worker.own, use);
         } else {
-            few_product(matrix, begin, end, rows, worker.own, use);
+            const bool more = items.next() >= 0;
+            const Matrix next = matrix_in(first, groups.slot[more ? items.next() / parts : g]);
+            const Then then{more ? &next : nullptr, items.next() % parts * EXPERT_GRAIN};
+            few_product(matrix, begin, end, rows, worker.own, use, then);
         }
     }
 }

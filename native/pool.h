@@ -34,6 +34,38 @@ struct Worker {
     void part(int64_t count, int64_t* begin, int64_t* end) const;
 };
 
+// The items that one thread takes. It knows its next one while it works on one, so that what that
+// reads can be fetched.
+class Items {
+public:
+    // phase, grain, count: as for `Worker::take`.
+    Items(Worker& worker, int phase, int64_t grain, int64_t count)
+        : worker_(worker), phase_(phase), grain_(grain), count_(count) {
+        look();
+    }
+
+    bool take() {
+        begin = next_begin_;
+        end = next_end_;
+        const bool taken = more_;
+        if (taken) look();
+        return taken;
+    }
+
+    // The beginning of the next item; -1 behind the last.
+    int64_t next() const { return more_ ? next_begin_ : -1; }
+
+    int64_t begin = 0, end = 0;
+
+private:
+    void look() { more_ = worker_.take(phase_, grain_, count_, &next_begin_, &next_end_); }
+
+    Worker& worker_;
+    int phase_;
+    int64_t grain_, count_, next_begin_ = 0, next_end_ = 0;
+    bool more_ = false;
+};
+
 class Pool {
 public:
     static constexpr int PHASES = 8;

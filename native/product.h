@@ -35,17 +35,29 @@ constexpr int together(int rows) {
     return F::SCALED && rows > 2 ? 1 : 2;
 }
 
+// What a thread reads after the outputs it works on: those of a matrix, from a number on. No matrix:
+// it is not known.
+struct Then {
+    const Matrix* matrix;
+    int64_t output;
+};
+
 // Tiles of registers. out [DECODED, STRIP] is in the thread's workspace.
 template <class F>
 struct RegisterTiles {
     const Matrix& m;
     const Rows& rows;
+    int64_t end;
+    Then then;
     int64_t whole, left;
     float* out;
 
-    RegisterTiles(const Matrix& matrix, const Rows& packed, float* own)
+    // end: of the outputs that are worked on.
+    RegisterTiles(const Matrix& matrix, const Rows& packed, int64_t end_, const Then& then_, float* own)
         : m(matrix),
           rows(packed),
+          end(end_),
+          then(then_),
           whole(m.inputs / F::CHUNK),
           left(m.inputs % F::CHUNK),
           out(own) {}
@@ -85,12 +97,16 @@ private:
     template <int O>
     void blocks(int64_t output, int count) const {
         const int n = int(rows.count), parts = (n + ABREAST<F> - 1) / ABREAST<F>;
-        const int64_t bytes = O * F::bytes(m.inputs), ahead = (FAR + bytes - 1) / bytes * bytes;
+        const int64_t bytes = O * F::bytes(m.inputs), away = O * ((FAR + bytes - 1) / bytes);
         for (int o = 0; o < count;) {
             const bool whole = count - o >= O;
+            const int64_t target = output + o + away;
+            const bool inside = target < end, known = inside || then.matrix;
+            const F later(known && !inside ? F(*then.matrix, then.output + target - end) : F(m, target));
             for (int part = 0; part < parts; part++) {
                 const int row = n * part / parts, some = n * (part + 1) / parts - row;
-                const Block block{output + o, ahead, row, part, parts, out + row * STRIP + o};
+                const bool fetching = known && F::bytes(m.inputs) >= 64;
+                const Block block{output + o, row, part, parts, out + row * STRIP + o, later, fetching};
                 if (whole) {
                     some_rows<O>(block, some);
                 } else {
@@ -101,12 +117,14 @@ private:
         }
     }
 
-    // Outputs and rows from these numbers on. part: of the rows' `parts`, which share the prefetches.
-    // ahead: how many bytes further these are.
+    // Outputs and rows from these numbers on. part: of the rows' `parts`, which share the fetching of
+    // later outputs.
     struct Block {
-        int64_t output, ahead;
+        int64_t output;
         int row, part, parts;
         float* out;
+        const F& later;
+        bool fetching;
     };
 
     template <int O>
@@ -120,15 +138,17 @@ private:
         }
     }
 
-    // Prefetches as many bytes of a later block as a chunk of this has. Activations of several rows
-    // fill the first cache and keep the way to the second busy, so that fetching from there would wait.
-    template <int BYTES, int R>
-    GPTOSS_INLINED static void fetch(const uint8_t* next, int64_t chunk, const Block& block) {
-        if (block.parts > 1 && chunk % block.parts != block.part) return;
-        for (int line = 0; line < BYTES; line += 64) {
-            const uint8_t* p = next + chunk * BYTES + line;
-            R > 2 ? prefetch(p) : prefetch_far(p);
+    // Prefetches as many bytes of later outputs as a chunk of O has, and the scales with the first.
+    // Activations of several rows fill the first cache and keep the way to the second busy, so that
+    // fetching from there would wait.
+    template <int O, int R>
+    GPTOSS_INLINED void fetch(int64_t chunk, const Block& block) const {
+        if (!block.fetching || (block.parts > 1 && chunk % block.parts != block.part)) return;
+        const uint8_t* p = block.later.codes + chunk * O * F::BYTES;
+        for (int line = 0; line < O * F::BYTES; line += 64) {
+            F::PLANES && R > 2 ? prefetch(p + line) : prefetch_far(p + line);
         }
+        if (chunk == 0) block.later.fetch_scales(O, m.inputs);
     }
 
     // Whether the outputs from this number on have as many bytes as a chunk. Then what lies behind the
@@ -143,7 +163,6 @@ private:
     GPTOSS_APART void tile(const Block& block, std::index_sequence<I...>) const {
         constexpr int O = sizeof...(I);
         const F of[O] = {F(m, block.output + int64_t(I))...};
-        const uint8_t* next = of[0].codes + block.ahead;
         const float* x[R];
         Vec total[O][R], scale[O];
         const uint8_t* p[O];
@@ -152,7 +171,7 @@ private:
             for (int r = 0; r < R; r++) total[o][r] = zero();
         }
         for (int64_t c = 0; c < whole; c++) {
-            fetch<O * F::BYTES, R>(next, c, block);
+            fetch<O, R>(c, block);
             for (int o = 0; o < O; o++) {
                 p[o] = of[o].codes + c * F::BYTES;
                 scale[o] = of[o].scale(c);
@@ -160,7 +179,7 @@ private:
             add_chunk<O, R>(of, p, scale, x, c * F::CHUNK, total);
         }
         if (left > 0) {
-            fetch<O * F::BYTES, R>(next, whole, block);
+            fetch<O, R>(whole, block);
             alignas(64) uint8_t rest[O][F::BYTES];
             const bool beyond = F::CODED && readable_beyond(block.output + O);
             for (int o = 0; o < O; o++) {
@@ -223,10 +242,11 @@ private:
 // of `count` outputs and `rows` rows from those numbers on: out [rows, stride].
 template <class F, class Use>
 static void product(
-    const Matrix& m, int64_t begin, int64_t end, const Rows& rows, float* own, Use& use) {
+    const Matrix& m, int64_t begin, int64_t end, const Rows& rows, float* own, Use& use,
+    const Then& then) {
     for (int64_t first = 0; first < rows.count; first += DECODED) {
         const Rows some = rows.part(first, DECODED);
-        const RegisterTiles<F> tiles(m, some, own);
+        const RegisterTiles<F> tiles(m, some, end, then, own);
         for (int64_t output = begin; output < end; output += STRIP) {
             const int count = end - output < STRIP ? int(end - output) : STRIP;
             tiles.multiply(output, count);
