@@ -69,6 +69,24 @@ void run(Device* device, void (*kernel)(const Call&, Worker&), const Call* call)
     device->pool.run(Job<Call>::work, &job);
 }
 
+// An operation that takes microseconds for a few tokens. They are its calling thread's: the others may
+// have to wait for their turn where other programs compute too.
+constexpr int64_t ALONE = 4;  // tokens
+
+template <class Call>
+void run_small(
+    Device* device, void (*kernel)(const Call&, Worker&), const Call* call, int64_t tokens) {
+    if (tokens > ALONE) return run(device, kernel, call);
+    const Job<Call> job{kernel, call};
+    device->pool.run_alone(Job<Call>::work, &job);
+}
+
+int64_t tokens_of(const StoreCall& call) {
+    int64_t tokens = 0;
+    for (int64_t i = 0; i < call.spans; i++) tokens += call.span[i].tokens;
+    return tokens;
+}
+
 }  // namespace
 }  // namespace gptoss
 
@@ -98,12 +116,14 @@ EXPORT void gptoss_close(Device* device) { delete device; }
 
 EXPORT void gptoss_rows(Device* d, const RowsCall* call) { run(d, d->kernels->rows, call); }
 EXPORT void gptoss_linear(Device* d, const LinearCall* call) { run(d, d->kernels->linear, call); }
-EXPORT void gptoss_store(Device* d, const StoreCall* call) { run(d, d->kernels->store, call); }
+EXPORT void gptoss_store(Device* d, const StoreCall* call) {
+    run_small(d, d->kernels->store, call, tokens_of(*call));
+}
 EXPORT void gptoss_attention(Device* d, const AttentionCall* call) {
     run(d, d->kernels->attention, call);
 }
 EXPORT void gptoss_router_topk(Device* d, const RouterCall* call) {
-    run(d, d->kernels->router_topk, call);
+    run_small(d, d->kernels->router_topk, call, call->rows);
 }
 EXPORT void gptoss_moe_gate_up(Device* d, const VisitsCall* call) {
     run(d, d->kernels->moe_gate_up, call);
@@ -111,7 +131,9 @@ EXPORT void gptoss_moe_gate_up(Device* d, const VisitsCall* call) {
 EXPORT void gptoss_moe_down(Device* d, const VisitsCall* call) {
     run(d, d->kernels->moe_down, call);
 }
-EXPORT void gptoss_sum(Device* d, const SumCall* call) { run(d, d->kernels->sum, call); }
+EXPORT void gptoss_sum(Device* d, const SumCall* call) {
+    run_small(d, d->kernels->sum, call, call->rows);
+}
 
 namespace {
 

@@ -109,10 +109,20 @@ void Pool::finish() {
     }
 }
 
-void Pool::run(void (*work)(const void*, Worker&), const void* argument) {
+void Pool::reset() {
     for (Counter& counter : counters_) {
         counter.next.store(0, std::memory_order_relaxed);
     }
+}
+
+void Pool::run_alone(void (*work)(const void*, Worker&), const void* argument) {
+    reset();
+    Worker alone = {this, 0, 1, workers_[0].own, workers_[0].shared};
+    work(argument, alone);
+}
+
+void Pool::run(void (*work)(const void*, Worker&), const void* argument) {
+    reset();
     work_ = work;
     argument_ = argument;
     running_.store(threads() - 1, std::memory_order_relaxed);

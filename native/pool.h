@@ -79,12 +79,16 @@ public:
     // Run work(argument, worker) on every thread, and wait for all.
     void run(void (*work)(const void*, Worker&), const void* argument);
 
+    // The same on the calling thread alone.
+    void run_alone(void (*work)(const void*, Worker&), const void* argument);
+
     int threads() const { return int(workers_.size()); }
 
 private:
     friend struct Worker;
     void loop(int index);
     void finish();
+    void reset();
 
     std::vector<Worker> workers_;
     std::vector<std::thread> threads_;

@@ -52,12 +52,13 @@ struct RegisterTiles {
     int64_t whole, left;
     float* out;
 
-    // end: of the outputs that are worked on.
-    RegisterTiles(const Matrix& matrix, const Rows& packed, int64_t end_, const Then& then_, float* own)
+    // last: the end of the outputs that are worked on.
+    RegisterTiles(
+        const Matrix& matrix, const Rows& packed, int64_t last, const Then& after, float* own)
         : m(matrix),
           rows(packed),
-          end(end_),
-          then(then_),
+          end(last),
+          then(after),
           whole(m.inputs / F::CHUNK),
           left(m.inputs % F::CHUNK),
           out(own) {}
@@ -93,20 +94,32 @@ private:
         return 0.0f;
     }
 
+    // Outputs that are worked on later: the first of them, if it is known.
+    struct Later {
+        F row;
+        bool known;
+    };
+
+    // FAR bytes further than O outputs from this number on, or more.
+    template <int O>
+    Later later_than(int64_t output) const {
+        const int64_t bytes = O * F::bytes(m.inputs);
+        const int64_t number = output + O * ((FAR + bytes - 1) / bytes);
+        if (number < end) return {F(m, number), true};
+        if (then.matrix) return {F(*then.matrix, then.output + number - end), true};
+        return {F(m, output), false};
+    }
+
     // Blocks of O outputs, each for all rows while it is in the cache.
     template <int O>
     void blocks(int64_t output, int count) const {
         const int n = int(rows.count), parts = (n + ABREAST<F> - 1) / ABREAST<F>;
-        const int64_t bytes = O * F::bytes(m.inputs), away = O * ((FAR + bytes - 1) / bytes);
         for (int o = 0; o < count;) {
             const bool whole = count - o >= O;
-            const int64_t target = output + o + away;
-            const bool inside = target < end, known = inside || then.matrix;
-            const F later(known && !inside ? F(*then.matrix, then.output + target - end) : F(m, target));
+            const Later later = later_than<O>(output + o);
             for (int part = 0; part < parts; part++) {
                 const int row = n * part / parts, some = n * (part + 1) / parts - row;
-                const bool fetching = known && F::bytes(m.inputs) >= 64;
-                const Block block{output + o, row, part, parts, out + row * STRIP + o, later, fetching};
+                const Block block{output + o, row, part, parts, later, out + row * STRIP + o};
                 if (whole) {
                     some_rows<O>(block, some);
                 } else {
@@ -122,9 +135,8 @@ private:
     struct Block {
         int64_t output;
         int row, part, parts;
+        const Later& later;
         float* out;
-        const F& later;
-        bool fetching;
     };
 
     template <int O>
@@ -139,16 +151,16 @@ private:
     }
 
     // Prefetches as many bytes of later outputs as a chunk of O has, and the scales with the first.
-    // Activations of several rows fill the first cache and keep the way to the second busy, so that
-    // fetching from there would wait.
+    // Planes of several rows keep the way to the second cache busy, so that what comes from there
+    // would wait.
     template <int O, int R>
     GPTOSS_INLINED void fetch(int64_t chunk, const Block& block) const {
-        if (!block.fetching || (block.parts > 1 && chunk % block.parts != block.part)) return;
-        const uint8_t* p = block.later.codes + chunk * O * F::BYTES;
+        if (!block.later.known || (block.parts > 1 && chunk % block.parts != block.part)) return;
+        const uint8_t* p = block.later.row.codes + chunk * O * F::BYTES;
         for (int line = 0; line < O * F::BYTES; line += 64) {
             F::PLANES && R > 2 ? prefetch(p + line) : prefetch_far(p + line);
         }
-        if (chunk == 0) block.later.fetch_scales(O, m.inputs);
+        if (chunk == 0) block.later.row.fetch_scales(O, m.inputs);
     }
 
     // Whether the outputs from this number on have as many bytes as a chunk. Then what lies behind the
