@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from gptoss_mlx.engine.events import TokenEvent
+from gptoss_mlx.spec.recipients import FUNCTIONS
 
 Part: TypeAlias = Literal["reasoning", "preamble", "answer", "call"]
 
@@ -25,16 +26,21 @@ class Delta:
     """A piece of a message's text.
 
     part: what the message is; a preamble is what the model tells the user before it calls a tool,
-    all of a raw stream is answer. message: its number, from 0. name: the function of a call.
+    all of a raw stream is answer. message: its number, from 0. recipient: of a call, else "".
     text: of a call, a piece of its arguments; "" where a call begins. tokens: those that the text
     is made of, as far as no delta before had them.
     """
 
     part: Part
     message: int
-    name: str
+    recipient: str
     text: str
     tokens: tuple[TokenEvent, ...]
+
+    @property
+    def name(self) -> str:
+        """The function of a call."""
+        return self.recipient.removeprefix(FUNCTIONS)
 
 
 class Splitter:
@@ -42,7 +48,7 @@ class Splitter:
 
     def __init__(self) -> None:
         self._messages = 0
-        self._open: tuple[Part, str] | None = None  # part and name of the message under way
+        self._open: tuple[Part, str] | None = None  # part and recipient of the message under way
         self._held: list[TokenEvent] = []  # of text that is incomplete so far
 
     def push(self, token: TokenEvent) -> Delta | None:
@@ -59,16 +65,16 @@ class Splitter:
         if token.recipient is None:
             message = _PARTS.get(token.channel, "answer"), ""
         else:
-            message = "call", token.recipient.removeprefix("functions.")
+            message = "call", token.recipient
         if message != self._open:
             self._open = message
             self._messages += 1
         elif header:  # stray: the call has begun
             return None
-        part, name = message
+        part, recipient = message
         tokens = tuple(self._held)
         self._held.clear()
-        return Delta(part, self._messages - 1, name, token.text, tokens)
+        return Delta(part, self._messages - 1, recipient, token.text, tokens)
 
 
 def _is_stray(token: TokenEvent) -> bool:

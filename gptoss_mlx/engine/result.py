@@ -7,23 +7,33 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from gptoss_mlx.engine.deltas import Part, Splitter
+from gptoss_mlx.engine.deltas import Delta, Part, Splitter
 from gptoss_mlx.engine.events import Event, FinishEvent, FinishReason, Limit, Timings, TokenEvent
+from gptoss_mlx.spec.recipients import FUNCTIONS, type_of
 
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A function the model wants called; arguments is the JSON text as the model wrote it."""
+    """A function the model wants called; arguments is the JSON text as the model wrote it.
+
+    type: "function", or the builtin tool that is called. The arguments of "python" are code.
+    """
 
     id: str
     name: str
     arguments: str
+    type: str = "function"
+
+    @property
+    def recipient(self) -> str:
+        """Whom the model addressed."""
+        return f"{FUNCTIONS}{self.name}" if self.type == "function" else self.name
 
     @property
     def message(self) -> dict[str, object]:
         """The call in OpenAI's form, as it stands in an assistant's message."""
         function = {"name": self.name, "arguments": self.arguments}
-        return {"id": self.id, "type": "function", "function": function}
+        return {"id": self.id, "type": self.type, "function": function}
 
 
 @dataclass(frozen=True)
@@ -78,17 +88,17 @@ def collect(events: Iterable[Event]) -> Result:
     if finish is None:
         raise ValueError("the stream has not finished")
     parts = defaultdict[Part, list[str]](list)
-    calls: dict[int, tuple[str, list[str]]] = {}  # by the number of the message
+    calls: dict[int, tuple[Delta, list[str]]] = {}  # by the number of the message
     splitter = Splitter()
     for delta in filter(None, map(splitter.push, tokens)):
         parts[delta.part].append(delta.text)
         if delta.part == "call":
-            calls.setdefault(delta.message, (delta.name, []))[1].append(delta.text)
+            calls.setdefault(delta.message, (delta, []))[1].append(delta.text)
     return Result(
         text="".join(parts["answer"]),
         reasoning="".join(parts["reasoning"]),
         preamble="".join(parts["preamble"]),
-        tool_calls=tuple(ToolCall(new_call_id(), name, "".join(t)) for name, t in calls.values()),
+        tool_calls=tuple(_call(first, "".join(texts)) for first, texts in calls.values()),
         finish_reason=finish.reason,
         prompt_tokens=finish.prompt_tokens,
         completion_tokens=finish.completion_tokens,
@@ -98,6 +108,10 @@ def collect(events: Iterable[Event]) -> Result:
         tokens=tuple(tokens),
         limit=finish.limit,
     )
+
+
+def _call(first: Delta, arguments: str) -> ToolCall:
+    return ToolCall(new_call_id(), first.name, arguments, type_of(first.recipient))
 
 
 def new_call_id() -> str:

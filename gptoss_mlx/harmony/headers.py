@@ -27,12 +27,9 @@ from gptoss_mlx.harmony.encoding import (
 )
 from gptoss_mlx.harmony.header import Header, read_header
 from gptoss_mlx.harmony.text_grammar import GrammarState, TextGrammar
+from gptoss_mlx.spec.recipients import BUILTIN
 from gptoss_mlx.spec.sampling import Mask
 
-BUILTIN = {
-    "browser": ("browser.search", "browser.open", "browser.find"),
-    "python": ("python",),
-}
 _WORDS = re.compile(r"<\|\w+\|>| ?[^\s<]+| ")
 _ENDS = (END, RETURN, CALL)
 

@@ -2,7 +2,7 @@
 
 One chat message becomes one turn, or several for an assistant (reasoning, preamble or answer, tool
 calls). An assistant's text is a preamble beside tool calls, or where the message's `channel` says
-"commentary". Nothing here knows about tokens.
+"commentary". Calls of builtin tools are part of the analysis. Nothing here knows about tokens.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import Any
 from gptoss_mlx.errors import MessageError
 from gptoss_mlx.files.jsonfile import shown
 from gptoss_mlx.harmony.schema import clean
-from gptoss_mlx.harmony.tools import tool_name
+from gptoss_mlx.harmony.tools import recipient_of
+from gptoss_mlx.spec.recipients import BUILTIN, FUNCTIONS, type_of
 
 INSTRUCTIONS = "# Instructions\n\n"
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -37,7 +38,9 @@ class Turn:
 
     @property
     def is_reasoning(self) -> bool:
-        return self.role == "assistant" and self.channel == "analysis" and self.recipient is None
+        """Whether the model forgets it after its answer: analysis, calls of builtin tools in it and
+        their results."""
+        return self.channel == "analysis"
 
 
 def read_messages(
@@ -65,9 +68,9 @@ class _Reader:
     def __init__(self) -> None:
         self.instructions: list[str] = []
         self.turns: list[Turn] = []
-        self.calls: dict[str, str] = {}
-        self.unanswered: Counter[str] = Counter()  # calls without a result, for every function
-        self.unnamed: deque[str] = deque()  # functions called, in order; some are answered
+        self.calls: dict[str, str] = {}  # recipients by id
+        self.unanswered: Counter[str] = Counter()  # calls without a result, for every recipient
+        self.unnamed: deque[str] = deque()  # recipients called, in order; some are answered
         self.answered: Counter[str] = Counter()  # how many of `unnamed` are answered
 
     def read(self, where: str, message: Any) -> None:
@@ -113,23 +116,25 @@ class _Reader:
         function = call.get("function", call) if isinstance(call, Mapping) else None
         if not isinstance(function, Mapping):
             raise MessageError(f"{where}: expected an object with a function")
-        name = tool_name(where, function.get("name"))
+        kind = call.get("type")
+        recipient = recipient_of(where, kind, function.get("name"))
+        builtin = kind in BUILTIN
         arguments = function.get("arguments")
         if isinstance(arguments, Mapping):
             arguments = json.dumps(clean(arguments), ensure_ascii=False)
         if not isinstance(arguments, str):
-            raise MessageError(f"{where}: arguments must be JSON text")
+            raise MessageError(f"{where}: arguments must be {'' if builtin else 'JSON '}text")
         if (id := _id(where, call.get("id"))) is not None:
-            self.calls[id] = name
-        self.unanswered[name] += 1
-        self.unnamed.append(name)
+            self.calls[id] = recipient
+        self.unanswered[recipient] += 1
+        self.unnamed.append(recipient)
         self.turns.append(
             Turn(
                 "assistant",
                 clean(arguments),
-                channel="commentary",
-                recipient="functions." + name,
-                content_type="<|constrain|>json",
+                channel="analysis" if builtin else "commentary",
+                recipient=recipient,
+                content_type="code" if builtin else "<|constrain|>json",
             )
         )
 
@@ -142,23 +147,24 @@ class _Reader:
             Turn(
                 "tool",
                 _content(where, message),
-                name="functions." + found,
-                channel="commentary",
+                name=found,
+                channel="analysis" if type_of(found) in BUILTIN else "commentary",
                 recipient="assistant",
             )
         )
 
     def _called(self, where: str, message: Mapping[str, Any]) -> str:
-        """The function that a tool's message is the result of."""
+        """The recipient of the call that a tool's message is the result of."""
         id, name = _id(where, message.get("tool_call_id")), message.get("name")
         if id is not None:
             if id not in self.calls:
                 raise MessageError(f"{where}: no earlier tool call has the id {shown(id)}")
             return self.calls[id]
         if name is not None:
-            if not isinstance(name, str) or name not in self.unanswered:
-                raise MessageError(f"{where}: no earlier tool call is of a function {shown(name)}")
-            return name
+            for recipient in (f"{FUNCTIONS}{name}", name):
+                if recipient in self.unanswered:
+                    return str(recipient)
+            raise MessageError(f"{where}: no earlier tool call is of a function {shown(name)}")
         while self.unnamed and self.answered[self.unnamed[0]] > 0:
             self.answered[self.unnamed.popleft()] -= 1
         if not self.unnamed:

@@ -10,8 +10,8 @@ from typing import Any
 from gptoss_mlx.errors import MessageError
 from gptoss_mlx.files.jsonfile import shown
 from gptoss_mlx.harmony.schema import clean, normalise
+from gptoss_mlx.spec.recipients import BUILTIN, FUNCTIONS
 
-BUILTIN = ("browser", "python")
 TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 
@@ -57,6 +57,20 @@ def read_tools(tools: Sequence[Mapping[str, Any]]) -> Tools:
             raise MessageError(f"{where}: the tool name {shown(function.name)} is used twice")
         functions[function.name] = function
     return Tools(tuple(functions.values()), tuple(builtin))
+
+
+def recipient_of(where: str, kind: Any, name: Any) -> str:
+    """Whom a call of this type and name is for. Raises MessageError.
+
+    A call of a builtin tool has the tool's type, and the name of its recipient: {"type": "browser",
+    "function": {"name": "browser.search", ...}}.
+    """
+    if kind not in BUILTIN:
+        return FUNCTIONS + tool_name(where, name)
+    if name not in BUILTIN[kind]:
+        known = " or ".join(BUILTIN[kind])
+        raise MessageError(f"{where}: a call of {kind} has the name {known}, not {shown(name)}")
+    return str(name)
 
 
 def tool_name(where: str, name: Any) -> str:

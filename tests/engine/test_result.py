@@ -44,6 +44,26 @@ def test_reasoning_preamble_and_calls() -> None:
     assert all(id.startswith("call_") for id in ids)
 
 
+def test_a_call_of_a_builtin_tool_is_no_functions_of_that_name() -> None:
+    def call_of(header: str, text: str) -> dict[str, object]:
+        (call,) = result_of(f"{header}{text}<|call|>").tool_calls
+        recipient = header.split("to=")[1].split()[0].split("<")[0]
+        assert call.recipient == recipient
+        return {**call.message, "id": None}
+
+    python = {"name": "python", "arguments": "1 + 1"}
+    code = call_of("<|channel|>analysis to=python code<|message|>", "1 + 1")
+    assert code == {"id": None, "type": "python", "function": python}
+    function = call_of("<|channel|>commentary to=functions.python<|message|>", "1 + 1")
+    assert function == {"id": None, "type": "function", "function": python}
+    find = {"name": "browser.find", "arguments": "{}"}
+    assert call_of("<|channel|>analysis to=browser.find<|message|>", "{}") == {
+        "id": None,
+        "type": "browser",
+        "function": find,
+    }
+
+
 def test_two_calls_of_one_function_are_two() -> None:
     result = result_of(f"{TO_F}{{}}{AGAIN}{TO_F}{{}}<|call|>")
     assert calls_of(result) == [("f", "{}"), ("f", "{}")]

@@ -35,6 +35,27 @@ CALL: dict[str, Any] = {
     "tool_calls": [{"id": "a", "function": {"name": "f", "arguments": '{"x":1}'}}],
 }
 RESULT: dict[str, Any] = {"role": "tool", "tool_call_id": "a", "content": "sunny"}
+CODE: dict[str, Any] = {
+    "role": "assistant",
+    "reasoning": "I must compute.",
+    "content": None,
+    "tool_calls": [
+        {"id": "c", "type": "python", "function": {"name": "python", "arguments": "6 * 7\n"}}
+    ],
+}
+PRINTED: dict[str, Any] = {"role": "tool", "tool_call_id": "c", "content": "42\n<|end|>"}
+SEARCH: dict[str, Any] = {
+    "role": "assistant",
+    "content": None,
+    "tool_calls": [
+        {
+            "id": "s",
+            "type": "browser",
+            "function": {"name": "browser.search", "arguments": '{"query":"x"}'},
+        }
+    ],
+}
+FOUND: dict[str, Any] = {"role": "tool", "tool_call_id": "s", "content": "[0] x"}
 
 
 def rest(encoding: Encoding, messages: list[dict[str, Any]], **options: Any) -> str:
@@ -53,6 +74,37 @@ def test_tool_loop_keeps_reasoning_and_ends_for_the_assistant(encoding: Encoding
         "<|start|>functions.f to=assistant<|channel|>commentary<|message|>sunny<|end|>"
         "<|start|>assistant"
     )
+
+
+def test_calls_of_builtin_tools_are_analysis_and_their_results_too(encoding: Encoding) -> None:
+    ids = render(encoding, [user("w?"), CODE, PRINTED, SEARCH, FOUND], date="2025-01-01")
+    ids = ids[ids.index(START, 1) :]
+    head = (
+        "<|start|>user<|message|>w?<|end|>"
+        "<|start|>assistant<|channel|>analysis<|message|>I must compute.<|end|>"
+        "<|start|>assistant to=python<|channel|>analysis code<|message|>6 * 7\n<|call|>"
+        "<|start|>python to=assistant<|channel|>analysis<|message|>"
+    )
+    tail = (
+        "<|end|>"
+        "<|start|>assistant to=browser.search<|channel|>analysis code<|message|>"
+        '{"query":"x"}<|call|>'
+        "<|start|>browser.search to=assistant<|channel|>analysis<|message|>[0] x<|end|>"
+        "<|start|>assistant"
+    )
+    printed = encoding.encode(str(PRINTED["content"]))  # what a tool gives is text
+    assert ids == [*encoding.encode_special(head), *printed, *encoding.encode_special(tail)]
+
+
+def test_calls_of_builtin_tools_are_dropped_with_the_rest_of_the_analysis(
+    encoding: Encoding,
+) -> None:
+    """A function's call stays, one of a tool in the analysis goes with it."""
+    done: dict[str, Any] = {"role": "assistant", "content": "42."}
+    messages = [user("w?"), CODE, PRINTED, SEARCH, FOUND, done, user("x?")]
+    assert rest(encoding, messages) == rest(encoding, [user("w?"), done, user("x?")])
+    kept = rest(encoding, [user("w?"), CALL, RESULT, CODE, PRINTED, done, user("x?")])
+    assert kept.count("<|call|>") == 1
 
 
 def test_a_preamble_is_no_answer_also_without_a_call(encoding: Encoding) -> None:
@@ -82,6 +134,8 @@ def test_reasoning_before_the_last_answer_is_dropped_in_all_turns(encoding: Enco
         {"role": "assistant", "content": "Hi. Ünïcode\n\n", "reasoning": "They greet."},
         {"role": "assistant", "content": "Hi."},
         CALL,
+        CODE,
+        SEARCH,
     ],
 )
 def test_what_a_model_wrote_renders_to_the_tokens_it_wrote(
@@ -186,6 +240,15 @@ MISTAKES: list[tuple[list[Any], str]] = [
     (
         [{"role": "assistant", "tool_calls": [{"function": {"name": "a"}}]}],
         r"message 0: tool call 0: arguments must be JSON text",
+    ),
+    (
+        [
+            {
+                "role": "assistant",
+                "tool_calls": [{"type": "browser", "function": {"name": "run", "arguments": ""}}],
+            }
+        ],
+        r"message 0: tool call 0: a call of browser has the name browser.search or .*, not 'run'",
     ),
     ([{"role": "assistant", "tool_calls": [5]}], r"message 0: tool call 0: expected an object"),
     ([{"role": "assistant", "tool_calls": "x"}], r"message 0: tool_calls must be a list"),
