@@ -1,36 +1,36 @@
-"""HTML as the text that the model reads: links numbered, headings, lists, tables and code kept.
-
-Python's own parser makes a small tree, which is walked once. It needs no library, takes any input,
-and nothing of a page runs. Scripts, styles, forms and hidden elements are dropped, and navigation
-around the content, too.
-"""
+"""The tree of an HTML page, of Python's own parser: it takes any input, and nothing in it runs."""
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 
-DEPTH_LIMIT = 200
+DEPTH_LIMIT = 100
 """Elements inside one another; what is deeper stands in the last of them."""
 
-_VOID = frozenset(
-    "area base br col embed hr img input link meta param source track wbr keygen".split()
-)
+ELEMENTS_LIMIT = 200_000
+"""Elements of a page; of those beyond it only the text counts."""
+
+_VOID = re.compile("area|base|br|col|embed|hr|img|input|link|meta|param|source|track|wbr|keygen")
 _ENDED_BY = {
     "li": ("li",),
     "dt": ("dt", "dd"),
     "dd": ("dt", "dd"),
     "tr": ("tr", "td", "th"),
+    "a": ("a",),
     "td": ("td", "th"),
     "th": ("td", "th"),
     "option": ("option",),
 }
 """By a tag that begins, the open elements that it ends, up to their list or table."""
 _SCOPE = frozenset(("ul", "ol", "dl", "table", "menu", "select"))
-_ENDS_PARAGRAPH = frozenset(
-    "address article aside blockquote div dl fieldset figure footer form h1 h2 h3 h4 h5 h6 header"
-    " hr main nav ol p pre section table ul".split()
+_PARAGRAPH_SCOPE = frozenset(("td", "th", "li", "button"))
+_ENDS_PARAGRAPH = re.compile(
+    "address|article|aside|blockquote|div|dl|fieldset|figure|footer|form|h1|h2|h3|h4|h5|"
+    "h6|header|hr|main|nav|ol|p|pre|section|table|ul"
 )
 
 
@@ -78,27 +78,30 @@ class _Builder(HTMLParser):
         super().__init__(convert_charrefs=True)
         self.root = Element("html")
         self._open = [self.root]
+        self._counts: Counter[str] = Counter()  # of the open elements, by tag
+        self._elements = 0
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag in _ENDS_PARAGRAPH:
-            self._end(("p",), frozenset(("td", "th", "li", "button")))
+        self._elements += 1
+        if self._elements > ELEMENTS_LIMIT:
+            return
+        if self._counts["p"] and _ENDS_PARAGRAPH.fullmatch(tag):
+            self._end(("p",), _PARAGRAPH_SCOPE)
         if tag in _ENDED_BY:
             self._end(_ENDED_BY[tag], _SCOPE)
         element = Element(tag, {name: value or "" for name, value in reversed(attrs)})
         self._open[-1].children.append(element)
-        if tag not in _VOID and len(self._open) < DEPTH_LIMIT:
+        if _VOID.fullmatch(tag) is None and len(self._open) < DEPTH_LIMIT:
             self._open.append(element)
+            self._counts[tag] += 1
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)  # HTML ignores the slash, but in SVG and MathML
-        if tag in ("script", "style", "iframe", "svg", "math", "path"):
+        self.handle_starttag(tag, attrs)
+        if _VOID.fullmatch(tag) is None:
             self.handle_endtag(tag)
 
     def handle_endtag(self, tag: str) -> None:
-        for depth in range(len(self._open) - 1, 0, -1):
-            if self._open[depth].tag == tag:
-                del self._open[depth:]
-                return
+        self._end((tag,), frozenset(), once=True)
 
     def handle_data(self, data: str) -> None:
         self._open[-1].children.append(data)
@@ -106,10 +109,15 @@ class _Builder(HTMLParser):
     def unknown_decl(self, data: str) -> None:
         """A section such as CDATA; the parser's own method raises for some."""
 
-    def _end(self, tags: tuple[str, ...], scope: frozenset[str]) -> None:
+    def _end(self, tags: tuple[str, ...], scope: frozenset[str], once: bool = False) -> None:
         """End the open elements of these tags, and what is in them, within a scope."""
+        if not any(self._counts[tag] for tag in tags):
+            return
         for depth in range(len(self._open) - 1, 0, -1):
             if self._open[depth].tag in scope:
                 return
             if self._open[depth].tag in tags:
+                self._counts.subtract(element.tag for element in self._open[depth:])
                 del self._open[depth:]
+                if once:
+                    return
