@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from gptoss_mlx.errors import OptionError
 from gptoss_mlx.files.jsonfile import shown
 from gptoss_mlx.harmony.encoding import Encoding
@@ -29,8 +31,8 @@ _ABOVE = 4  # lines shown above a passage, as in training
 class BrowserTool:
     """The `browser` namespace of one conversation.
 
-    source: what is searched and opened. encoding: counts the tokens of a view. view_tokens: of a
-    view, at least 1. Raises OptionError.
+    source: what is searched and opened; it stays open, since conversations may share it. encoding:
+    counts the tokens of a view. view_tokens: of a view, at least 1. Raises OptionError.
     """
 
     name = "browser"
@@ -42,6 +44,7 @@ class BrowserTool:
             raise OptionError(f"view_tokens is {shown(view_tokens)}, but must be 1 or more")
         self._source, self._encoding, self._tokens = source, encoding, view_tokens
         self._stack = PageStack()
+        self._told: tuple[str, ...] = ()  # notes of the last search
 
     def call(self, recipient: str, text: str) -> Output:
         try:
@@ -53,7 +56,7 @@ class BrowserTool:
             return Output(plain(str(error)), failed=True)
 
     def close(self) -> None:
-        self._source.close()
+        """The source is its maker's to close."""
 
     def cite(self, answer: str) -> Cited:
         """An answer's citation marks, resolved against the pages that were shown."""
@@ -66,6 +69,10 @@ class BrowserTool:
 
     def _search(self, call: SearchCall) -> str:
         found = self._source.search(call.query, min(call.topn, MOST_RESULTS))
+        if found.notes == self._told:
+            found = replace(found, notes=())
+        else:
+            self._told = found.notes
         return self._show(results_page(call.query, found))
 
     def _find(self, call: FindCall) -> str:

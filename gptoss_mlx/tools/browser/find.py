@@ -6,15 +6,13 @@ import re
 from collections.abc import Iterator
 from urllib.parse import quote
 
-from gptoss_mlx.tools.browser.page import TITLE_LIMIT, Link, Origin, Page
+from gptoss_mlx.tools.browser.page import LINK, TITLE_LIMIT, Link, Origin, Page
 from gptoss_mlx.tools.browser.plain import one_line, plain
 from gptoss_mlx.tools.browser.source import BrowsingError
 
 MOST_MATCHES = 50
 MATCH_LINES = 4
 """Lines shown of a match, as in training; a match that begins in them is not shown again."""
-
-_LINK = re.compile(r"【\d+†([^†】]*)(?:†[^】]*)?】")
 
 
 def find_in(page: Page, pattern: str) -> Page:
@@ -57,7 +55,7 @@ def find_in(page: Page, pattern: str) -> Page:
 
 def _without_links(page: Page) -> list[str]:
     """The page's lines with the texts of links for the links, those in two lines included."""
-    return _LINK.sub(_text_of, "\n".join(page.lines)).split("\n")
+    return LINK.sub(_text_of, "\n".join(page.lines)).split("\n")
 
 
 def _text_of(link: re.Match[str]) -> str:

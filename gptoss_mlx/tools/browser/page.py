@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from bisect import bisect_right
 from collections.abc import Mapping
@@ -23,6 +24,9 @@ URL_LIMIT = 1024
 
 SOURCE = "view-source:"
 """What the URL of a page begins with that shows the file itself."""
+
+LINK = re.compile(r"【\d+†([^†】]*)(?:†[^】]*)?】")
+"""The mark of a link in a text, its first group the link's text. It may be wrapped."""
 
 _LONG = 16384  # characters; wrapping takes time quadratic in the length of a word
 
