@@ -43,8 +43,11 @@ _SAFE = "/%:@!$&'()*+,;=~-._?[]|"
 
 @dataclass(frozen=True)
 class Response:
-    """A page as it came. url: after redirects. kind: its media type, in lower case. cut_off: whether
-    the body was longer."""
+    """A page as it came.
+
+    url: after redirects. kind: its media type, in lower case, or "". cut_off: whether the body was
+    longer.
+    """
 
     url: str
     status: int
@@ -126,12 +129,12 @@ class Client:
             if len(body) > self.bytes_limit:
                 break
         cut_off = len(body) > self.bytes_limit
-        kind = _media_type(answer.headers)
+        kind, charset = _media_type(answer.headers)
         return Response(
             url=target.geturl(),
             status=answer.status,
-            kind=kind.get_content_type() if kind is not None else "",
-            charset=kind.get_param("charset") if kind is not None else None,  # type: ignore[arg-type]
+            kind=kind,
+            charset=charset,
             body=bytes(body[: self.bytes_limit]),
             cut_off=cut_off,
         )
@@ -234,12 +237,12 @@ def _unpacked(answer: http.client.HTTPResponse, encoding: str, limit: int) -> It
             packed = unpacker.unconsumed_tail
 
 
-def _media_type(headers: Message) -> Message | None:
+def _media_type(headers: Message) -> tuple[str, str | None]:
+    """The media type and the charset that a response declares."""
     if "Content-Type" not in headers:
-        return None
-    kind = Message()
-    kind["Content-Type"] = headers["Content-Type"]
-    return kind
+        return "", None
+    charset = headers.get_param("charset")
+    return headers.get_content_type(), charset if isinstance(charset, str) else None
 
 
 @contextmanager
