@@ -8,7 +8,7 @@ from gptoss_mlx.errors import OptionError
 from gptoss_mlx.files.jsonfile import shown
 from gptoss_mlx.harmony.encoding import Encoding
 from gptoss_mlx.tools.browser.arguments import FindCall, OpenCall, SearchCall, read_call
-from gptoss_mlx.tools.browser.citations import CitationReader, Cited
+from gptoss_mlx.tools.browser.citations import CitationReader, Cited, Written, as_mark
 from gptoss_mlx.tools.browser.find import find_in
 from gptoss_mlx.tools.browser.page import SOURCE, URL_LIMIT, Link, Page
 from gptoss_mlx.tools.browser.plain import one_line, plain
@@ -63,9 +63,9 @@ class BrowserTool:
         reader = self.citations()
         return reader.push(answer) + reader.flush()
 
-    def citations(self) -> CitationReader:
-        """A reader of an answer that comes in deltas."""
-        return CitationReader(self._stack)
+    def citations(self, written: Written = as_mark) -> CitationReader:
+        """A reader of an answer that comes in deltas. written: what its text has for a mark."""
+        return CitationReader(self._stack, written)
 
     def _search(self, call: SearchCall) -> str:
         found = self._source.search(call.query, min(call.topn, MOST_RESULTS))

@@ -94,6 +94,10 @@ class Cited:
         return Cited(self.text + other.text, self.citations + other.citations)
 
 
+Written: TypeAlias = Callable[[str, Citation], str]
+"""What an answer's text has for a mark; it takes the mark and its citation."""
+
+
 def as_mark(mark: str, citation: Citation) -> str:
     """The mark as the model wrote it."""
     return mark
@@ -107,12 +111,9 @@ def as_link(mark: str, citation: Citation) -> str:
 
 
 class CitationReader:
-    """Reads an answer in deltas; what may become a mark is held until it is one or is not.
+    """Reads an answer in deltas; what may become a mark is held until it is one or is not."""
 
-    written: what the text has for a mark; it takes the mark and its citation.
-    """
-
-    def __init__(self, stack: PageStack, written: Callable[[str, Citation], str] = as_mark) -> None:
+    def __init__(self, stack: PageStack, written: Written = as_mark) -> None:
         self._stack, self._written = stack, written
         self._held, self._length = "", 0
 

@@ -31,6 +31,13 @@ _BLOCKS = re.compile(
     r"address|article|aside|body|center|dd|div|dt|figcaption|footer|header|html|legend|li|"
     r"main|nav|optgroup|section|summary|tbody|td|tfoot|th|thead|tr|caption"
 )
+_IN_LAYOUT = re.compile("table|pre|ul|ol")
+_ROWS = {
+    "table": ("caption", "colgroup", "thead", "tbody", "tfoot", "tr"),
+    **dict.fromkeys(("thead", "tbody", "tfoot"), ("tr",)),
+    "tr": ("td", "th"),
+}
+"""What may stand in a table's parts."""
 _MARKED = re.compile(r"[\w\-]+")
 _PERMALINKS = ("¶", "#", "§", "🔗")
 _LEAST = 200
@@ -174,7 +181,7 @@ class _Writer:
             if isinstance(part, Element) and part.tag in ("tr", "caption"):
                 cells = [part] if part.tag == "caption" else _cells(part)
                 row = " | ".join(self._inline(cell) for cell in cells if not self._is_dropped(cell))
-                rows += [row] if row.strip(" |") else []
+                rows += [row.rstrip()] if row.strip(" |") else []
         self.lines.block(rows)
 
     def _inline(self, element: Element) -> str:
@@ -232,6 +239,8 @@ def _seen(element: Element) -> str:
         elif part.tag == "br":
             texts.append("\n")
         elif not _is_unseen(part):
+            kinds = (_BLOCKS, _PARAGRAPHS, _HEADING) if part is not element else ()
+            rest += ["\n"] if any(kind.fullmatch(part.tag) for kind in kinds) else []
             rest += reversed(part.children)
     return plain("".join(texts))
 
@@ -249,11 +258,23 @@ def _cells(row: Element) -> list[Element]:
 
 
 def _is_layout(table: Element) -> bool:
-    """Whether a table is there for its layout: it has tables, headings or lists in it."""
+    """Whether a table is there for its layout, or is broken: not just rows of cells of text."""
     if table.attributes.get("role") == "presentation":
         return True
-    inside = (part.tag for part in table.walk() if isinstance(part, Element) and part is not table)
-    return any(tag in ("table", "pre", "ul", "ol") or _HEADING.fullmatch(tag) for tag in inside)
+    for part in table.walk():
+        if not isinstance(part, Element):
+            continue
+        if part is not table and (_IN_LAYOUT.fullmatch(part.tag) or _HEADING.fullmatch(part.tag)):
+            return True
+        if part.tag in _ROWS and not all(
+            _is_row(child, _ROWS[part.tag]) for child in part.children
+        ):
+            return True
+    return False
+
+
+def _is_row(child: Element | str, tags: tuple[str, ...]) -> bool:
+    return child.tag in tags if isinstance(child, Element) else not child.strip()
 
 
 def _start(element: Element) -> int:

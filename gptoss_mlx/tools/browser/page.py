@@ -107,7 +107,7 @@ def document_page(
 
 def head(url: str) -> str:
     """What a page's text begins with."""
-    return f"\nURL: {shown_url(url)}\n"
+    return f"\nURL: {one_line(url, URL_LIMIT)}\n"
 
 
 def shown_url(url: str) -> str:

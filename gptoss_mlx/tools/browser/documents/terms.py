@@ -20,6 +20,8 @@ _UNSPACED = re.compile(
 _ACCENTS = re.compile("[\u0300-\u036f]")
 _CAMEL = re.compile("[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
 _MIXED = re.compile("[a-z][A-Z]")
+_POSSESSIVE = re.compile("['\u2019]s?$")
+_SILENT = re.compile("(?:[sxz]|[cs]h)e$")
 _LONG = 64  # characters; a longer word is data
 _KEPT = 1 << 17  # words whose terms are remembered
 
@@ -53,15 +55,19 @@ def _terms(word: str) -> Iterator[str]:
 
 
 def stem(word: str) -> str:
-    """An English word without possessive and plural, by Harman's S stemmer (JASIS 42, 1991)."""
-    word = re.sub("['\u2019]s?$", "", word)
-    if len(word) > 3 and word.endswith("ies") and word[-4] not in "ae":
+    """An English word without possessive and plural.
+
+    By Harman's S stemmer (JASIS 42, 1991), and without the e of "boxe", "classe" and "cache", so
+    that these are the words of "box", "class" and "cache".
+    """
+    word = _POSSESSIVE.sub("", word)
+    if len(word) <= 3:
+        return word
+    if word.endswith("ies") and word[-4] not in "ae":
         return word[:-3] + "y"
-    if len(word) > 3 and word.endswith("es") and word[-3] not in "aeo":
-        return word[:-1]
-    if len(word) > 3 and word.endswith("s") and word[-2] not in "us":
-        return word[:-1]
-    return word
+    if word.endswith("s") and word[-2] not in "us":
+        word = word[:-1]
+    return word[:-1] if len(word) > 3 and _SILENT.search(word) else word
 
 
 def numbered(term: str) -> int:
