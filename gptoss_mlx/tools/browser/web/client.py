@@ -9,6 +9,7 @@ resolves names itself.
 from __future__ import annotations
 
 import http.client
+import re
 import socket
 import ssl
 import time
@@ -38,15 +39,28 @@ _PIECE = 65536  # bytes
 _REDIRECTS = (301, 302, 303, 307, 308)
 _PORTS = (80, 443)
 _LEAST_PORT = 1024  # below it and but for the web's own, services that are not for browsers
+_HOST = re.compile(r"[\w.-]+|[0-9A-Fa-f:.]+", re.ASCII)
 _SAFE = "/%:@!$&'()*+,;=~-._?[]|"
+
+
+def system_context() -> ssl.SSLContext:
+    """Certificates of the system, or certifi's where it has none, as with some Pythons on a Mac."""
+    context = ssl.create_default_context()
+    paths = ssl.get_default_verify_paths()
+    if not any(place and Path(place).exists() for place in (paths.cafile, paths.capath)):
+        with suppress(ImportError):
+            import certifi
+
+            context.load_verify_locations(certifi.where())
+    return context
 
 
 @dataclass(frozen=True)
 class Response:
     """A page as it came.
 
-    url: after redirects. kind: its media type, in lower case, or "". cut_off: whether the body was
-    longer.
+    url: after redirects. kind: its media type, in lower case, or "". cut_off: whether the body has
+    not come whole.
     """
 
     url: str
@@ -59,10 +73,15 @@ class Response:
 
 @dataclass(frozen=True)
 class Client:
-    """resolve: gives the addresses of a host. is_allowed: whether to connect to an address."""
+    """resolve: gives the addresses of a host. is_allowed: whether to connect to an address.
+
+    context: makes what secure connections are checked by. bytes_limit: of a body. time_limit:
+    seconds of a fetch.
+    """
 
     resolve: Resolver = system_addresses
     is_allowed: Callable[[str], bool] = is_public
+    context: Callable[[], ssl.SSLContext] = system_context
     bytes_limit: int = BYTES_LIMIT
     time_limit: float = TIME_LIMIT
 
@@ -90,7 +109,7 @@ class Client:
         """A connection that is shut down at the deadline, whatever it waits for."""
         host, port = _host(target), _port(target)
         address = self._address(host, port, trusted)
-        with _open_socket(address, port, host, target.scheme, deadline) as connected:
+        with self._socket(address, port, target, deadline) as connected:
             late: list[bool] = []
             timer = Timer(max(0.0, deadline - time.monotonic()), _shut_down, (connected, late))
             timer.daemon = True
@@ -108,6 +127,21 @@ class Client:
                 connection.close()
             if late:  # what came ended early
                 raise TimeoutError
+
+    def _socket(
+        self, address: str, port: int, target: SplitResult, deadline: float
+    ) -> socket.socket:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        connected = socket.create_connection((address, port), timeout=left)
+        if target.scheme == "http":
+            return connected
+        try:
+            return self.context().wrap_socket(connected, server_hostname=_host(target))
+        except BaseException:
+            connected.close()
+            raise
 
     def _address(self, host: str, port: int, trusted: bool) -> str:
         try:
@@ -128,7 +162,8 @@ class Client:
             body += piece
             if len(body) > self.bytes_limit:
                 break
-        cut_off = len(body) > self.bytes_limit
+        # the library does not say so where a body is shorter than was declared
+        cut_off = len(body) > self.bytes_limit or bool(answer.length)
         kind, charset = _media_type(answer.headers)
         return Response(
             url=target.geturl(),
@@ -155,6 +190,8 @@ def checked_url(url: str) -> SplitResult:
         raise BrowsingError("This is not a URL.") from error
     if parts.scheme not in ("http", "https"):
         raise BrowsingError("Only http and https URLs can be opened, such as https://example.com/.")
+    if host and not _HOST.fullmatch(host):
+        raise BrowsingError("This is not a URL.")
     if not host:
         raise BrowsingError("The URL has no host. Write it in full: https://example.com/.")
     if parts.username is not None or parts.password is not None:
@@ -173,32 +210,6 @@ def _host(target: SplitResult) -> str:
 
 def _port(target: SplitResult) -> int:
     return target.port or (443 if target.scheme == "https" else 80)
-
-
-def _open_socket(address: str, port: int, host: str, scheme: str, deadline: float) -> socket.socket:
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise TimeoutError
-    connected = socket.create_connection((address, port), timeout=left)
-    if scheme == "http":
-        return connected
-    try:
-        return _context().wrap_socket(connected, server_hostname=host)
-    except BaseException:
-        connected.close()
-        raise
-
-
-def _context() -> ssl.SSLContext:
-    """Certificates of the system, or certifi's where it has none, as with some Pythons on a Mac."""
-    context = ssl.create_default_context()
-    paths = ssl.get_default_verify_paths()
-    if not any(place and Path(place).exists() for place in (paths.cafile, paths.capath)):
-        with suppress(ImportError):
-            import certifi
-
-            context.load_verify_locations(certifi.where())
-    return context
 
 
 def _shut_down(connected: socket.socket, late: list[bool]) -> None:
@@ -239,7 +250,7 @@ def _unpacked(answer: http.client.HTTPResponse, encoding: str, limit: int) -> It
 
 def _media_type(headers: Message) -> tuple[str, str | None]:
     """The media type and the charset that a response declares."""
-    if "Content-Type" not in headers:
+    if not headers.get("Content-Type", "").strip():
         return "", None
     charset = headers.get_param("charset")
     return headers.get_content_type(), charset if isinstance(charset, str) else None

@@ -34,7 +34,7 @@ def fetch_page(client: Client, url: str, as_source: bool) -> Page:
     if as_source:
         return document_page(SOURCE + response.url, "", _text(response))
     document = _extracted(response)
-    note = f"\n\n[The page is cut off here, at {TEXT_LIMIT:,} bytes.]"
+    note = "\n\n[The page is cut off here.]"
     text = document.text + (note if _is_long(response) else "")
     return document_page(response.url, document.title, text, document.links)
 
