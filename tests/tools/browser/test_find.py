@@ -22,7 +22,9 @@ def found(page: Page, pattern: str) -> list[int]:
     return [int(line) for line in re.findall(r"†match at L(\d+)】", find_in(page, pattern).text)]
 
 
-@given(st.lists(st.sampled_from(["ab", "b", " ", "\n", "-", "ab ab"]), max_size=120))
+@given(
+    st.lists(st.sampled_from(["ab b", "b", " ", "xxxx ", "-", "ab ab"] * 4 + ["\n"]), max_size=120)
+)
 def test_matches_are_those_of_a_plain_search(parts: list[str]) -> None:
     page = page_of("".join(parts))
     lines, at = set(), page.text.find("ab b")
@@ -44,11 +46,11 @@ def test_a_match_goes_on_where_a_line_was_wrapped() -> None:
 
 
 def test_links_count_as_their_texts_and_lines_keep_their_numbers() -> None:
-    wide = "w " * 30 + "【0†a link of many words†a-long-domain-with-hyphens.example】 in it\nneedle"
-    page = page_of(wide)
-    assert len(page.lines) == 5
-    assert found(page, "link of many words in") == [2]
-    assert found(page, "needle") == [page.lines.index("needle")]
+    domain = "a-long-domain-with-hyphens.example"
+    page = page_of("w " * 24 + f"【0†a link†{domain}】 in it\nneedle")
+    assert domain not in "".join(f"{line}\n" for line in page.lines)  # it is in two lines
+    assert found(page, "a link in it") == [2]
+    assert found(page, "needle") == [page.lines.index("needle")] == [4]
     assert found(page, "hyphens") == []
 
 
@@ -76,3 +78,9 @@ def test_a_pattern_is_compared_as_the_page_is_written() -> None:
 def test_matches_cannot_be_searched(kind: str) -> None:
     with pytest.raises(BrowsingError, match="Cannot run `find` on search results page"):
         find_in(find_in(page_of("a"), "a"), "a")
+
+
+def test_a_match_at_the_beginning_of_a_wrapped_line_is_of_that_line() -> None:
+    page = page_of("x" * 79 + " needle")
+    assert page.lines[3] == "needle"
+    assert found(page, "needle") == [3]

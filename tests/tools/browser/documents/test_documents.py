@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from gptoss_mlx.harmony import Encoding
 from gptoss_mlx.tools.browser.browser import BrowserTool
 from gptoss_mlx.tools.browser.documents import documents as module
 from gptoss_mlx.tools.browser.documents.documents import Documents
+from gptoss_mlx.tools.browser.documents.folder import Stamp
 from gptoss_mlx.tools.browser.documents.store import store_path
 from gptoss_mlx.tools.browser.source import BrowsingError
 
@@ -139,6 +141,18 @@ def test_a_change_of_the_same_size_and_time_is_seen(folder: Path) -> None:
     documents = Documents(folder)
     path.write_text("numbat")
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert found(documents, "numbat") == ["new.txt"]
+
+
+def test_a_change_that_the_clock_does_not_show_is_seen(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file system that counts in days, as some do in seconds: two versions have one time."""
+    now = time.time_ns()
+    monkeypatch.setattr(Stamp, "of", lambda status: Stamp(status.st_size, now, now))
+    (folder / "new.txt").write_text("quokka")
+    documents = Documents(folder)
+    (folder / "new.txt").write_text("numbat")
     assert found(documents, "numbat") == ["new.txt"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import ssl
 import time
+import tracemalloc
 import zlib
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
@@ -133,8 +134,12 @@ def test_a_packed_page_is_unpacked(site: Site, encoding: str) -> None:
 def test_a_bomb_is_unpacked_up_to_the_limit(site: Site) -> None:
     bomb = gzip.compress(bytes(300 << 20), 9)
     site.answers["/"] = plainly(bomb, Content_Encoding="gzip")
+    tracemalloc.start()
     response = site.client(bytes_limit=1 << 20).get(site.url())
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
     assert (len(response.body), response.cut_off) == (1 << 20, True)
+    assert peak < 8 << 20
 
 
 def test_what_was_not_asked_for_or_is_broken(site: Site) -> None:
