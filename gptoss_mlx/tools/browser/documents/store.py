@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ _TABLES = (
     "CREATE TABLE IF NOT EXISTS terms (path BLOB PRIMARY KEY, title TEXT, starts BLOB, ends BLOB,"
     " terms BLOB, passages BLOB, counts BLOB)",
 )
+_ABANDONED = 90 * 86400  # seconds after which a store that nobody opened is removed
 _WAIT = 2.0  # seconds for another process that writes
 
 
@@ -165,12 +167,23 @@ def _opened(folder: Path) -> sqlite3.Connection | None:
         for _ in range(2):
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600))
             try:
-                return _created(str(path))
+                connection = _created(str(path))
+                os.utime(path)
+                _remove_abandoned(path.parent)
+                return connection
             except sqlite3.OperationalError:  # in use, or not to be written
                 return None
             except sqlite3.DatabaseError:
                 path.unlink()
     return None
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove the stores of folders that nobody has asked about for long."""
+    for path in folder.glob("*.sqlite"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > _ABANDONED:
+                path.unlink()
 
 
 def _created(name: str) -> sqlite3.Connection:

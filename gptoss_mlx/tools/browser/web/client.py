@@ -14,12 +14,12 @@ import socket
 import ssl
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from email.message import Message
 from pathlib import Path
-from threading import Timer
+from threading import Thread, Timer
 from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
 from gptoss_mlx.tools.browser.source import BrowsingError
@@ -108,7 +108,7 @@ class Client:
     ) -> Iterator[http.client.HTTPConnection]:
         """A connection that is shut down at the deadline, whatever it waits for."""
         host, port = _host(target), _port(target)
-        address = self._address(host, port, trusted)
+        address = self._address(host, port, trusted, deadline)
         with self._socket(address, port, target, deadline) as connected:
             late: list[bool] = []
             timer = Timer(max(0.0, deadline - time.monotonic()), _shut_down, (connected, late))
@@ -143,17 +143,32 @@ class Client:
             connected.close()
             raise
 
-    def _address(self, host: str, port: int, trusted: bool) -> str:
-        try:
-            addresses = self.resolve(host, port)
-        except (OSError, UnicodeError) as error:
-            raise BrowsingError(f"The host {host!r} is not known.") from error
-        for address in addresses:
+    def _address(self, host: str, port: int, trusted: bool, deadline: float) -> str:
+        for address in self._addresses(host, port, deadline):
             if trusted or self.is_allowed(address):
                 return address
         raise BrowsingError(
             f"{host!r} is not on the public Internet. Private and local addresses are refused."
         )
+
+    def _addresses(self, host: str, port: int, deadline: float) -> Sequence[str]:
+        """What the resolver gives, on a thread that is left behind if it takes too long."""
+        found: list[Sequence[str] | Exception] = []
+
+        def resolve() -> None:
+            try:
+                found.append(self.resolve(host, port))
+            except (OSError, UnicodeError) as error:
+                found.append(error)
+
+        thread = Thread(target=resolve, name="resolver", daemon=True)
+        thread.start()
+        thread.join(max(0.0, deadline - time.monotonic()))
+        if not found:
+            raise TimeoutError
+        if isinstance(found[0], Exception):
+            raise BrowsingError(f"The host {host!r} is not known.") from found[0]
+        return found[0]
 
     def _response(self, target: SplitResult, answer: http.client.HTTPResponse) -> Response:
         encoding = answer.headers.get("Content-Encoding", "").strip().lower()

@@ -6,6 +6,7 @@ import json
 import os
 import sqlite3
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -217,6 +218,30 @@ def test_a_store_in_use_is_not_waited_for_long(
     documents = Documents(folder)
     assert found(documents, "kestrel") == ["birds.html"]
     holder.close()
+
+
+def test_stores_that_nobody_opens_are_removed(folder: Path) -> None:
+    Documents(folder / "guide").close()
+    Documents(folder).close()
+    os.utime(store_path(folder / "guide"), (1, 1))
+    os.utime(store_path(folder), (1, 1))
+    Documents(folder).close()
+    assert store_path(folder).exists()
+    assert not store_path(folder / "guide").exists()
+
+
+def test_conversations_share_the_documents(folder: Path) -> None:
+    """Threads search and open while files change."""
+    documents = Documents(folder)
+
+    def ask(number: int) -> list[str]:
+        for turn in range(10):
+            (folder / f"{number}.txt").write_text(f"quokka {number} " * (turn + 1))
+            documents.fetch("birds.html")
+        return found(documents, f"quokka {number}")
+
+    with ThreadPoolExecutor(4) as pool:
+        assert [urls[0] for urls in pool.map(ask, range(4))] == [f"{n}.txt" for n in range(4)]
 
 
 def test_without_a_cache_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -173,6 +173,16 @@ def test_a_slow_server_is_left_at_the_deadline(site: Site, part: str) -> None:
     assert time.monotonic() - begun < 20
 
 
+def test_a_slow_resolver_is_left_at_the_deadline(site: Site) -> None:
+    def resolve(host: str, port: int) -> list[str]:
+        site.stopping.wait()
+        return ["127.0.0.1"]
+
+    with pytest.raises(BrowsingError, match="The server took too long"):
+        replace(site.client(time_limit=0.2), resolve=resolve).get(site.url())
+    assert site.asked == []
+
+
 def test_an_answer_that_is_no_http(site: Site) -> None:
     def garbage(handler: BaseHTTPRequestHandler) -> None:
         handler.wfile.write(b"SSH-2.0-x\r\n\r\n")
