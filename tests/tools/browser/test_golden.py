@@ -8,11 +8,14 @@ from typing import Any
 
 from gptoss_mlx.harmony import Encoding
 from gptoss_mlx.tools.browser.browser import BrowserTool
+from gptoss_mlx.tools.browser.html_text import html_text
 from gptoss_mlx.tools.browser.page import Link, Page, shown_url
 from gptoss_mlx.tools.browser.source import Hit
+from gptoss_mlx.tools.browser.web.website import PageLinks
 from tests.tools.browser.conftest import Shelf
 
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "conversation.json").read_text("utf-8"))
+FOLDER = Path(__file__).parent / "golden"
+GOLDEN = json.loads((FOLDER / "conversation.json").read_text("utf-8"))
 
 
 def page(given: dict[str, Any]) -> Page:
@@ -37,3 +40,12 @@ def test_every_view_is_the_same(encoding: Encoding) -> None:
             assert output.text.startswith(expected.rstrip("."))
             continue
         assert output.text == expected, golden["arguments"]
+
+
+def test_a_page_of_html_is_the_same() -> None:
+    """But for blanks at the ends of lines, and for the URL above, which is of the page."""
+    expected = json.loads((FOLDER / "page.json").read_text("utf-8"))
+    found = html_text((FOLDER / "page.html").read_text("utf-8"), PageLinks(expected["url"]))
+    assert found.title == expected["title"]
+    assert [line.rstrip() for line in expected["text"].split("\n")] == found.text.split("\n")
+    assert {str(number): link.url for number, link in found.links.items()} == expected["urls"]

@@ -54,7 +54,7 @@ def _extracted(response: Response) -> Extracted:
         )
         base = _BASE.search(source[:_HEAD])
         return extract_html(
-            source, _Links(urljoin(response.url, base[1]) if base else response.url)
+            source, PageLinks(urljoin(response.url, base[1]) if base else response.url)
         )
     return Extracted("", _text(response))
 
@@ -79,7 +79,7 @@ def _phrase(status: int) -> str:
         return ""
 
 
-class _Links:
+class PageLinks:
     """Where a page's links lead, by its base."""
 
     def __init__(self, base: str) -> None:
