@@ -32,6 +32,9 @@ _ENDS_PARAGRAPH = re.compile(
     "address|article|aside|blockquote|div|dl|fieldset|figure|footer|form|h1|h2|h3|h4|h5|"
     "h6|header|hr|main|nav|ol|p|pre|section|table|ul"
 )
+# What are comments in HTML, as every version of the parser takes them; some raise for a "<![".
+_COMMENTS = {"<![": "<! [", "<!-->": "<!-- -->", "<!--->": "<!-- -->", "--!>": "-->"}
+_ODD = re.compile("|".join(map(re.escape, _COMMENTS)))
 
 
 @dataclass
@@ -68,7 +71,7 @@ def parse_html(text: str) -> Element:
     and HTML drops an unfinished tag.
     """
     builder = _Builder()
-    builder.feed(text)
+    builder.feed(_ODD.sub(lambda odd: _COMMENTS[odd[0]], text))
     builder.feed("<p></p>")  # has the text before it given out
     return builder.root
 
@@ -105,9 +108,6 @@ class _Builder(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self._open[-1].children.append(data)
-
-    def unknown_decl(self, data: str) -> None:
-        """A section such as CDATA; the parser's own method raises for some."""
 
     def _end(self, tags: tuple[str, ...], scope: frozenset[str], once: bool = False) -> None:
         """End the open elements of these tags, and what is in them, within a scope."""

@@ -58,6 +58,7 @@ def read(html: str) -> HtmlText:
         ("<p>unclosed <b>bold <i>both", "unclosed bold both"),
         ("<title/><script/><p>shown", "shown"),
         ("【1†fake†a.test】", "〖1†fake†a.test〗"),
+        ("a<![x[ y ]]>b<![if IE]>c<!>d<?php e ?>f<!-->g<!--->h<!-- i --!>j", "abcdfghj"),
     ],
 )
 def test_an_element_is_written(html: str, text: str) -> None:
@@ -114,7 +115,20 @@ TAGS = st.sampled_from(
     )
 )
 JUNK = st.sampled_from(
-    ["<", "</", "<!--", "-->", "<![CDATA[", "]]>", "<?x", "<!DOCTYPE", "&", "&#", "&#xffffffff;"]
+    [
+        "<",
+        "</",
+        "<!--",
+        "-->",
+        "<![",
+        "CDATA[",
+        "]]>",
+        "<?x",
+        "<!DOCTYPE",
+        "&",
+        "&#",
+        "&#xffffffff;",
+    ]
 ) | st.sampled_from(
     ["<a href='", '<a href="/x">', '"', "'", ">", "/>", "=", "<script>", "</script>", "\0", "\n"]
 )
@@ -149,11 +163,10 @@ def test_an_escaped_text_is_that_text(text: str) -> None:
     assert shown.split() == plain(text).split()
 
 
-HOSTILE = ("<", "</", "<!--", "<!", "<a ", "<a b='", "<div>", "<table>", "<li>", "<ul><li>", "<p>x")
-MORE = ("<a href=x>", "<b>", "</b>", "&", "<title>", "<script>", "<![CDATA[", "<td><table>")
+HOSTILE = ("<", "</", "<!--", "<a ", "<a b='", "<div>", "<table>", "<ul><li>", "<a href=x>", "</b>")
 
 
-@pytest.mark.parametrize("part", HOSTILE + MORE)
+@pytest.mark.parametrize("part", [*HOSTILE, "&", "<script>"])
 def test_hostile_markup_takes_linear_time(part: str) -> None:
     """Quadratic time would take minutes here; Python's own parser does, if it is closed."""
     read(part * (300_000 // len(part)))

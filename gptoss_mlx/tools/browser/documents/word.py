@@ -18,6 +18,8 @@ PART_LIMIT = 64 << 20
 _W = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
 _TITLE = "{http://purl.org/dc/elements/1.1/}title"
 _HEADING = re.compile(r"[Hh]eading ?([1-6])")
+_BROKEN = (zipfile.BadZipFile, zlib.error, KeyError, EOFError, OSError, ValueError, RuntimeError)
+"""What zipfile raises for a file that is broken, encrypted or packed in another way."""
 
 
 def word_text(data: bytes) -> tuple[str, str]:
@@ -27,11 +29,14 @@ def word_text(data: bytes) -> tuple[str, str]:
             document = _part(archive, "word/document.xml")
             names = archive.namelist()
             core = _part(archive, "docProps/core.xml") if "docProps/core.xml" in names else None
-    except (zipfile.BadZipFile, zlib.error, KeyError, NotImplementedError, RuntimeError) as error:
+    except _BROKEN as error:
         raise UnreadableError("not a Word file") from error
     title = core.findtext(_TITLE) if core is not None else None
     body = document.find(f"{_W}body")
-    blocks = [] if body is None else [text for text in _blocks(body) if text]
+    try:
+        blocks = [] if body is None else [text for text in _blocks(body) if text]
+    except RecursionError as error:
+        raise UnreadableError("a Word file with parts too deep in one another") from error
     return plain(title or ""), "\n\n".join(blocks)
 
 

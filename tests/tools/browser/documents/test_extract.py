@@ -180,3 +180,19 @@ def test_a_word_file_defines_no_entities() -> None:
         archive.writestr("word/document.xml", f"<?xml version='1.0'?>{BOMB}<x>&b;</x>")
     with pytest.raises(UnreadableError, match="document type"):
         read("a.docx", packed.getvalue())
+
+
+def test_a_word_file_is_not_endlessly_deep() -> None:
+    with pytest.raises(UnreadableError, match="too deep"):
+        read("a.docx", docx("<w:sdt>" * 3000 + "</w:sdt>" * 3000))
+
+
+ENDINGS = st.sampled_from(["a.docx", "a.html", "a.md", "a.rst", "a.txt", "README"])
+WHOLE = docx(paragraph("Report", "Title") + paragraph("text"), "The report")
+
+
+@given(ENDINGS, st.binary(max_size=120), st.integers(0, len(WHOLE)))
+def test_any_bytes_are_read_or_refused(path: str, noise: bytes, at: int) -> None:
+    for data in (noise, WHOLE[:at] + noise + WHOLE[at + len(noise) :], WHOLE[:at]):
+        with contextlib.suppress(UnreadableError):
+            read(path, data)
