@@ -19,7 +19,7 @@ from gptoss_mlx.tools.browser.decode import declared_charset, decode, is_text
 from gptoss_mlx.tools.browser.documents.analysis import analyse
 from gptoss_mlx.tools.browser.documents.catalog import Catalog, Ranked
 from gptoss_mlx.tools.browser.documents.extract import extract
-from gptoss_mlx.tools.browser.documents.folder import Listed, list_files, read_file
+from gptoss_mlx.tools.browser.documents.folder import ListedFile, Stamp, list_files, read_file
 from gptoss_mlx.tools.browser.documents.snippet import snippet
 from gptoss_mlx.tools.browser.documents.store import DocumentStore, Known, remove_store
 from gptoss_mlx.tools.browser.documents.unreadable import OtherKindError, UnreadableError
@@ -41,7 +41,7 @@ _PLACE = 1024  # characters of a path
 Progress = Callable[[int, int], None]
 """Called with (files read, files to read)."""
 
-Result = TypeVar("Result")
+T = TypeVar("T")
 
 
 class Documents:
@@ -63,6 +63,7 @@ class Documents:
         self._version, self._length = -1, 0
         self._catalog = Catalog(())
         self._left_out: dict[str, str] = {}
+        self._refused: dict[str, tuple[Stamp, str]] = {}
         try:
             self.refresh(progress)
         except BaseException:
@@ -94,7 +95,7 @@ class Documents:
         with self._lock:
             self._store.close()
 
-    def _safely(self, act: Callable[[], Result]) -> Result:
+    def _safely(self, act: Callable[[], T]) -> T:
         """Do something; where the store fails, once more with an empty one in memory."""
         try:
             return act()
@@ -108,14 +109,15 @@ class Documents:
     def _refresh(self, progress: Progress | None = None) -> None:
         files, known = self._listed(), self._store.known()
         gone = [path for path in known if path not in files]
-        changed = [file for path, file in files.items() if _has_changed(file, known.get(path))]
-        left_out = {path: file.trouble for path, file in files.items() if file.trouble}
-        self._length = sum(row.length for row in known.values())
+        if gone:
+            self._refused.clear()  # there may be room now
+        changed = [file for file in files.values() if self._is_to_read(file, known.get(file.path))]
+        self._length = sum(row.length for path, row in known.items() if path in files)
         is_new = bool(gone)
         for number, file in enumerate(changed):
             if progress is not None:
                 progress(number, len(changed))
-            is_new |= self._read(file, known.get(file.path), left_out)
+            is_new |= self._read(file, known.get(file.path))
             if number % _COMMIT == _COMMIT - 1:
                 self._store.commit()
         if progress is not None and changed:
@@ -124,11 +126,28 @@ class Documents:
         self._store.commit()
         if changed or gone:
             known = self._store.known()
-        left_out |= {p: row.trouble for p, row in known.items() if row.trouble and not row.is_other}
-        self._left_out = left_out
+        self._left_out = self._troubles(files, known)
         if is_new or self._version != self._store.version:
             self._version = self._store.version
             self._catalog = Catalog(self._store.documents())
+
+    def _is_to_read(self, file: ListedFile, known: Known | None) -> bool:
+        """Whether a file is new, has other times than before, or was read too soon to tell."""
+        refused = self._refused.get(file.path)
+        if file.trouble or (refused is not None and refused[0] == file.stamp):
+            return False
+        if known is None or known.stamp != file.stamp:
+            return True
+        return max(file.stamp.mtime, file.stamp.ctime) > known.read - _FRESH
+
+    def _troubles(
+        self, files: Mapping[str, ListedFile], known: Mapping[str, Known]
+    ) -> dict[str, str]:
+        """Why files gave no text, by path."""
+        troubles = {path: row.trouble for path, row in known.items() if not row.is_other}
+        troubles |= {path: why for path, (_, why) in self._refused.items() if path in files}
+        troubles |= {path: file.trouble for path, file in files.items() if file.trouble}
+        return {path: troubles[path] for path in sorted(troubles) if troubles[path]}
 
     def _search(self, query: str, count: int) -> Found:
         self._refresh_for_model()
@@ -156,8 +175,8 @@ class Documents:
         except OptionError as error:
             raise BrowsingError("The folder of documents cannot be read any more.") from error
 
-    def _listed(self) -> dict[str, Listed]:
-        files: dict[str, Listed] = {}
+    def _listed(self) -> dict[str, ListedFile]:
+        files: dict[str, ListedFile] = {}
         try:
             for file in list_files(self._folder):
                 files[file.path] = file
@@ -170,15 +189,13 @@ class Documents:
             raise OptionError(f"{self._folder}: cannot be read: {error.strerror}") from error
         return files
 
-    def _read(self, file: Listed, before: Known | None, left_out: dict[str, str]) -> bool:
-        """Read a file into the store; False if it is as before."""
+    def _read(self, file: ListedFile, before: Known | None) -> bool:
+        """Read a file into the store; False if the documents stay as they were."""
         now = time.time_ns()
         try:
             data, stamp = read_file(self._folder, file.path, FILE_LIMIT)
         except OSError as error:
-            left_out[file.path] = error.strerror or str(error)
-            self._store.remove([file.path])
-            return before is not None
+            return self._refuse(file, before, error.strerror or str(error))
         digest = blake2b(data, digest_size=16).digest()
         if before is not None and before.digest == digest:
             self._store.touch(file.path, stamp, now)
@@ -187,23 +204,27 @@ class Documents:
             document = extract(file.path, data, lambda href: _resolved(file.path, href))
         except UnreadableError as error:
             if error.can_change:
-                left_out[file.path] = str(error)
-                self._store.remove([file.path])
-            else:
-                is_other = isinstance(error, OtherKindError)
-                self._store.put(file.path, Known(stamp, now, digest, str(error), is_other), None)
+                return self._refuse(file, before, str(error))
+            is_other = isinstance(error, OtherKindError)
+            self._store.put(file.path, Known(stamp, now, digest, str(error), is_other), None)
             return before is not None
         length = len(document.text)
-        self._length += length - (0 if before is None else before.length)
-        if self._length > ALL_TEXT_LIMIT:
-            self._length -= length
-            left_out[file.path] = f"beyond {ALL_TEXT_LIMIT:,} characters, the limit for all"
-            self._store.remove([file.path])
-            return before is not None
+        others = self._length - (0 if before is None else before.length)
+        if others + length > ALL_TEXT_LIMIT:
+            why = f"beyond {ALL_TEXT_LIMIT:,} characters, the limit for all"
+            return self._refuse(file, before, why)
+        self._length = others + length
+        self._refused.pop(file.path, None)
         title = document.title or Path(file.path).name
         analysis = analyse(file.path, title, document.text)
         self._store.put(file.path, Known(stamp, now, digest, length=length), (document, analysis))
         return True
+
+    def _refuse(self, file: ListedFile, before: Known | None, why: str) -> bool:
+        """Leave a file out while these documents are open and it does not change."""
+        self._refused[file.path] = (file.stamp, why)
+        self._store.remove([file.path])
+        return before is not None
 
     def _hit(self, row: Ranked, rarities: Mapping[int, float]) -> Hit | None:
         document = self._store.text(row.path)
@@ -238,15 +259,6 @@ class Documents:
         more = ", ..." if count > _NAMED else ""
         files = "1 file is" if count == 1 else f"{count} files are"
         return (f"{files} left out: {', '.join(named)}{more}",)
-
-
-def _has_changed(file: Listed, known: Known | None) -> bool:
-    """Whether a file is to be read: it is new, has other times, or was read too soon to tell."""
-    if file.trouble:
-        return False
-    if known is None or known.stamp != file.stamp:
-        return True
-    return max(file.stamp.mtime, file.stamp.ctime) > known.read - _FRESH
 
 
 def _resolved(path: str, href: str) -> tuple[str, str] | None:

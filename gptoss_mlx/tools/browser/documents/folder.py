@@ -35,7 +35,7 @@ class Stamp:
 
 
 @dataclass(frozen=True)
-class Listed:
+class ListedFile:
     """A file. path: from the folder, with slashes. trouble: why it cannot be read, or ""."""
 
     path: str
@@ -46,7 +46,7 @@ class Listed:
 _NOWHERE = Stamp(0, 0, 0)
 
 
-def list_files(folder: Path) -> Iterator[Listed]:
+def list_files(folder: Path) -> Iterator[ListedFile]:
     """The files below a folder, by name. Raises OSError if the folder itself cannot be read."""
     folders = [""]
     while folders:
@@ -57,7 +57,7 @@ def list_files(folder: Path) -> Iterator[Listed]:
         except OSError as error:
             if not inside:
                 raise
-            yield Listed(inside, _NOWHERE, error.strerror or str(error))
+            yield ListedFile(inside, _NOWHERE, error.strerror or str(error))
             continue
         files = []
         for entry in entries:
@@ -71,15 +71,15 @@ def list_files(folder: Path) -> Iterator[Listed]:
         yield from (listed for path, entry in reversed(files) if (listed := _listed(path, entry)))
 
 
-def _listed(path: str, entry: os.DirEntry[str]) -> Listed | None:
+def _listed(path: str, entry: os.DirEntry[str]) -> ListedFile | None:
     """A regular file, or a symbolic link, which is named and not followed; None for all else."""
     try:
         status = entry.stat(follow_symlinks=False)
     except OSError as error:
-        return Listed(path, _NOWHERE, error.strerror or str(error))
+        return ListedFile(path, _NOWHERE, error.strerror or str(error))
     if stat.S_ISLNK(status.st_mode):
-        return Listed(path, Stamp.of(status), "a symbolic link, which is not followed")
-    return Listed(path, Stamp.of(status)) if stat.S_ISREG(status.st_mode) else None
+        return ListedFile(path, Stamp.of(status), "a symbolic link, which is not followed")
+    return ListedFile(path, Stamp.of(status)) if stat.S_ISREG(status.st_mode) else None
 
 
 def read_file(folder: Path, path: str, limit: int) -> tuple[bytes, Stamp]:

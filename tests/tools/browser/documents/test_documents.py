@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -276,12 +277,16 @@ def test_a_library_that_is_installed_later_is_used(
 
     (folder / "a.pdf").write_bytes(pdf(["a quokka"]))
     with monkeypatch.context() as patch:
-        patch.setitem(__import__("sys").modules, "pypdf", None)
+        patch.setitem(sys.modules, "pypdf", None)
         documents = Documents(folder)
         assert found(documents, "quokka") == []
         assert "pip install" in documents.left_out["a.pdf"]
-    assert found(documents, "quokka") == ["a.pdf"]
-    assert documents.left_out == {}
+        patch.setattr(module, "read_file", lambda *_: pytest.fail("a refused file is read again"))
+        patch.setattr(module, "_FRESH", -(10**18))
+        assert found(documents, "quokka") == []
+    later = Documents(folder)
+    assert found(later, "quokka") == ["a.pdf"]
+    assert later.left_out == {}
 
 
 def test_limits_are_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,6 +299,8 @@ def test_limits_are_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
     (folder / "guide" / "more.txt").write_text("x " * 150)
     limited.refresh()
     assert limited.left_out["more.txt"] == "beyond 300 characters, the limit for all"
+    (folder / "guide" / "engines.md").unlink()
+    assert found(limited, "x") == ["more.txt"]  # there is room now
     monkeypatch.undo()
     monkeypatch.setattr(module, "FILES_LIMIT", 2)
     with pytest.raises(OptionError, match="has more than 2 files, the limit for documents"):
