@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from gptoss_mlx.files.jsonfile import shown
+from gptoss_mlx.harmony.encoding import with_whole_characters
 from gptoss_mlx.tools.browser.source import BrowsingError
 
 Arguments: TypeAlias = Mapping[str, object]
@@ -120,7 +121,7 @@ def _text(arguments: Arguments, name: str, function: str) -> str:
     if not isinstance(value, str) or not value.strip():
         what = "is missing" if name not in arguments else f"is {shown(value)}"
         raise BrowsingError(f"`{name}` {what}. Write, for example, {_EXAMPLES[function]}.")
-    return value
+    return with_whole_characters(value)
 
 
 def _whole(arguments: Arguments, name: str, absent: int) -> int:
@@ -150,7 +151,7 @@ def _id(value: object) -> int | str | None:
         return None
     if not isinstance(value, str):
         raise BrowsingError(f"`id` should be a link's number or a URL, not {shown(value)}.")
-    return value.strip()
+    return with_whole_characters(value.strip())
 
 
 def _flag(arguments: Arguments, name: str) -> bool:

@@ -97,7 +97,7 @@ class Client:
                 location = answer.headers.get("Location")
                 if answer.status not in _REDIRECTS or not location:
                     return self._response(target, answer)
-            target = checked_url(urljoin(target.geturl(), location))
+            target = checked_url(joined(target.geturl(), location))
             if trusted and target.netloc != first.netloc:
                 raise BrowsingError(f"{first.netloc} redirects to {target.netloc}, another server.")
         raise BrowsingError(f"More than {REDIRECTS_LIMIT} redirects.")
@@ -217,6 +217,14 @@ def checked_url(url: str) -> SplitResult:
     netloc += f":{port}" if port is not None else ""
     path, query = quote(parts.path or "/", _SAFE), quote(parts.query, _SAFE)
     return SplitResult(parts.scheme, netloc, path, query, "")
+
+
+def joined(base: str, url: str) -> str:
+    """A URL relative to another one; as it is where the two cannot be joined."""
+    try:
+        return urljoin(base, url)
+    except ValueError:  # such as a broken IPv6 address
+        return url
 
 
 def _host(target: SplitResult) -> str:

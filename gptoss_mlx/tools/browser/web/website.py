@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from http import HTTPStatus
-from urllib.parse import urljoin
 
 from gptoss_mlx.tools.browser.decode import declared_charset, decode, is_text
 from gptoss_mlx.tools.browser.documents.extract import Extracted, extract_html
@@ -13,7 +12,7 @@ from gptoss_mlx.tools.browser.documents.unreadable import UnreadableError
 from gptoss_mlx.tools.browser.page import SOURCE, Page, document_page, domain
 from gptoss_mlx.tools.browser.plain import plain
 from gptoss_mlx.tools.browser.source import BrowsingError
-from gptoss_mlx.tools.browser.web.client import Client, Response
+from gptoss_mlx.tools.browser.web.client import Client, Response, joined
 
 TEXT_LIMIT = 4 << 20
 """Bytes of a page that are read as text; a PDF may have more."""
@@ -53,9 +52,8 @@ def _extracted(response: Response) -> Extracted:
             response.body[:TEXT_LIMIT], response.charset or declared_charset(response.body)
         )
         base = _BASE.search(source[:_HEAD])
-        return extract_html(
-            source, PageLinks(urljoin(response.url, base[1]) if base else response.url)
-        )
+        named = joined(response.url, base[1]) if base is not None else ""
+        return extract_html(source, PageLinks(named if domain(named) else response.url))
     return Extracted("", _text(response))
 
 
@@ -86,10 +84,7 @@ class PageLinks:
         self._base, self._domain = base, domain(base)
 
     def __call__(self, href: str) -> tuple[str, str] | None:
-        try:
-            url = urljoin(self._base, href)
-        except ValueError:
-            return None
+        url = joined(self._base, href)
         place = domain(url)
         if not url.startswith(("http://", "https://")) or not place:
             return None

@@ -87,11 +87,18 @@ def test_redirects_end(site: Site) -> None:
 
 @pytest.mark.parametrize(
     "location",
-    ["file:///etc/passwd", "ftp://public.test/", "javascript:x", "https:///x", "//a:b@c/"],
+    [
+        "file:///etc/passwd",
+        "ftp://public.test/",
+        "javascript:x",
+        "https:///x",
+        "//a:b@c/",
+        "http://[::1/",
+    ],
 )
 def test_redirects_stay_on_the_web(site: Site, location: str) -> None:
     site.answers["/"] = redirecting(location)
-    with pytest.raises(BrowsingError, match=r"Only http|no host|user name"):
+    with pytest.raises(BrowsingError, match=r"Only http|no host|user name|not a URL"):
         site.client().get(site.url())
 
 

@@ -51,6 +51,16 @@ def test_a_search_and_a_page(
     assert tool.call("browser.open", '{"id": 0}').text.startswith("Error fetching URL")
 
 
+def test_half_a_character_is_asked_for_as_a_whole_one(
+    site: Site, search: Callable[..., SearXNG], encoding: Encoding
+) -> None:
+    tool = BrowserTool(search(results()), encoding)
+    assert not tool.call("browser.search", '{"query": "a\\ud800"}').failed
+    assert site.asked == ["/search?q=a%EF%BF%BD&format=json"]
+    assert tool.call("browser.open", json.dumps({"id": site.url("/\ud800")})).failed
+    assert site.asked[1:] == ["/%EF%BF%BD"]
+
+
 def test_a_server_below_a_path(search: Callable[..., SearXNG]) -> None:
     assert len(search(results({"url": "https://a.test/"}), "/searx").search("q", 5).hits) == 1
 
@@ -156,12 +166,14 @@ def test_a_long_page_is_cut_off_and_says_so(site: Site) -> None:
 
 
 def test_the_source_of_a_page_and_its_base(site: Site) -> None:
-    html = b"<base href='/deep/'><p><a href=x>y</a>"
+    html = b"<base href='/deep/'><p><a href=x>y</a><a href='http://[::1'>z</a>"
     site.answers["/"] = plainly(html)
     page = fetch_page(site.client(), site.url(), True)
     assert (page.url, page.text.endswith(html.decode())) == (f"view-source:{site.url()}", True)
     links = fetch_page(site.client(), site.url(), False).links
-    assert links[0].url == site.url("/deep/x")
+    assert [link.url for link in links.values()] == [site.url("/deep/x")]
+    site.answers["/"] = plainly(html.replace(b"/deep/", b"http://[::1"))
+    assert fetch_page(site.client(), site.url(), False).links[0].url == site.url("/x")
 
 
 def test_a_url_without_a_scheme_is_a_secure_one(site: Site) -> None:
