@@ -56,6 +56,8 @@ class OpenCall:
 
 @dataclass(frozen=True)
 class FindCall:
+    """pattern: a text, not a regular expression."""
+
     pattern: str
     cursor: int = -1
 

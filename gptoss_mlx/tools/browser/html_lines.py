@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 
 class HtmlLines:
+    """A text, written line by line."""
+
     def __init__(self) -> None:
         self._lines: list[str] = []
         self._parts: list[str] = []  # of the line under way

@@ -38,6 +38,8 @@ class Found:
 
 
 class PageSource(Protocol):
+    """What is searched and opened. Conversations may share one, each on a thread of its own."""
+
     @property
     def is_remote(self) -> bool:
         """Whether fetching is slow, so that a link to an opened page shows it as it was."""

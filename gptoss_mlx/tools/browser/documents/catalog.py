@@ -35,6 +35,8 @@ class Ranked:
 
 
 class Catalog:
+    """The documents as they were when it was made; a change makes a new one."""
+
     def __init__(self, documents: Iterable[Indexed]) -> None:
         self._paths: list[str] = []
         starts, ends, parts = [], [], []
