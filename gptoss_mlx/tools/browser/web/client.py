@@ -97,7 +97,7 @@ class Client:
                 location = answer.headers.get("Location")
                 if answer.status not in _REDIRECTS or not location:
                     return self._response(target, answer)
-            target = checked_url(joined(target.geturl(), location))
+            target = checked_url(joined_url(target.geturl(), location))
             if trusted and target.netloc != first.netloc:
                 raise BrowsingError(f"{first.netloc} redirects to {target.netloc}, another server.")
         raise BrowsingError(f"More than {REDIRECTS_LIMIT} redirects.")
@@ -219,7 +219,7 @@ def checked_url(url: str) -> SplitResult:
     return SplitResult(parts.scheme, netloc, path, query, "")
 
 
-def joined(base: str, url: str) -> str:
+def joined_url(base: str, url: str) -> str:
     """A URL relative to another one; as it is where the two cannot be joined."""
     try:
         return urljoin(base, url)

@@ -12,7 +12,7 @@ from gptoss_mlx.tools.browser.documents.unreadable import UnreadableError
 from gptoss_mlx.tools.browser.page import SOURCE, Page, document_page, domain
 from gptoss_mlx.tools.browser.plain import plain
 from gptoss_mlx.tools.browser.source import BrowsingError
-from gptoss_mlx.tools.browser.web.client import Client, Response, joined
+from gptoss_mlx.tools.browser.web.client import Client, Response, joined_url
 
 TEXT_LIMIT = 4 << 20
 """Bytes of a page that are read as text; a PDF may have more."""
@@ -52,7 +52,7 @@ def _extracted(response: Response) -> Extracted:
             response.body[:TEXT_LIMIT], response.charset or declared_charset(response.body)
         )
         base = _BASE.search(source[:_HEAD])
-        named = joined(response.url, base[1]) if base is not None else ""
+        named = joined_url(response.url, base[1]) if base is not None else ""
         return extract_html(source, PageLinks(named if domain(named) else response.url))
     return Extracted("", _text(response))
 
@@ -84,7 +84,7 @@ class PageLinks:
         self._base, self._domain = base, domain(base)
 
     def __call__(self, href: str) -> tuple[str, str] | None:
-        url = joined(self._base, href)
+        url = joined_url(self._base, href)
         place = domain(url)
         if not url.startswith(("http://", "https://")) or not place:
             return None
