@@ -15,6 +15,7 @@ ORDER = (
     "generate",
     "cli",
     "server",
+    "tools",
     "__init__",
     "engine",
     "backends",
