@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 
 @dataclass(frozen=True)
-class Output:
+class Outcome:
     """What a call gave.
 
     text: what the model reads; control tokens in it are text. files: files that the call made, for
@@ -24,7 +25,7 @@ class Tool(Protocol):
     """A namespace of calls.
 
     A tool belongs to one conversation, and is called by one thread at a time. What a model wrote
-    wrongly is an `Output` that failed; an exception means that the tool itself is broken.
+    wrongly is an `Outcome` that failed; an exception means that the tool itself is broken.
     """
 
     @property
@@ -32,7 +33,12 @@ class Tool(Protocol):
         """The recipient's first part: "python", "browser", or "functions" and a server's name."""
         ...
 
-    def call(self, recipient: str, text: str) -> Output:
+    @property
+    def offers(self) -> Sequence[Mapping[str, object]]:
+        """What the model is told of, as `Engine.stream` takes its tools."""
+        ...
+
+    def call(self, recipient: str, text: str) -> Outcome:
         """Run the call that a model addressed to `recipient`. text: the message's content."""
         ...
 

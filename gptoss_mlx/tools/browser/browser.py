@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from gptoss_mlx.errors import OptionError
@@ -16,7 +17,7 @@ from gptoss_mlx.tools.browser.results import results_page
 from gptoss_mlx.tools.browser.source import BrowsingError, PageSource
 from gptoss_mlx.tools.browser.stack import PageStack
 from gptoss_mlx.tools.browser.view import view, written
-from gptoss_mlx.tools.tool import Output
+from gptoss_mlx.tools.tool import Outcome
 
 VIEW_TOKENS = 1024
 """Tokens of a view, as in training."""
@@ -36,6 +37,7 @@ class BrowserTool:
     """
 
     name = "browser"
+    offers: Sequence[Mapping[str, object]] = ({"type": "browser"},)
 
     def __init__(
         self, source: PageSource, encoding: Encoding, *, view_tokens: int = VIEW_TOKENS
@@ -46,14 +48,14 @@ class BrowserTool:
         self._stack = PageStack()
         self._told: tuple[str, ...] = ()  # notes of the last search
 
-    def call(self, recipient: str, text: str) -> Output:
+    def call(self, recipient: str, text: str) -> Outcome:
         try:
             call = read_call(recipient, text)
             if isinstance(call, SearchCall):
-                return Output(self._search(call))
-            return Output(self._find(call) if isinstance(call, FindCall) else self._open(call))
+                return Outcome(self._search(call))
+            return Outcome(self._find(call) if isinstance(call, FindCall) else self._open(call))
         except BrowsingError as error:
-            return Output(plain(str(error)), failed=True)
+            return Outcome(plain(str(error)), failed=True)
 
     def close(self) -> None:
         """The source is its maker's to close."""

@@ -14,14 +14,14 @@ from gptoss_mlx.harmony import Encoding
 from gptoss_mlx.tools.browser.browser import BrowserTool
 from gptoss_mlx.tools.browser.page import document_page
 from gptoss_mlx.tools.browser.source import Hit
-from gptoss_mlx.tools.tool import Output, Tool
+from gptoss_mlx.tools.tool import Outcome, Tool
 from tests.tools.browser.conftest import Shelf, shelf_of
 
 LONG = "\n".join(f"line {number} of a page" for number in range(500))
 Browse = Callable[..., BrowserTool]
 
 
-def call(tool: BrowserTool, function: str, **arguments: object) -> Output:
+def call(tool: BrowserTool, function: str, **arguments: object) -> Outcome:
     return tool.call(f"browser.{function}", json.dumps(arguments))
 
 
