@@ -11,8 +11,8 @@ from typing import Protocol
 class Output:
     """What a call gave.
 
-    text: what the model reads; control tokens in it are text. files: files that the call made, for a
-    person. failed: whether the text says what went wrong, which the model may mend.
+    text: what the model reads; control tokens in it are text. files: files that the call made, for
+    a person. failed: whether the text says what went wrong, which the model may mend.
     """
 
     text: str

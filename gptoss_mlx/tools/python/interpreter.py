@@ -1,0 +1,298 @@
+"""An interpreter's process, seen from outside: started, given cells, interrupted, ended.
+
+Nothing that comes from it is trusted. Output is text, whatever it says; an answer is a number and a
+flag, of a bounded length, and one that was forged ends a call early and does nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import struct
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from gptoss_mlx.errors import SandboxError
+from gptoss_mlx.tools.python.keeper import FREEZE, INTERRUPT, RUN
+from gptoss_mlx.tools.python.sandbox.choice import keeper_command
+from gptoss_mlx.tools.python.sandbox.jail import DATA, Jail
+from gptoss_mlx.tools.python.transcript import Transcript
+
+_START = 30.0  # seconds
+_FROZEN = 5.0
+_TICK = 0.1  # seconds between two looks at what no descriptor tells
+_LOOK = 0.5  # seconds between two looks at the folder
+_LONGEST_ANSWER = 4096  # bytes; ours have less than a hundred
+_LONGEST_LINE = 65536  # of the keeper
+_PIECE = 1 << 16
+_FLOOD = 1000  # times the output's limit, after which a call is interrupted
+
+
+class LostError(Exception):
+    """The interpreter has ended; its text says why."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a cell gave. stopped: the limit that it ran into, "person", or None; lost: why the
+    interpreter has ended, or None."""
+
+    text: str
+    failed: bool
+    stopped: str | None = None
+    lost: str | None = None
+
+
+class Interpreter:
+    """One process, its keeper, and the pipes to them.
+
+    Raises SandboxError unless it starts. data: the descriptor of its folder, if only it has that.
+    """
+
+    def __init__(self, jail: Jail) -> None:
+        self.jail, self.data = jail, -1
+        self._calls, self._person = 0, False
+        self._lines = self._frames = self._outgoing = b""
+        self._pending: dict[str, object] = {}
+        self._is_over: str | None = None
+        self._control, theirs = socket.socketpair()
+        request, self._requests = os.pipe()
+        self._answers, answer = os.pipe()
+        self._output, output = os.pipe()
+        inherited = (theirs.fileno(), request, answer)
+        try:
+            self._keeper = subprocess.Popen(
+                keeper_command(jail, inherited),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                pass_fds=inherited,
+                env={"LANG": "C.UTF-8"},
+                cwd="/",
+                start_new_session=True,
+            )
+        finally:
+            theirs.close()
+            for descriptor in (request, answer, output):
+                os.close(descriptor)
+        for descriptor in (self._requests, self._answers, self._output):
+            os.set_blocking(descriptor, False)
+        try:
+            self._start()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it waits for a cell."""
+        try:
+            self._pump(0)
+        except LostError:
+            return False
+        return self._keeper.poll() is None
+
+    def run(self, code: str, excess: Callable[[], str | None]) -> Outcome:
+        """Run a cell within the limits; afterwards all its processes are stopped.
+
+        excess: the limit of files that is exceeded, or None; asked now and then.
+        """
+        limits = self.jail.limits
+        self._calls += 1
+        self._person, self._is_over, stopped = False, None, None
+        self._transcript = transcript = Transcript(limits.output)
+        deadline, look = time.monotonic() + limits.wall, 0.0
+        try:
+            self._say(RUN)
+            self._send({"call": self._calls, "code": code})
+            while (failed := self._answer()) is None:
+                now = time.monotonic()
+                left = deadline - now
+                if now >= look:
+                    look, self._is_over = now + _LOOK, self._is_over or excess()
+                if left <= 0 and stopped:
+                    raise LostError("it did not end when it was interrupted")
+                if stopped is None and (stopped := self._reason(left)):
+                    deadline = time.monotonic() + limits.grace
+                    self._say(INTERRUPT)
+                self._pump(min(max(left, 0), _TICK))
+            self._freeze()
+        except LostError as error:
+            self.close()
+            return Outcome(transcript.text(), True, stopped, str(error))
+        return Outcome(transcript.text(), failed, stopped)
+
+    def interrupt(self) -> None:
+        """End the cell that is running, from any thread."""
+        self._person = True
+
+    def close(self) -> None:
+        """End all processes. The folder's descriptor is the caller's to close."""
+        self._control.close()
+        try:
+            self._keeper.wait(_FROZEN)
+        except subprocess.TimeoutExpired:
+            self._keeper.kill()
+            self._keeper.wait()
+        with contextlib.suppress(OSError):
+            self._read_output()
+        for descriptor in (self._requests, self._answers, self._output):
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+        self._requests = self._answers = self._output = -1
+
+    def _start(self) -> None:
+        """Raises SandboxError."""
+        self._transcript = Transcript(self.jail.limits.output)
+        packed = self.jail.packed()
+        deadline = time.monotonic() + _START
+        try:
+            self._control.sendall(struct.pack(">I", len(packed)) + packed)
+            while not self._said("ready"):
+                self._pump(_TICK, deadline)
+            first = {"paths": self.jail.paths, "folder": self.jail.folder}
+            self._send({**first, "moved": self.jail.folder != DATA})
+            while self._answer() is None:
+                self._pump(_TICK, deadline)
+            self._freeze()
+        except (LostError, OSError) as error:
+            said = " ".join(self._transcript.text().split())[-300:]
+            raise SandboxError(f"{self.jail.kind}: {error}{said and f' ({said})'}") from error
+
+    def _reason(self, left: float) -> str | None:
+        """Why the cell must end now."""
+        if self._person:
+            return "person"
+        if left <= 0:
+            return "wall"
+        if self._transcript.nbytes > _FLOOD * self.jail.limits.output:
+            return "output"
+        return self._is_over
+
+    def _freeze(self) -> None:
+        """Stop all processes, and read what they have written. Raises LostError."""
+        self._pending.pop("frozen", None)
+        self._say(FREEZE)
+        deadline = time.monotonic() + _FROZEN
+        while not self._said("frozen"):
+            self._pump(_TICK, deadline)
+        self._read_output()
+
+    def _say(self, order: bytes) -> None:
+        try:
+            self._control.sendall(order)
+        except OSError as error:
+            raise LostError(self._ending()) from error
+
+    def _send(self, request: dict[str, object]) -> None:
+        data = json.dumps(request).encode("utf-8")
+        self._outgoing = struct.pack(">I", len(data)) + data
+
+    def _said(self, name: str) -> bool:
+        return self._pending.pop(name, None) is not None
+
+    def _answer(self) -> bool | None:
+        """Whether the cell failed; None until it has answered. Raises LostError."""
+        while len(self._frames) >= 4:
+            (length,) = struct.unpack_from(">I", self._frames)
+            if length > _LONGEST_ANSWER:
+                raise LostError("it sent something that is no answer")
+            if len(self._frames) < 4 + length:
+                return None
+            body, self._frames = self._frames[4 : 4 + length], self._frames[4 + length :]
+            try:
+                answer = json.loads(body)
+                call, failed = answer["call"], answer["failed"]
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                raise LostError("it sent something that is no answer") from error
+            if call == self._calls and isinstance(failed, bool):
+                return failed
+        return None
+
+    def _pump(self, seconds: float, deadline: float | None = None) -> None:
+        """Wait for something to arrive, and take it. Raises LostError."""
+        if deadline is not None and time.monotonic() > deadline:
+            raise LostError("it does not answer")
+        poll = select.poll()
+        for descriptor in (self._control.fileno(), self._answers, self._output):
+            poll.register(descriptor, select.POLLIN)
+        if self._outgoing:
+            poll.register(self._requests, select.POLLOUT)
+        ready = dict(poll.poll(1000 * seconds))
+        if self._output in ready:
+            self._read_output(once=True)
+        if self._answers in ready:
+            self._read_answers()
+        if self._requests in ready:
+            self._write_request()
+        if self._control.fileno() in ready:
+            self._read_control()
+
+    def _read_output(self, once: bool = False) -> None:
+        with contextlib.suppress(BlockingIOError):
+            for _ in range(1 if once else 64):
+                data = os.read(self._output, _PIECE)
+                self._transcript.add(data)
+                if not data:
+                    return
+
+    def _read_answers(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            data = os.read(self._answers, _PIECE)
+            self._frames += data
+            if not data or len(self._frames) > 2 * _PIECE:
+                self._wait_for_the_end()
+
+    def _write_request(self) -> None:
+        try:
+            with contextlib.suppress(BlockingIOError):
+                self._outgoing = self._outgoing[os.write(self._requests, self._outgoing) :]
+        except BrokenPipeError:
+            self._wait_for_the_end()
+
+    def _wait_for_the_end(self) -> None:
+        """The interpreter has let go of a pipe; its keeper knows why, if it has ended."""
+        deadline = time.monotonic() + 1
+        poll = select.poll()
+        poll.register(self._control, select.POLLIN)
+        while (left := deadline - time.monotonic()) > 0:
+            if poll.poll(1000 * left):
+                self._read_control()
+        raise LostError("it closed the pipes that it is spoken to through")
+
+    def _read_control(self) -> None:
+        """Take what the keeper says. Raises LostError."""
+        try:
+            if self.data < 0 and self.jail.folder == DATA:
+                data, descriptors, _, _ = socket.recv_fds(self._control, _LONGEST_LINE, 1)
+                self.data = descriptors[0] if descriptors else -1
+            else:
+                data = self._control.recv(_LONGEST_LINE)
+        except OSError:
+            data = b""
+        *lines, self._lines = (self._lines + data).split(b"\n")
+        for line in lines:
+            self._pending |= json.loads(line)
+        if "over" in self._pending and self._pending["over"] == "cpu":
+            self._is_over = str(self._pending.pop("over"))
+        if not data or self._pending.keys() & {"over", "ended", "failed"}:
+            raise LostError(self._ending())
+
+    def _ending(self) -> str:
+        if over := self._pending.get("over"):
+            return f"it used more {over} than it may"
+        if failed := self._pending.get("failed"):
+            return str(failed)
+        code = self._pending.get("ended")
+        if not isinstance(code, int):
+            return "it was killed"
+        if code < 0:
+            with contextlib.suppress(ValueError):
+                return f"it was killed by {signal.Signals(-code).name}"
+        return f"it ended with exit code {code}"

@@ -1,0 +1,140 @@
+"""The `python` tool: a model's code, run as in a notebook, in a sandbox of its conversation."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from gptoss_mlx.errors import SandboxError
+from gptoss_mlx.system.units import show_bytes
+from gptoss_mlx.tools.python.folder import CopiedFolder, DirectFolder, Folder, make_folder
+from gptoss_mlx.tools.python.interpreter import Interpreter, Outcome
+from gptoss_mlx.tools.python.limits import Limits
+from gptoss_mlx.tools.python.sandbox.choice import Mode, kinds, make_jail, refusal
+from gptoss_mlx.tools.tool import Output
+
+_LISTED = 20  # files named to the model
+_STARTED = "a new interpreter was started: what earlier calls defined is gone"
+
+
+class PythonTool:
+    """One interpreter, started with the first call, and a folder of files.
+
+    folder: of the conversation's files, outside; the code sees it as /mnt/data. sandbox: "required"
+    or "none", which runs the code as the person. Raises OptionError, and SandboxError where no
+    sandbox can be made; a call raises SandboxError where that shows only then.
+    """
+
+    def __init__(
+        self, folder: Path, limits: Limits | None = None, sandbox: Mode = "required"
+    ) -> None:
+        self.folder, self.limits = folder.absolute(), limits or Limits()
+        self._kinds: Sequence[str] = kinds(sandbox)
+        self._interpreter: Interpreter | None = None
+        self._files: Folder | None = None
+        self._was_lost = False
+        self._lock = threading.Lock()  # of the interpreter that is running a call
+
+    @property
+    def name(self) -> str:
+        return "python"
+
+    @property
+    def kind(self) -> str:
+        """Of the sandbox: "namespaces", "bubblewrap", "seatbelt" or "none"; the first one that is
+        to be tried before the first call."""
+        return self._kinds[0]
+
+    def call(self, recipient: str, text: str) -> Output:
+        """Run code; its output, the value of its last expression, or its traceback.
+
+        Raises SandboxError.
+        """
+        if recipient != self.name:
+            return Output(f"there is no {recipient[:80]}; code goes to python", failed=True)
+        if self._interpreter is not None and not self._interpreter.is_alive:
+            self._forget()
+            self._was_lost = True
+        notes = [_STARTED] if self._was_lost else []
+        interpreter, files = self._running()
+        files.bring()
+        outcome = interpreter.run(text, files.excess)
+        fetched, missing = files.fetch()
+        notes += self._notes(outcome, fetched, missing)
+        self._was_lost = outcome.lost is not None
+        if self._was_lost:
+            self._forget()
+        said = [outcome.text.rstrip("\n"), *(f"[{note}]" for note in notes)]
+        text = "\n".join(part for part in said if part)
+        return Output(text or "[no output]", fetched, failed=outcome.failed)
+
+    def interrupt(self) -> None:
+        """End the call under way, if there is one; from any thread."""
+        with self._lock:
+            if self._interpreter is not None:
+                self._interpreter.interrupt()
+
+    def close(self) -> None:
+        """End the interpreter and all that it started; files stay."""
+        self._forget()
+        self._was_lost = False
+
+    def _running(self) -> tuple[Interpreter, Folder]:
+        """The interpreter and its folder, started with the first kind of sandbox that works."""
+        if self._interpreter is not None and self._files is not None:
+            return self._interpreter, self._files
+        make_folder(self.folder)
+        reasons = []
+        for kind in self._kinds:
+            try:
+                interpreter = Interpreter(make_jail(kind, self.folder, self.limits))
+            except SandboxError as error:
+                reasons.append(str(error))
+                continue
+            direct = interpreter.data < 0
+            files: Folder = (
+                DirectFolder(self.folder, self.limits)
+                if direct
+                else CopiedFolder(self.folder, interpreter.data, self.limits)
+            )
+            self._kinds = (kind,)
+            with self._lock:
+                self._interpreter, self._files = interpreter, files
+            return interpreter, files
+        if self._kinds == ("none",):
+            raise SandboxError(f"Python could not be started: {'; '.join(reasons)}")
+        raise refusal(reasons)
+
+    def _forget(self) -> None:
+        with self._lock:
+            interpreter, files = self._interpreter, self._files
+            self._interpreter = self._files = None
+        if interpreter is not None:
+            interpreter.close()
+        if files is not None:
+            files.close()
+
+    def _notes(self, outcome: Outcome, files: Sequence[Path], missing: int) -> list[str]:
+        """What the model is told besides the output."""
+        notes = [self._stop(outcome.stopped)] if outcome.stopped else []
+        if outcome.lost:
+            notes.append(f"the interpreter has ended: {outcome.lost}; its variables are lost")
+        if files:
+            names = [f"/mnt/data/{file.relative_to(self.folder)}" for file in files[:_LISTED]]
+            more = [f"and {len(files) - _LISTED} more"] if len(files) > _LISTED else []
+            notes.append(f"files written: {', '.join(names + more)}")
+        if missing:
+            notes.append(f"{missing} files were not kept: their names or sizes are over a limit")
+        return notes
+
+    def _stop(self, limit: str) -> str:
+        limits = self.limits
+        return {
+            "wall": f"interrupted: the limit of {limits.wall} seconds was reached",
+            "cpu": f"interrupted: the limit of {limits.cpu} seconds of CPU time was reached",
+            "output": "interrupted: it printed far more than is kept",
+            "folder": f"interrupted: its files take more than {show_bytes(limits.folder)}",
+            "files": f"interrupted: it made more than {limits.files} files",
+            "person": "interrupted by the user",
+        }[limit]
