@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import select
 import signal
 import socket
@@ -57,7 +58,7 @@ class Interpreter:
 
     def __init__(self, jail: Jail) -> None:
         self.jail, self.data = jail, -1
-        self._calls, self._person = 0, False
+        self._call, self._person = "", False
         self._lines = self._frames = self._outgoing = b""
         self._pending: dict[str, object] = {}
         self._is_over: str | None = None
@@ -104,13 +105,12 @@ class Interpreter:
         excess: the limit of files that is exceeded, or None; asked now and then.
         """
         limits = self.jail.limits
-        self._calls += 1
         self._person, self._is_over, stopped = False, None, None
         self._transcript = transcript = Transcript(limits.output)
         deadline, look = time.monotonic() + limits.wall, 0.0
         try:
             self._say(RUN)
-            self._send({"call": self._calls, "code": code})
+            self._send({"code": code})
             while (failed := self._answer()) is None:
                 now = time.monotonic()
                 left = deadline - now
@@ -191,7 +191,9 @@ class Interpreter:
             raise LostError(self._ending()) from error
 
     def _send(self, request: dict[str, object]) -> None:
-        data = json.dumps(request).encode("utf-8")
+        """Its answer has the same number, which code that ran before cannot have known."""
+        self._call = secrets.token_hex(8)
+        data = json.dumps({**request, "call": self._call}).encode("utf-8")
         self._outgoing = struct.pack(">I", len(data)) + data
 
     def _said(self, name: str) -> bool:
@@ -211,7 +213,7 @@ class Interpreter:
                 call, failed = answer["call"], answer["failed"]
             except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise LostError("it sent something that is no answer") from error
-            if call == self._calls and isinstance(failed, bool):
+            if call == self._call and isinstance(failed, bool):
                 return failed
         return None
 

@@ -25,6 +25,7 @@ import sys
 from gptoss_mlx.tools.python.sandbox.confinement import confine, guard
 from gptoss_mlx.tools.python.sandbox.jail import DATA, Jail
 from gptoss_mlx.tools.python.sandbox.namespaces import enter
+from gptoss_mlx.tools.python.sandbox.rlimits import KEEPERS
 from gptoss_mlx.tools.python.sandbox.root import SCRATCH
 from gptoss_mlx.tools.python.usage import Descendants, Family, Namespace
 
@@ -150,7 +151,7 @@ class Keeper:
         if usage.memory > limits.memory:
             self.say(over="memory")
             return False
-        if usage.threads > limits.processes:
+        if usage.threads > limits.processes + KEEPERS:  # where no kernel has refused them
             self.say(over="processes")
             return False
         if any(files_in(path) > limits.files + 1 for path in self._bounded):

@@ -116,8 +116,9 @@ class Interpreter:
         while one is not None:
             one.stack[:] = [frame for frame in one.stack if frame.filename != __file__]
             one = one.__cause__ or one.__context__
-        sys.stderr = open_stream(2, "w")
-        sys.stderr.write("".join(told.format()))
+        stream = open_stream(OUTPUT, "w")  # the cell may have closed any other
+        stream.write("".join(told.format()))
+        stream.flush()
 
 
 class Moved(ast.NodeTransformer):
@@ -245,7 +246,7 @@ def main() -> None:
     sys.meta_path.append(Figures(first["folder"]))
     interpreter = Interpreter(first["folder"], first["moved"])
     signal.signal(signal.SIGINT, interpreter.interrupt)
-    write_frame({"call": 0, "failed": False})
+    write_frame({"call": first["call"], "failed": False})
     while True:
         request = read_frame()
         failed = interpreter.run(request["code"])

@@ -12,6 +12,9 @@ from gptoss_mlx.tools.python.limits import Limits
 _SPACE = 32 << 30
 """Bytes of addresses beyond the memory: libraries reserve many that they never touch."""
 
+KEEPERS = 2
+"""Our own processes, which the kernel counts with those of the code."""
+
 _STACK = 8 << 20
 _OWN_COUNT = (5, 14)
 """The Linux from which RLIMIT_NPROC counts a user namespace by itself, not all that a user runs."""
@@ -47,10 +50,7 @@ def _values(limits: Limits, separate: bool) -> Iterator[tuple[str, int]]:
     yield "RLIMIT_DATA", limits.memory - limits.memory // 8
     yield "RLIMIT_AS", limits.memory + _SPACE
     if separate:
-        yield "RLIMIT_NPROC", limits.processes + _KEEPERS + _threads_outside()
-
-
-_KEEPERS = 2
+        yield "RLIMIT_NPROC", limits.processes + KEEPERS + _threads_outside()
 
 
 def _threads_outside() -> int:
