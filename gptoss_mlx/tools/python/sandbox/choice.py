@@ -32,6 +32,7 @@ _BOOT = (
     " from gptoss_mlx.tools.python.keeper import main; main()"
 )
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_MAX_THREADS")
+_SYSCTL = Path("/proc/sys")
 _MOST_THREADS = 4  # each counts as a process
 
 _UNSAFE = "or run the code without one, which lets it do whatever you can do (--unsafe-python)"
@@ -115,7 +116,7 @@ def refusal(reasons: Sequence[str]) -> SandboxError:
     if sys.platform == "linux":
         for name, (forbidding, advice) in _SWITCHES.items():
             with suppress(OSError):
-                if Path("/proc/sys", name).read_text(encoding="ascii").strip() == forbidding:
+                if (_SYSCTL / name).read_text(encoding="ascii").strip() == forbidding:
                     return SandboxError(f"no sandbox for Python: {advice}, {_UNSAFE}")
     said = "; ".join(reasons)
     return SandboxError(

@@ -6,7 +6,8 @@ import textwrap
 from dataclasses import dataclass
 
 PRELUDE = '''
-import ctypes, errno, fcntl, json, mmap, os, signal, socket, struct, subprocess, sys, threading, time
+import ctypes, errno, fcntl, json, mmap, os, signal, socket, struct, subprocess, sys, threading
+import time
 _libc = ctypes.CDLL(None, use_errno=True)
 KEEPER = 1 if HOST["walled"] else HOST["pid"]
 

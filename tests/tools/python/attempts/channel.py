@@ -19,7 +19,8 @@ CHANNEL = (
         "a forged answer",
         "an answer is a number and a flag: the call ends early, and its text is text",
         _FRAME + "import gc\n"
-        "for o in gc.get_objects():\n    if type(o) is dict and 'call' in o: frame({'call': o['call'], 'failed': False})\n"
+        "for o in gc.get_objects():\n"
+        "    if type(o) is dict and 'call' in o: frame({**o, 'failed': False})\n"
         "raise OSError('the call has ended')",
         expected="^(?!.*REACHED)",
         fresh=True,

@@ -30,7 +30,10 @@ NETWORK = (
     _network(
         "a TCP connection from a shell",
         "filter, which programs inherit",
-        "subprocess.run(['bash', '-c', f\"exec 3<>/dev/tcp/127.0.0.1/{HOST['port']}\"], check=True)",
+        """
+        command = f"exec 3<>/dev/tcp/127.0.0.1/{HOST['port']}"
+        subprocess.run(["bash", "-c", command], check=True)
+        """,
         expected="HELD CalledProcessError",
     ),
     _network(

@@ -53,7 +53,12 @@ RESOURCES = (
     _memory(
         "shared memory that no process's limit counts",
         "the keeper counts it",
-        "m = mmap.mmap(-1, 300 << 20)\nfor i in range(0, len(m), 4096):\n    m[i] = 1\ntime.sleep(60)",
+        """
+        held = mmap.mmap(-1, 300 << 20)
+        for i in range(0, len(held), 4096):
+            held[i] = 1
+        time.sleep(60)
+        """,
         expected="used more memory than it may",
         twin="m = mmap.mmap(-1, 1 << 20); m[0] = 1; print('WORKS')",
         lost=True,
@@ -82,9 +87,12 @@ RESOURCES = (
     _memory(
         "memory that is never swapped",
         "RLIMIT_MEMLOCK",
-        "m = mmap.mmap(-1, 1 << 20)\n"
-        "if _libc.mlock(ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(m))), 1 << 20):\n"
-        "    raise OSError(ctypes.get_errno(), 'mlock')",
+        """
+        held = mmap.mmap(-1, 1 << 20)
+        address = ctypes.addressof(ctypes.c_char.from_buffer(held))
+        if _libc.mlock(ctypes.c_void_p(address), 1 << 20):
+            raise OSError(ctypes.get_errno(), "mlock")
+        """,
         expected="HELD (OSError|PermissionError)",
         twin="m = mmap.mmap(-1, 1 << 20); print('WORKS')",
     ),
@@ -214,7 +222,7 @@ RESOURCES = (
     _output(
         "output without end of a program",
         "the same",
-        "subprocess.run(['sh', '-c', 'while :; do echo xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx; done'])",
+        "subprocess.run(['sh', '-c', 'while :; do echo xxxxxxxxxxxxxxxxxxxxxxxxxxx; done'])",
         expected="characters left out(.|\n)*printed far more|characters left out(.|\n)*limit of",
         twin="subprocess.run(['echo', 'WORKS'])",
     ),
