@@ -10,8 +10,9 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
@@ -21,6 +22,7 @@ from gptoss_mlx.tools.python.limits import Limits
 
 _DEPTH = 16  # folders in folders
 _PIECE = 1 << 20
+_LOOK = 0.5  # seconds between two looks at a folder that is being written to
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
@@ -38,6 +40,14 @@ class Mark:
         return cls(status.st_ino, status.st_size, status.st_mtime_ns)
 
 
+@dataclass(frozen=True)
+class Fetched:
+    """files: outside. trouble: what became of others, one line each."""
+
+    files: tuple[Path, ...] = ()
+    trouble: tuple[str, ...] = ()
+
+
 class Folder(Protocol):
     """The files of a conversation, before and after each call."""
 
@@ -45,8 +55,8 @@ class Folder(Protocol):
         """Before a call: let the code see what the person put there."""
         ...
 
-    def fetch(self) -> tuple[tuple[Path, ...], int]:
-        """After a call: the files that it made or changed; how many had to be left out."""
+    def fetch(self) -> Fetched:
+        """After a call: the files that it made or changed."""
         ...
 
     def excess(self) -> str | None:
@@ -60,18 +70,20 @@ class DirectFolder:
     """A folder that the code itself writes to."""
 
     def __init__(self, path: Path, limits: Limits) -> None:
-        self._path, self._limits = path, limits
+        self._path, self._limits, self._looked = path, limits, -_LOOK
         self._seen: dict[str, Mark] = {}
 
     def bring(self) -> None:
         self._seen = self._marks()
 
-    def fetch(self) -> tuple[tuple[Path, ...], int]:
+    def fetch(self) -> Fetched:
         marks = self._marks()
-        return tuple(self._path / name for name in changed(self._seen, marks)), 0
+        return Fetched(tuple(self._path / name for name in changed(self._seen, marks)))
 
     def excess(self) -> str | None:
-        marks = self._marks()
+        if time.monotonic() < self._looked + _LOOK:
+            return None
+        self._looked, marks = time.monotonic(), self._marks()
         if len(marks) > self._limits.files:
             return "files"
         return "folder" if sum(mark.size for mark in marks.values()) > self._limits.folder else None
@@ -105,35 +117,52 @@ class CopiedFolder:
             for name, mark in walk(outside, self._limits.files):
                 if self._brought.get(name) != mark and mark.size <= self._limits.file:
                     self._brought[name] = mark
-                    with suppress(OSError):  # there may be no room
-                        copy(outside, self._inside, name, self._limits.file, _as_its_user)
+                    # There may be no room. It is opened first, as the user that we are.
+                    with suppress(OSError), _opened(outside, name) as reading, _as_its_user():
+                        copy(reading, self._inside, name, self._limits.file)
         finally:
             os.close(outside)
         self._seen = dict(walk(self._inside, self._limits.files))
 
-    def fetch(self) -> tuple[tuple[Path, ...], int]:
-        """Raises OSError if the person's folder cannot be written."""
-        marks = dict(walk(self._inside, self._limits.files))
-        outside, left, fetched, missing = os.open(self._path, _FOLDER), self._limits.folder, [], 0
+    def fetch(self) -> Fetched:
+        names, fetched = changed(self._seen, dict(walk(self._inside, self._limits.files))), []
+        trouble: tuple[str, ...] = ()
+        outside = os.open(self._path, _FOLDER)
         try:
-            for name in changed(self._seen, marks):
-                size = marks[name].size
-                if not is_plain(name) or size > min(left, self._limits.file):
-                    missing += 1
-                    continue
-                left -= size
-                try:
-                    copy(self._inside, outside, name, size)
-                except OSError as error:
-                    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-                        raise
-                    missing += 1
-                    continue
-                self._brought[name] = Mark.of(os.stat(name, dir_fd=outside, follow_symlinks=False))
-                fetched.append(self._path / name)
+            there = dict(walk(outside, 2 * self._limits.files))
+            for name in names:
+                if self._fetch(name, outside, there):
+                    there[name] = self._brought[name]
+                    fetched.append(self._path / name)
+        except OSError as error:
+            trouble = (f"files cannot be kept: {error.strerror}",)
         finally:
             os.close(outside)
-        return tuple(fetched), missing
+        if (missing := len(names) - len(fetched)) and not trouble:
+            trouble = (f"{missing} files were not kept: a name or a size is over its limit",)
+        return Fetched(tuple(fetched), trouble)
+
+    def _fetch(self, name: str, outside: int, there: Mapping[str, Mark]) -> bool:
+        """Copy a file out, if it may be there; whether it was. there: what is outside already.
+
+        Raises OSError if no file can be written.
+        """
+        others = [mark.size for other, mark in there.items() if other != name]
+        room = min(self._limits.file, self._limits.folder - sum(others))
+        if not is_plain(name) or len(others) >= self._limits.files:
+            return False
+        try:
+            with _opened(self._inside, name) as reading:
+                size = os.fstat(reading).st_size
+                if size > room:
+                    return False
+                copy(reading, outside, name, size)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+                raise
+            return False  # code has made it unreadable, or a person a link of its folder
+        self._brought[name] = Mark.of(os.stat(name, dir_fd=outside, follow_symlinks=False))
+        return True
 
     def excess(self) -> str | None:
         return None  # the kernel refuses more
@@ -197,30 +226,29 @@ def is_plain(name: str) -> bool:
     )
 
 
-def copy(
-    source: int,
-    target: int,
-    name: str,
-    most: int,
-    writer: Callable[[], AbstractContextManager[None]] = nullcontext,
-) -> None:
-    """Copy a file between two open folders, at most so many bytes. Raises OSError.
-
-    It appears in whole: under a temporary name first. No link is followed on either side.
-    """
-    path = PurePosixPath(name)
-    reading = _open_below(source, path, _FILE)
+@contextmanager
+def _opened(folder: int, name: str) -> Iterator[int]:
+    """A file below an open folder, to be read. Raises OSError if it is not a plain one."""
+    reading = _open_below(folder, PurePosixPath(name), _FILE)
     try:
         if not stat.S_ISREG(os.fstat(reading).st_mode):
             raise OSError(errno.EINVAL, "not a file")
-        with writer():
-            folder = _open_below(target, path.parent, _FOLDER, make=True)
-            try:
-                _copy_into(folder, path.name, reading, most)
-            finally:
-                os.close(folder)
+        yield reading
     finally:
         os.close(reading)
+
+
+def copy(reading: int, target: int, name: str, most: int) -> None:
+    """Copy at most so many bytes of an open file to a file below an open folder. Raises OSError.
+
+    It appears in whole: under a temporary name first. No link is followed.
+    """
+    path = PurePosixPath(name)
+    folder = _open_below(target, path.parent, _FOLDER, make=True)
+    try:
+        _copy_into(folder, path.name, reading, most)
+    finally:
+        os.close(folder)
 
 
 def _copy_into(folder: int, name: str, reading: int, most: int) -> None:

@@ -28,7 +28,6 @@ from gptoss_mlx.tools.python.transcript import Transcript
 _START = 30.0  # seconds
 _FROZEN = 5.0
 _TICK = 0.1  # seconds between two looks at what no descriptor tells
-_LOOK = 0.5  # seconds between two looks at the folder
 _LONGEST_ANSWER = 4096  # bytes; ours have less than a hundred
 _LONGEST_LINE = 65536  # of the keeper
 _PIECE = 1 << 16
@@ -58,18 +57,34 @@ class Interpreter:
 
     def __init__(self, jail: Jail) -> None:
         self.jail, self.data = jail, -1
-        self._call, self._person = "", False
+        self._call = ""
         self._lines = self._frames = self._outgoing = b""
         self._pending: dict[str, object] = {}
-        self._is_over: str | None = None
+        self._cpu_is_over = self._is_mute = False
+        self._transcript = Transcript(jail.limits.output)
+        self._keeper: subprocess.Popen[bytes] | None = None
         self._control, theirs = socket.socketpair()
         request, self._requests = os.pipe()
         self._answers, answer = os.pipe()
         self._output, output = os.pipe()
-        inherited = (theirs.fileno(), request, answer)
+        try:
+            self._start_keeper((theirs.fileno(), request, answer), output)
+            theirs.close()
+            self._start()
+        except BaseException:
+            self.close()
+            if self.data >= 0:
+                os.close(self.data)
+            raise
+        finally:
+            theirs.close()
+
+    def _start_keeper(self, inherited: tuple[int, int, int], output: int) -> None:
+        """Its ends of the pipes are closed here. Raises SandboxError."""
+        command = keeper_command(self.jail, inherited)
         try:
             self._keeper = subprocess.Popen(
-                keeper_command(jail, inherited),
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -78,47 +93,42 @@ class Interpreter:
                 cwd="/",
                 start_new_session=True,
             )
+        except OSError as error:
+            raise SandboxError(f"{command[0]}: cannot be run: {error.strerror}") from error
         finally:
-            theirs.close()
-            for descriptor in (request, answer, output):
+            for descriptor in (*inherited[1:], output):
                 os.close(descriptor)
         for descriptor in (self._requests, self._answers, self._output):
             os.set_blocking(descriptor, False)
-        try:
-            self._start()
-        except BaseException:
-            self.close()
-            raise
 
     @property
     def is_alive(self) -> bool:
         """Whether it waits for a cell."""
+        if self._keeper is None:
+            return False
         try:
             self._pump(0)
         except LostError:
             return False
         return self._keeper.poll() is None
 
-    def run(self, code: str, excess: Callable[[], str | None]) -> Outcome:
+    def run(self, code: str, ask: Callable[[], str | None]) -> Outcome:
         """Run a cell within the limits; afterwards all its processes are stopped.
 
-        excess: the limit of files that is exceeded, or None; asked now and then.
+        ask: a reason to interrupt it, or None; called several times a second.
         """
         limits = self.jail.limits
-        self._person, self._is_over, stopped = False, None, None
+        self._cpu_is_over, stopped = False, None
         self._transcript = transcript = Transcript(limits.output)
-        deadline, look = time.monotonic() + limits.wall, 0.0
+        deadline = time.monotonic() + limits.wall
         try:
             self._say(RUN)
             self._send({"code": code})
             while (failed := self._answer()) is None:
-                now = time.monotonic()
-                left = deadline - now
-                if now >= look:
-                    look, self._is_over = now + _LOOK, self._is_over or excess()
+                left = deadline - time.monotonic()
                 if left <= 0 and stopped:
                     raise LostError("it did not end when it was interrupted")
-                if stopped is None and (stopped := self._reason(left)):
+                if stopped is None and (stopped := self._reason(left, ask())):
                     deadline = time.monotonic() + limits.grace
                     self._say(INTERRUPT)
                 self._pump(min(max(left, 0), _TICK))
@@ -126,30 +136,29 @@ class Interpreter:
         except LostError as error:
             self.close()
             return Outcome(transcript.text(), True, stopped, str(error))
+        except BaseException:  # Ctrl-C, which must not leave code running
+            self.close()
+            raise
         return Outcome(transcript.text(), failed, stopped)
-
-    def interrupt(self) -> None:
-        """End the cell that is running, from any thread."""
-        self._person = True
 
     def close(self) -> None:
         """End all processes. The folder's descriptor is the caller's to close."""
         self._control.close()
-        try:
-            self._keeper.wait(_FROZEN)
-        except subprocess.TimeoutExpired:
-            self._keeper.kill()
-            self._keeper.wait()
-        with contextlib.suppress(OSError):
+        keeper, self._keeper = self._keeper, None
+        if keeper is not None:
+            try:
+                keeper.wait(_FROZEN)
+            except subprocess.TimeoutExpired:
+                keeper.kill()
+                keeper.wait()
             self._read_output()
         for descriptor in (self._requests, self._answers, self._output):
-            with contextlib.suppress(OSError):
+            if descriptor >= 0:
                 os.close(descriptor)
         self._requests = self._answers = self._output = -1
 
     def _start(self) -> None:
         """Raises SandboxError."""
-        self._transcript = Transcript(self.jail.limits.output)
         packed = self.jail.packed()
         deadline = time.monotonic() + _START
         try:
@@ -165,15 +174,13 @@ class Interpreter:
             said = " ".join(self._transcript.text().split())[-300:]
             raise SandboxError(f"{self.jail.kind}: {error}{said and f' ({said})'}") from error
 
-    def _reason(self, left: float) -> str | None:
+    def _reason(self, left: float, asked: str | None) -> str | None:
         """Why the cell must end now."""
-        if self._person:
-            return "person"
-        if left <= 0:
-            return "wall"
+        if asked is not None or left <= 0:
+            return asked or "wall"
         if self._transcript.nbytes > _FLOOD * self.jail.limits.output:
             return "output"
-        return self._is_over
+        return "cpu" if self._cpu_is_over else None
 
     def _freeze(self) -> None:
         """Stop all processes, and read what they have written. Raises LostError."""
@@ -222,8 +229,10 @@ class Interpreter:
         if deadline is not None and time.monotonic() > deadline:
             raise LostError("it does not answer")
         poll = select.poll()
-        for descriptor in (self._control.fileno(), self._answers, self._output):
+        for descriptor in (self._control.fileno(), self._answers):
             poll.register(descriptor, select.POLLIN)
+        if not self._is_mute:
+            poll.register(self._output, select.POLLIN)
         if self._outgoing:
             poll.register(self._requests, select.POLLOUT)
         ready = dict(poll.poll(1000 * seconds))
@@ -242,6 +251,7 @@ class Interpreter:
                 data = os.read(self._output, _PIECE)
                 self._transcript.add(data)
                 if not data:
+                    self._is_mute = True  # the code has closed all that writes to it
                     return
 
     def _read_answers(self) -> None:
@@ -281,8 +291,8 @@ class Interpreter:
         *lines, self._lines = (self._lines + data).split(b"\n")
         for line in lines:
             self._pending |= json.loads(line)
-        if "over" in self._pending and self._pending["over"] == "cpu":
-            self._is_over = str(self._pending.pop("over"))
+        if self._pending.get("over") == "cpu":
+            self._cpu_is_over = bool(self._pending.pop("over"))
         if not data or self._pending.keys() & {"over", "ended", "failed"}:
             raise LostError(self._ending())
 

@@ -29,12 +29,12 @@ class PythonTool:
     def __init__(
         self, folder: Path, limits: Limits | None = None, sandbox: Mode = "required"
     ) -> None:
-        self.folder, self.limits = folder.absolute(), limits or Limits()
+        self.folder, self.limits = folder.resolve(), limits or Limits()
         self._kinds: Sequence[str] = kinds(sandbox)
         self._interpreter: Interpreter | None = None
         self._files: Folder | None = None
         self._was_lost = False
-        self._lock = threading.Lock()  # of the interpreter that is running a call
+        self._interrupted = threading.Event()
 
     @property
     def name(self) -> str:
@@ -53,27 +53,29 @@ class PythonTool:
         """
         if recipient != self.name:
             return Output(f"there is no {recipient[:80]}; code goes to python", failed=True)
+        self._interrupted.clear()
         if self._interpreter is not None and not self._interpreter.is_alive:
             self._forget()
             self._was_lost = True
         notes = [_STARTED] if self._was_lost else []
+        make_folder(self.folder)
         interpreter, files = self._running()
         files.bring()
-        outcome = interpreter.run(text, files.excess)
-        fetched, missing = files.fetch()
-        notes += self._notes(outcome, fetched, missing)
+        outcome = interpreter.run(
+            text, lambda: "person" if self._interrupted.is_set() else files.excess()
+        )
+        fetched = files.fetch()
+        notes += [*self._notes(outcome, fetched.files), *fetched.trouble]
         self._was_lost = outcome.lost is not None
         if self._was_lost:
             self._forget()
         said = [outcome.text.rstrip("\n"), *(f"[{note}]" for note in notes)]
         text = "\n".join(part for part in said if part)
-        return Output(text or "[no output]", fetched, failed=outcome.failed)
+        return Output(text or "[no output]", fetched.files, failed=outcome.failed)
 
     def interrupt(self) -> None:
         """End the call under way, if there is one; from any thread."""
-        with self._lock:
-            if self._interpreter is not None:
-                self._interpreter.interrupt()
+        self._interrupted.set()
 
     def close(self) -> None:
         """End the interpreter and all that it started; files stay."""
@@ -84,7 +86,6 @@ class PythonTool:
         """The interpreter and its folder, started with the first kind of sandbox that works."""
         if self._interpreter is not None and self._files is not None:
             return self._interpreter, self._files
-        make_folder(self.folder)
         reasons = []
         for kind in self._kinds:
             try:
@@ -99,23 +100,21 @@ class PythonTool:
                 else CopiedFolder(self.folder, interpreter.data, self.limits)
             )
             self._kinds = (kind,)
-            with self._lock:
-                self._interpreter, self._files = interpreter, files
+            self._interpreter, self._files = interpreter, files
             return interpreter, files
         if self._kinds == ("none",):
             raise SandboxError(f"Python could not be started: {'; '.join(reasons)}")
         raise refusal(reasons)
 
     def _forget(self) -> None:
-        with self._lock:
-            interpreter, files = self._interpreter, self._files
-            self._interpreter = self._files = None
+        interpreter, files = self._interpreter, self._files
+        self._interpreter = self._files = None
         if interpreter is not None:
             interpreter.close()
         if files is not None:
             files.close()
 
-    def _notes(self, outcome: Outcome, files: Sequence[Path], missing: int) -> list[str]:
+    def _notes(self, outcome: Outcome, files: Sequence[Path]) -> list[str]:
         """What the model is told besides the output."""
         notes = [self._stop(outcome.stopped)] if outcome.stopped else []
         if outcome.lost:
@@ -124,8 +123,6 @@ class PythonTool:
             names = [f"/mnt/data/{file.relative_to(self.folder)}" for file in files[:_LISTED]]
             more = [f"and {len(files) - _LISTED} more"] if len(files) > _LISTED else []
             notes.append(f"files written: {', '.join(names + more)}")
-        if missing:
-            notes.append(f"{missing} files were not kept: their names or sizes are over a limit")
         return notes
 
     def _stop(self, limit: str) -> str:

@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 from gptoss_mlx.tools.python.tool import PythonTool
-from tests.root import ROOT
-from tests.tools.python.attempts import ATTEMPTS, PRELUDE, Attempt, table
+from tests.tools.python.attempts import ATTEMPTS, PRELUDE, Attempt
 from tests.tools.python.conftest import SMALL, Make
 
 pytestmark = [
@@ -79,8 +78,3 @@ def test_every_attempt_has_a_name_of_its_own_and_a_control() -> None:
     assert len(ATTEMPTS) >= 60
     assert max(Counter(map(ids, ATTEMPTS)).values()) == 1
     assert [ids(a) for a in ATTEMPTS if a.outside == bool(a.twin)] == []
-
-
-def test_the_docs_have_the_table() -> None:
-    page = (ROOT / "docs" / "tools-python.md").read_text(encoding="utf-8")
-    assert table() in page

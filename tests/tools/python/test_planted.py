@@ -122,6 +122,27 @@ def test_a_file_appears_in_whole_or_not_at_all(make: Make, monkeypatch: pytest.M
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", full)
-        with pytest.raises(OSError, match="No space left"):
-            tool.call("python", "x = 't' + 'wo'; open('note.txt', 'w').write(x)")
+        said = tool.call("python", "x = 't' + 'wo'; open('note.txt', 'w').write(x);")
+    assert said.text == "[files cannot be kept: No space left on device]"
+    assert said.files == ()
     assert kept(tool.folder) == {"note.txt": "one"}
+
+
+def test_files_of_many_calls_are_bounded_together(make: Make) -> None:
+    """Though the code removes those of each call inside."""
+    limits = replace(SMALL, folder=4 << 20, file=2 << 20)
+    tool = make(limits)
+    kept_files = []
+    for i in range(4):
+        code = f"import os; os.truncate(open('{i}', 'w').name, 3 << 19)"
+        kept_files += tool.call("python", code).files
+        tool.call("python", f"os.remove('{i}')")
+    assert [file.name for file in kept_files] == ["0", "1"]
+    said = tool.call("python", "open('0', 'w').write('less');")  # what it replaces makes room
+    assert [file.name for file in said.files] == ["0"]
+
+
+def test_a_folder_that_a_person_removed_is_made_again(make: Make) -> None:
+    tool = make()
+    tool.folder.rmdir()
+    assert [file.name for file in tool.call("python", "open('a', 'w');").files] == ["a"]
