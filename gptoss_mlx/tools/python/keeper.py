@@ -41,10 +41,11 @@ class Keeper:
     def __init__(self, jail: Jail, control: socket.socket, files: tuple[int, int]) -> None:
         self.jail, self.control, self.files = jail, control, files
         self.worker, self.is_running = 0, True
-        self.family: Family = Namespace()
+        is_walled = jail.folder == DATA
+        self.family: Family = Namespace() if is_walled else Descendants(os.getpid())
         self._cpu_before = 0.0
         self._cpu_is_over = False
-        self._bounded = (DATA, *SCRATCH) if jail.folder == DATA else ()
+        self._bounded = (DATA, *SCRATCH) if is_walled else ()
 
     def keep(self) -> None:
         """Start the interpreter and stay until it or the control socket ends; never returns."""
@@ -102,8 +103,6 @@ class Keeper:
         nothing = os.open(os.devnull, os.O_RDWR)
         for descriptor in (0, 1, 2):
             os.dup2(nothing, descriptor)
-        if self.jail.kind in ("none", "seatbelt"):
-            self.family = Descendants(self.worker, os.getpid())
 
     def _say_ready(self) -> None:
         line = json.dumps({"ready": True}).encode("utf-8") + b"\n"

@@ -6,6 +6,7 @@ import contextlib
 import os
 import resource
 import signal
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -39,7 +40,14 @@ class Family(Protocol):
 
 
 class Namespace:
-    """The processes of this process's PID namespace, of which this is the first."""
+    """The processes of this process's PID namespace, of which this is the first.
+
+    What waits in their sockets is the kernel's memory, which no limit of a process counts.
+    """
+
+    def __init__(self) -> None:
+        with socket.socket(socket.AF_UNIX) as fresh:  # the filter lets none have more
+            self._socket_bytes = 2 * fresh.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
 
     def usage(self, most: int) -> Usage:
         pids = [name for name in os.listdir("/proc") if name.isdigit() and name != "1"]
@@ -50,13 +58,19 @@ class Namespace:
                 memory += sum(_kibibytes(f"/proc/{pid}/status", _IN_MEMORY)) << 10
                 seconds, its_threads = _times(pid)
                 cpu, threads = cpu + seconds, threads + its_threads
-        if memory > most:
+        sockets = self._sockets() * self._socket_bytes
+        if memory + sockets > most:
             memory = min(memory, self._exact(pids))
-        return Usage(memory, cpu, threads)
+        return Usage(memory + sockets, cpu, threads)
 
     def signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(-1, number)
+
+    def _sockets(self) -> int:
+        """Those of the network namespace, which is the code's alone; each takes a line."""
+        with open("/proc/self/net/unix", "rb") as file:
+            return file.read().count(b"\n") - 1  # the first one is a heading
 
     def _exact(self, pids: list[str]) -> int:
         """Pages that several processes share are counted once."""
@@ -70,13 +84,13 @@ class Namespace:
 
 
 class Descendants:
-    """A process and all that descends from it: what can be had where there is no namespace.
+    """All that descends from a process: what can be had where there is no namespace.
 
-    A process whose parents have all ended is found as a child of `adopter`.
+    On Linux a process whose parents have ended is found too, if `ancestor` adopts orphans.
     """
 
-    def __init__(self, pid: int, adopter: int) -> None:
-        self._pid, self._adopter = pid, adopter
+    def __init__(self, ancestor: int) -> None:
+        self._ancestor = ancestor
 
     def usage(self, most: int) -> Usage:
         import psutil
@@ -113,7 +127,7 @@ class Descendants:
         import psutil
 
         with contextlib.suppress(psutil.Error):
-            return psutil.Process(self._adopter).children(recursive=True)
+            return psutil.Process(self._ancestor).children(recursive=True)
         return []
 
 

@@ -32,6 +32,7 @@ _REFUSE, _UNKNOWN = _ERRNO | errno.EPERM, _ERRNO | errno.ENOSYS
 _NEW_NAMESPACE = 0x7E02_0000
 """CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID and NEWNET."""
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C  # type into a terminal
+_SO_SNDBUF, _SO_SNDBUFFORCE = 7, 32  # what may wait in a socket, in the kernel's memory
 _PERSONALITY_QUERY = 0xFFFF_FFFF
 
 _SECCOMP = {"x86_64": 317, "aarch64": 277}
@@ -97,6 +98,9 @@ def filter_program(machine: str) -> bytes:
     program.judge(calls["clone"], 0, [(_ANY_BIT, _NEW_NAMESPACE)], _REFUSE, _ALLOW)
     typing = [(_EQUAL, _TIOCSTI), (_EQUAL, _TIOCLINUX)]
     program.judge(calls["ioctl"], 1, typing, _REFUSE, _ALLOW)
+    # At whatever level, which is another argument: those of AF_UNIX have no such numbers.
+    larger = [(_EQUAL, _SO_SNDBUF), (_EQUAL, _SO_SNDBUFFORCE)]
+    program.judge(calls["setsockopt"], 2, larger, _REFUSE, _ALLOW)
     program.give(_ALLOW)
     return program.packed()
 

@@ -30,6 +30,7 @@ _BOTH = {
     **{"shmat": (30, 196), "shmctl": (31, 195), "semget": (64, 190), "semop": (65, 193)},
     **{"semctl": (66, 191), "semtimedop": (220, 192), "msgget": (68, 186), "msgsnd": (69, 189)},
     **{"msgrcv": (70, 188), "msgctl": (71, 187), "mq_open": (240, 180), "mq_unlink": (241, 181)},
+    **{"vmsplice": (278, 75), "inotify_init1": (294, 26), "landlock_create_ruleset": (444, 444)},
     # the machine itself
     **{"init_module": (175, 105), "finit_module": (313, 273), "delete_module": (176, 106)},
     **{"kexec_load": (246, 104), "kexec_file_load": (320, 294), "reboot": (169, 142)},
@@ -42,6 +43,7 @@ _BOTH = {
 """Name -> number on x86_64, on aarch64."""
 
 _X86_ONLY = {
+    "inotify_init": 253,
     **{"modify_ldt": 154, "iopl": 172, "ioperm": 173, "uselib": 134, "ustat": 136, "sysfs": 139},
     **{"_sysctl": 156, "create_module": 174, "get_kernel_syms": 177, "query_module": 178},
     **{"getpmsg": 181, "putpmsg": 182, "afs_syscall": 183, "tuxcall": 184, "security": 185},
@@ -60,11 +62,11 @@ JUDGED: Mapping[str, Mapping[str, int]] = MappingProxyType(
     {
         "x86_64": {
             **{"socket": 41, "socketpair": 53, "clone": 56, "clone3": 435},
-            **{"ioctl": 16, "personality": 135},
+            **{"ioctl": 16, "personality": 135, "setsockopt": 54},
         },
         "aarch64": {
             **{"socket": 198, "socketpair": 199, "clone": 220, "clone3": 435},
-            **{"ioctl": 29, "personality": 92},
+            **{"ioctl": 29, "personality": 92, "setsockopt": 208},
         },
     }
 )

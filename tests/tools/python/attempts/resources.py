@@ -84,6 +84,51 @@ RESOURCES = (
         "system('msgget', -1, 0)",
         "HELD PermissionError",
     ),
+    Attempt(
+        "memory",
+        "room in a socket for megabytes of the kernel's",
+        "filter: SO_SNDBUF",
+        "a, b = socket.socketpair(); a.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 22)",
+        "HELD PermissionError",
+    ),
+    _memory(
+        "the kernel's memory, by what waits in thousands of sockets",
+        "the keeper counts each socket as full",
+        """
+        for _ in range(12):
+            if os.fork() == 0:
+                try:
+                    held = [socket.socketpair() for _ in range(25)]
+                    time.sleep(60)
+                finally:
+                    os._exit(0)
+        time.sleep(60)
+        """,
+        expected="used more memory than it may",
+        twin="held = [socket.socketpair() for _ in range(25)]; print('WORKS')",
+        lost=True,
+    ),
+    Attempt(
+        "memory",
+        "the kernel's memory, by pages given to a pipe",
+        "filter: vmsplice",
+        "system('vmsplice', -1, 0, 0, 0)",
+        "HELD PermissionError",
+    ),
+    Attempt(
+        "memory",
+        "the kernel's memory, by events that wait",
+        "filter: inotify",
+        "system('inotify_init1', -1)",
+        "HELD PermissionError",
+    ),
+    Attempt(
+        "memory",
+        "the kernel's memory, by rules of Landlock",
+        "filter: landlock_create_ruleset",
+        "system('landlock_create_ruleset', -1, 8, 0)",
+        "HELD PermissionError",
+    ),
     _memory(
         "memory that is never swapped",
         "RLIMIT_MEMLOCK",

@@ -69,6 +69,9 @@ def test_calls_are_judged_by_their_arguments(machine: str) -> None:
     assert judge(machine, calls["ioctl"], 0, 0x5412) == REFUSE
     assert judge(machine, calls["ioctl"], 0, 1 << 32 | 0x5412) == REFUSE
     assert judge(machine, calls["ioctl"], 0, 0x541C) == REFUSE
+    for option in range(80):  # only SO_SNDBUF and SO_SNDBUFFORCE
+        expected = REFUSE if option in (7, 32) else ALLOW
+        assert judge(machine, calls["setsockopt"], 3, 1, option) == expected
     assert judge(machine, calls["personality"], 0xFFFF_FFFF) == ALLOW
     assert judge(machine, calls["personality"], 0x0004_0000) == REFUSE
 
