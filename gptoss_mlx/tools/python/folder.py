@@ -118,7 +118,7 @@ class CopiedFolder:
                 if self._brought.get(name) != mark and mark.size <= self._limits.file:
                     self._brought[name] = mark
                     # There may be no room. It is opened first, as the user that we are.
-                    with suppress(OSError), _opened(outside, name) as reading, _as_its_user():
+                    with suppress(OSError), opened(outside, name) as reading, _as_its_user():
                         copy(reading, self._inside, name, self._limits.file)
         finally:
             os.close(outside)
@@ -152,7 +152,7 @@ class CopiedFolder:
         if not is_plain(name) or len(others) >= self._limits.files:
             return False
         try:
-            with _opened(self._inside, name) as reading:
+            with opened(self._inside, name) as reading:
                 size = os.fstat(reading).st_size
                 if size > room:
                     return False
@@ -197,15 +197,16 @@ def walk(root: int, most: int) -> Iterator[tuple[str, Mark]]:
         with suppress(OSError):
             descriptor = _open_below(root, folder, _FOLDER)
             try:
-                for entry in os.scandir(descriptor):
-                    count += 1
-                    if count > most:
-                        return
-                    status = entry.stat(follow_symlinks=False)
-                    if stat.S_ISREG(status.st_mode):
-                        yield str(folder / entry.name), Mark.of(status)
-                    elif stat.S_ISDIR(status.st_mode) and len(folder.parts) < _DEPTH:
-                        waiting.append(folder / entry.name)
+                with os.scandir(descriptor) as entries:
+                    for entry in entries:
+                        count += 1
+                        if count > most:
+                            return
+                        status = entry.stat(follow_symlinks=False)
+                        if stat.S_ISREG(status.st_mode):
+                            yield str(folder / entry.name), Mark.of(status)
+                        elif stat.S_ISDIR(status.st_mode) and len(folder.parts) < _DEPTH:
+                            waiting.append(folder / entry.name)
             finally:
                 os.close(descriptor)
 
@@ -227,7 +228,7 @@ def is_plain(name: str) -> bool:
 
 
 @contextmanager
-def _opened(folder: int, name: str) -> Iterator[int]:
+def opened(folder: int, name: str) -> Iterator[int]:
     """A file below an open folder, to be read. Raises OSError if it is not a plain one."""
     reading = _open_below(folder, PurePosixPath(name), _FILE)
     try:

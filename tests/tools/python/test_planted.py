@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from gptoss_mlx.tools.python.folder import opened
 from gptoss_mlx.tools.python.limits import Limits
 from tests.tools.python.conftest import SMALL, Make
 
@@ -99,6 +101,23 @@ def test_what_comes_out_is_bounded_though_files_change_while_they_are_copied(mak
     assert len(said.files) == 2
     assert "1 files were not kept" in said.text
     assert sum(file.stat().st_size for file in tool.folder.iterdir()) <= limits.folder
+
+
+@pytest.mark.parametrize("name", ["link", "there/secret", "pipe", "home"])
+def test_one_that_becomes_a_link_after_it_was_listed_is_not_opened(
+    name: str, tmp_path: Path
+) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "secret").touch()
+    (tmp_path / "link").symlink_to("home/secret")
+    (tmp_path / "there").symlink_to("home")
+    os.mkfifo(tmp_path / "pipe")
+    root = os.open(tmp_path, os.O_RDONLY)
+    with pytest.raises(OSError) as caught, opened(root, name):
+        pass
+    assert caught.value.errno in (errno.ELOOP, errno.ENOTDIR, errno.EINVAL, errno.EISDIR)
+    with opened(root, "home/secret"):
+        os.close(root)
 
 
 def test_files_have_no_right_to_run(make: Make) -> None:

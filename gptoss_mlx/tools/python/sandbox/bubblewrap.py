@@ -26,14 +26,14 @@ def arguments(bwrap: str, jail: Jail, package: str) -> list[str]:
     command += ["--unshare-uts", "--unshare-cgroup-try", "--as-pid-1", "--new-session"]
     command += ["--uid", str(USER), "--gid", str(USER), "--hostname", "sandbox"]
     command += ["--cap-drop", "ALL", "--clearenv"]
-    for path in (DATA, *SCRATCH):
+    for path in (DATA, SCRATCH[0]):
         command += ["--size", str(limits.folder), "--perms", "0700", "--tmpfs", path]
     for path in (*jail.readable, package):
         if os.path.islink(path):
             command += ["--symlink", os.readlink(path), path]
         else:
             command += ["--ro-bind", path, path]
-    command += ["--proc", "/proc"]
+    command += ["--proc", "/proc", "--symlink", SCRATCH[0], SCRATCH[1]]
     for name in DEVICES:
         command += ["--dev-bind", f"/dev/{name}", f"/dev/{name}"]
     for name, target in (("fd", "fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")):

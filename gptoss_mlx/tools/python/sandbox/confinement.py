@@ -22,6 +22,8 @@ def guard(kind: str) -> None:
         libc.prctl("files in /proc", libc.PR_SET_DUMPABLE, 0)
         if kind == "none":
             libc.prctl("orphans", libc.PR_SET_CHILD_SUBREAPER, 1)
+        else:  # whose parent has one thread: with the end of a thread the signal comes, too
+            libc.prctl("the end with the parent", libc.PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def confine(jail: Jail) -> None:

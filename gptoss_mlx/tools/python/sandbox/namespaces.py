@@ -7,7 +7,6 @@ keeper; all others end with it, however it ends.
 from __future__ import annotations
 
 import os
-import signal
 import socket
 from contextlib import suppress
 
@@ -48,8 +47,6 @@ def enter(jail: Jail) -> bool:
     change_root(jail.readable, trees, jail.limits)
     socket.sethostname("sandbox")
     libc.drop_capabilities()
-    # Last, because a change of user undoes it.
-    libc.prctl("the end with the parent", libc.PR_SET_PDEATHSIG, signal.SIGKILL)
     return True
 
 

@@ -20,7 +20,7 @@ USER = 1000
 
 DEVICES = ("null", "zero", "full", "random", "urandom")
 SCRATCH = ("/tmp", "/dev/shm")
-"""Folders of one file system in memory."""
+"""Two names of one file system in memory."""
 
 _OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = 428, 429, 442  # on all architectures
 _CLONE, _RECURSIVE, _EMPTY_PATH, _CWD = 0x1, 0x8000, 0x1000, -100

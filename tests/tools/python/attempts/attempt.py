@@ -46,7 +46,8 @@ class Attempt:
     WORKS. Each has one or the other.
 
     fresh: whether it gets an interpreter to itself, with little of everything, and so many seconds
-    of time, wall and cpu. lost: whether the interpreter ends over it.
+    of time, wall and cpu. lost: whether the interpreter ends over it. counted: whether it does in
+    bubblewrap, which bounds no number of files, so that the keeper counts them.
     """
 
     group: str
@@ -59,6 +60,7 @@ class Attempt:
     twin: str = ""
     fresh: bool = False
     lost: bool = False
+    counted: bool = False
     wall: float = 20
     cpu: float = 20
 

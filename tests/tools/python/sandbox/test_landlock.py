@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from gptoss_mlx.tools.python.sandbox import landlock
+from gptoss_mlx.tools.python.tool import PythonTool
 from tests.root import ROOT
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
@@ -52,6 +53,13 @@ def test_no_signal_leaves() -> None:
         "try:\n    os.kill(os.getppid(), 0)\nexcept PermissionError:\n    print('held')"
     )
     assert python(code) == "held"
+
+
+@pytest.mark.skipif(not landlock.version(), reason="this kernel has no Landlock")
+def test_an_interpreter_is_behind_it(walled: PythonTool) -> None:
+    """In a file system that is not read-only, where the namespaces would let it write."""
+    said = walled.call("python", "open('/proc/self/comm', 'w').write('x')")
+    assert "PermissionError" in said.text
 
 
 def test_a_limit_is_never_raised() -> None:
