@@ -113,7 +113,7 @@ def test_one_that_becomes_a_link_after_it_was_listed_is_not_opened(
     (tmp_path / "there").symlink_to("home")
     os.mkfifo(tmp_path / "pipe")
     root = os.open(tmp_path, os.O_RDONLY)
-    with pytest.raises(OSError) as caught, opened(root, name):
+    with pytest.raises(OSError, match=r"[Nn]ot a|Too many") as caught, opened(root, name):
         pass
     assert caught.value.errno in (errno.ELOOP, errno.ENOTDIR, errno.EINVAL, errno.EISDIR)
     with opened(root, "home/secret"):
