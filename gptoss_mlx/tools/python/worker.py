@@ -98,8 +98,11 @@ class Interpreter:
     def _prepare(self) -> None:
         """Streams, signals and names that the cell before may have replaced or closed."""
         self.count += 1
-        for descriptor in (1, 2):
-            os.dup2(OUTPUT, descriptor)
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        for descriptor, source in ((0, nothing), (1, OUTPUT), (2, OUTPUT)):
+            os.dup2(source, descriptor)
+        if nothing > 2:
+            os.close(nothing)
         sys.stdin = open_stream(0, "r")
         sys.stdout, sys.stderr = open_stream(1, "w"), open_stream(2, "w")
         signal.signal(signal.SIGINT, self.interrupt)

@@ -73,6 +73,33 @@ def test_names_last_from_call_to_call(make: Make) -> None:
     assert said(tool, "_") == "12.57"
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import os; os.close(0); os.close(1); os.close(2)",
+        "import sys; sys.stdout.close(); sys.stderr.close()",
+        "import sys; sys.stdout = sys.stderr = None",
+        "import os; os.dup2(os.open(os.devnull, os.O_RDWR), 1)",
+        "import os; os.chdir('/')",
+        "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)",
+        "__builtins__ = __name__ = None",
+    ],
+)
+def test_what_a_cell_breaks_is_whole_in_the_next(code: str, walled: PythonTool) -> None:
+    walled.call("python", code)
+    further = walled.call("python", "import os, signal; print(os.getcwd(), __name__)")
+    assert further.text == "/mnt/data __main__"
+    ignored = "signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, signal.SIG_DFL)"
+    assert said(walled, ignored) == "False"
+
+
+def test_a_child_ends_with_its_cell(walled: PythonTool) -> None:
+    """It does not become a second interpreter. The parent waits for its end."""
+    code = "import os\nif os.fork(): _ = os.wait()\n'both'"
+    assert said(walled, code) == "'both'\n'both'"
+    assert said(walled, "1") == "1"
+
+
 def test_a_traceback_shows_the_code_and_nothing_of_ours(walled: PythonTool) -> None:
     walled.call("python", "def f():\n    raise ValueError('wrong')")
     output = walled.call("python", "f()")
