@@ -78,7 +78,8 @@ class DirectFolder:
 
     def fetch(self) -> Fetched:
         marks = self._marks()
-        return Fetched(tuple(self._path / name for name in changed(self._seen, marks)))
+        names = [name for name in changed(self._seen, marks) if is_plain(name)]
+        return Fetched(tuple(self._path / name for name in names))
 
     def excess(self) -> str | None:
         if time.monotonic() < self._looked + _LOOK:
@@ -92,7 +93,11 @@ class DirectFolder:
         pass
 
     def _marks(self) -> dict[str, Mark]:
-        root = os.open(self._path, _FOLDER)
+        """None where the code has removed the folder."""
+        try:
+            root = os.open(self._path, _FOLDER)
+        except OSError:
+            return {}
         try:
             return dict(walk(root, self._limits.files + 1))
         finally:

@@ -237,6 +237,25 @@ def test_without_a_sandbox_it_is_the_same_notebook(tmp_path: Path) -> None:
     tool.close()
 
 
+def test_a_folder_that_grows_too_large_is_seen_without_a_sandbox(tmp_path: Path) -> None:
+    limits = replace(SMALL, wall=20, folder=1 << 20, file=1 << 19, files=20)
+    code = (
+        "import itertools, time\nfor i in itertools.count():\n"
+        "    open(f'/mnt/data/{i % N}', 'wb').write(bytes(SIZE)); time.sleep(0.01)"
+    )
+    for count, size, told in ((4, 1 << 19, "more than 1.0 MiB"), (99, 1, "more than 20 files")):
+        tool = PythonTool(tmp_path / told, limits, sandbox="none")
+        assert told in said(tool, code.replace("N", str(count)).replace("SIZE", str(size)))
+        tool.close()
+
+
+def test_a_folder_that_the_code_removes_is_made_again(tmp_path: Path) -> None:
+    tool = PythonTool(tmp_path / "folder", replace(SMALL, wall=20), sandbox="none")
+    assert not tool.call("python", "import os, shutil; shutil.rmtree(os.getcwd())").failed
+    assert tool.call("python", "open('a', 'w');").files == (tmp_path / "folder" / "a",)
+    tool.close()
+
+
 def test_mistakes_in_the_options_are_named(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="sandbox is 'off', but must be 'required' or 'none'"):
         PythonTool(tmp_path, sandbox="off")  # type: ignore[arg-type]

@@ -74,7 +74,7 @@ def profile(readable: int) -> str:
 ; The way to what may be read, by name only.
 (allow file-read-data (literal "/"))
 (allow file-read-metadata
-  (literal "/")
+  (literal "/") (literal "/etc") (literal "/tmp") (literal "/var")
   (path-ancestors (param "FOLDER"))
 {ancestors})
 

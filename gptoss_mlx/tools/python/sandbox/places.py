@@ -15,6 +15,11 @@ from pathlib import Path
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/nix/store", "/gnu/store")
 _SETTINGS = ("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "fonts")
 _OF_A_PREFIX = ("lib", "lib64")
+_OF_A_FRAMEWORK = ("Python", "Resources")
+"""Of a Python for macOS: its library, and the program that `bin/python` starts."""
+_HOMEBREW = tuple(
+    f"{at}/{of}" for at in ("/opt/homebrew", "/usr/local") for of in ("Cellar", "opt")
+)
 _LIBRARIES = ("site-packages", "dist-packages")
 
 
@@ -53,11 +58,12 @@ def readable_places(worker: str) -> tuple[str, ...]:
 
 def _candidates(worker: str) -> Iterator[str]:
     program = interpreter()
-    yield from _SYSTEM if sys.platform == "linux" else ()
+    yield from _SYSTEM if sys.platform == "linux" else _HOMEBREW
     yield from (f"/etc/{name}" for name in _SETTINGS)
     yield from (program, worker)
     for prefix in {sys.prefix, sys.base_prefix, str(Path(program).parent.parent)}:
-        yield from (os.path.join(prefix, name) for name in _OF_A_PREFIX)
+        parts = _OF_A_PREFIX if sys.platform == "linux" else (*_OF_A_PREFIX, *_OF_A_FRAMEWORK)
+        yield from (os.path.join(prefix, name) for name in parts)
     yield from library_paths()
 
 

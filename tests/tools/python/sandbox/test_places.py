@@ -46,6 +46,19 @@ def test_of_an_environment_in_the_home_folder_only_its_libraries_are_seen(
     assert [path for path in found if secret.is_relative_to(path)] == []
 
 
+def test_of_a_python_for_macos_its_library_and_program_are_seen(
+    environment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    (environment / "uv/Resources").mkdir()
+    (environment / "uv/Python").touch()
+    found = places.readable_places(str(environment / "worker.py"))
+    assert {str(environment / f"uv/{name}") for name in ("lib", "Python", "Resources")} <= set(
+        found
+    )
+    assert "/usr" not in found
+
+
 def test_what_only_this_process_imports_from_is_left_out(environment: Path) -> None:
     site = str(environment / "project/.venv/lib/python3.11/site-packages")
     assert places.library_paths() == (str(environment / "uv/lib/x"), site)
