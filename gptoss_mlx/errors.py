@@ -85,3 +85,7 @@ class NumericalError(GptOssError):
 
 class KernelError(GptOssError):
     """A kernel that was explicitly requested, but cannot be used."""
+
+
+class SandboxError(GptOssError):
+    """A sandbox that cannot be made here, so that a model's code is not run."""

@@ -37,7 +37,6 @@ class BrowserTool:
     """
 
     name = "browser"
-    offers: Sequence[Mapping[str, object]] = ({"type": "browser"},)
 
     def __init__(
         self, source: PageSource, encoding: Encoding, *, view_tokens: int = VIEW_TOKENS
@@ -47,6 +46,10 @@ class BrowserTool:
         self._source, self._encoding, self._tokens = source, encoding, view_tokens
         self._stack = PageStack()
         self._told: tuple[str, ...] = ()  # notes of the last search
+
+    @property
+    def offers(self) -> Sequence[Mapping[str, object]]:
+        return ({"type": "browser"},)
 
     def call(self, recipient: str, text: str) -> Outcome:
         try:

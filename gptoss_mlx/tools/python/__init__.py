@@ -1,0 +1,1 @@
+"""The `python` tool: code that a model wrote is run in a sandbox, as in a notebook."""
