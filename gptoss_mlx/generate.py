@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -23,12 +25,14 @@ from gptoss_mlx.cli.options import (
     loading_options,
     model_option,
 )
-from gptoss_mlx.cli.question import Question, question_options, read_question
+from gptoss_mlx.cli.question import question_options, read_question
 from gptoss_mlx.cli.terminal import Bar, Output, Printer, harmless
+from gptoss_mlx.cli.toolbox import take_toolbox, tool_options
 from gptoss_mlx.engine.events import Event, FinishEvent, PrefillEvent
+from gptoss_mlx.tools.events import CallEvent, OutcomeEvent
 
 if TYPE_CHECKING:
-    from gptoss_mlx.engine.engine import Engine
+    from gptoss_mlx.tools.events import AgentEvent
 
 BAR_AFTER = 1.0  # seconds; shorter work shows no bar
 
@@ -43,6 +47,7 @@ _LIMITS = {
 
 @click.command(cls=Command, context_settings=CONTEXT_SETTINGS, epilog=CACHE)
 @question_options
+@tool_options
 @model_option(MODEL_HELP)
 @backend_options
 @loading_options
@@ -71,59 +76,92 @@ def main(
     settings = take_settings(asked)
     if "cache_dir" not in settings:  # one prompt has nothing in common with another
         settings.setdefault("cache", 0)
+    box = take_toolbox(asked)
     question = read_question(**asked)
     if "logprobs" in question.options and not as_json:
         raise click.UsageError("log-probabilities are shown in --json only")
+    if box and ("raw" in question.options or "tools" in question.options):
+        raise click.UsageError("--tool runs tools itself, beside neither --raw nor --tools")
     out, err = Output(sys.stdout), Output(sys.stderr, optional=True)
     on_terminal = err.terminal and not quiet
     reasoning = out if show_reasoning else err if on_terminal else None
-    printer = Printer(None, None) if as_json else Printer(out, reasoning)
+    printer = Printer(None, None) if as_json else Printer(out, reasoning, runs=bool(box))
     # An answer that is not written to the terminal is counted there, so that progress is seen.
     followed = on_terminal and (as_json or not out.terminal)
 
     start = time.perf_counter()
     engine = open_with_bar(model, settings, bar_shown=on_terminal, after=BAR_AFTER)
     load_time = time.perf_counter() - start
-    told = () if quiet else engine.notes
-    for note in told:
-        err.write(f"note: {harmless(note)}\n")
-    events, finish = _answer(engine, question, printer, out, on_terminal, followed)
+
+    def note(text: str) -> None:
+        if not quiet:
+            err.write(f"note: {harmless(text)}\n")
+
+    told = engine.notes
+    for text in told:
+        note(text)
+    with (
+        Bar("Reading the documents", "files", shown=on_terminal, after=BAR_AFTER) as indexing,
+        box.open(engine, indexing.update, note) as tools,
+    ):
+        indexing.close()
+
+        def run(cancel: Callable[[], bool]) -> Iterator[AgentEvent]:
+            options = {**question.options, "cancel": cancel}
+            return box.run(engine, tools, question.prompt, options)
+
+        most = question.options.get("max_tokens")
+        answer = _answer(run, printer, out, on_terminal, followed, most)
+    events, finish = answer.events, answer.finish
+    for file in dict.fromkeys(file for each in answer.outcomes for file in each.outcome.files):
+        note(f"python wrote {file}")
 
     if as_json:
         from gptoss_mlx.cli.report import as_object
 
         tokenizer = engine.tokenizer if "logprobs" in question.options else None
-        out.write(as_object(model, events, load_time, tokenizer) + "\n")
-    if finish.reason == "length" and not quiet:
+        ran = answer.outcomes if box else None
+        out.write(as_object(model, events, load_time, tokenizer, ran) + "\n")
+    if finish.reason == "length":
         limit = _LIMITS[finish.limit or "max_tokens"]
-        err.write(f"note: cut off after {finish.completion_tokens} tokens: {limit}\n")
+        note(f"cut off after {finish.completion_tokens} tokens: {limit}")
     if stats:
         from gptoss_mlx.cli.report import table
 
         err.write(table(finish, load_time, engine.plan, engine.stats()))
     engine.close()  # what is to last is on the disk then
-    for note in () if quiet else engine.notes:
-        if note not in told:
-            err.write(f"note: {harmless(note)}\n")
+    for text in engine.notes:
+        if text not in told:
+            note(text)
     if finish.reason == "cancelled":
         raise KeyboardInterrupt
 
 
+@dataclass
+class _Answer:
+    """The events of the last turn's tokens, what the calls before it gave, and the last event."""
+
+    events: list[Event]
+    outcomes: list[OutcomeEvent]
+    finish: FinishEvent
+
+
 def _answer(
-    engine: Engine,
-    question: Question,
+    run: Callable[[Callable[[], bool]], Iterator[AgentEvent]],
     printer: Printer,
     out: Output,
     bar_shown: bool,
     followed: bool,
-) -> tuple[list[Event], FinishEvent]:
-    """Stream the answer to the printer; returns the token events and the last event.
+    most: int | None,
+) -> _Answer:
+    """Stream the answer to the printer.
 
-    Ctrl-C ends the stream early, with the tokens so far.
-    followed: whether a bar counts the tokens, because they are not written to the terminal.
-    Raises BrokenPipeError as soon as the reader of stdout has left.
+    Ctrl-C ends the stream early, with the tokens so far. run: takes the function that tells so.
+    followed: whether a bar counts the tokens, up to `most`, because they are not written to the
+    terminal. Raises BrokenPipeError as soon as the reader of stdout has left.
     """
-    events: list[Event] = []
+    events, outcomes = list[Event](), list[OutcomeEvent]()
+    finish: FinishEvent | None = None
     with (
         interruptible() as pressed,
         printer,
@@ -134,23 +172,32 @@ def _answer(
         def cancel() -> bool:
             return pressed() or out.deserted()
 
-        for event in engine.stream(question.prompt, cancel=cancel, **question.options):
+        for event in run(cancel):
             if isinstance(event, PrefillEvent):
                 reading.update(event.done, event.total)
                 continue
             reading.close()
-            events.append(event)
-            if isinstance(event, FinishEvent):
+            if isinstance(event, CallEvent):
+                events.clear()
+            elif isinstance(event, OutcomeEvent):
+                outcomes.append(event)
+                printer.tell(event.outcome.text)
+            elif isinstance(event, FinishEvent):
+                events.append(event)
+                finish = event
                 if out.deserted():
                     raise BrokenPipeError
-                return events, event
-            if printer.seen(event):
-                writing.close()
             else:
-                writing.open()
-                writing.update(len(events), question.options.get("max_tokens"))
-            printer.show(event)
-    raise RuntimeError("the engine's stream ended without a FinishEvent")
+                events.append(event)
+                if printer.seen(event):
+                    writing.close()
+                else:
+                    writing.open()
+                    writing.update(len(events), most)
+                printer.show(event)
+    if finish is None:
+        raise RuntimeError("the engine's stream ended without a FinishEvent")
+    return _Answer(events, outcomes, finish)
 
 
 if __name__ == "__main__":

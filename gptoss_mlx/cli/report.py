@@ -12,14 +12,20 @@ from gptoss_mlx.harmony.tokenizer import Tokenizer
 from gptoss_mlx.plan.memory import Plan, device_bytes
 from gptoss_mlx.system.device import peak_bytes
 from gptoss_mlx.system.units import show_bytes
+from gptoss_mlx.tools.events import OutcomeEvent
 
 
 def as_object(
-    model: str, events: Sequence[Event], load_time: float, tokenizer: Tokenizer | None
+    model: str,
+    events: Sequence[Event],
+    load_time: float,
+    tokenizer: Tokenizer | None,
+    ran: Sequence[OutcomeEvent] | None = None,
 ) -> str:
     """A finished stream as JSON on one line; times are in seconds.
 
-    tokenizer: gives the tokens' texts; without it there are no log-probabilities.
+    tokenizer: gives the tokens' texts; without it there are no log-probabilities. ran: the calls
+    that were run before, where there are tools.
     """
     result = collect(events)
     value: dict[str, Any] = {
@@ -42,6 +48,8 @@ def as_object(
         "timings": _timings(result.timings, load_time),
         "seed": result.seed,
     }
+    if ran is not None:
+        value["ran"] = [_run(event) for event in ran]
     if tokenizer is not None:
         value["logprobs"] = [
             _entry(token.id, token.logprob, tokenizer)
@@ -50,6 +58,16 @@ def as_object(
             if token.id is not None
         ]
     return json.dumps(value, ensure_ascii=False)
+
+
+def _run(event: OutcomeEvent) -> dict[str, Any]:
+    return {
+        "name": event.call.name,
+        "arguments": event.call.arguments,
+        "output": event.outcome.text,
+        "failed": event.outcome.failed,
+        "files": list(map(str, event.outcome.files)),
+    }
 
 
 def table(

@@ -123,12 +123,13 @@ class Printer:
     """Shows a stream's tokens as they come: the answer on `out`, the reasoning on its own output.
 
     A message to the user and an answer are text; a tool call is a line of its own,
-    `tool call: NAME(ARGUMENTS)`. An output that is None shows nothing. Used as a context manager it
-    ends the line it is on, whatever happened.
+    `tool call: NAME(ARGUMENTS)`, on `out` as well unless `runs` says that it is run here: then it
+    and what it gave are on the reasoning's output. An output that is None shows nothing. Used as a
+    context manager it ends the line it is on, whatever happened.
     """
 
-    def __init__(self, out: Output | None, reasoning: Output | None) -> None:
-        self._out, self._reasoning = out, reasoning
+    def __init__(self, out: Output | None, reasoning: Output | None, *, runs: bool = False) -> None:
+        self._out, self._reasoning, self._runs = out, reasoning, runs
         self._part: Part | None = None  # of the message that is open
 
     def __enter__(self) -> Printer:
@@ -140,7 +141,7 @@ class Printer:
 
     def seen(self, event: TokenEvent) -> bool:
         """Whether the event is shown on a terminal."""
-        output = self._reasoning if part_of(event) == "reasoning" else self._out
+        output = self._output_of(part_of(event))
         return output is not None and output.terminal
 
     def show(self, event: TokenEvent) -> None:
@@ -156,6 +157,11 @@ class Printer:
                 self._open(part, event)
             self._write(event.text)
 
+    def tell(self, text: str) -> None:
+        """Show what a call gave that is run here."""
+        if self._reasoning is not None:
+            self._reasoning.write(text.rstrip("\n") + "\n\n", dim=True)
+
     def _open(self, part: Part, event: TokenEvent) -> None:
         self._part = part
         if part == "call":
@@ -163,7 +169,7 @@ class Printer:
 
     def _write(self, text: str) -> None:
         if (output := self._output()) is not None:
-            output.write(text, dim=self._part == "reasoning")
+            output.write(text, dim=self._is_aside(self._part))
 
     def _close(self) -> None:
         if self._part == "call":
@@ -175,9 +181,14 @@ class Printer:
         self._part = None
 
     def _output(self) -> Output | None:
-        if self._part is None:
-            return None
-        return self._reasoning if self._part == "reasoning" else self._out
+        return None if self._part is None else self._output_of(self._part)
+
+    def _output_of(self, part: Part) -> Output | None:
+        return self._reasoning if self._is_aside(part) else self._out
+
+    def _is_aside(self, part: Part | None) -> bool:
+        """Whether this is shown with the reasoning."""
+        return part == "reasoning" or (part == "call" and self._runs)
 
 
 def part_of(event: TokenEvent) -> Part:
@@ -195,7 +206,7 @@ class Bar:
     """
 
     def __init__(
-        self, label: str, unit: Literal["bytes", "tokens"], *, shown: bool, after: float
+        self, label: str, unit: Literal["bytes", "tokens", "files"], *, shown: bool, after: float
     ) -> None:
         self._label, self._unit, self._shown, self._after = harmless(label), unit, shown, after
         self._open = False

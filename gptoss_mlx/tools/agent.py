@@ -14,30 +14,13 @@ from gptoss_mlx.errors import OptionError
 from gptoss_mlx.files.jsonfile import shown
 from gptoss_mlx.harmony.tools import read_tools
 from gptoss_mlx.spec.recipients import BUILTIN, FUNCTIONS
-from gptoss_mlx.tools.tool import Outcome, Tool
+from gptoss_mlx.tools.events import AgentEvent, CallEvent, OutcomeEvent
+from gptoss_mlx.tools.tool import Outcome, Tool, never
 
 MOST_CALLS = 50
 
 Rule: TypeAlias = Literal["allow", "ask", "deny"]
 """Whether a tool's calls are run, are run if a person agrees, or are not."""
-
-
-@dataclass(frozen=True)
-class CallEvent:
-    """A call that the model has written, before it is run or refused."""
-
-    call: ToolCall
-
-
-@dataclass(frozen=True)
-class OutcomeEvent:
-    """What a call gave; the model reads `outcome.text` next."""
-
-    call: ToolCall
-    outcome: Outcome
-
-
-AgentEvent: TypeAlias = Event | CallEvent | OutcomeEvent
 
 
 @dataclass(frozen=True)
@@ -66,7 +49,8 @@ class Agent:
 
     messages: the conversation in OpenAI's form, which JSON can hold; `run` appends to it.
     most_calls: of one run, after which the model has to answer. options: those of `Engine.stream`,
-    for every turn. Raises OptionError if two tools take the same calls, or the options name tools.
+    for every turn; `cancel` ends calls as well. Raises OptionError if two tools take the same
+    calls, or the options name tools.
     """
 
     def __init__(
@@ -85,6 +69,7 @@ class Agent:
             if name in options:
                 raise OptionError(f"an agent's model takes no {name} beside the agent's tools")
         self._engine, self._options = engine, options
+        self._cancel: Callable[[], bool] = options.get("cancel") or never
         self._approval, self._most = approval or Approval(), most_calls
         self._offers = [offer for tool in tools for offer in tool.offers]
         self._tools = _by_recipient(tools)
@@ -113,7 +98,7 @@ class Agent:
         """Run a turn's calls, one after another, and append their results."""
         waiting = list(result.tool_calls)
         try:
-            while waiting and result.finish_reason == "tool_calls":
+            while waiting and result.finish_reason == "tool_calls" and not self._cancel():
                 call = waiting[0]
                 yield CallEvent(call)
                 outcome = self._outcome(call)
@@ -149,7 +134,7 @@ class Agent:
         refusal = self._approval.refusal(tool, call)
         if refusal is not None:
             return Outcome(refusal, failed=True)
-        return tool.call(call.recipient, call.arguments)
+        return tool.call(call.recipient, call.arguments, self._cancel)
 
 
 def _by_recipient(tools: Sequence[Tool]) -> dict[str, Tool]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -19,6 +19,11 @@ class Outcome:
     text: str
     files: tuple[Path, ...] = ()
     failed: bool = False
+
+
+def never() -> bool:
+    """The `cancel` of a call that nobody ends."""
+    return False
 
 
 class Tool(Protocol):
@@ -38,8 +43,11 @@ class Tool(Protocol):
         """What the model is told of, as `Engine.stream` takes its tools."""
         ...
 
-    def call(self, recipient: str, text: str) -> Outcome:
-        """Run the call that a model addressed to `recipient`. text: the message's content."""
+    def call(self, recipient: str, text: str, cancel: Callable[[], bool] = never) -> Outcome:
+        """Run the call that a model addressed to `recipient`.
+
+        text: the message's content. cancel: asked while a call takes long; True ends it.
+        """
         ...
 
     def close(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from gptoss_mlx.errors import OptionError
@@ -17,7 +17,7 @@ from gptoss_mlx.tools.browser.results import results_page
 from gptoss_mlx.tools.browser.source import BrowsingError, PageSource
 from gptoss_mlx.tools.browser.stack import PageStack
 from gptoss_mlx.tools.browser.view import view, written
-from gptoss_mlx.tools.tool import Outcome
+from gptoss_mlx.tools.tool import Outcome, never
 
 VIEW_TOKENS = 1024
 """Tokens of a view, as in training."""
@@ -51,7 +51,8 @@ class BrowserTool:
     def offers(self) -> Sequence[Mapping[str, object]]:
         return ({"type": "browser"},)
 
-    def call(self, recipient: str, text: str) -> Outcome:
+    def call(self, recipient: str, text: str, cancel: Callable[[], bool] = never) -> Outcome:
+        """As `Tool.call`; a request ends by its own limit of time."""
         try:
             call = read_call(recipient, text)
             if isinstance(call, SearchCall):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from gptoss_mlx.errors import SandboxError
@@ -12,7 +11,7 @@ from gptoss_mlx.tools.python.folder import CopiedFolder, DirectFolder, Folder, m
 from gptoss_mlx.tools.python.interpreter import CellResult, Interpreter
 from gptoss_mlx.tools.python.limits import Limits
 from gptoss_mlx.tools.python.sandbox.choice import Mode, kinds, make_jail, refusal
-from gptoss_mlx.tools.tool import Outcome
+from gptoss_mlx.tools.tool import Outcome, never
 
 _LISTED = 20  # files named to the model
 _STARTED = "a new interpreter was started: what earlier calls defined is gone"
@@ -34,7 +33,6 @@ class PythonTool:
         self._interpreter: Interpreter | None = None
         self._files: Folder | None = None
         self._was_lost = False
-        self._interrupted = threading.Event()
 
     @property
     def name(self) -> str:
@@ -50,14 +48,13 @@ class PythonTool:
         to be tried before the first call."""
         return self._kinds[0]
 
-    def call(self, recipient: str, text: str) -> Outcome:
+    def call(self, recipient: str, text: str, cancel: Callable[[], bool] = never) -> Outcome:
         """Run code; its output, the value of its last expression, or its traceback.
 
         Raises SandboxError.
         """
         if recipient != self.name:
             return Outcome(f"there is no {recipient[:80]}; code goes to python", failed=True)
-        self._interrupted.clear()
         if self._interpreter is not None and not self._interpreter.is_alive:
             self._forget()
             self._was_lost = True
@@ -66,7 +63,8 @@ class PythonTool:
         interpreter, files = self._running()
         files.bring()
         outcome = interpreter.run(
-            text, lambda: "person" if self._interrupted.is_set() else files.excess()
+            text,
+            lambda: "person" if cancel() else files.excess(),
         )
         fetched = files.fetch()
         notes += [*self._notes(outcome, fetched.files), *fetched.trouble]
@@ -76,10 +74,6 @@ class PythonTool:
         said = [outcome.text.rstrip("\n"), *(f"[{note}]" for note in notes)]
         text = "\n".join(part for part in said if part)
         return Outcome(text or "[no output]", fetched.files, failed=outcome.failed)
-
-    def interrupt(self) -> None:
-        """End the call under way, if there is one; from any thread."""
-        self._interrupted.set()
 
     def close(self) -> None:
         """End the interpreter and all that it started; files stay."""
