@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gptoss_mlx.cli.asked_tools import take_tools, tool_options
 from gptoss_mlx.cli.exits import Command, interruptible
 from gptoss_mlx.cli.opening import open_with_bar, take_settings
 from gptoss_mlx.cli.options import (
@@ -27,7 +28,6 @@ from gptoss_mlx.cli.options import (
 )
 from gptoss_mlx.cli.question import question_options, read_question
 from gptoss_mlx.cli.terminal import Bar, Output, Printer, harmless
-from gptoss_mlx.cli.toolbox import take_toolbox, tool_options
 from gptoss_mlx.engine.events import Event, FinishEvent, PrefillEvent
 from gptoss_mlx.tools.events import CallEvent, OutcomeEvent
 
@@ -76,7 +76,7 @@ def main(
     settings = take_settings(asked)
     if "cache_dir" not in settings:  # one prompt has nothing in common with another
         settings.setdefault("cache", 0)
-    box = take_toolbox(asked)
+    box = take_tools(asked)
     question = read_question(**asked)
     if "logprobs" in question.options and not as_json:
         raise click.UsageError("log-probabilities are shown in --json only")

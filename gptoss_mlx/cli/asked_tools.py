@@ -77,14 +77,14 @@ _OPTIONS = (
 
 
 def tool_options(command: _F) -> _F:
-    """Give a click command every option that `take_toolbox` takes."""
+    """Give a click command every option that `take_tools` takes."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
 
 
 @dataclass(frozen=True)
-class Toolbox:
+class AskedTools:
     """What a person has asked for. rules: of each tool, by its name; none: the model has no tools.
 
     documents, search: what the browser searches. files: None for a new folder.
@@ -165,10 +165,10 @@ class Toolbox:
             source.close()
 
 
-def take_toolbox(given: dict[str, Any]) -> Toolbox:
+def take_tools(given: dict[str, Any]) -> AskedTools:
     """Take the tools' options out of a command's. Raises click.UsageError."""
     rules = dict(given.pop("tool_rules"))
-    box = Toolbox(
+    box = AskedTools(
         rules,
         given.pop("documents"),
         given.pop("search"),
