@@ -31,7 +31,7 @@ template <class F>
 constexpr int together(int rows) {
     if (F::PLANES) return REGISTERS > 16 ? 2 : 1;
     if (!F::STEPPED) return 1;
-    if (REGISTERS > 16) return F::SCALED && rows == 4 ? 3 : 4;
+    if (REGISTERS > 16) return F::SCALED ? 3 : 4;
     return F::SCALED && rows > 2 ? 1 : 2;
 }
 
