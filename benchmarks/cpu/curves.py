@@ -32,12 +32,15 @@ COLORS = {"llama.cpp": "tab:gray", "mlx-lm": "tab:olive"}
 
 
 def draw(results: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """A pane for each kind of figure, a line for each runtime. Writes a PNG to `path`."""
+    """A pane for each kind of figure that was measured, a line for each runtime. Writes a PNG to
+    `path`."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 2.6 * len(PANES)), layout="constrained")
-    panes = figure.subplots(len(PANES), 1).flat
-    for pane, (name, (across, up)) in zip(panes, PANES.items(), strict=True):
+    names = [name for name in PANES if any(name in figures for figures in results.values())]
+    figure = Figure(figsize=(7, 2.6 * len(names)), layout="constrained")
+    panes = figure.subplots(len(names), 1, squeeze=False).flat
+    for pane, name in zip(panes, names, strict=True):
+        across, up = PANES[name]
         for label, figures in results.items():
             points = sorted((int(n), rate) for n, rate in figures.get(name, {}).items())
             if name == "decode_at_tok_s" and points:
