@@ -165,8 +165,10 @@ def test_options_that_make_no_sense_are_usage_errors(
     assert line in result.stderr
 
 
-def test_a_folder_that_does_not_exist_is_named(ask: Ask, tmp_path: Path) -> None:
-    missing = tmp_path / "nowhere"
-    result, _ = ask([DONE], "--tool", "browser", "--documents", str(missing))
+def test_a_folder_that_does_not_exist_is_named(
+    ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result, _ = ask([DONE], "--tool", "browser", "--documents", "nowhere")
     assert result.exit_code == 1
-    assert result.stderr == f"error: '{missing}' is not a folder of documents\n"
+    assert result.stderr == "error: 'nowhere' is not a folder of documents\n"
