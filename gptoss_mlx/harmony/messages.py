@@ -116,9 +116,8 @@ class _Reader:
         function = call.get("function", call) if isinstance(call, Mapping) else None
         if not isinstance(function, Mapping):
             raise MessageError(f"{where}: expected an object with a function")
-        kind = call.get("type")
-        recipient = recipient_of(where, kind, function.get("name"))
-        builtin = kind in BUILTIN
+        recipient = recipient_of(where, call.get("type"), function.get("name"))
+        builtin = type_of(recipient) in BUILTIN
         arguments = function.get("arguments")
         if isinstance(arguments, Mapping):
             arguments = json.dumps(clean(arguments), ensure_ascii=False)
@@ -161,9 +160,9 @@ class _Reader:
                 raise MessageError(f"{where}: no earlier tool call has the id {shown(id)}")
             return self.calls[id]
         if name is not None:
-            for recipient in (f"{FUNCTIONS}{name}", name):
+            for recipient in (f"{FUNCTIONS}{name}", name) if isinstance(name, str) else ():
                 if recipient in self.unanswered:
-                    return str(recipient)
+                    return recipient
             raise MessageError(f"{where}: no earlier tool call is of a function {shown(name)}")
         while self.unnamed and self.answered[self.unnamed[0]] > 0:
             self.answered[self.unnamed.popleft()] -= 1

@@ -47,7 +47,7 @@ def read_tools(tools: Sequence[Mapping[str, Any]]) -> Tools:
     for index, tool in enumerate(tools):
         where = f"tool {index}"
         kind = tool.get("type") if isinstance(tool, Mapping) else None
-        if kind in BUILTIN:
+        if isinstance(kind, str) and kind in BUILTIN:
             builtin += [str(kind)] if kind not in builtin else []
             continue
         if kind != "function":
@@ -65,7 +65,7 @@ def recipient_of(where: str, kind: Any, name: Any) -> str:
     A call of a builtin tool has the tool's type, and the name of its recipient: {"type": "browser",
     "function": {"name": "browser.search", ...}}.
     """
-    if kind not in BUILTIN:
+    if not isinstance(kind, str) or kind not in BUILTIN:
         return FUNCTIONS + tool_name(where, name)
     if name not in BUILTIN[kind]:
         known = " or ".join(BUILTIN[kind])

@@ -233,6 +233,11 @@ MISTAKES: list[tuple[list[Any], str]] = [
     ([user("x"), RESULT], r"message 1: no earlier tool call has the id 'a'"),
     ([{"role": "tool", "content": "x"}], r"message 0: a tool result needs the tool_call_id"),
     ([{"role": "tool", "content": "x", "name": "f"}], r"message 0: no earlier .* function 'f'"),
+    ([{"role": "tool", "content": "x", "name": []}], r"message 0: no earlier .* function \[\]"),
+    (
+        [{"role": "assistant", "tool_calls": [{"type": [], "function": {"name": 5}}]}],
+        r"message 0: tool call 0: tool name 5",
+    ),
     (
         [{"role": "assistant", "tool_calls": [{"function": {"name": "a b", "arguments": ""}}]}],
         r"message 0: tool call 0: tool name 'a b'",
@@ -267,6 +272,7 @@ def test_bad_messages_are_named_in_one_line(
 BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"reasoning": "extreme"}, r"reasoning effort 'extreme'"),
     ({"tools": [{"type": "web"}]}, r"tool 0: type 'web' is unknown"),
+    ({"tools": [{"type": []}]}, r"tool 0: type \[\] is unknown"),
     ({"tools": [LOOKUP, function("naïve")]}, r"tool 1: tool name 'na\\xefve'"),
     ({"tools": [LOOKUP, LOOKUP]}, r"tool 1: the tool name 'lookup_weather' is used twice"),
     ({"tools": [function("f", "", [1])]}, r"tool 0 \(f\): parameters must be a JSON schema"),
