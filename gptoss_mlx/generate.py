@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from gptoss_mlx.cli.asked_tools import take_tools, tool_options
+from gptoss_mlx.cli.asked_tools import AskedTools, take_tools, tool_options
 from gptoss_mlx.cli.exits import Command, interruptible
 from gptoss_mlx.cli.opening import open_with_bar, take_settings
 from gptoss_mlx.cli.options import (
@@ -26,7 +26,7 @@ from gptoss_mlx.cli.options import (
     loading_options,
     model_option,
 )
-from gptoss_mlx.cli.question import question_options, read_question
+from gptoss_mlx.cli.question import Question, question_options, read_question
 from gptoss_mlx.cli.terminal import Bar, Output, Printer, harmless
 from gptoss_mlx.engine.events import Event, FinishEvent, PrefillEvent
 from gptoss_mlx.tools.events import CallEvent, OutcomeEvent
@@ -78,50 +78,34 @@ def main(
         settings.setdefault("cache", 0)
     box = take_tools(asked)
     question = read_question(**asked)
-    if "logprobs" in question.options and not as_json:
-        raise click.UsageError("log-probabilities are shown in --json only")
-    if box and ("raw" in question.options or "tools" in question.options):
-        raise click.UsageError("--tool runs tools itself, beside neither --raw nor --tools")
+    _check(question, box, as_json=as_json, quiet=quiet)
     out, err = Output(sys.stdout), Output(sys.stderr, optional=True)
+    note = _Notes(err, quiet)
     on_terminal = err.terminal and not quiet
     reasoning = out if show_reasoning else err if on_terminal else None
     printer = Printer(None, None) if as_json else Printer(out, reasoning, runs=bool(box))
     # An answer that is not written to the terminal is counted there, so that progress is seen.
     followed = on_terminal and (as_json or not out.terminal)
 
-    start = time.perf_counter()
-    engine = open_with_bar(model, settings, bar_shown=on_terminal, after=BAR_AFTER)
-    load_time = time.perf_counter() - start
-
-    def note(text: str) -> None:
-        if not quiet:
-            err.write(f"note: {harmless(text)}\n")
-
-    told = engine.notes
-    for text in told:
-        note(text)
-    with (
-        Bar("Reading the documents", "files", shown=on_terminal, after=BAR_AFTER) as indexing,
-        box.open(engine, indexing.update, note) as tools,
-    ):
-        indexing.close()
+    with box.open(bar_shown=on_terminal, after=BAR_AFTER, note=note) as opened:
+        start = time.perf_counter()
+        engine = open_with_bar(model, settings, bar_shown=on_terminal, after=BAR_AFTER)
+        load_time = time.perf_counter() - start
+        note.all(engine.notes)
 
         def run(cancel: Callable[[], bool]) -> Iterator[AgentEvent]:
-            options = {**question.options, "cancel": cancel}
-            return box.run(engine, tools, question.prompt, options)
+            return box.run(engine, opened, question.prompt, {**question.options, "cancel": cancel})
 
         most = question.options.get("max_tokens")
         answer = _answer(run, printer, out, on_terminal, followed, most)
-    events, finish = answer.events, answer.finish
-    for file in dict.fromkeys(file for each in answer.outcomes for file in each.outcome.files):
-        note(f"python wrote {file}")
-
+    finish = answer.finish
     if as_json:
         from gptoss_mlx.cli.report import as_object
 
         tokenizer = engine.tokenizer if "logprobs" in question.options else None
         ran = answer.outcomes if box else None
-        out.write(as_object(model, events, load_time, tokenizer, ran) + "\n")
+        out.write(as_object(model, answer.events, load_time, tokenizer, ran) + "\n")
+    note.all(f"python wrote {file}" for each in answer.outcomes for file in each.outcome.files)
     if finish.reason == "length":
         limit = _LIMITS[finish.limit or "max_tokens"]
         note(f"cut off after {finish.completion_tokens} tokens: {limit}")
@@ -130,11 +114,35 @@ def main(
 
         err.write(table(finish, load_time, engine.plan, engine.stats()))
     engine.close()  # what is to last is on the disk then
-    for text in engine.notes:
-        if text not in told:
-            note(text)
+    note.all(engine.notes)
     if finish.reason == "cancelled":
         raise KeyboardInterrupt
+
+
+def _check(question: Question, box: AskedTools, *, as_json: bool, quiet: bool) -> None:
+    """Raises click.UsageError for options that exclude each other."""
+    if "logprobs" in question.options and not as_json:
+        raise click.UsageError("log-probabilities are shown in --json only")
+    if box and ("raw" in question.options or "tools" in question.options):
+        raise click.UsageError("--tool runs tools itself, beside neither --raw nor --tools")
+    if box.asks and (as_json or quiet):
+        raise click.UsageError("=ask shows calls, beside neither --json nor --quiet")
+
+
+class _Notes:
+    """Notes on stderr, each of them once. quiet: none."""
+
+    def __init__(self, err: Output, quiet: bool) -> None:
+        self._err, self._quiet, self._told = err, quiet, set[str]()
+
+    def __call__(self, text: str) -> None:
+        if not self._quiet and text not in self._told:
+            self._told.add(text)
+            self._err.write(f"note: {harmless(text)}\n")
+
+    def all(self, texts: Iterable[str]) -> None:
+        for text in texts:
+            self(text)
 
 
 @dataclass

@@ -69,8 +69,8 @@ void run(Device* device, void (*kernel)(const Call&, Worker&), const Call* call)
     device->pool.run(Job<Call>::work, &job);
 }
 
-// An operation that takes microseconds for a few tokens. They are its calling thread's: the others may
-// have to wait for their turn where other programs compute too.
+// An operation that takes microseconds for a few tokens, which stay on the calling thread: where other
+// programs compute too, the other threads may have to wait for a processor.
 constexpr int64_t ALONE = 4;  // tokens
 
 template <class Call>

@@ -41,7 +41,7 @@ static float integers(const float* x, int32_t out[32]) {
     store(lanes, most);
     float largest = 0.0f;
     for (float lane : lanes) largest = lane > largest ? lane : largest;
-    if (!(largest > 0.0f)) largest = 1.0f;
+    if (!(largest > 1e-30f)) largest = 1.0f;  // they count as 0: the inverse would be infinite
     const float inverse = float(LARGEST) / largest;
     for (int i = 0; i < 32; i++) out[i] = int32_t(__builtin_rintf(x[i] * inverse));
     return largest / float(LARGEST);

@@ -34,8 +34,8 @@ struct Worker {
     void part(int64_t count, int64_t* begin, int64_t* end) const;
 };
 
-// The items that one thread takes. It knows its next one while it works on one, so that what that
-// reads can be fetched.
+// The items that a thread takes, one ahead: while it works on one it knows the next, whose weights
+// can be prefetched.
 class Items {
 public:
     // phase, grain, count: as for `Worker::take`.

@@ -14,9 +14,10 @@
 namespace gptoss {
 namespace GPTOSS_VARIANT {
 
-constexpr int STRIP = 12;    // outputs whose results are handed on at a time
-constexpr int AHEAD = 4096;  // bytes of codes that are prefetched where they are read one by one
-constexpr int FAR = 8192;    // at least, where a tile of outputs is read at a time
+constexpr int STRIP = 12;  // outputs whose results are handed on at a time
+// Bytes between what is prefetched and what is read: where one output is read at a time, and where
+// tiles of several are.
+constexpr int AHEAD = 4096, FAR = 8192;
 
 // Rows of a prompt that are multiplied like a decoded token's: panels are not worth their making.
 constexpr int FEW = LANES == 16 ? DECODED : 2;
@@ -100,7 +101,8 @@ private:
         bool known;
     };
 
-    // FAR bytes further than O outputs from this number on, or more.
+    // The outputs to fetch while O from this number on are worked on: FAR bytes further, or a little
+    // more, so that they come in whole blocks.
     template <int O>
     Later later_than(int64_t output) const {
         const int64_t bytes = O * F::bytes(m.inputs);
@@ -151,8 +153,8 @@ private:
     }
 
     // Prefetches as many bytes of later outputs as a chunk of O has, and the scales with the first.
-    // Planes of several rows keep the way to the second cache busy, so that what comes from there
-    // would wait.
+    // Planes of three rows or more are read from the second cache again and again; what is fetched
+    // goes into the first one then, or it would wait behind them.
     template <int O, int R>
     GPTOSS_INLINED void fetch(int64_t chunk, const Block& block) const {
         if (!block.later.known || (block.parts > 1 && chunk % block.parts != block.part)) return;
@@ -212,7 +214,7 @@ private:
         }
     }
 
-    // A chunk's products with R rows, added to their totals; scaled ones are summed first.
+    // A chunk's products with R rows, added to their totals.
     template <int O, int R>
     GPTOSS_INLINED static void add_chunk(
         const F of[O], const uint8_t* const p[O], const Vec scale[O], const float* const x[R],
@@ -220,8 +222,17 @@ private:
         if constexpr (F::PLANES) {
             const float* chunk[R];
             for (int r = 0; r < R; r++) chunk[r] = x[r] + at;
-            return F::template add_chunk<O, R>(p, scale, chunk, total);
+            F::template add_chunk<O, R>(p, scale, chunk, total);
+        } else {
+            add_floats<O, R>(of, p, scale, x, at, total);
         }
+    }
+
+    // The same of a chunk that is widened; scaled products are summed first.
+    template <int O, int R>
+    GPTOSS_INLINED static void add_floats(
+        const F of[O], const uint8_t* const p[O], const Vec scale[O], const float* const x[R],
+        int64_t at, Vec total[O][R]) {
         Vec products[O][R], widened[F::VECS];
         if (!F::STEPPED) of[0].expand(p[0], widened);
         GPTOSS_UNROLL

@@ -2,39 +2,45 @@
 
 from __future__ import annotations
 
-import shutil
+import select
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from gptoss_mlx.cli.options import Parsed
+from gptoss_mlx.cli.terminal import Bar
 from gptoss_mlx.errors import MessageError
 from gptoss_mlx.spec.recipients import BUILTIN
+from gptoss_mlx.tools.approval import MOST_CALLS, Approval, Rule
 
 if TYPE_CHECKING:
     from gptoss_mlx.engine.engine import Engine
     from gptoss_mlx.engine.options import Message
     from gptoss_mlx.engine.result import ToolCall
-    from gptoss_mlx.tools.agent import Rule
     from gptoss_mlx.tools.browser.source import PageSource
     from gptoss_mlx.tools.events import AgentEvent
     from gptoss_mlx.tools.tool import Tool
 
 RULES = ("allow", "ask")
-MOST_CALLS = 50
+_ASKED_AGAIN = 0.1  # seconds between two looks whether Ctrl-C was pressed
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
-def _agrees(call: ToolCall) -> bool:
+def agrees(call: ToolCall, cancel: Callable[[], bool]) -> bool:
     """Whether the person at the terminal, who has just seen the call, lets it run."""
-    return click.confirm(f"Run this call of {call.name}?", err=True)
+    click.echo(f"Run this call of {call.name}? [y/N] ", nl=False, err=True)
+    while not select.select([sys.stdin], [], [], _ASKED_AGAIN)[0]:
+        if cancel():
+            return False
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def _parse_tool(text: str) -> tuple[str, Rule]:
@@ -100,33 +106,43 @@ class AskedTools:
     def __bool__(self) -> bool:
         return bool(self.rules)
 
+    @property
+    def asks(self) -> bool:
+        """Whether a person is asked about calls."""
+        return "ask" in self.rules.values()
+
     @contextmanager
     def open(
-        self, engine: Engine, progress: Callable[[int, int], None], note: Callable[[str], None]
-    ) -> Iterator[list[Tool]]:
-        """The tools, until the block ends. progress: of files read and to read. note: tells a
-        person where files are that were made."""
+        self, *, bar_shown: bool, after: float, note: Callable[[str], None]
+    ) -> Iterator[OpenTools]:
+        """What tools need besides a model, until the block ends. A bar is shown after so many
+        seconds of reading documents. note: tells a person where files are that were made."""
         with ExitStack() as stack:
-            tools: list[Tool] = []
-            if "python" in self.rules:
-                tools.append(stack.enter_context(self._python(note)))
+            python = stack.enter_context(self._python(note)) if "python" in self.rules else None
+            source = None
             if "browser" in self.rules:
-                tools.append(stack.enter_context(self._browser(engine, progress)))
-            yield tools
+                with Bar("Reading documents", "files", shown=bar_shown, after=after) as bar:
+                    source = self._source(bar.update)
+                stack.callback(source.close)
+            yield OpenTools(python, source)
 
     def run(
         self,
         engine: Engine,
-        tools: Sequence[Tool],
+        opened: OpenTools,
         prompt: str | Sequence[Message],
         options: Mapping[str, Any],
     ) -> Iterator[AgentEvent]:
-        """The answer to a prompt, by the engine alone where there are no tools."""
-        if not tools:
-            return engine.stream(prompt, **options)
-        from gptoss_mlx.tools.agent import Agent, Approval
+        """The answer to a prompt, by the engine alone where there are no tools.
 
-        approval = Approval(self.rules, _agrees)
+        options: `Engine.stream`'s, with `cancel`. Raises MessageError for a model without Harmony.
+        """
+        if not self:
+            return engine.stream(prompt, **options)
+        from gptoss_mlx.tools.agent import Agent
+
+        approval = Approval(self.rules, partial(agrees, cancel=options["cancel"]))
+        tools = opened.tools(engine)
         agent = Agent(engine, tools, approval=approval, most_calls=self.most_calls, **options)
         return agent.run(prompt)
 
@@ -135,34 +151,43 @@ class AskedTools:
         from gptoss_mlx.tools.python.tool import PythonTool
 
         folder = self.files or Path(tempfile.mkdtemp(prefix="gptoss-files-"))
-        tool = PythonTool(folder, sandbox="none" if self.is_unsafe else "required")
         try:
-            yield tool
+            tool = PythonTool(folder, sandbox="none" if self.is_unsafe else "required")
+            with closing(tool):
+                yield tool
         finally:
-            tool.close()
             if self.files is None and not any(folder.iterdir()):
-                shutil.rmtree(folder, ignore_errors=True)
+                folder.rmdir()
             elif self.files is None:
                 note(f"python's files are in {folder}")
 
-    @contextmanager
-    def _browser(self, engine: Engine, progress: Callable[[int, int], None]) -> Iterator[Tool]:
-        from gptoss_mlx.tools.browser.browser import BrowserTool
+    def _source(self, progress: Callable[[int, int], None]) -> PageSource:
         from gptoss_mlx.tools.browser.documents.documents import Documents
         from gptoss_mlx.tools.browser.web.searxng import SearXNG
 
+        if self.documents is None:
+            return SearXNG(str(self.search))
+        return Documents(self.documents, progress)
+
+
+@dataclass(frozen=True)
+class OpenTools:
+    """What was opened for the tools before there was a model. source: of the browser's pages."""
+
+    python: Tool | None = None
+    source: PageSource | None = None
+
+    def tools(self, engine: Engine) -> list[Tool]:
+        """The tools of one conversation. Raises MessageError for a model without Harmony."""
+        found = [] if self.python is None else [self.python]
         encoding = engine.tokenizer.harmony
         if encoding is None:
             raise MessageError(f"{engine.name}: speaks no Harmony, which tools need")
-        source: PageSource = (
-            SearXNG(str(self.search))
-            if self.documents is None
-            else Documents(self.documents, progress)
-        )
-        try:
-            yield BrowserTool(source, encoding)
-        finally:
-            source.close()
+        if self.source is not None:
+            from gptoss_mlx.tools.browser.browser import BrowserTool
+
+            found.append(BrowserTool(self.source, encoding))
+        return found
 
 
 def take_tools(given: dict[str, Any]) -> AskedTools:
@@ -186,6 +211,6 @@ def take_tools(given: dict[str, Any]) -> AskedTools:
             raise click.UsageError(f"{option} is for --tool {name}")
     if "browser" in rules and (box.documents is None) == (box.search is None):
         raise click.UsageError("--tool browser searches --documents DIR, or --search URL")
-    if "ask" in rules.values() and not (sys.stdin is not None and sys.stdin.isatty()):
-        raise click.UsageError("=ask needs a terminal, to answer on")
+    if box.asks and not all(stream and stream.isatty() for stream in (sys.stdin, sys.stderr)):
+        raise click.UsageError("=ask needs a terminal, to show calls and to answer on")
     return box

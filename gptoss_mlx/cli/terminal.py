@@ -17,6 +17,7 @@ from threading import Lock, Timer
 from typing import TYPE_CHECKING, Literal, TextIO, TypeAlias
 
 from gptoss_mlx.engine.events import TokenEvent
+from gptoss_mlx.spec.recipients import FUNCTIONS
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -165,7 +166,7 @@ class Printer:
     def _open(self, part: Part, event: TokenEvent) -> None:
         self._part = part
         if part == "call":
-            self._write(f"tool call: {(event.recipient or '').removeprefix('functions.')}(")
+            self._write(f"tool call: {(event.recipient or '').removeprefix(FUNCTIONS)}(")
 
     def _write(self, text: str) -> None:
         if (output := self._output()) is not None:

@@ -22,6 +22,7 @@ from gptoss_mlx.harmony.response_format import read_response_format
 from gptoss_mlx.harmony.text_grammar import GrammarState, TextGrammar
 from gptoss_mlx.harmony.tool_choice import read_tool_choice
 from gptoss_mlx.harmony.tools import Function
+from gptoss_mlx.spec.recipients import FUNCTIONS
 
 ANY_OBJECT = {"type": "object"}
 
@@ -51,7 +52,7 @@ class Constraint:
         choice = read_tool_choice(self.tool_choice, tools)
         if not self.headers:
             return None
-        functions = {f"functions.{f.name}": _arguments(f, compiler) for f in choice.tools.functions}
+        functions = {FUNCTIONS + f.name: _arguments(f, compiler) for f in choice.tools.functions}
 
         def grammar_of(header: Header) -> TextGrammar | None:
             if header.recipient is not None:

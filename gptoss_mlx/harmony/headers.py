@@ -27,7 +27,7 @@ from gptoss_mlx.harmony.encoding import (
 )
 from gptoss_mlx.harmony.header import Header, read_header
 from gptoss_mlx.harmony.text_grammar import GrammarState, TextGrammar
-from gptoss_mlx.spec.recipients import BUILTIN
+from gptoss_mlx.spec.recipients import BUILTIN, FUNCTIONS
 from gptoss_mlx.spec.sampling import Mask
 
 _WORDS = re.compile(r"<\|\w+\|>| ?[^\s<]+| ")
@@ -171,8 +171,8 @@ def _calls(tools: tuple[str, ...], builtin: tuple[str, ...], preamble: bool) -> 
         yield "<|channel|>commentary<|message|>"
     for name in tools:
         for kind in (" <|constrain|>json", ""):
-            yield f" to=functions.{name}<|channel|>commentary{kind}<|message|>"
-            yield f"<|channel|>commentary to=functions.{name}{kind}<|message|>"
+            yield f" to={FUNCTIONS}{name}<|channel|>commentary{kind}<|message|>"
+            yield f"<|channel|>commentary to={FUNCTIONS}{name}{kind}<|message|>"
     for name in (name for tool in builtin for name in BUILTIN[tool]):
         for kind in (" code", ""):
             yield f" to={name}<|channel|>analysis{kind}<|message|>"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any
 
 from gptoss_mlx.engine.engine import Engine
 from gptoss_mlx.engine.events import Event
@@ -14,34 +13,9 @@ from gptoss_mlx.errors import OptionError
 from gptoss_mlx.files.jsonfile import shown
 from gptoss_mlx.harmony.tools import read_tools
 from gptoss_mlx.spec.recipients import BUILTIN, FUNCTIONS
+from gptoss_mlx.tools.approval import MOST_CALLS, Approval
 from gptoss_mlx.tools.events import AgentEvent, CallEvent, OutcomeEvent
 from gptoss_mlx.tools.tool import Outcome, Tool, never
-
-MOST_CALLS = 50
-
-Rule: TypeAlias = Literal["allow", "ask", "deny"]
-"""Whether a tool's calls are run, are run if a person agrees, or are not."""
-
-
-@dataclass(frozen=True)
-class Approval:
-    """Which calls are run.
-
-    rules: by the name of a tool; others are allowed. ask: whether a person agrees to a call;
-    without it nobody does.
-    """
-
-    rules: Mapping[str, Rule] | None = None
-    ask: Callable[[ToolCall], bool] | None = None
-
-    def refusal(self, tool: Tool, call: ToolCall) -> str | None:
-        """What the model is told where a call is not run."""
-        rule = (self.rules or {}).get(tool.name, "allow")
-        if rule == "deny":
-            return f"Calls of {tool.name} are not permitted here."
-        if rule == "ask" and not (self.ask is not None and self.ask(call)):
-            return "The user has declined this call."
-        return None
 
 
 class Agent:

@@ -184,6 +184,8 @@ GPTOSS_INLINE CodeBytes bytes_of_codes(const uint8_t* p) {
     return w;
 }
 
+// sums[o][plane] += the codes of output o times a plane of digits. In 16 bits four sums of two
+// products are at most 4 * 2 * 24 * 128.
 template <int O>
 GPTOSS_INLINE void add_digits(
     const CodeBytes w[O], const int8_t (*digits)[8][32], Ints sums[O][DIGITS]) {

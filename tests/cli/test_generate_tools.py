@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 import gptoss_mlx
+from gptoss_mlx.cli.asked_tools import agrees
+from gptoss_mlx.engine.engine import Engine
+from gptoss_mlx.engine.result import ToolCall
 from gptoss_mlx.errors import SandboxError
 from gptoss_mlx.generate import main
 from gptoss_mlx.tools.python.sandbox.choice import kinds
@@ -25,13 +29,20 @@ Ask = Callable[..., tuple[Result, Scripted]]
 
 
 @pytest.fixture
-def ask(monkeypatch: pytest.MonkeyPatch) -> Ask:
+def loads() -> list[str]:
+    """The models that were loaded."""
+    return []
+
+
+@pytest.fixture
+def ask(monkeypatch: pytest.MonkeyPatch, loads: list[str]) -> Ask:
     """(replies, arguments) -> what generate did, and the engine that wrote the replies."""
 
     def run(replies: list[str], *arguments: str) -> tuple[Result, Scripted]:
         scripted = Scripted(*replies)
 
         def load(model: str, **options: Any) -> Any:
+            loads.append(model)
             return scripted.engine
 
         monkeypatch.setattr(gptoss_mlx, "load", load)
@@ -130,13 +141,43 @@ def test_the_reasoning_shows_what_is_run_and_what_it_gave(ask: Ask, documents: P
     assert answer == "Done."
 
 
-def test_after_the_most_calls_the_answer_is_asked_for(ask: Ask, documents: Path) -> None:
+@pytest.mark.parametrize(("most", "choices"), [("1", [None, "none"]), ("2", [None, None])])
+def test_after_the_most_calls_the_model_may_only_answer(
+    ask: Ask, documents: Path, monkeypatch: pytest.MonkeyPatch, most: str, choices: list[object]
+) -> None:
+    seen, stream = list[object](), Engine.stream
+
+    def spy(engine: Engine, prompt: Any, **options: Any) -> Any:
+        seen.append(options.get("tool_choice"))
+        return stream(engine, prompt, **options)
+
+    monkeypatch.setattr(Engine, "stream", spy)
     replies = [f'{SEARCH}{{"query": "ferry"}}<|call|>', DONE]
-    result, _ = ask(
-        replies,
-        *("--tool", "browser", "--documents", str(documents), "--max-tool-calls", "1"),
-    )
-    assert result.stdout == "Done.\n"
+    ask(replies, "--tool", "browser", "--documents", str(documents), "--max-tool-calls", most)
+    assert seen == choices
+
+
+@pytest.mark.parametrize(
+    ("written", "pressed", "agreed"),
+    [
+        ("y\n", False, True),
+        (" YES \n", False, True),
+        ("n\n", False, False),
+        ("\n", False, False),
+        ("", False, False),  # the terminal is closed
+        (None, True, False),  # Ctrl-C while nothing is written
+    ],
+)
+def test_a_person_agrees_by_yes_alone(
+    monkeypatch: pytest.MonkeyPatch, written: str | None, pressed: bool, agreed: bool
+) -> None:
+    reading, writing = os.pipe()
+    with os.fdopen(reading) as stdin, os.fdopen(writing, "w") as typing:
+        monkeypatch.setattr("sys.stdin", stdin)
+        if written is not None:
+            typing.write(written)
+            typing.close()
+        assert agrees(ToolCall("id", "python", "1 + 1", "python"), lambda: pressed) == agreed
 
 
 @pytest.mark.parametrize(
@@ -166,9 +207,10 @@ def test_options_that_make_no_sense_are_usage_errors(
 
 
 def test_a_folder_that_does_not_exist_is_named(
-    ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ask: Ask, loads: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Before the model is loaded, which takes long."""
     monkeypatch.chdir(tmp_path)
     result, _ = ask([DONE], "--tool", "browser", "--documents", "nowhere")
-    assert result.exit_code == 1
+    assert (result.exit_code, loads) == (1, [])
     assert result.stderr == "error: 'nowhere' is not a folder of documents\n"

@@ -10,7 +10,8 @@ import pytest
 
 from gptoss_mlx.engine.events import FinishEvent
 from gptoss_mlx.errors import OptionError
-from gptoss_mlx.tools.agent import Agent, Approval
+from gptoss_mlx.tools.agent import Agent
+from gptoss_mlx.tools.approval import Approval
 from gptoss_mlx.tools.events import AgentEvent, CallEvent, OutcomeEvent
 from gptoss_mlx.tools.tool import Outcome, never
 from tests.support.scripted_model import ANALYSIS, FINAL, TO_F, F, Scripted, encoding, text_of

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol, TextIO
 
 from gptoss_mlx.cli.terminal import Output, Part, Printer, part_of
 from gptoss_mlx.engine.events import TokenEvent
+from gptoss_mlx.spec.recipients import FUNCTIONS
 
 if TYPE_CHECKING:
     from gptoss_mlx.cli.chat.markdown import Painter
@@ -109,7 +110,7 @@ class TerminalView:
     def _open_part(self, part: Part, event: TokenEvent) -> None:
         self._part, self._text, self._tokens, self._begun = part, "", 0, self._clock()
         if part == "call":
-            name = (event.recipient or "").removeprefix("functions.")
+            name = (event.recipient or "").removeprefix(FUNCTIONS)
             self._text = f"tool call: {name}("
 
     def _push(self, text: str) -> None:

@@ -18,13 +18,12 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from gptoss_mlx.errors import SandboxError
+from gptoss_mlx.files.below import FILE, FOLDER, open_below
 from gptoss_mlx.tools.python.limits import Limits
 
 _DEPTH = 16  # folders in folders
 _PIECE = 1 << 20
 _LOOK = 0.5  # seconds between two looks at a folder that is being written to
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ class DirectFolder:
     def _marks(self) -> dict[str, Mark]:
         """None where the code has removed the folder."""
         try:
-            root = os.open(self._path, _FOLDER)
+            root = os.open(self._path, FOLDER)
         except OSError:
             return {}
         try:
@@ -117,7 +116,7 @@ class CopiedFolder:
 
     def bring(self) -> None:
         """Copy in what is new outside, as far as there is room. Raises OSError."""
-        outside = os.open(self._path, _FOLDER)
+        outside = os.open(self._path, FOLDER)
         try:
             for name, mark in walk(outside, self._limits.files):
                 if self._brought.get(name) != mark and mark.size <= self._limits.file:
@@ -132,7 +131,7 @@ class CopiedFolder:
     def fetch(self) -> Fetched:
         names, fetched = changed(self._seen, dict(walk(self._inside, self._limits.files))), []
         trouble: tuple[str, ...] = ()
-        outside = os.open(self._path, _FOLDER)
+        outside = os.open(self._path, FOLDER)
         try:
             there = dict(walk(outside, 2 * self._limits.files))
             for name in names:
@@ -189,7 +188,7 @@ def make_folder(path: Path) -> None:
     """Raises SandboxError."""
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.close(os.open(path, _FOLDER))
+        os.close(os.open(path, FOLDER))
     except OSError as error:
         raise SandboxError(f"{path}: cannot be Python's folder: {error.strerror}") from error
 
@@ -200,7 +199,7 @@ def walk(root: int, most: int) -> Iterator[tuple[str, Mark]]:
     while waiting and count < most:
         folder = waiting.pop()
         with suppress(OSError):
-            descriptor = _open_below(root, folder, _FOLDER)
+            descriptor = open_below(root, folder, FOLDER)
             try:
                 with os.scandir(descriptor) as entries:
                     for entry in entries:
@@ -235,7 +234,7 @@ def is_plain(name: str) -> bool:
 @contextmanager
 def opened(folder: int, name: str) -> Iterator[int]:
     """A file below an open folder, to be read. Raises OSError if it is not a plain one."""
-    reading = _open_below(folder, PurePosixPath(name), _FILE)
+    reading = open_below(folder, PurePosixPath(name), FILE)
     try:
         if not stat.S_ISREG(os.fstat(reading).st_mode):
             raise OSError(errno.EINVAL, "not a file")
@@ -250,7 +249,7 @@ def copy(reading: int, target: int, name: str, most: int) -> None:
     It appears in whole: under a temporary name first. No link is followed.
     """
     path = PurePosixPath(name)
-    folder = _open_below(target, path.parent, _FOLDER, make=True)
+    folder = open_below(target, path.parent, FOLDER, make=True)
     try:
         _copy_into(folder, path.name, reading, most)
     finally:
@@ -273,21 +272,3 @@ def _copy_into(folder: int, name: str, reading: int, most: int) -> None:
     except BaseException:
         os.unlink(temporary, dir_fd=folder)
         raise
-
-
-def _open_below(root: int, path: PurePosixPath, flags: int, make: bool = False) -> int:
-    """Open a path below an open folder, part by part, so that no part can be a link."""
-    current = os.dup(root)
-    try:
-        for i, part in enumerate(path.parts):
-            if make:
-                with suppress(FileExistsError):
-                    os.mkdir(part, 0o755, dir_fd=current)
-            is_last = i == len(path.parts) - 1
-            following = os.open(part, flags if is_last else _FOLDER, dir_fd=current)
-            os.close(current)
-            current = following
-    except BaseException:
-        os.close(current)
-        raise
-    return current

@@ -13,12 +13,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from gptoss_mlx.files.below import FILE, FOLDER, open_below
+
 SKIPPED = frozenset(("__pycache__", "node_modules", "venv"))
 """Folders that hold no documents; nor do those whose name begins with a dot."""
-
-_NONBLOCK = getattr(os, "O_NONBLOCK", 0)
-_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
-_CLOSE = getattr(os, "O_CLOEXEC", 0)
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,11 @@ def read_file(folder: Path, path: str, limit: int) -> tuple[bytes, Stamp]:
     Raises OSError, also for a longer file, one that is not regular, and for a symbolic link
     anywhere on the way.
     """
-    descriptor = _open_below(folder, PurePosixPath(path).parts)
+    root = os.open(folder.resolve(), FOLDER)
+    try:
+        descriptor = open_below(root, PurePosixPath(path), FILE)
+    finally:
+        os.close(root)
     with open(descriptor, "rb") as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
@@ -96,18 +98,3 @@ def read_file(folder: Path, path: str, limit: int) -> tuple[bytes, Stamp]:
         if status.st_size > limit:
             raise OSError(errno.EFBIG, f"larger than {limit:,} bytes, the limit for it", path)
         return file.read(limit), Stamp.of(status)
-
-
-def _open_below(folder: Path, parts: tuple[str, ...]) -> int:
-    """A descriptor, opened name by name, so that no name on the way can become a link meanwhile."""
-    if not parts or any(part in ("", ".", "..", "/") or "/" in part for part in parts):
-        raise OSError(errno.ENOENT, "not a path in the folder")
-    at = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | _CLOSE)
-    try:
-        for name in parts[:-1]:
-            inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | _NO_LINK | _CLOSE, dir_fd=at)
-            os.close(at)
-            at = inner
-        return os.open(parts[-1], os.O_RDONLY | _NO_LINK | _NONBLOCK | _CLOSE, dir_fd=at)
-    finally:
-        os.close(at)
