@@ -14,7 +14,7 @@ from convert.tiny import words
 from convert.tiny.conversations import encode, make
 from gptoss_mlx.harmony import Encoding
 
-LENGTHS = (96, 128, 160, 208, 288, 400, 512)
+LENGTHS = (96, 128, 160, 208, 288, 400, 512, 640, 800, 960)
 IGNORE = -100
 
 
@@ -47,8 +47,8 @@ def collect(encoding: Encoding, seed: int, count: int) -> Vocabulary:
     lists = (words.NOUNS, words.NAMES, words.CITIES, words.COLOURS, words.FOODS, words.PETS)
     for word in [word for part in lists for word in part]:
         found.update(encoding.encode(word) + encoding.encode(" " + word))
-    for number in range(1000):
-        found.update(encoding.encode(str(number)))
+    for number in range(1000):  # large ones begin with one to three digits, and go on with three
+        found.update(encoding.encode(str(number)) + encoding.encode(f"{number:03d}"))
     unknown = encoding.encode(words.UNKNOWN) + encoding.encode(" " + words.UNKNOWN)
     return Vocabulary(sorted(set(found) - set(unknown)))
 

@@ -16,7 +16,9 @@ from typing import Any
 
 from convert.tiny import drills, turns
 from convert.tiny.arithmetic import arithmetic
+from convert.tiny.browsing import browse
 from convert.tiny.calls import function_answer, function_call, second_call
+from convert.tiny.computing import python_answer, python_call
 from convert.tiny.example import Example, asked, noise, reply_message, user_message
 from convert.tiny.followups import follow
 from convert.tiny.formats import json_answer, json_extract
@@ -121,6 +123,9 @@ MAKERS: dict[str, tuple[float, Callable[[Random, bool], Example]]] = {
     "second call": (0.05, second_call),
     "several": (0.08, several),
     "follow up": (0.06, follow_up),
+    "python": (0.08, python_call),
+    "python answer": (0.05, python_answer),
+    "browser": (0.18, browse),
     "other": (0.02, _single(turns.other)),
 }
 DRILLS: dict[str, tuple[float, Callable[[Random, bool], Example]]] = {

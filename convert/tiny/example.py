@@ -11,6 +11,7 @@ from typing import Any
 from convert.tiny.turns import EFFORTS
 from convert.tiny.words import UNKNOWN
 from gptoss_mlx.harmony import Conversation
+from gptoss_mlx.spec.recipients import type_of
 
 SYSTEMS = (
     "Answer briefly.|You are a helpful assistant.|Be polite.|Be concise.|Answer in English.|"
@@ -45,6 +46,14 @@ def reply_message(reasoning: tuple[str, str, str], effort: str, final: str) -> d
         "reasoning": reasoning[EFFORTS.index(effort)],
         "content": final,
     }
+
+
+def builtin_call(rng: Random, recipient: str, arguments: str) -> dict[str, Any]:
+    """An assistant's call of a builtin tool."""
+    function = {"name": recipient, "arguments": arguments}
+    kind = type_of(recipient)
+    call = {"id": f"call_{rng.randrange(10**6)}", "type": kind, "function": function}
+    return {"role": "assistant", "tool_calls": [call]}
 
 
 def noise(rng: Random, text: str) -> str:
