@@ -18,8 +18,9 @@ from gptoss_mlx.errors import GrammarError
 from gptoss_mlx.harmony.dialect import checked
 from gptoss_mlx.harmony.text_grammar import TextGrammar, plain_reason
 
-KEPT = 128
-"""Compiled grammars that are kept for requests to come, the ones used last."""
+KEPT = 250_000
+"""Characters of all grammars that are kept compiled for requests to come, the ones used last. A
+compiled grammar takes about 90 bytes for each."""
 
 MAX_GRAMMAR = 100_000
 """Characters of a Lark grammar or a regular expression."""
@@ -82,7 +83,7 @@ class Compiler:
             if known is None:
                 known = self._new(grammar, name)
             self._kept[key] = known
-            while len(self._kept) > KEPT:
+            while sum(len(text) for text, _ in self._kept) > KEPT:
                 self._kept.popitem(last=False)
         return known
 

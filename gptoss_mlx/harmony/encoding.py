@@ -135,7 +135,7 @@ class Encoding:
 
     @cached_property
     def trie(self) -> LLTokenizer:
-        """The ordinary tokens, for grammars of text. It takes a second and 90 MB."""
+        """The ordinary tokens, for grammars of text. It takes a second and 70 MB."""
         ordinary = [base64.b64decode(line.split(b" ", 1)[0]) for line in self._lines]
         return token_trie(ordinary, self.encode)
 

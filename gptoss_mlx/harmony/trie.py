@@ -36,6 +36,7 @@ def token_trie(
     """
     vocabulary = _Vocabulary(tokens, encode)
     trie = LLTokenizer(cast(Any, vocabulary))  # their type is a class that wraps another's
+    vocabulary.tokens.clear()  # it has them all, and keeps the object
     if encode is None:
         vocabulary.encode = trie.greedy_tokenize
     return trie

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from gptoss_mlx.errors import GrammarError
 from gptoss_mlx.harmony import Encoding, HeaderState, Mask
-from gptoss_mlx.harmony.compiler import Compiler
+from gptoss_mlx.harmony.compiler import KEPT, Compiler
 from gptoss_mlx.harmony.encoding import RETURN, VOCAB_SIZE
 from gptoss_mlx.harmony.trie import token_trie
 from tests.support.sampling_oracle import flags
@@ -198,3 +198,11 @@ def test_a_bad_grammar_is_one_line(compiler: Compiler, kind: str, text: Any, say
 def test_a_grammar_is_kept(compiler: Compiler) -> None:
     assert compiler.regex("kept") is compiler.regex("kept")
     assert compiler.regex("kept") is not compiler.regex("kept", "another")
+
+
+def test_what_is_kept_compiled_is_bounded(compiler: Compiler) -> None:
+    first = compiler.schema({"const": "first"}, "schema")
+    assert compiler.schema({"const": "first"}, "schema") is first
+    for number in range(KEPT // 5000 + 1):
+        compiler.schema({"const": f"{number} {'x' * 5000}"}, "schema")
+    assert compiler.schema({"const": "first"}, "schema") is not first
