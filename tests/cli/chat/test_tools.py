@@ -235,6 +235,25 @@ def test_a_call_that_was_being_written_is_not_kept(
     assert said == {"role": "assistant", "content": None, "reasoning": "Hm."}
 
 
+def test_an_answer_that_is_cut_off_after_a_call_is_kept_once(
+    begin: Callable[..., Talking], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    talking = begin(code("a"), answer("one two three"))
+    stream = talking.scripted.engine.stream
+
+    def interrupted(prompt: Any, **options: Any) -> Any:
+        for event in stream(prompt, **options):
+            if "three" in getattr(event, "text", ""):
+                raise KeyboardInterrupt
+            yield event
+
+    monkeypatch.setattr(talking.scripted.engine, "stream", interrupted)
+    talking.talk.ask("q")
+    _, called, result, said = talking.talk.transcript.messages
+    assert (len(called["tool_calls"]), result["content"]) == (1, "a: 1")
+    assert said == {"role": "assistant", "content": "one two"}
+
+
 def test_the_context_is_counted_with_the_tools(begin: Callable[..., Talking]) -> None:
     talking = begin(code("a"), answer("One."), answer("Two."))
     talk = talking.talk

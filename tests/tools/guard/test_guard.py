@@ -101,6 +101,8 @@ def test_what_is_said_before_a_call_is_judged_before_it_is_run() -> None:
     events = list(agent.run("q"))
     assert (python.calls, seen(events)) == ([], "[blocked: the answer violates the policy (R1)]")
     assert not any(isinstance(event, CallEvent) for event in events)
+    assert [message["role"] for message in agent.messages] == ["user", "assistant"]
+    assert "tool_calls" not in agent.messages[1]
 
 
 def test_results_that_a_client_gives_are_judged_and_the_past_is_not() -> None:
