@@ -22,7 +22,8 @@ from gptoss_mlx.tools.browser.web.client import system_context
 BYTES_LIMIT = 4 << 20
 """Bytes of a reply."""
 
-_LOOK = 0.05  # seconds between two looks whether it is to end
+LOOK = 0.05
+"""Seconds between two looks whether it is to end."""
 
 
 class ExchangeError(Exception):
@@ -62,7 +63,7 @@ class Exchange:
         """The reply. cancel: asked all the time; True ends the exchange. Raises ExchangeError."""
         Thread(target=self._work, name="exchange", daemon=True).start()
         try:
-            while not self._finished.wait(_LOOK):
+            while not self._finished.wait(LOOK):
                 if cancel():
                     raise ExchangeError("The call was ended by the user.")
                 if time.monotonic() > self._deadline:

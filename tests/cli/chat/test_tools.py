@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -103,6 +104,15 @@ def test_another_conversation_has_tools_of_its_own(begin: Callable[..., Talking]
     talking.talk.ask("q")
     assert results(talking) == ["a: 1", "c: 1"]
     assert bench.resumed == [False, False, True]
+
+
+def test_a_conversation_that_is_resumed_says_so_to_its_tools(
+    begin: Callable[..., Talking],
+) -> None:
+    talking, bench = begin(code("a"), answer(".")), Bench()
+    talking.talk.ask("q")
+    begin(transcript=talking.talk.transcript, opened=bench)
+    assert bench.resumed == [True]
 
 
 @needs_sandbox
@@ -298,6 +308,24 @@ def test_keys_typed_ahead_agree_to_nothing(tmp_path: Path, monkeypatch: pytest.M
     said = [m["content"] for m in messages if m["role"] in ("user", "tool")]
     declined = "The user has declined this call."
     assert said == ["go", declined, "yes", "42", "again", "42"]
+
+
+def test_a_call_is_seen_before_it_is_asked_about_wherever_answers_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPTOSS_DATA", str(tmp_path / "data"))
+    with (tmp_path / "out").open("w+") as out:
+        terminal = Chat(ONE_CALL, "--tool", "python=ask", "--unsafe-python", stdout=out)
+        terminal.prompt()
+        terminal.press("go\r")
+        assert "python(print(6 * 7))" in re.sub(r"\x1b\[\d*m", "", terminal.prompt())
+        terminal.read_until("always in this conversation")
+        terminal.press("y")
+        assert "42" in terminal.prompt()
+        terminal.press("\x04")
+        assert terminal.finish()[0] == 0
+        out.seek(0)
+        assert out.read() == "Done.\n"
 
 
 def test_ctrl_c_at_the_question_declines_and_stops(

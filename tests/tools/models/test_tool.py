@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from gptoss_mlx.tools.models.endpoint import Endpoint
-from gptoss_mlx.tools.models.exchange import BYTES_LIMIT
+from gptoss_mlx.tools.models.exchange import BYTES_LIMIT, LOOK
 from gptoss_mlx.tools.models.tool import ANSWER_LIMIT, ModelTool
 from gptoss_mlx.tools.tool import Outcome, never
 from tests.support.endpoint import Act, EndpointServer, answering, saying, serving
@@ -176,7 +176,8 @@ def test_a_call_under_way_is_ended_at_once(server: EndpointServer, ask: Ask, beg
         return bool(pressed)
 
     outcome = ask(cancel=cancel)
-    assert time.monotonic() - pressed[0] < 0.1
+    assert LOOK < 0.1
+    assert time.monotonic() - pressed[0] < 1  # on a busy machine too
     assert (outcome.failed, outcome.text.endswith("ended by the user.")) == (True, True)
     assert "no answer within 0.2 seconds" in ask(time_limit=0.2).text
     assert not any(thread.name == "exchange" for thread in _left())
