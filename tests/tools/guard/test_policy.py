@@ -119,14 +119,12 @@ def test_a_file_that_is_no_policy_is_one_line(
     assert str(caught.value).startswith(f"{path}: ")
 
 
-@pytest.mark.parametrize("ends", [True, False])
-def test_a_real_model_always_writes_a_label(ends: bool) -> None:
+def test_a_real_model_always_writes_a_label() -> None:
     """One that was never taught to, and that does not end its reasoning by itself."""
     with gptoss_mlx.load("tiny", context="4k") as engine:
         assert engine.tokenizer.harmony is not None
         (end,) = engine.tokenizer.harmony.encode_special("<|end|>")
-        if not ends:
-            engine.defaults["logit_bias"] = {end: -100.0}
+        engine.defaults["logit_bias"] = {end: -100.0}
         guard = Guard(PolicyClassifier(engine, "Nothing about cats."))
         event = guard.judge("input", "What is 2 + 2?")
     assert event.label in ("pass", "violation")
