@@ -9,12 +9,13 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from gptoss_mlx.cli.asked_guard import AskedGuard, described, guard_options, take_guard
 from gptoss_mlx.cli.asked_tools import AskedTools, take_tools, tool_options
 from gptoss_mlx.cli.exits import Command, interruptible
 from gptoss_mlx.cli.opening import open_with_bar, take_settings
@@ -28,8 +29,9 @@ from gptoss_mlx.cli.options import (
 )
 from gptoss_mlx.cli.question import Question, question_options, read_question
 from gptoss_mlx.cli.terminal import Bar, Output, Printer, harmless
-from gptoss_mlx.engine.events import Event, FinishEvent, PrefillEvent
-from gptoss_mlx.tools.events import CallEvent, OutcomeEvent
+from gptoss_mlx.engine.events import Event, FinishEvent, PrefillEvent, TokenEvent
+from gptoss_mlx.tools.events import CallEvent, HeldEvent, OutcomeEvent
+from gptoss_mlx.tools.guard.verdict import GuardEvent
 
 if TYPE_CHECKING:
     from gptoss_mlx.tools.events import AgentEvent
@@ -48,6 +50,7 @@ _LIMITS = {
 @click.command(cls=Command, context_settings=CONTEXT_SETTINGS, epilog=CACHE)
 @question_options
 @tool_options
+@guard_options
 @model_option(MODEL_HELP)
 @backend_options
 @loading_options
@@ -74,27 +77,32 @@ def main(
     a terminal, and notes go there wherever it is.
     """
     settings = take_settings(asked)
-    if "cache_dir" not in settings:  # one prompt has nothing in common with another
+    box, asked_guard = take_tools(asked), take_guard(asked)
+    if "cache_dir" not in settings and not asked_guard:  # there is no prompt but one
         settings.setdefault("cache", 0)
-    box = take_tools(asked)
     question = read_question(**asked)
-    _check(question, box, as_json=as_json, quiet=quiet)
+    _check(question, box, asked_guard, as_json=as_json, quiet=quiet)
     out, err = Output(sys.stdout), Output(sys.stderr, optional=True)
     note = _Notes(err, quiet)
     on_terminal = err.terminal and not quiet
     reasoning = out if show_reasoning else err if on_terminal else None
     printer = Printer(None, None) if as_json else Printer(out, reasoning, runs=bool(box))
     # An answer that is not written to the terminal is counted there, so that progress is seen.
-    followed = on_terminal and (as_json or not out.terminal)
+    followed = on_terminal and (as_json or not out.terminal or bool(asked_guard))
 
-    with box.open(bar_shown=on_terminal, after=BAR_AFTER, note=note) as opened:
+    with ExitStack() as stack:
+        opened = stack.enter_context(box.open(bar_shown=on_terminal, after=BAR_AFTER, note=note))
         start = time.perf_counter()
         engine = open_with_bar(model, settings, bar_shown=on_terminal, after=BAR_AFTER)
         load_time = time.perf_counter() - start
         note.all(engine.notes)
+        guard = stack.enter_context(
+            asked_guard.open(engine, settings, bar_shown=on_terminal, after=BAR_AFTER)
+        )
 
         def run(cancel: Callable[[], bool]) -> Iterator[AgentEvent]:
-            return box.run(engine, opened, question.prompt, {**question.options, "cancel": cancel})
+            options = {**question.options, "cancel": cancel}
+            return box.run(engine, opened, question.prompt, options, guard)
 
         most = question.options.get("max_tokens")
         answer = _answer(run, printer, out, on_terminal, followed, most)
@@ -104,7 +112,9 @@ def main(
 
         tokenizer = engine.tokenizer if "logprobs" in question.options else None
         ran = answer.outcomes if box else None
-        out.write(as_object(model, answer.events, load_time, tokenizer, ran) + "\n")
+        judged = answer.judged if asked_guard else None
+        out.write(as_object(model, answer.events, load_time, tokenizer, ran, judged) + "\n")
+    note.all(described(event) for event in answer.judged if event.label != "pass")
     note.all(f"python wrote {file}" for each in answer.outcomes for file in each.outcome.files)
     if finish.reason == "length":
         limit = _LIMITS[finish.limit or "max_tokens"]
@@ -119,12 +129,16 @@ def main(
         raise KeyboardInterrupt
 
 
-def _check(question: Question, box: AskedTools, *, as_json: bool, quiet: bool) -> None:
+def _check(
+    question: Question, box: AskedTools, guard: AskedGuard, *, as_json: bool, quiet: bool
+) -> None:
     """Raises click.UsageError for options that exclude each other."""
     if "logprobs" in question.options and not as_json:
         raise click.UsageError("log-probabilities are shown in --json only")
     if box and ("raw" in question.options or "tools" in question.options):
         raise click.UsageError("--tool runs tools itself, beside neither --raw nor --tools")
+    if guard and ("raw" in question.options or "tools" in question.options):
+        raise click.UsageError("--guard judges messages, beside neither --raw nor --tools")
     if box.asks and (as_json or quiet):
         raise click.UsageError("=ask shows calls, beside neither --json nor --quiet")
 
@@ -147,11 +161,28 @@ class _Notes:
 
 @dataclass
 class _Answer:
-    """The events of the last turn's tokens, what the calls before it gave, and the last event."""
+    """The events of the last turn, of which the last is `finish`; what calls gave, and what a guard
+    has found."""
 
-    events: list[Event]
-    outcomes: list[OutcomeEvent]
-    finish: FinishEvent
+    events: list[Event] = field(default_factory=list)
+    outcomes: list[OutcomeEvent] = field(default_factory=list)
+    judged: list[GuardEvent] = field(default_factory=list)
+
+    @property
+    def finish(self) -> FinishEvent:
+        if not (self.events and isinstance(self.events[-1], FinishEvent)):
+            raise RuntimeError("the engine's stream ended without a FinishEvent")
+        return self.events[-1]
+
+    def take(self, event: AgentEvent) -> None:
+        if isinstance(event, CallEvent):
+            self.events.clear()
+        elif isinstance(event, OutcomeEvent):
+            self.outcomes.append(event)
+        elif isinstance(event, GuardEvent):
+            self.judged.append(event)
+        elif isinstance(event, TokenEvent | FinishEvent):
+            self.events.append(event)
 
 
 def _answer(
@@ -168,8 +199,7 @@ def _answer(
     followed: whether a bar counts the tokens, up to `most`, because they are not written to the
     terminal. Raises BrokenPipeError as soon as the reader of stdout has left.
     """
-    events, outcomes = list[Event](), list[OutcomeEvent]()
-    finish: FinishEvent | None = None
+    answer = _Answer()
     with (
         interruptible() as pressed,
         printer,
@@ -185,27 +215,22 @@ def _answer(
                 reading.update(event.done, event.total)
                 continue
             reading.close()
-            if isinstance(event, CallEvent):
-                events.clear()
-            elif isinstance(event, OutcomeEvent):
-                outcomes.append(event)
+            answer.take(event)
+            if isinstance(event, OutcomeEvent):
                 printer.tell(event.outcome.text)
-            elif isinstance(event, FinishEvent):
-                events.append(event)
-                finish = event
-                if out.deserted():
-                    raise BrokenPipeError
-            else:
-                events.append(event)
+            elif isinstance(event, FinishEvent) and out.deserted():
+                raise BrokenPipeError
+            elif isinstance(event, HeldEvent):
+                writing.open()
+                writing.update(event.tokens, most)
+            elif isinstance(event, TokenEvent):
                 if printer.seen(event):
                     writing.close()
                 else:
                     writing.open()
-                    writing.update(len(events), most)
+                    writing.update(len(answer.events), most)
                 printer.show(event)
-    if finish is None:
-        raise RuntimeError("the engine's stream ended without a FinishEvent")
-    return _Answer(events, outcomes, finish)
+    return answer
 
 
 if __name__ == "__main__":

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import select
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from gptoss_mlx.engine.result import ToolCall
     from gptoss_mlx.tools.browser.source import PageSource
     from gptoss_mlx.tools.events import AgentEvent
+    from gptoss_mlx.tools.guard.guard import Guard
+    from gptoss_mlx.tools.models.endpoint import Endpoint
+    from gptoss_mlx.tools.python.sandbox.choice import Mode
+    from gptoss_mlx.tools.python.tool import PythonTool
     from gptoss_mlx.tools.tool import Tool
 
 RULES = ("allow", "ask")
@@ -73,6 +78,12 @@ _OPTIONS = (
     ),
     click.option("--unsafe-python", is_flag=True, help="Run python without a sandbox."),
     click.option(
+        "--ask-models",
+        metavar="FILE",
+        type=click.Path(path_type=Path),
+        help="JSON file of other models, at OpenAI-compatible URLs, that this one may ask.",
+    ),
+    click.option(
         "--max-tool-calls",
         type=click.IntRange(0),
         default=MOST_CALLS,
@@ -93,7 +104,8 @@ def tool_options(command: _F) -> _F:
 class AskedTools:
     """What a person has asked for. rules: of each tool, by its name; none: the model has no tools.
 
-    documents, search: what the browser searches. files: None for a new folder.
+    documents, search: what the browser searches. files: None for a new folder. models: others that
+    are asked.
     """
 
     rules: Mapping[str, Rule] = field(default_factory=dict)
@@ -102,6 +114,7 @@ class AskedTools:
     files: Path | None = None
     is_unsafe: bool = False
     most_calls: int = MOST_CALLS
+    models: Sequence[Endpoint] = ()
 
     def __bool__(self) -> bool:
         return bool(self.rules)
@@ -118,13 +131,15 @@ class AskedTools:
         """What tools need besides a model, until the block ends. A bar is shown after so many
         seconds of reading documents. note: tells a person where files are that were made."""
         with ExitStack() as stack:
-            python = stack.enter_context(self._python(note)) if "python" in self.rules else None
-            source = None
+            python = source = None
+            if "python" in self.rules:
+                python = Interpreters(self.files, note, is_unsafe=self.is_unsafe)
+                stack.callback(python.close)
             if "browser" in self.rules:
                 with Bar("Reading documents", "files", shown=bar_shown, after=after) as bar:
                     source = self._source(bar.update)
                 stack.callback(source.close)
-            yield OpenTools(python, source)
+            yield OpenTools(python, source, self.models)
 
     def run(
         self,
@@ -132,34 +147,22 @@ class AskedTools:
         opened: OpenTools,
         prompt: str | Sequence[Message],
         options: Mapping[str, Any],
+        guard: Guard | None = None,
     ) -> Iterator[AgentEvent]:
-        """The answer to a prompt, by the engine alone where there are no tools.
+        """The answer to a prompt, by the engine alone where there are neither tools nor a guard.
 
         options: `Engine.stream`'s, with `cancel`. Raises MessageError for a model without Harmony.
         """
-        if not self:
+        if not self and guard is None:
             return engine.stream(prompt, **options)
         from gptoss_mlx.tools.agent import Agent
 
         approval = Approval(self.rules, partial(agrees, cancel=options["cancel"]))
-        tools = opened.tools(engine)
-        agent = Agent(engine, tools, approval=approval, most_calls=self.most_calls, **options)
+        tools = opened.tools(engine) if self else ()
+        agent = Agent(
+            engine, tools, approval=approval, most_calls=self.most_calls, guard=guard, **options
+        )
         return agent.run(prompt)
-
-    @contextmanager
-    def _python(self, note: Callable[[str], None]) -> Iterator[Tool]:
-        from gptoss_mlx.tools.python.tool import PythonTool
-
-        folder = self.files or Path(tempfile.mkdtemp(prefix="gptoss-files-"))
-        try:
-            tool = PythonTool(folder, sandbox="none" if self.is_unsafe else "required")
-            with closing(tool):
-                yield tool
-        finally:
-            if self.files is None and not any(folder.iterdir()):
-                folder.rmdir()
-            elif self.files is None:
-                note(f"python's files are in {folder}")
 
     def _source(self, progress: Callable[[int, int], None]) -> PageSource:
         from gptoss_mlx.tools.browser.documents.documents import Documents
@@ -170,16 +173,69 @@ class AskedTools:
         return Documents(self.documents, progress)
 
 
+class Interpreters:
+    """The python tools of conversations, one after another.
+
+    files: the folder of all of them; None for a new one each, of which those with files stay. note:
+    tells a person where. Raises SandboxError.
+    """
+
+    def __init__(
+        self, files: Path | None, note: Callable[[str], None], *, is_unsafe: bool = False
+    ) -> None:
+        self._files, self._note = files, note
+        self._sandbox: Mode = "none" if is_unsafe else "required"
+        self._tool = self._make()  # what is wrong shows before the model is loaded
+        self._is_taken = False
+
+    def take(self, *, resumes: bool) -> Tool:
+        """The tool of the next conversation; the one before it is closed. resumes: whether an
+        interpreter that has ended has run calls of it."""
+        if self._is_taken:
+            self.close()
+            self._tool = self._make()
+        self._is_taken = True
+        if resumes:
+            self._tool.resume()
+        return self._tool
+
+    def close(self) -> None:
+        self._tool.close()
+        folder = self._tool.folder
+        if self._files is not None:
+            return
+        with suppress(FileNotFoundError):  # a person has removed it
+            if any(folder.iterdir()):
+                self._note(f"python's files are in {folder}")
+            else:
+                folder.rmdir()
+
+    def _make(self) -> PythonTool:
+        from gptoss_mlx.tools.python.tool import PythonTool
+
+        folder = self._files or Path(tempfile.mkdtemp(prefix="gptoss-files-"))
+        try:
+            return PythonTool(folder, sandbox=self._sandbox)
+        except BaseException:
+            if self._files is None:
+                folder.rmdir()
+            raise
+
+
 @dataclass(frozen=True)
 class OpenTools:
     """What was opened for the tools before there was a model. source: of the browser's pages."""
 
-    python: Tool | None = None
+    python: Interpreters | None = None
     source: PageSource | None = None
+    models: Sequence[Endpoint] = ()
 
-    def tools(self, engine: Engine) -> list[Tool]:
-        """The tools of one conversation. Raises MessageError for a model without Harmony."""
-        found = [] if self.python is None else [self.python]
+    def tools(self, engine: Engine, *, resumes: bool = False) -> list[Tool]:
+        """The tools of one conversation, in place of those of the one before. resumes: whether code
+        has run in it before. Raises MessageError for a model without Harmony."""
+        found: list[Tool] = []
+        if self.python is not None:
+            found.append(self.python.take(resumes=resumes))
         encoding = engine.tokenizer.harmony
         if encoding is None:
             raise MessageError(f"{engine.name}: speaks no Harmony, which tools need")
@@ -187,12 +243,19 @@ class OpenTools:
             from gptoss_mlx.tools.browser.browser import BrowserTool
 
             found.append(BrowserTool(self.source, encoding))
+        if self.models:
+            from gptoss_mlx.tools.models.tool import ModelTool
+
+            found += map(ModelTool, self.models)
         return found
 
 
 def take_tools(given: dict[str, Any]) -> AskedTools:
-    """Take the tools' options out of a command's. Raises click.UsageError."""
+    """Take the tools' options out of a command's. Raises click.UsageError, and OptionError for a
+    file of models that is wrong."""
     rules = dict(given.pop("tool_rules"))
+    models = _read_models(given.pop("ask_models"))
+    rules |= {f"ask_{model.name}": model.rule for model in models}
     box = AskedTools(
         rules,
         given.pop("documents"),
@@ -200,6 +263,7 @@ def take_tools(given: dict[str, Any]) -> AskedTools:
         given.pop("files"),
         given.pop("unsafe_python"),
         given.pop("max_tool_calls"),
+        models,
     )
     for name, option, value in (
         ("browser", "--documents", box.documents),
@@ -212,5 +276,14 @@ def take_tools(given: dict[str, Any]) -> AskedTools:
     if "browser" in rules and (box.documents is None) == (box.search is None):
         raise click.UsageError("--tool browser searches --documents DIR, or --search URL")
     if box.asks and not all(stream and stream.isatty() for stream in (sys.stdin, sys.stderr)):
-        raise click.UsageError("=ask needs a terminal, to show calls and to answer on")
+        asked = ", ".join(name for name, rule in rules.items() if rule == "ask")
+        raise click.UsageError(f"=ask needs a terminal, to show calls of {asked} and to answer on")
     return box
+
+
+def _read_models(file: Path | None) -> tuple[Endpoint, ...]:
+    if file is None:
+        return ()
+    from gptoss_mlx.tools.models.endpoint import read_endpoints
+
+    return read_endpoints(file, os.environ)

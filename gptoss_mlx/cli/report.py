@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from gptoss_mlx.engine.events import Event, FinishEvent, Timings
@@ -13,6 +14,7 @@ from gptoss_mlx.plan.memory import Plan, device_bytes
 from gptoss_mlx.system.device import peak_bytes
 from gptoss_mlx.system.units import show_bytes
 from gptoss_mlx.tools.events import OutcomeEvent
+from gptoss_mlx.tools.guard.verdict import GuardEvent
 
 
 def as_object(
@@ -21,11 +23,12 @@ def as_object(
     load_time: float,
     tokenizer: Tokenizer | None,
     ran: Sequence[OutcomeEvent] | None = None,
+    judged: Sequence[GuardEvent] | None = None,
 ) -> str:
     """A finished stream as JSON on one line; times are in seconds.
 
     tokenizer: gives the tokens' texts; without it there are no log-probabilities. ran: the calls
-    that were run before, where there are tools.
+    that were run before, where there are tools. judged: what a guard has found, where there is one.
     """
     result = collect(events)
     value: dict[str, Any] = {
@@ -50,6 +53,8 @@ def as_object(
     }
     if ran is not None:
         value["ran"] = [_run(event) for event in ran]
+    if judged is not None:
+        value["guard"] = [asdict(event) for event in judged]
     if tokenizer is not None:
         value["logprobs"] = [
             _entry(token.id, token.logprob, tokenizer)

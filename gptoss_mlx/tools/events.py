@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 from gptoss_mlx.engine.events import Event
 from gptoss_mlx.engine.result import ToolCall
+from gptoss_mlx.tools.guard.verdict import GuardEvent
 from gptoss_mlx.tools.tool import Outcome
 
 
@@ -25,4 +26,11 @@ class OutcomeEvent:
     outcome: Outcome
 
 
-AgentEvent: TypeAlias = Event | CallEvent | OutcomeEvent
+@dataclass(frozen=True)
+class HeldEvent:
+    """Progress of a turn that is held back until a guard has judged it: so many tokens so far."""
+
+    tokens: int
+
+
+AgentEvent: TypeAlias = Event | CallEvent | OutcomeEvent | GuardEvent | HeldEvent

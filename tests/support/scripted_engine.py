@@ -11,6 +11,7 @@ chat where COMMAND=chat, and SCRIPT is a JSON list of steps:
     "stuck"                     load for ever
     "lingering"                 load for ever, and clean up for ever
     ["finish", reason, limit]   instead of stop, the limit if there is one
+    "turn"                      what follows is for the next stream; after the last, it begins again
 """
 
 from __future__ import annotations
@@ -79,10 +80,12 @@ class ScriptedEngine:
         return self
 
     def stream(self, prompt: Any, *, cancel: Callable[[], bool], **options: Any) -> Iterator[Event]:
+        turns = _turns(self.script)
+        turn = turns[len(self.asked) % len(turns)]
         self.asked.append((prompt, options))
         reason: Any = "stop"
         limit: Any = None
-        for step in self.script:
+        for step in turn:
             if isinstance(step, Exception):
                 raise step
             if step == "wait":
@@ -103,6 +106,16 @@ class ScriptedEngine:
             elif step[0] != "load" and step not in ("load key", "stuck", "lingering"):
                 yield from message(*step)
         yield FinishEvent(reason, 10, 20, 1234, TIMINGS, limit)
+
+
+def _turns(script: Sequence[Any]) -> list[list[Any]]:
+    turns: list[list[Any]] = [[]]
+    for step in script:
+        if step == "turn":
+            turns.append([])
+        else:
+            turns[-1].append(step)
+    return turns
 
 
 def message(channel: str | None, recipient: str | None, text: str) -> Iterator[TokenEvent]:

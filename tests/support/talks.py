@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gptoss_mlx.cli.asked_tools import AskedTools
 from gptoss_mlx.cli.chat.archive import Archive
 from gptoss_mlx.cli.chat.conversation import Talk
+from gptoss_mlx.cli.chat.toolbox import Toolbox
 from gptoss_mlx.cli.chat.transcript import Transcript
 from gptoss_mlx.cli.chat.view import PlainView
 from gptoss_mlx.cli.terminal import Output
+from gptoss_mlx.tools.approval import Rule
+from gptoss_mlx.tools.guard.guard import Guard
 from tests.support.scripted_model import AGAIN, ANALYSIS, FINAL, Scripted
 
 
@@ -21,19 +26,32 @@ def answer(text: str, reasoning: str = "") -> str:
 
 
 class Talking:
-    """talk: the conversation; out, err: what it wrote."""
+    """talk: the conversation; out, err: what it wrote.
 
-    def __init__(self, folder: Path, *replies: str, context: int = 4096, **options: Any) -> None:
+    rules, opened: of its tools. guard: judges it.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *replies: str,
+        context: int = 4096,
+        rules: Mapping[str, Rule] | None = None,
+        opened: Any = None,
+        guard: Guard | None = None,
+        **options: Any,
+    ) -> None:
         self.scripted = Scripted(*replies, context=context)
         self.scripted.engine.name = "scripted"
         self.out, self.err = io.StringIO(), io.StringIO()
-        out = Output(self.out)
+        out, err = Output(self.out), Output(self.err)
         self.talk = Talk(
             self.scripted.engine,
             options.pop("transcript", Transcript()),
-            new_view=lambda: PlainView(out),
+            new_view=lambda: PlainView(out, err, runs=bool(rules)),
             out=out,
-            err=Output(self.err),
+            err=err,
+            tools=Toolbox(self.scripted.engine, AskedTools(rules or {}), opened, guard),
             archive=Archive(folder / "conversations"),
             **options,
         )

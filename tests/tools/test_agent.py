@@ -182,7 +182,7 @@ def test_a_call_that_is_interrupted_has_a_result_that_says_so(where: str) -> Non
         with pytest.raises(KeyboardInterrupt):
             next(events)
     else:
-        events.close()  # type: ignore[attr-defined]
+        events.close()
     asked, result = running.messages[-2:]
     assert asked["tool_calls"]
     assert result["content"] == "The call was interrupted."

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from gptoss_mlx.cli.asked_guard import guard_options, take_guard
+from gptoss_mlx.cli.asked_tools import take_tools, tool_options
 from gptoss_mlx.cli.exits import Command, interrupted_anew
 from gptoss_mlx.cli.opening import open_with_bar, take_settings
 from gptoss_mlx.cli.options import (
@@ -58,6 +60,8 @@ def _answer_options(command: Any) -> Any:
 @backend_options
 @loading_options
 @_answer_options
+@tool_options
+@guard_options
 @click.option(
     "--resume",
     metavar="[NAME]",
@@ -85,10 +89,12 @@ def main(
     A slash begins a command; /help lists them. Through a pipe each line is a message, and the
     answers alone go to stdout; such a conversation is saved with --session or --resume only.
     """
-    settings = take_settings(given)
+    settings, box, asked_guard = take_settings(given), take_tools(given), take_guard(given)
     asked = _checked(given)
     if resume is not None and session is not None:
         raise click.UsageError("give --resume or --session, not both")
+    if box.asks and quiet:
+        raise click.UsageError("=ask shows calls, not beside --quiet")
     from gptoss_mlx.cli.chat.archive import Archive
     from gptoss_mlx.files.paths import data_folder
 
@@ -104,13 +110,22 @@ def main(
     typed = sys.stdin is not None and sys.stdin.isatty() and (out.terminal or err.terminal)
     with ExitStack() as stack:
         echo = stack.enter_context(_echo()) if typed else None
-        engine = stack.enter_context(_loaded(model, settings, err.terminal and not quiet, echo))
+        bars = err.terminal and not quiet
+        with _busy(echo):
+            opened = stack.enter_context(
+                box.open(bar_shown=bars, after=BAR_AFTER, note=_noting(err, quiet))
+            )
+            engine = stack.enter_context(_loaded(model, settings, bars))
+            guard = stack.enter_context(
+                asked_guard.open(engine, settings, bar_shown=bars, after=BAR_AFTER)
+            )
         from gptoss_mlx.cli.chat.conversation import Talk
+        from gptoss_mlx.cli.chat.toolbox import Toolbox
 
         talk = Talk(
             engine,
             transcript,
-            new_view=_views(out, typed, quiet),
+            new_view=_views(out, err if typed and not quiet else None, typed, quiet, bool(box)),
             out=out,
             err=err,
             archive=archive,
@@ -120,6 +135,7 @@ def main(
             bar_after=BAR_AFTER,
             third=end_at_once if echo is None else echo.end_at_once,
             edit=partial(_edited, echo),
+            tools=Toolbox(engine, box, opened, guard),
         )
         _talk(talk, echo, no_save=no_save, debug=debug)
 
@@ -168,30 +184,41 @@ def _echo() -> Echo:
     return Echo(sys.stdin.fileno())
 
 
-def _loaded(model: str, settings: dict[str, Any], bar_shown: bool, echo: Echo | None) -> Engine:
-    """The engine. Keys pressed meanwhile go to the first prompt. Raises MessageError for a model
-    that speaks no Harmony."""
+@contextmanager
+def _busy(echo: Echo | None) -> Iterator[None]:
+    """For work before the first prompt, to which keys pressed meanwhile go; Ctrl-C ends it."""
     last = end_at_once if echo is None else echo.end_at_once
     with interrupted_anew(last), nullcontext() if echo is None else echo.off():
-        settings = {**settings, "parallel": 1}
-        engine = open_with_bar(model, settings, bar_shown=bar_shown, after=BAR_AFTER)
+        yield
+
+
+def _noting(err: Output, quiet: bool) -> Callable[[str], None]:
+    return lambda text: None if quiet else err.write(f"note: {harmless(text)}\n")
+
+
+def _loaded(model: str, settings: dict[str, Any], bar_shown: bool) -> Engine:
+    """The engine. Raises MessageError for a model that speaks no Harmony."""
+    settings = {**settings, "parallel": 1}
+    engine = open_with_bar(model, settings, bar_shown=bar_shown, after=BAR_AFTER)
     if engine.tokenizer.harmony is None:
         engine.close()
         raise MessageError(f"{model}: speaks no Harmony; generate --raw continues a text")
     return engine
 
 
-def _views(out: Output, typed: bool, quiet: bool) -> Callable[[], View]:
+def _views(
+    out: Output, aside: Output | None, typed: bool, quiet: bool, runs: bool
+) -> Callable[[], View]:
     from gptoss_mlx.cli.chat.view import PlainView, TerminalView
 
     if not (typed and out.terminal and os.environ.get("TERM") != "dumb"):
-        return lambda: PlainView(out)
+        return lambda: PlainView(out, aside, runs=runs)
     from rich.console import Console
 
     from gptoss_mlx.cli.chat.markdown import Painter
 
     painter = Painter(Console(file=sys.stdout))
-    return lambda: TerminalView(sys.stdout, painter, quiet=quiet)
+    return lambda: TerminalView(sys.stdout, painter, quiet=quiet, runs=runs)
 
 
 def _talk(talk: Talk, echo: Echo | None, *, no_save: bool, debug: bool) -> None:
@@ -224,9 +251,12 @@ def _by_keyboard(talk: Talk, echo: Echo, *, no_save: bool, debug: bool) -> None:
     if not no_save:
         history = TypedHistory(talk.archive.folder.parent / "typed.jsonl")
     with create_app_session(output=create_output(always_prefer_tty=True)):
+        keyboard = Keyboard(talk, history)
+        if not talk.quiet:
+            talk.tools.choose = keyboard.choose
         greet(talk)
         show_last_turn(talk, talk.new_view())
-        converse(talk, Keyboard(talk, history), echo, debug)
+        converse(talk, keyboard, echo, debug)
     if talk.saved is not None and talk.saved.digest is not None:
         talk.note(f"saved; gptoss-mlx chat --resume {talk.saved.name} goes on")
 

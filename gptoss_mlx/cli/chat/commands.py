@@ -13,6 +13,7 @@ from types import MappingProxyType
 
 from gptoss_mlx.cli.chat.archive import Archive, Saved
 from gptoss_mlx.cli.chat.conversation import Talk
+from gptoss_mlx.cli.chat.toolbox import RULES
 from gptoss_mlx.cli.chat.transcript import NUMBERS, Transcript, plain_text
 from gptoss_mlx.cli.chat.view import counted
 from gptoss_mlx.cli.options import EFFORTS
@@ -222,6 +223,16 @@ def _file(talk: Talk, argument: str) -> None:
     talk.say(f"{path.name}, {counted(len(data), 'byte')}, goes with the next message")
 
 
+def _tools(talk: Talk, argument: str) -> None:
+    tools = talk.tools
+    if not tools:
+        raise MessageError("there are no tools: gptoss-mlx chat --tool python gives one")
+    if argument:
+        name, _, rule = argument.partition(" ")
+        tools.change(name, rule.strip())
+    talk.say(tools.listing())
+
+
 def _context(talk: Talk, argument: str) -> None:
     most, used = talk.engine.context, talk.used
     rows = [*talk.parts().items(), ("used", used), ("free", max(0, most - used)), ("context", most)]
@@ -311,6 +322,12 @@ COMMANDS: Mapping[str, SlashCommand] = MappingProxyType(
         "undo": SlashCommand("/undo", "take the last message and its answer back", _undo),
         "edit": SlashCommand("/edit", "change the last message in $EDITOR", _edit),
         "file": SlashCommand("/file PATH", "add a text file to the next message", _file),
+        "tools": SlashCommand(
+            "/tools [NAME allow|ask|deny]",
+            "list the tools, or say which calls are run",
+            _tools,
+            lambda talk: [f"{name} {rule}" for name in talk.tools.rules for rule in RULES],
+        ),
         "copy": SlashCommand("/copy", "copy the last answer into the clipboard", _copy),
         "context": SlashCommand("/context", "what takes the context", _context),
         "stats": SlashCommand("/stats", "counts and times of the last answer", _stats),

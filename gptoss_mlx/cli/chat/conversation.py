@@ -7,23 +7,27 @@ and everything is as before, with the message given back as a draft.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from gptoss_mlx.cli.asked_guard import described
 from gptoss_mlx.cli.chat.archive import Archive, Saved
-from gptoss_mlx.cli.chat.transcript import Transcript, plain_text
+from gptoss_mlx.cli.chat.toolbox import Toolbox
+from gptoss_mlx.cli.chat.transcript import Said, Transcript, plain_text
 from gptoss_mlx.cli.chat.view import View, counted
 from gptoss_mlx.cli.exits import Handler, interruptible
 from gptoss_mlx.cli.terminal import Bar, Output, harmless
-from gptoss_mlx.engine.events import Event, FinishEvent, PrefillEvent, Timings
+from gptoss_mlx.engine.events import Event, FinishEvent, PrefillEvent, Timings, TokenEvent
 from gptoss_mlx.engine.result import collect
 from gptoss_mlx.errors import ContextError, SessionError
 from gptoss_mlx.harmony.messages import read_messages
 from gptoss_mlx.harmony.render import drop_reasoning, render, render_turns
 from gptoss_mlx.launch import end_at_once
+from gptoss_mlx.tools.events import AgentEvent, CallEvent, HeldEvent, OutcomeEvent
+from gptoss_mlx.tools.guard.verdict import GuardEvent
 
 if TYPE_CHECKING:
     from gptoss_mlx.engine.engine import Engine
@@ -43,7 +47,8 @@ class Talk:
     archive: where it is saved, after each turn if `saves`. saved: under which name. new_view: makes
     what shows one answer. out: where answers go; err: where everything else goes. draft: what the
     next prompt begins with. ended: whether the person has asked to leave. third: handles a third
-    Ctrl-C in one answer. edit: gives a text as a person has changed it, None for unchanged.
+    Ctrl-C in one answer. edit: gives a text as a person has changed it, None for unchanged. tools:
+    those that the model calls; by default none.
     """
 
     def __init__(
@@ -61,11 +66,14 @@ class Talk:
         bar_after: float = 1.0,
         third: Handler = end_at_once,
         edit: Callable[[str], str | None] = lambda text: None,
+        tools: Toolbox | None = None,
     ) -> None:
         self.engine, self.transcript, self.archive, self.saved = engine, transcript, archive, saved
         self.out, self.err, self.saves = out, err, saves
-        self.new_view, self._quiet, self._bar_after = new_view, quiet, bar_after
+        self.new_view, self.quiet, self._bar_after = new_view, quiet, bar_after
         self.third, self.edit = third, edit
+        self.tools = Toolbox(engine) if tools is None else tools
+        self.tools.begin(transcript.messages)
         self.draft, self.ended = "", False
         self.attached: list[tuple[str, str]] = []
         self.finish: FinishEvent | None = None
@@ -78,7 +86,7 @@ class Talk:
 
     def note(self, text: str) -> None:
         """As `say`, but not where it is to be quiet."""
-        if not self._quiet:
+        if not self.quiet:
             self.err.write(f"note: {harmless(text)}\n")
 
     def ask(self, text: str) -> None:
@@ -115,7 +123,8 @@ class Talk:
             self.save()
 
     def begin(self, transcript: Transcript, saved: Saved | None = None) -> None:
-        """Go on with another conversation."""
+        """Go on with another conversation, by fresh tools."""
+        self.tools.begin(transcript.messages)
         self.transcript, self.saved, self.finish, self.attached = transcript, saved, None, []
 
     def save(self) -> None:
@@ -144,7 +153,7 @@ class Talk:
         """What takes the context: its part -> tokens."""
         transcript, parts = self._counted
         if transcript is not self.transcript:
-            parts = _parts(self.engine, self.transcript)
+            parts = _parts(self.engine, self.transcript, self.tools.offers)
             self._counted = self.transcript, parts
         return parts
 
@@ -162,15 +171,17 @@ class Talk:
 
     def _reply(self) -> bool:
         """Stream the answer; False, if it was stopped before it began."""
-        events, finish = self._stream()
+        said, finish = self._stream()
         self.stopped = finish.reason == "cancelled"
-        result = collect([*events, finish])
-        if self.stopped and result.message["content"] == "":
-            self.note("stopped")
+        if self.stopped and said and _is_nothing(said[-1]):
+            said.pop()
+        if not said:
+            if self.stopped:
+                self.note("stopped")
             return False
         self.finish = finish
-        answered = self.transcript.with_answer(result.message)
-        self.transcript = replace(answered, model=self.engine.name)
+        messages = (*self.transcript.messages, *said)
+        self.transcript = replace(self.transcript, messages=messages, model=self.engine.name)
         if self.stopped:
             self.note("stopped")
         elif finish.reason == "length":
@@ -179,50 +190,105 @@ class Talk:
         self.save()
         return True
 
-    def _stream(self) -> tuple[list[Event], FinishEvent]:
-        """The token events and the last one, each shown as it comes.
+    def _stream(self) -> tuple[list[Said], FinishEvent]:
+        """The messages of the answer, with calls and what they gave, and the last event.
 
-        Ctrl-C ends the stream with what there is, pressed again at once.
+        Ctrl-C ends a call and the stream with what there is, pressed again at once.
         """
-        events: list[Event] = []
-        shown = self.err.terminal and not self._quiet
-        with (
-            interruptible(self.third) as pressed,
-            closing(self.new_view()) as view,
-            Bar("Reading", "tokens", shown=shown, after=self._bar_after) as reading,
-        ):
+        *before, asked = self.transcript.messages
+        events: list[Event] = []  # of the turn under way
+        begun = len(before) + 1  # messages before it
+        finish: FinishEvent | None = None
+        with interruptible(self.third) as pressed:
+
+            def cancel() -> bool:
+                return pressed() or self.out.deserted()
+
+            agent = self.tools.agent(before, {**self.transcript.asked(), "cancel": cancel})
             try:
-                stream = self.engine.stream(
-                    list(self.transcript.messages),
-                    cancel=lambda: pressed() or self.out.deserted(),
-                    **self.transcript.asked(),
-                )
-                for event in stream:
-                    if isinstance(event, PrefillEvent):
-                        reading.update(event.done, event.total)
-                        continue
-                    reading.close()
-                    if isinstance(event, FinishEvent):
-                        if self.out.deserted():
-                            raise BrokenPipeError
-                        return events, event
-                    events.append(event)
-                    view.show(event)
+                with closing(self._shown(agent.run([asked]))) as stream:
+                    for event in stream:
+                        if isinstance(event, TokenEvent):
+                            events.append(event)
+                        elif isinstance(event, FinishEvent):
+                            finish = event
+                        elif isinstance(event, OutcomeEvent):
+                            events, begun = [], len(agent.messages)
             except KeyboardInterrupt:
-                return events, FinishEvent("cancelled", 0, len(events), 0, Timings())
+                finish = FinishEvent("cancelled", 0, len(events), 0, Timings())
+                if len(agent.messages) == begun:
+                    agent.messages.append(_cut_off([*events, finish]))
             except ContextError as error:
                 hint = "/trim drops the oldest turns, /new begins again"
                 raise ContextError(f"{error}; {hint}") from error
-        raise RuntimeError("the engine's stream ended without a FinishEvent")
+        if self.out.deserted():
+            raise BrokenPipeError
+        if finish is None:
+            raise RuntimeError("the engine's stream ended without a FinishEvent")
+        return agent.messages[len(before) + 1 :], finish
+
+    def _shown(
+        self, stream: Generator[AgentEvent, None, None]
+    ) -> Generator[AgentEvent, None, None]:
+        """The events of an answer, each shown as it comes. The files that calls made are named at
+        the end, however it comes."""
+        files: list[Path] = []
+        shown = self.err.terminal and not self.quiet
+        try:
+            with (
+                closing(stream),
+                closing(self.new_view()) as view,
+                Bar("Reading", "tokens", shown=shown, after=self._bar_after) as reading,
+                closing(Bar("Writing", "tokens", shown=shown, after=self._bar_after)) as writing,
+            ):
+                for event in stream:
+                    if isinstance(event, PrefillEvent):
+                        reading.open()
+                        reading.update(event.done, event.total)
+                        continue
+                    reading.close()
+                    if isinstance(event, HeldEvent):
+                        writing.open()
+                        writing.update(event.tokens, None)
+                        continue
+                    writing.close()
+                    if isinstance(event, TokenEvent):
+                        view.show(event)
+                    elif isinstance(event, CallEvent):
+                        view.close()
+                    elif isinstance(event, OutcomeEvent):
+                        view.tell(event.outcome)
+                        files += event.outcome.files
+                    elif isinstance(event, GuardEvent) and event.label != "pass":
+                        self.note(described(event))
+                    yield event
+        finally:
+            for file in files:
+                self.note(f"python wrote {file}")
 
 
-def _parts(engine: Engine, transcript: Transcript) -> dict[str, int]:
+def _cut_off(events: Sequence[Event]) -> Said:
+    """The message that was being written, without calls."""
+    message = collect(events).message
+    message.pop("tool_calls", None)
+    return message
+
+
+def _is_nothing(message: Said) -> bool:
+    """Whether an assistant's message says nothing."""
+    empty = message.get("content") in (None, "")
+    return message["role"] == "assistant" and empty and not message.get("reasoning")
+
+
+def _parts(
+    engine: Engine, transcript: Transcript, offers: Sequence[Mapping[str, Any]]
+) -> dict[str, int]:
     encoding = engine.tokenizer.harmony
     assert encoding is not None  # checked before the conversation begins
     system, effort = transcript.system, transcript.reasoning or "medium"
     _, turns = read_messages(transcript.messages, system)
     kept = drop_reasoning(turns, open=True)
-    head = len(render(encoding, (), system=system, reasoning=effort))
+    head = len(render(encoding, (), system=system, reasoning=effort, tools=offers))
     asked = render_turns(encoding, [turn for turn in kept if turn.role == "user"])
     rest = render_turns(encoding, [turn for turn in kept if turn.role != "user"])
     return {"instructions": head, "your messages": len(asked), "answers": len(rest)}

@@ -73,13 +73,17 @@ def show_last_turn(talk: Talk, view: View) -> None:
     for message in rest:
         if message["role"] == "assistant" and (text := plain_text(message)):
             view.show(TokenEvent(None, text, "final"))
-    view.close()
+            view.close()
     talk.err.write("\n")
 
 
 def greet(talk: Talk) -> None:
     name = talk.engine.name
     talk.note(f"{name}, a context of {counted(talk.engine.context, 'token')}; /help lists commands")
+    if talk.tools:
+        rules = talk.tools.rules.items()
+        named = [name if rule == "allow" else f"{name} ({rule})" for name, rule in rules]
+        talk.note(f"tools: {', '.join(named)}")
 
 
 def _lines() -> Iterator[str]:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 from prompt_toolkit import PromptSession
+from prompt_toolkit.application import get_app_session
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
 from prompt_toolkit.document import Document
 from prompt_toolkit.filters import Condition, completion_is_selected, has_completions
 from prompt_toolkit.formatted_text import AnyFormattedText
-from prompt_toolkit.history import History
+from prompt_toolkit.history import DummyHistory, History
+from prompt_toolkit.input.typeahead import get_typeahead, store_typeahead
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.keys import Keys
 from prompt_toolkit.styles import Style
 
 from gptoss_mlx.cli.chat.commands import COMMANDS
@@ -22,6 +27,7 @@ AGAIN = 1.0
 
 _LOOKS = Style.from_dict({"bottom-toolbar": "noreverse fg:ansibrightblack", "mark": "bold"})
 _PATHS = ("file", "export")
+_INTERRUPT = "\x03"
 
 
 class Keyboard:
@@ -58,6 +64,29 @@ class Keyboard:
         except EOFError:
             return None
         return text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+
+    def choose(self, question: str, keys: str) -> str:
+        """The one of these keys that is pressed; "" where the terminal is closed, or at Ctrl-C,
+        which then stops the answer too.
+
+        What was typed before the question could be read does not answer it, and goes to the next
+        prompt.
+        """
+        input = get_app_session().input
+        typed = get_typeahead(input)
+        while pressed := [*input.read_keys(), *input.flush_keys()]:
+            typed += pressed
+        asked: PromptSession[str] = PromptSession(
+            question, history=DummyHistory(), key_bindings=_choices(keys), style=_LOOKS
+        )
+        key = ""
+        with suppress(EOFError):
+            key = asked.prompt()
+        store_typeahead(input, [*typed, *get_typeahead(input)])
+        if key == _INTERRUPT:
+            signal.raise_signal(signal.SIGINT)
+            return ""
+        return key
 
     def _begins_command(self) -> bool:
         return self._session.default_buffer.text.startswith("/")
@@ -107,6 +136,32 @@ class Keyboard:
             event.current_buffer.reset()
 
         return keys
+
+
+def _choices(keys: str) -> KeyBindings:
+    """Bindings that end a prompt with one of these keys, or with Ctrl-C; no other does anything."""
+    bindings = KeyBindings()
+
+    @bindings.add("enter")
+    @bindings.add("c-j")
+    @bindings.add(Keys.BracketedPaste)
+    @bindings.add(Keys.Any)
+    def ignore(event: KeyPressEvent) -> None:
+        pass
+
+    for key in keys:
+
+        @bindings.add(key)
+        def choose(event: KeyPressEvent, key: str = key) -> None:
+            event.current_buffer.text = key  # so that it stays to be seen
+            event.app.exit(result=key)
+
+    @bindings.add("c-c")
+    @bindings.add("<sigint>")
+    def interrupt(event: KeyPressEvent) -> None:
+        event.app.exit(result=_INTERRUPT)
+
+    return bindings
 
 
 class _Completer(Completer):

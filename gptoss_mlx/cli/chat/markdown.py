@@ -75,6 +75,16 @@ class Painter:
         """A text as it is, in lines that fit."""
         return self._lines(Text(harmless(text), style=style, overflow="fold"))
 
+    def code(self, text: str, language: str) -> list[str]:
+        """Code as it is, coloured by the syntax of a language, in lines that fit."""
+        text = harmless(text).expandtabs(4).strip("\n")
+        painted = Syntax(text, language, theme=_THEME).highlight(text)
+        painted.rstrip()
+        if painted.plain != text.rstrip():
+            return self.plain(text)
+        painted.overflow, painted.no_wrap = "fold", False
+        return self._lines(painted)
+
     def _lines(self, renderable: RenderableType) -> list[str]:
         with self._console.capture() as capture:
             self._console.print(renderable, width=self.size[0], end="")

@@ -75,6 +75,10 @@ class PythonTool:
         text = "\n".join(part for part in said if part)
         return Outcome(text or "[no output]", fetched.files, failed=outcome.failed)
 
+    def resume(self) -> None:
+        """Go on with a conversation whose interpreter has ended: the next call says so."""
+        self._was_lost = True
+
     def close(self) -> None:
         """End the interpreter and all that it started; files stay."""
         self._forget()

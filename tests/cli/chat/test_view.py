@@ -10,8 +10,9 @@ import pytest
 from rich.console import Console
 
 from gptoss_mlx.cli.chat.markdown import Painter
-from gptoss_mlx.cli.chat.view import WINDOW, TerminalView
+from gptoss_mlx.cli.chat.view import GIVEN, WINDOW, TerminalView
 from gptoss_mlx.engine.events import TokenEvent
+from gptoss_mlx.tools.tool import Outcome
 from tests.support.screen import Screen
 from tests.support.scripted_engine import message
 
@@ -27,13 +28,21 @@ class Seconds:
         return self.now
 
 
-def seen(events: Iterable[TokenEvent], quiet: bool = False, close: bool = True) -> Screen:
+def seen(
+    events: Iterable[TokenEvent | Outcome],
+    quiet: bool = False,
+    close: bool = True,
+    runs: bool = False,
+) -> Screen:
     screen = Screen(40, 12)
     console = Console(file=io.StringIO(), force_terminal=True, width=40, height=12)
     stream = cast(io.StringIO, screen)
-    view = TerminalView(stream, Painter(console), quiet=quiet, clock=Seconds())
+    view = TerminalView(stream, Painter(console), quiet=quiet, runs=runs, clock=Seconds())
     for event in events:
-        view.show(event)
+        if isinstance(event, Outcome):
+            view.tell(event)
+        else:
+            view.show(event)
     if close:
         view.close()
     return screen
@@ -67,6 +76,33 @@ def test_calls_and_preambles_are_seen() -> None:
     assert seen([*message("commentary", None, "Let me *look*."), *call]).text == [
         *("Let me look.", 'tool call: add({"a": 1})'),
     ]
+
+
+CALL = [
+    *message("analysis", "python", "for i in range(2):\n    print(i)"),
+    Outcome("\n".join(f"line {number}" for number in range(GIVEN + 5))),
+    *message("final", None, "Done."),
+]
+
+
+def test_code_is_seen_as_it_is_and_what_it_gave_is_shortened() -> None:
+    screen = seen(CALL, runs=True)
+    assert screen.text[:3] == ["python:", "for i in range(2):", "    print(i)"]
+    assert screen.text[3 : 3 + GIVEN] == [f"line {number}" for number in range(GIVEN)]
+    assert screen.text[3 + GIVEN :] == ["... 5 more lines", "", "Done."]
+
+
+def test_quiet_hides_calls_that_are_run() -> None:
+    assert seen(CALL, quiet=True, runs=True).text == ["Done."]
+
+
+def test_what_a_call_gave_steers_no_terminal_and_is_of_bounded_length() -> None:
+    screen = seen(
+        [Outcome("\x1b[31mred\n" + "w" * 10_000), *message("final", None, ".")], runs=True
+    )
+    assert screen.text[0] == "\ufffd[31mred"
+    assert sum(map(len, screen.text)) < 1100
+    assert "".join(screen.text).endswith("w ....")
 
 
 @pytest.mark.parametrize("channel", ["analysis", "final", "commentary"])

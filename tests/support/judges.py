@@ -1,0 +1,37 @@
+"""Classifiers that say what a test tells them to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from gptoss_mlx.tools.guard.guard import Fail, Guard, Label
+from gptoss_mlx.tools.guard.verdict import What
+from tests.support.scripted_model import FINAL
+
+
+class Judge:
+    """Finds a violation in every text with `bad` in it. judged: what it was asked, in order.
+
+    error: raised in place of a label.
+    """
+
+    def __init__(self, bad: str = "bad", error: Exception | None = None) -> None:
+        self.judged: list[tuple[What, str]] = []
+        self._bad, self._error = bad, error
+
+    def __call__(self, what: What, text: str, cancel: Callable[[], bool]) -> Label:
+        self.judged.append((what, text))
+        if self._error is not None:
+            raise self._error
+        return Label(self._bad in text, "R1", "It says so.")
+
+    def guard(self, fail: Fail = "closed") -> Guard:
+        return Guard(self, fail)
+
+
+def labelled(violation: Any, category: Any = None, rationale: Any = "") -> str:
+    """What a model writes as its label."""
+    value = {"violation": violation, "policy_category": category, "rationale": rationale}
+    return f"{FINAL}{json.dumps(value)}<|return|>"
