@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from gptoss_mlx.generate import main
+from gptoss_mlx.tools.python.sandbox.choice import kinds
 from tests.cli.test_generate_models import ROOT, generated, offline
 
 ASK = ("--model", "tiny", "--temperature", "0", "--quiet")
@@ -42,6 +43,21 @@ def test_reasoning_comes_before_the_answer_if_asked() -> None:
     assert value["finish_reason"] == "stop"
     assert value["reasoning"]
     assert result.stdout == f"{value['reasoning']}\n\n{value['text']}\n"
+
+
+@pytest.mark.skipif(not kinds(), reason="no sandbox can be made here")
+def test_what_is_too_large_for_it_is_computed_in_python() -> None:
+    value = generated("What is 1234 * 5678?", "--tool", "python", *ASK)
+    assert value["text"] == "1234 * 5678 = 7006652"
+    assert [ran["arguments"] for ran in value["ran"]] == ["print(1234 * 5678)"]
+
+
+def test_it_answers_from_a_document_and_cites_it(tmp_path: Path) -> None:
+    (tmp_path / "people.md").write_text("# People\n\nMaria lives in Paris.\nTom has a cat.\n")
+    (tmp_path / "places.md").write_text("# Places\n\nThe lamp is in Berlin.\n\nThe key is blue.\n")
+    value = generated("Where is the lamp?", "--tool", "browser", "--documents", str(tmp_path), *ASK)
+    assert value["text"] == "The lamp is in Berlin.【1†L4】"
+    assert [ran["name"] for ran in value["ran"]] == ["browser.search", "browser.open"]
 
 
 def test_a_tool_is_called_and_its_result_answered_from(tmp_path: Path) -> None:
