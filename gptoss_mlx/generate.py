@@ -105,7 +105,8 @@ def main(
         tokenizer = engine.tokenizer if "logprobs" in question.options else None
         ran = answer.outcomes if box else None
         out.write(as_object(model, answer.events, load_time, tokenizer, ran) + "\n")
-    note.all(f"python wrote {file}" for each in answer.outcomes for file in each.outcome.files)
+    for each in answer.outcomes:
+        note.all(f"{each.call.name} wrote {file}" for file in each.outcome.files)
     if finish.reason == "length":
         limit = _LIMITS[finish.limit or "max_tokens"]
         note(f"cut off after {finish.completion_tokens} tokens: {limit}")
@@ -124,7 +125,7 @@ def _check(question: Question, box: AskedTools, *, as_json: bool, quiet: bool) -
     if "logprobs" in question.options and not as_json:
         raise click.UsageError("log-probabilities are shown in --json only")
     if box and ("raw" in question.options or "tools" in question.options):
-        raise click.UsageError("--tool runs tools itself, beside neither --raw nor --tools")
+        raise click.UsageError("--tool runs tools itself, as --mcp does, beside neither --raw nor --tools")
     if box.asks and (as_json or quiet):
         raise click.UsageError("=ask shows calls, beside neither --json nor --quiet")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import select
 import sys
 import tempfile
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from gptoss_mlx.engine.result import ToolCall
     from gptoss_mlx.tools.browser.source import PageSource
     from gptoss_mlx.tools.events import AgentEvent
+    from gptoss_mlx.tools.mcp.config import ServerConfig
     from gptoss_mlx.tools.tool import Tool
 
 RULES = ("allow", "ask")
@@ -44,12 +46,9 @@ def agrees(call: ToolCall, cancel: Callable[[], bool]) -> bool:
 
 
 def _parse_tool(text: str) -> tuple[str, Rule]:
-    """A tool and its rule, of NAME or NAME=RULE. Raises ValueError."""
-    name, equals, rule = text.partition("=")
-    if name not in BUILTIN or (equals and rule not in RULES):
-        known = " or ".join(sorted(BUILTIN))
-        raise ValueError(f"{text[:80]!r} is not {known}, or one of them with =ask")
-    return name, "ask" if rule == "ask" else "allow"
+    """A name and its rule, of NAME or NAME=RULE."""
+    name, _, rule = text.rpartition("=")
+    return (name, "ask" if rule == "ask" else "allow") if rule in RULES and name else (text, "allow")
 
 
 _OPTIONS = (
@@ -58,7 +57,13 @@ _OPTIONS = (
         "tool_rules",
         multiple=True,
         type=Parsed("name[=ask]", _parse_tool),
-        help="Run what the model calls: python or browser. With =ask each call is asked about.",
+        help="Run what the model calls: python, browser, or a server of --mcp. With =ask each call"
+        " is asked about.",
+    ),
+    click.option(
+        "--mcp",
+        type=click.Path(path_type=Path),
+        help="JSON file of MCP servers, as Claude Desktop and VS Code have it.",
     ),
     click.option(
         "--documents",
@@ -93,7 +98,7 @@ def tool_options(command: _F) -> _F:
 class AskedTools:
     """What a person has asked for. rules: of each tool, by its name; none: the model has no tools.
 
-    documents, search: what the browser searches. files: None for a new folder.
+    documents, search: what the browser searches. files: None for a new folder. servers: of MCP.
     """
 
     rules: Mapping[str, Rule] = field(default_factory=dict)
@@ -102,6 +107,7 @@ class AskedTools:
     files: Path | None = None
     is_unsafe: bool = False
     most_calls: int = MOST_CALLS
+    servers: Sequence[ServerConfig] = ()
 
     def __bool__(self) -> bool:
         return bool(self.rules)
@@ -116,15 +122,21 @@ class AskedTools:
         self, *, bar_shown: bool, after: float, note: Callable[[str], None]
     ) -> Iterator[OpenTools]:
         """What tools need besides a model, until the block ends. A bar is shown after so many
-        seconds of reading documents. note: tells a person where files are that were made."""
+        seconds of reading documents, or of starting servers. note: tells a person where files are
+        that were made, and what has become of a server."""
         with ExitStack() as stack:
+            servers: Sequence[Tool] = ()
+            if self.servers:
+                with Bar("Starting servers", "servers", shown=bar_shown, after=after) as bar:
+                    started = self._started(bar.update, note)
+                    servers = stack.enter_context(started)
             python = stack.enter_context(self._python(note)) if "python" in self.rules else None
             source = None
             if "browser" in self.rules:
                 with Bar("Reading documents", "files", shown=bar_shown, after=after) as bar:
                     source = self._source(bar.update)
                 stack.callback(source.close)
-            yield OpenTools(python, source)
+            yield OpenTools(python, source, servers)
 
     def run(
         self,
@@ -161,6 +173,21 @@ class AskedTools:
             elif self.files is None:
                 note(f"python's files are in {folder}")
 
+    @contextmanager
+    def _started(
+        self, progress: Callable[[int, int], None], note: Callable[[str], None]
+    ) -> Iterator[Sequence[Tool]]:
+        from gptoss_mlx.tools.mcp.servers import McpServers
+
+        with closing(McpServers(self.servers, progress)) as servers:
+            try:
+                for text in servers.notes():
+                    note(text)
+                yield servers.tools
+            finally:
+                for text in servers.notes():
+                    note(text)
+
     def _source(self, progress: Callable[[int, int], None]) -> PageSource:
         from gptoss_mlx.tools.browser.documents.documents import Documents
         from gptoss_mlx.tools.browser.web.searxng import SearXNG
@@ -172,10 +199,12 @@ class AskedTools:
 
 @dataclass(frozen=True)
 class OpenTools:
-    """What was opened for the tools before there was a model. source: of the browser's pages."""
+    """What was opened for the tools before there was a model. source: of the browser's pages.
+    servers: a tool for each MCP server."""
 
     python: Tool | None = None
     source: PageSource | None = None
+    servers: Sequence[Tool] = ()
 
     def tools(self, engine: Engine) -> list[Tool]:
         """The tools of one conversation. Raises MessageError for a model without Harmony."""
@@ -187,12 +216,13 @@ class OpenTools:
             from gptoss_mlx.tools.browser.browser import BrowserTool
 
             found.append(BrowserTool(self.source, encoding))
-        return found
+        return [*found, *self.servers]
 
 
 def take_tools(given: dict[str, Any]) -> AskedTools:
-    """Take the tools' options out of a command's. Raises click.UsageError."""
-    rules = dict(given.pop("tool_rules"))
+    """Take the tools' options out of a command's. Raises click.UsageError and McpFileError."""
+    servers = _read_mcp(given.pop("mcp"))
+    rules = _rules(given.pop("tool_rules"), [server.name for server in servers])
     box = AskedTools(
         rules,
         given.pop("documents"),
@@ -200,6 +230,7 @@ def take_tools(given: dict[str, Any]) -> AskedTools:
         given.pop("files"),
         given.pop("unsafe_python"),
         given.pop("max_tool_calls"),
+        servers,
     )
     for name, option, value in (
         ("browser", "--documents", box.documents),
@@ -214,3 +245,25 @@ def take_tools(given: dict[str, Any]) -> AskedTools:
     if box.asks and not all(stream and stream.isatty() for stream in (sys.stdin, sys.stderr)):
         raise click.UsageError("=ask needs a terminal, to show calls and to answer on")
     return box
+
+
+def _read_mcp(path: Path | None) -> Sequence[ServerConfig]:
+    """Raises click.UsageError where the package is missing, and McpFileError."""
+    if path is None:
+        return ()
+    if importlib.util.find_spec("mcp") is None:
+        raise click.UsageError("--mcp needs a package: pip install 'gptoss-mlx[mcp]'")
+    from gptoss_mlx.tools.mcp.config import read_servers
+
+    return read_servers(path)
+
+
+def _rules(given: Sequence[tuple[str, Rule]], servers: Sequence[str]) -> dict[str, Rule]:
+    """The rule of each tool; servers of a file are allowed without one. Raises click.UsageError."""
+    known = [*sorted(BUILTIN), *servers]
+    for name, _ in given:
+        if name not in known:
+            text = " or ".join(known)
+            raise click.UsageError(f"--tool {name[:80]!r} is not {text}, or one of them with =ask")
+    allowed: dict[str, Rule] = {name: "allow" for name in servers}
+    return allowed | dict(given)

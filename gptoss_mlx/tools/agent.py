@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 from gptoss_mlx.engine.engine import Engine
@@ -45,8 +45,8 @@ class Agent:
         self._engine, self._options = engine, options
         self._cancel: Callable[[], bool] = options.get("cancel") or never
         self._approval, self._most = approval or Approval(), most_calls
-        self._offers = [offer for tool in tools for offer in tool.offers]
-        self._tools = _by_recipient(tools)
+        self._given = tuple(tools)
+        self._read_offers()
         self.messages: list[Message] = list(messages)
 
     def run(self, prompt: str | Sequence[Message]) -> Iterator[AgentEvent]:
@@ -85,8 +85,15 @@ class Agent:
     def _append(self, call: ToolCall, text: str) -> None:
         self.messages.append({"role": "tool", "tool_call_id": call.id, "content": text})
 
+    def _read_offers(self) -> None:
+        """What the tools offer now; a server's may change between turns."""
+        offered = [(tool, tuple(tool.offers)) for tool in self._given]
+        self._offers = [offer for _, offers in offered for offer in offers]
+        self._tools = _by_recipient(offered)
+
     def _turn(self, may_call: bool) -> Generator[Event, None, Result]:
         """One turn of the model's, which ends with an answer or with calls."""
+        self._read_offers()
         options = dict(self._options)
         if self._offers:
             options["tools"] = self._offers
@@ -111,13 +118,15 @@ class Agent:
         return tool.call(call.recipient, call.arguments, self._cancel)
 
 
-def _by_recipient(tools: Sequence[Tool]) -> dict[str, Tool]:
+def _by_recipient(
+    offered: Sequence[tuple[Tool, Sequence[Mapping[str, object]]]],
+) -> dict[str, Tool]:
     """The tool that takes each recipient's calls. Raises OptionError if two take one's."""
     taken: dict[str, Tool] = {}
-    for tool in tools:
-        offered = read_tools(tool.offers)
-        recipients = [FUNCTIONS + function.name for function in offered.functions]
-        recipients += [name for kind in offered.builtin for name in BUILTIN[kind]]
+    for tool, offers in offered:
+        read = read_tools(offers)
+        recipients = [FUNCTIONS + function.name for function in read.functions]
+        recipients += [name for kind in read.builtin for name in BUILTIN[kind]]
         for recipient in recipients:
             if recipient in taken:
                 raise OptionError(f"two tools take the calls of {shown(recipient)}")
