@@ -12,11 +12,13 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeGuard
 from urllib.parse import urlsplit
 
 from gptoss_mlx.errors import CheckpointError, McpFileError
 from gptoss_mlx.files.jsonfile import JSON_LIMIT, parse_json, shown
 from gptoss_mlx.files.regular import read_regular
+from gptoss_mlx.harmony.encoding import with_whole_characters
 from gptoss_mlx.spec.recipients import BUILTIN, FUNCTIONS
 
 CALL_SECONDS = 60.0
@@ -31,6 +33,7 @@ _KINDS = {
     "streamable_http": "url",
 }
 _UNDERSTOOD = ("type", "command", "args", "env", "cwd", "url", "headers", "timeout", "disabled")
+_OWNERS = {"args": "command", "env": "command", "cwd": "command", "headers": "url"}
 _OF_OTHERS = ("alwaysAllow", "autoApprove", "description", "dev", "gallery", "icon", "version")
 """Keys of other clients that change nothing of what is run."""
 
@@ -152,11 +155,9 @@ class _Entry:
             raise self._wrong("type", kind, "stdio, http or streamable-http")
         if isinstance(kind, str) and _KINDS[kind] != given[0]:
             raise self._wrong("type", kind, f"another, since the server has a {given[0]}")
-        for key, of in (("args", "command"), ("env", "command"), ("cwd", "command")):
-            if key in self._values and of != given[0]:
-                raise McpFileError(f"{self._where}.{key} is for a server with a {of}")
-        if "headers" in self._values and given[0] != "url":
-            raise McpFileError(f"{self._where}.headers is for a server with a url")
+        for key in self._values:
+            if (owner := _OWNERS.get(key, given[0])) != given[0]:
+                raise McpFileError(f"{self._where}.{key} is for a server with a {owner}")
         return given[0]
 
     def _stdio(self) -> StdioServer:
@@ -168,7 +169,7 @@ class _Entry:
         env = self._table("env", _as_variable)
         for name in env:
             if not name or "=" in name or "\0" in name:
-                raise self._wrong("env", name, "an object of variables' names")
+                raise McpFileError(f"{self._where}.env: {shown(name)} is no variable's name")
         cwd = self._text("cwd", self._values["cwd"]) if "cwd" in self._values else None
         if cwd is not None and not os.path.isdir(cwd):
             raise self._wrong("cwd", self._values["cwd"], "a folder that exists")
@@ -186,22 +187,21 @@ class _Entry:
             is_url = False
         if not is_url or not url.isprintable() or " " in url:
             raise self._wrong("url", self._values["url"], "an address with http:// or https://")
-        headers = self._table("headers", lambda value: value)
-        given = self._values.get("headers", {})
-        assert isinstance(given, dict)
+        headers = self._table("headers")
         for name, value in headers.items():
             if _HEADER_NAME.fullmatch(name) is None or _HEADER_VALUE.fullmatch(value) is None:
-                raise self._wrong(f"headers.{name[:80]}", given[name], "a header of printable ASCII")
+                raise McpFileError(f"{self._where}.headers: {shown(name)} is no header in ASCII")
         return HttpServer(url, headers)
 
     def _timeout(self) -> float:
         value = self._values.get("timeout", CALL_SECONDS * 1000)
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not _SHORTEST <= float(str(value)) <= _LONGEST:
+        if not _is_number(value) or not _SHORTEST <= value <= _LONGEST:
             raise self._wrong("timeout", value, f"milliseconds, {_SHORTEST} to {_LONGEST}")
-        return float(str(value)) / 1000
+        return value / 1000
 
-    def _table(self, key: str, read: Callable[[object], object]) -> dict[str, str]:
+    def _table(
+        self, key: str, read: Callable[[object], object] = lambda value: value
+    ) -> dict[str, str]:
         """An object of texts; null leaves one out."""
         value = self._values.get(key, {})
         if not isinstance(value, dict):
@@ -211,11 +211,11 @@ class _Entry:
 
     def _text(self, key: str, value: object) -> str:
         """A text with its variables replaced."""
-        if not isinstance(value, str) or not value.isascii() and not _is_whole(value):
+        if not isinstance(value, str) or with_whole_characters(value) != value:
             raise self._wrong(key, value, "a text")
         text = _VARIABLE.sub(lambda match: self._variable(key, match), value)
-        if "\0" in text or (not text and key in ("command", "url", "cwd")):
-            raise self._wrong(key, value, "a text without NUL" if text else "a text with something")
+        if "\0" in text:
+            raise self._wrong(key, value, "a text without NUL")
         return text
 
     def _variable(self, key: str, match: re.Match[str]) -> str:
@@ -240,10 +240,8 @@ class _Entry:
 
 def _as_variable(value: object) -> object:
     """VS Code takes numbers for variables as well."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return str(value) if is_number else value
+    return str(value) if _is_number(value) else value
 
 
-def _is_whole(text: str) -> bool:
-    """Whether UTF-8 has it: JSON can spell halves of characters."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -7,8 +7,10 @@ model's answer or for folders is refused, as a client that has not said that it 
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Mapping
-from typing import Any
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Any
 
 import anyio
 from mcp.client import ClientSession, IncomingMessage
@@ -32,11 +34,14 @@ from pydantic import ValidationError
 from gptoss_mlx import __version__
 from gptoss_mlx.files.jsonfile import shown
 from gptoss_mlx.tools.browser.plain import one_line
-from gptoss_mlx.tools.mcp.config import HttpServer, ServerConfig
+from gptoss_mlx.tools.mcp.config import HttpServer, ServerConfig, StdioServer
 from gptoss_mlx.tools.mcp.http import http_transport
 from gptoss_mlx.tools.mcp.lines import LastWords
 from gptoss_mlx.tools.mcp.listing import MOST_TOOLS, ServerTool, read_listing
 from gptoss_mlx.tools.mcp.stdio import ServerEndedError, stdio_transport
+
+if TYPE_CHECKING:
+    from mcp.client._transport import TransportStreams
 
 START_SECONDS = 30.0
 """The time in which a server has to answer and to list its tools."""
@@ -64,7 +69,7 @@ class Connection:
     def __init__(self, config: ServerConfig, prefix: str, start_seconds: float) -> None:
         self._config, self._prefix, self._start_seconds = config, prefix, start_seconds
         self.tools: tuple[ServerTool, ...] = ()
-        self.notes: list[str] = []
+        self.notes: deque[str] = deque()
         self._session: ClientSession | None = None
         self._dispatcher: _Dispatcher
         self._settled, self._closing, self._over = anyio.Event(), anyio.Event(), anyio.Event()
@@ -93,12 +98,9 @@ class Connection:
 
     async def _connect(self, said: LastWords) -> None:
         """Connect and stay until `close`. Raises whatever ends the connection."""
-        where = self._config.server
-        over_http = isinstance(where, HttpServer)
-        transport = http_transport(where, said) if over_http else stdio_transport(where, said)
         self._over = anyio.Event()
         try:
-            async with transport as (read, write):
+            async with _transport(self._config.server, said) as (read, write):
                 self._dispatcher = _Dispatcher(read, write)
                 async with ClientSession(
                     dispatcher=self._dispatcher, message_handler=self._hear, client_info=_US
@@ -229,6 +231,14 @@ class _Dispatcher(JSONRPCDispatcher[TransportContext]):
         return result
 
 
+def _transport(
+    server: StdioServer | HttpServer, said: LastWords
+) -> AbstractAsyncContextManager[TransportStreams]:
+    if isinstance(server, HttpServer):
+        return http_transport(server, said)
+    return stdio_transport(server, said)
+
+
 async def _greet(session: ClientSession) -> None:
     """Agree on a version: by the handshake that every server of today knows, or else by the one
     that has replaced it."""
@@ -245,13 +255,14 @@ async def _greet(session: ClientSession) -> None:
 
 def _reason(error: BaseException) -> str:
     """What went wrong, of all that a group of tasks reports."""
-    found = [error]
-    for one in found:
-        if isinstance(one, BaseExceptionGroup):
-            found += one.exceptions
-    plain = [one for one in found if not isinstance(one, BaseExceptionGroup)]
-    ended = [one for one in plain if isinstance(one, ServerEndedError)]
-    return _told((ended or plain)[0])
+    leaves = _leaves(error)
+    return _told(next((one for one in leaves if isinstance(one, ServerEndedError)), leaves[0]))
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for one in error.exceptions for leaf in _leaves(one)]
+    return [error]
 
 
 def _told(error: BaseException) -> str:

@@ -44,6 +44,7 @@ class McpServers:
         ]
         for each in self._connections:
             portal.start_task_soon(each.live)
+        self._loop.callback(self._end)
         try:
             started = [portal.start_task_soon(each.settled) for each in self._connections]
             for done, _ in enumerate(as_completed(started), 1):
@@ -54,13 +55,16 @@ class McpServers:
 
     def notes(self) -> list[str]:
         """What a person has not been told yet."""
-        found = [note for each in self._connections for note in each.notes]
+        found = []
         for each in self._connections:
-            each.notes.clear()
+            while each.notes:
+                found.append(each.notes.popleft())
         return found
 
     def close(self) -> None:
         """End the servers and all their processes, which takes some seconds at most."""
+        self._loop.close()
+
+    def _end(self) -> None:
         for each in self._connections:
             self._portal.call(each.close)
-        self._loop.close()
