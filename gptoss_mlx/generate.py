@@ -125,7 +125,9 @@ def _check(question: Question, box: AskedTools, *, as_json: bool, quiet: bool) -
     if "logprobs" in question.options and not as_json:
         raise click.UsageError("log-probabilities are shown in --json only")
     if box and ("raw" in question.options or "tools" in question.options):
-        raise click.UsageError("--tool runs tools itself, as --mcp does, beside neither --raw nor --tools")
+        raise click.UsageError(
+            "--tool runs tools itself, as --mcp does, beside neither --raw nor --tools"
+        )
     if box.asks and (as_json or quiet):
         raise click.UsageError("=ask shows calls, beside neither --json nor --quiet")
 

@@ -48,7 +48,9 @@ def agrees(call: ToolCall, cancel: Callable[[], bool]) -> bool:
 def _parse_tool(text: str) -> tuple[str, Rule]:
     """A name and its rule, of NAME or NAME=RULE."""
     name, _, rule = text.rpartition("=")
-    return (name, "ask" if rule == "ask" else "allow") if rule in RULES and name else (text, "allow")
+    return (
+        (name, "ask" if rule == "ask" else "allow") if rule in RULES and name else (text, "allow")
+    )
 
 
 _OPTIONS = (

@@ -73,7 +73,9 @@ def test_what_becomes_of_servers_is_told_and_the_others_go_on(ask: Ask) -> None:
     assert (result.exit_code, result.stdout) == (0, "Done.\n")
     before, second, after = result.stderr.splitlines()
     assert before.startswith("note: MCP server bad: it ended with status 2; it is started again")
-    assert second.startswith("note: MCP server bad: it ended with status 2; it is not started again")
+    assert second.startswith(
+        "note: MCP server bad: it ended with status 2; it is not started again"
+    )
     assert after == (
         "note: MCP server odd: it ended with status 3; it is started again; its last words: first |"
         " I cannot go on"

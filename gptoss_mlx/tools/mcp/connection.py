@@ -48,6 +48,7 @@ START_SECONDS = 30.0
 
 _LIST_SECONDS = 10.0  # of a list that has changed
 _CLOSE_SECONDS = 3.0
+_REASON_SECONDS = 2.0
 _TOLD = 300  # characters of what is said of a failure
 _FORGOTTEN = "Session terminated"  # what the HTTP transport makes of a server that has lost ours
 _US = Implementation(name="gptoss-mlx", version=__version__)
@@ -106,8 +107,7 @@ class Connection:
                     dispatcher=self._dispatcher, message_handler=self._hear, client_info=_US
                 ) as session:
                     with anyio.move_on_after(self._start_seconds) as limit:
-                        await _greet(session)
-                        self.tools = await self._list(session)
+                        await self._begin(session)
                     if limit.cancelled_caught:
                         seconds = f"{self._start_seconds:g} s"
                         raise ServerEndedError(f"it did not answer within {seconds}")
@@ -118,6 +118,15 @@ class Connection:
             self._session = None
             if self._settled.is_set():
                 self._settled = anyio.Event()
+
+    async def _begin(self, session: ClientSession) -> None:
+        try:
+            await _greet(session)
+            self.tools = await self._list(session)
+        except MCPError as error:
+            if error.code == CONNECTION_CLOSED:  # why, the transport is about to say
+                await anyio.sleep(_REASON_SECONDS)
+            raise
 
     async def settled(self) -> None:
         """Wait until the server is connected or given up."""
@@ -198,6 +207,7 @@ class Connection:
             return f"The server {name} gave an error: {error}"
         if isinstance(self._config.server, HttpServer):  # of a process the transport knows more
             self._over.set()
+        self._session, self._settled = None, anyio.Event()  # the next call waits for another
         then = "is not started again" if self._is_last else "is started again without what it kept"
         return f"The server {name} ended during the call, and {then}."
 

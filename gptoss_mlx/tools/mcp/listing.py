@@ -92,9 +92,10 @@ def _schema(given: object) -> Mapping[str, object]:
     if kind != "object" and not (isinstance(kind, list) and "object" in kind):
         raise UnusableToolError(f"its arguments are of the type {shown(kind)}, not an object")
     try:
-        size = len(json.dumps(given))
-    except RecursionError:
-        size = SCHEMA_LIMIT + 1
-    if size > SCHEMA_LIMIT:
+        text = with_whole_characters(json.dumps(given, ensure_ascii=False))
+    except RecursionError as error:
+        raise UnusableToolError("its schema is nested too deeply") from error
+    if len(text) > SCHEMA_LIMIT:
         raise UnusableToolError(f"its schema has more than {SCHEMA_LIMIT} characters")
-    return {key: value for key, value in given.items() if value is not None} | {"type": "object"}
+    schema = {key: value for key, value in json.loads(text).items() if value is not None}
+    return {**schema, "type": "object"}

@@ -59,9 +59,9 @@ def read_result(result: CallToolResult, images: ImageFolder) -> Outcome:
             parts.append(_image(block, images, files))
         else:
             parts.append(_words(block))
-    if not any(isinstance(block, TextContent) for block in result.content):
-        if result.structured_content is not None:
-            parts.append(json.dumps(result.structured_content, ensure_ascii=False))
+    has_text = any(isinstance(block, TextContent) for block in result.content)
+    if not has_text and result.structured_content is not None:
+        parts.append(json.dumps(result.structured_content, ensure_ascii=False))
     text = cut(with_whole_characters("\n".join(parts)))
     return Outcome(text or "[no output]", tuple(files), failed=result.is_error)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Callable, Sequence
 from concurrent.futures import as_completed
 from contextlib import ExitStack
@@ -45,6 +46,7 @@ class McpServers:
         for each in self._connections:
             portal.start_task_soon(each.live)
         self._loop.callback(self._end)
+        atexit.register(self.close)  # an interpreter that ends would wait for the thread
         try:
             started = [portal.start_task_soon(each.settled) for each in self._connections]
             for done, _ in enumerate(as_completed(started), 1):
@@ -63,6 +65,7 @@ class McpServers:
 
     def close(self) -> None:
         """End the servers and all their processes, which takes some seconds at most."""
+        atexit.unregister(self.close)
         self._loop.close()
 
     def _end(self) -> None:

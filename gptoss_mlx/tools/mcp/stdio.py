@@ -54,9 +54,7 @@ class ServerEndedError(Exception):
 
 
 @asynccontextmanager
-async def stdio_transport(
-    server: StdioServer, said: LastWords
-) -> AsyncIterator[TransportStreams]:
+async def stdio_transport(server: StdioServer, said: LastWords) -> AsyncIterator[TransportStreams]:
     """Start a server; it is ended with the block. said: takes its stderr.
 
     Raises ServerEndedError as soon as it ends by itself, and OSError.
@@ -184,8 +182,9 @@ class _Process:
 
     def _is_answer(self, message: JSONRPCMessage) -> bool:
         """Whether a request waited for it; then it waits no more."""
-        is_one = isinstance(message, JSONRPCResponse | JSONRPCError)
-        return is_one and self._waiting.pop(str(message.id), None) is not None
+        if not isinstance(message, JSONRPCResponse | JSONRPCError):
+            return False
+        return self._waiting.pop(str(message.id), None) is not None
 
 
 def _messages(line: bytes) -> list[JSONRPCMessage]:

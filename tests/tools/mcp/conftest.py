@@ -60,5 +60,3 @@ def said(tool: McpTool, name: str, **arguments: Any) -> str:
 def names(tool: McpTool) -> list[str]:
     """Of the functions that a tool offers."""
     return [str(offer["function"]["name"]) for offer in tool.offers]  # type: ignore[index]
-
-

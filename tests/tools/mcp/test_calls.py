@@ -65,7 +65,7 @@ def test_images_are_files_that_a_person_sees(start: Start) -> None:
     outcome = call(server, "result", content=images)
     assert [file.read_bytes() for file in outcome.files] == [PNG, PNG]
     assert [file.name for file in outcome.files] == ["image-1.png", "image-2.bin"]
-    assert outcome.text.startswith("[an image, image/png, 8 bytes, that the user sees]\n")
+    assert outcome.text.startswith("[an image, image/png, 8 B, that the user sees]\n")
     servers.close()
     assert all(file.exists() for file in outcome.files)
 
@@ -120,7 +120,7 @@ def test_an_answer_of_100_mb_is_refused_and_the_server_goes_on(start: Start) -> 
     (server,) = start(odd()).tools
     outcome = call(server, "large")
     assert outcome.failed
-    assert "its answer has more than 16.0 MiB, the most that is read" in outcome.text
+    assert "its answer has more than 16 MiB, the most that is read" in outcome.text
     assert said(server, "echo", text_="still there") == "still there"
 
 

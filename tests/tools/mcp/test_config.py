@@ -41,8 +41,18 @@ def test_vs_code_s_and_cursor_s_forms(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("TOKEN", "secret")
     monkeypatch.chdir(tmp_path)
     http = {"type": "http", "url": "https://a.b/mcp", "headers": {"X-Key": "Bearer ${env:TOKEN}"}}
-    stdio = {"type": "stdio", "command": PYTHON, "env": {"N": 5, "GONE": None}, "cwd": "${userHome}"}
-    place = {"command": PYTHON, "args": ["${workspaceFolder}/x"], "timeout": 1500, "disabled": False}
+    stdio = {
+        "type": "stdio",
+        "command": PYTHON,
+        "env": {"N": 5, "GONE": None},
+        "cwd": "${userHome}",
+    }
+    place = {
+        "command": PYTHON,
+        "args": ["${workspaceFolder}/x"],
+        "timeout": 1500,
+        "disabled": False,
+    }
     assert read(tmp_path, {"inputs": [], "servers": {"h": http, "s": stdio, "w": place}}) == (
         ServerConfig("h", HttpServer("https://a.b/mcp", {"X-Key": "Bearer secret"})),
         ServerConfig("s", StdioServer((PYTHON,), {"N": "5"}, str(Path.home()))),
@@ -81,7 +91,9 @@ def test_a_command_is_found_where_the_server_looks_for_it(tmp_path: Path) -> Non
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
     env = {"PATH": str(program.parent)}
-    assert one(tmp_path, {"command": "program", "env": env}).server == StdioServer(("program",), env)
+    assert one(tmp_path, {"command": "program", "env": env}).server == StdioServer(
+        ("program",), env
+    )
     relative = {"command": "bin/program", "cwd": str(tmp_path)}
     assert isinstance(one(tmp_path, relative).server, StdioServer)
     with pytest.raises(McpFileError, match="command is 'program', but must be a program"):
@@ -99,7 +111,10 @@ U = {"url": "http://localhost:1/mcp"}
         ({}, "mcpServers.s has neither command nor url, but must have one of them"),
         ({**C, **U}, "mcpServers.s has both command and url"),
         ({**C, "arg": []}, "mcpServers.s.arg is not understood, only type, command, args, env"),
-        ({**C, "type": "http"}, "s.type is 'http', but must be another, since the server has a com"),
+        (
+            {**C, "type": "http"},
+            "s.type is 'http', but must be another, since the server has a com",
+        ),
         ({**U, "type": "sse"}, "s.type is 'sse', but must be http: streamable HTTP has replaced"),
         ({**U, "type": "ws"}, "s.type is 'ws', but must be stdio, http or streamable-http"),
         ({**U, "type": []}, r"s.type is \[\], but must be stdio"),
@@ -113,8 +128,14 @@ U = {"url": "http://localhost:1/mcp"}
         ({**C, "env": []}, r"s.env is \[\], but must be an object of texts"),
         ({**C, "env": {"A": True}}, "s.env.A is True, but must be a text"),
         ({**C, "env": {"A=B": "x"}}, "s.env: 'A=B' is no variable's name"),
-        ({**C, "env": {"A": "${NO_SUCH}"}}, r"s.env.A has \$\{NO_SUCH\}, but the environment has no"),
-        ({**C, "env": {"A": "${input:key}"}}, r"s.env.A is '\$\{input:key\}', but must be \$\{env:NAM"),
+        (
+            {**C, "env": {"A": "${NO_SUCH}"}},
+            r"s.env.A has \$\{NO_SUCH\}, but the environment has no",
+        ),
+        (
+            {**C, "env": {"A": "${input:key}"}},
+            r"s.env.A is '\$\{input:key\}', but must be \$\{env:NAM",
+        ),
         ({**C, "cwd": "/no/such"}, "s.cwd is '/no/such', but must be a folder that exists"),
         ({**C, "headers": {}}, "s.headers is for a server with a url"),
         ({**U, "args": []}, "s.args is for a server with a command"),
@@ -145,7 +166,10 @@ def test_a_mistake_in_a_server_is_one_line(tmp_path: Path, entry: Any, line: str
         ('{"mcpServers": {}, "servers": {}}', "has mcpServers and servers, but must have one"),
         ('{"mcpServers": []}', r"mcpServers is \[\], but must be an object of servers"),
         ('{"mcpServers": {"": {}}}', "has the name '', but a name is of 1 to 64 letters"),
-        ('{"mcpServers": {"python": {}}}', "has the name 'python', but a name .* none of browser, f"),
+        (
+            '{"mcpServers": {"python": {}}}',
+            "has the name 'python', but a name .* none of browser, f",
+        ),
         ('{"mcpServers": {"a=ask": {}}}', "has the name 'a=ask'"),
         ('{"mcpServers": {"\\u202e": {}}}', "has the name '.u202e'"),
     ],
@@ -165,7 +189,7 @@ def test_what_a_variable_stood_for_is_not_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TOKEN", "secret\n")
-    with pytest.raises(McpFileError, match="s.headers: 'a' is no header in ASCII") as caught:
+    with pytest.raises(McpFileError, match=r"s.headers: 'a' is no header in ASCII") as caught:
         one(tmp_path, {**U, "headers": {"a": "x${TOKEN}"}})
     assert "secret" not in str(caught.value)
     assert os.environ["TOKEN"] not in str(caught.value)

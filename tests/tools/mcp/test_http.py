@@ -123,12 +123,12 @@ def test_a_server_that_has_forgotten_us_is_greeted_again(start: Start) -> None:
         if scope["type"] != "lifespan":
             await app(scope, receive, send)
             return
-        async with apps[0].router.lifespan_context(apps[0]):
-            async with apps[1].router.lifespan_context(apps[1]):
-                await receive()
-                await send({"type": "lifespan.startup.complete"})
-                await receive()
-                await send({"type": "lifespan.shutdown.complete"})
+        contexts = [app.router.lifespan_context(app) for app in apps]
+        async with contexts[0], contexts[1]:
+            await receive()
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+            await send({"type": "lifespan.shutdown.complete"})
 
     with serving(both) as url:
         (server,) = start(at(f"{url}/mcp")).tools
@@ -199,7 +199,7 @@ async def broken(request: Request, id: Any) -> Response:
 @pytest.mark.parametrize(
     ("answer", "text"),
     [
-        (large_json, "its answer has more than 16.0 MiB, the most that is read"),
+        (large_json, "its answer has more than 16 MiB, the most that is read"),
         (large_event, "SSE"),
         (large_refusal, "Server returned an error response"),
         (no_json, "Failed to parse JSON response"),

@@ -61,7 +61,7 @@ UNUSABLE: dict[str, tuple[object, str]] = {
     "false": (False, "its schema is False"),
     "an array": ({"type": "array"}, "its arguments are of the type 'array', not an object"),
     "a union": ({"type": ["string", "null"]}, "its arguments are of the type ['string', 'null']"),
-    "long": ({"description": "x" * SCHEMA_LIMIT}, f"more than {SCHEMA_LIMIT} characters"),
+    "long": ({"description": "x" * SCHEMA_LIMIT}, f"its schema has more than {SCHEMA_LIMIT} characters"),
 }
 
 
@@ -165,11 +165,11 @@ def test_a_list_that_changes_is_offered_anew(start: Start) -> None:
     (server,) = start(odd()).tools
     assert "odd_echo" in names(server)
     said(server, "change")
-    assert names(server) == ["odd_hang", "odd_change"]
-    said(server, "change")
     assert names(server) == ["odd_echo", "odd_change"]
-    outcome = call(server, "hang")
-    assert (outcome.failed, outcome.text) == (True, "The server odd has no odd_hang now.")
+    said(server, "change")
+    assert names(server) == ["odd_hang", "odd_change"]
+    outcome = call(server, "echo")
+    assert (outcome.failed, outcome.text) == (True, "The server odd has no odd_echo now.")
 
 
 @pytest.mark.parametrize("pages", [[[]], [{"a": 1}]])

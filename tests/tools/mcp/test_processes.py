@@ -136,10 +136,13 @@ def test_nothing_is_left_when_the_parent_is_ended(tmp_path: Path, number: signal
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
     ) as parent:
         assert parent.stdout is not None
-        family = json.loads(parent.stdout.readline())
-        assert not are_gone(family)
-        parent.send_signal(number)
-        parent.communicate(timeout=LONG)
+        try:
+            family = json.loads(parent.stdout.readline())
+            assert not are_gone(family)
+            parent.send_signal(number)
+            parent.communicate(timeout=LONG)
+        finally:
+            parent.kill()
     until(lambda: are_gone(family if sys.platform == "linux" else family[:2]))
 
 
