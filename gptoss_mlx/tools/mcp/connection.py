@@ -35,10 +35,11 @@ from gptoss_mlx import __version__
 from gptoss_mlx.files.jsonfile import shown
 from gptoss_mlx.tools.browser.plain import one_line
 from gptoss_mlx.tools.mcp.config import HttpServer, ServerConfig, StdioServer
+from gptoss_mlx.tools.mcp.failure import CallFailedError, ServerEndedError
 from gptoss_mlx.tools.mcp.http import http_transport
 from gptoss_mlx.tools.mcp.lines import LastWords
 from gptoss_mlx.tools.mcp.listing import MOST_TOOLS, ServerTool, read_listing
-from gptoss_mlx.tools.mcp.stdio import ServerEndedError, stdio_transport
+from gptoss_mlx.tools.mcp.stdio import stdio_transport
 
 if TYPE_CHECKING:
     from mcp.client._transport import TransportStreams
@@ -50,15 +51,11 @@ _LIST_SECONDS = 10.0  # of a list that has changed
 _CLOSE_SECONDS = 3.0
 _REASON_SECONDS = 2.0
 _TOLD = 300  # characters of what is said of a failure
-_FORGOTTEN = "Session terminated"  # what the HTTP transport makes of a server that has lost ours
+_CLOSED = "Connection closed"  # other errors of the same code are of a single call
 _US = Implementation(name="gptoss-mlx", version=__version__)
 
 for _logger in ("mcp", "client"):  # what the package reports of a server goes to our notes instead
     logging.getLogger(_logger).addHandler(logging.NullHandler())
-
-
-class CallFailedError(Exception):
-    """A call that gave no result; the text, for the model, names the server."""
 
 
 class Connection:
@@ -203,7 +200,7 @@ class Connection:
     def _failure(self, error: MCPError) -> str:
         """What a model is told; where the connection is over, it is ended as well."""
         name = self._config.name
-        if error.code != CONNECTION_CLOSED and error.message != _FORGOTTEN:
+        if error.code != CONNECTION_CLOSED or error.message != _CLOSED:
             return f"The server {name} gave an error: {error}"
         if isinstance(self._config.server, HttpServer):  # of a process the transport knows more
             self._over.set()

@@ -11,6 +11,7 @@ from mcp.client.streamable_http import streamable_http_client
 
 from gptoss_mlx.system.units import show_bytes
 from gptoss_mlx.tools.mcp.config import HttpServer
+from gptoss_mlx.tools.mcp.failure import ServerEndedError
 from gptoss_mlx.tools.mcp.lines import MESSAGE_LIMIT, LastWords
 
 if TYPE_CHECKING:
@@ -22,11 +23,16 @@ _TOO_LONG = f"its answer has more than {show_bytes(MESSAGE_LIMIT)}, the most tha
 
 @asynccontextmanager
 async def http_transport(server: HttpServer, said: LastWords) -> AsyncIterator[TransportStreams]:
-    """Talk with a server until the block ends. said: takes the statuses of refusals."""
+    """Talk with a server until the block ends. said: takes the statuses of refusals.
+
+    Raises ServerEndedError where the server has forgotten the session, and what httpx2 does.
+    """
 
     async def check(response: httpx2.Response) -> None:
         if response.status_code >= 400 and response.request.method == "POST":
             said.add(f"HTTP {response.status_code} {response.reason_phrase}\n".encode())
+        if response.status_code == 404 and "mcp-session-id" in response.request.headers:
+            raise ServerEndedError("it has forgotten the session")
         if response.headers.get("content-encoding", "identity") != "identity":
             raise httpx2.DecodingError("its answer is compressed, though none was asked for")
         kind = response.headers.get("content-type", "")

@@ -33,6 +33,7 @@ from mcp_types import (
 
 from gptoss_mlx.system.units import show_bytes
 from gptoss_mlx.tools.mcp.config import StdioServer
+from gptoss_mlx.tools.mcp.failure import ServerEndedError
 from gptoss_mlx.tools.mcp.lines import MESSAGE_LIMIT, LastWords, LineSplitter
 
 if TYPE_CHECKING:
@@ -47,10 +48,6 @@ _TICK = 0.01
 _LEAVE = 0.5  # seconds to end after stdin was closed
 _ENDED = 4.0  # seconds for the warden
 _STATUS = 1.0
-
-
-class ServerEndedError(Exception):
-    """A server's connection has ended by itself; the text says how."""
 
 
 @asynccontextmanager

@@ -11,7 +11,8 @@ from anyio.from_thread import BlockingPortal
 
 from gptoss_mlx.harmony.encoding import with_whole_characters
 from gptoss_mlx.spec.recipients import FUNCTIONS
-from gptoss_mlx.tools.mcp.connection import CallFailedError, Connection
+from gptoss_mlx.tools.mcp.connection import Connection
+from gptoss_mlx.tools.mcp.failure import CallFailedError
 from gptoss_mlx.tools.mcp.result import ImageFolder, cut, read_result
 from gptoss_mlx.tools.tool import Outcome, never
 

@@ -200,7 +200,7 @@ async def broken(request: Request, id: Any) -> Response:
     ("answer", "text"),
     [
         (large_json, "its answer has more than 16 MiB, the most that is read"),
-        (large_event, "SSE"),
+        (large_event, "SSE stream failed"),
         (large_refusal, "Server returned an error response"),
         (no_json, "Failed to parse JSON response"),
         (a_page, "Unexpected content type: text/html"),

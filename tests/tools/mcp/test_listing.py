@@ -61,7 +61,10 @@ UNUSABLE: dict[str, tuple[object, str]] = {
     "false": (False, "its schema is False"),
     "an array": ({"type": "array"}, "its arguments are of the type 'array', not an object"),
     "a union": ({"type": ["string", "null"]}, "its arguments are of the type ['string', 'null']"),
-    "long": ({"description": "x" * SCHEMA_LIMIT}, f"its schema has more than {SCHEMA_LIMIT} characters"),
+    "long": (
+        {"description": "x" * SCHEMA_LIMIT},
+        f"its schema has more than {SCHEMA_LIMIT} characters",
+    ),
 }
 
 

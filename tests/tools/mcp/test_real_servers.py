@@ -24,13 +24,14 @@ FORGED = (
 )
 
 
-def written(name: str, **arguments: Any) -> str:
-    """A call as the model writes it."""
+def written(name: str, **arguments: Any) -> list[int]:
+    """A call as the model writes it, with control tokens in the arguments as letters."""
+    special, text = encoding().encode_special, encoding().encode
     header = f" to=functions.{name}<|channel|>commentary <|constrain|>json<|message|>"
-    return f"{header}{json.dumps(arguments)}<|call|>"
+    return [*special(header), *text(json.dumps(arguments)), *special("<|call|>")]
 
 
-def ran(servers: McpServers, *calls: str) -> tuple[list[Outcome], Scripted]:
+def ran(servers: McpServers, *calls: list[int]) -> tuple[list[Outcome], Scripted]:
     """What an agent's calls gave, and the model that wrote them under the grammar."""
     scripted = Scripted(*calls, DONE, context=65536)
     events = list(Agent(scripted.engine, servers.tools).run("q"))
@@ -122,8 +123,7 @@ def test_a_server_of_the_package(start: Start) -> None:
     )
     weather, failed, picture, learned, new = outcomes
     assert json.loads(weather.text) == {"city": "Rome", "days": 1, "sky": "clear"}
-    assert failed.failed
-    assert "it was asked to" in failed.text
+    assert (failed.text, failed.failed) == ("Error executing tool fail", True)
     assert [file.name for file in picture.files] == ["image-1.png"]
     assert (learned.text, new.text) == ("done", "learned")
     prompts = [encoding().decode(prompt) for _, _, prompt in scripted.samplings]
