@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import socket
 import threading
@@ -192,6 +193,12 @@ async def a_page(request: Request, id: Any) -> Response:
     return Response("<html>", media_type="text/html")
 
 
+async def compressed(request: Request, id: Any) -> Response:
+    """Which a limit of bytes would not bound."""
+    headers = {"content-encoding": "gzip"}
+    return Response(gzip.compress(b"{}"), media_type="application/json", headers=headers)
+
+
 async def broken(request: Request, id: Any) -> Response:
     return Response(status_code=500)
 
@@ -204,6 +211,7 @@ async def broken(request: Request, id: Any) -> Response:
         (large_refusal, "Server returned an error response"),
         (no_json, "Failed to parse JSON response"),
         (a_page, "Unexpected content type: text/html"),
+        (compressed, "The server web ended during the call"),
         (broken, "Server returned an error response"),
     ],
 )

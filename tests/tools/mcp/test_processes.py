@@ -113,6 +113,16 @@ def test_nothing_of_a_server_is_left(start: Start) -> None:
     assert are_gone(others if sys.platform == "linux" else others[:2])
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="a signal at the parent's death is Linux's")
+def test_a_server_dies_with_its_warden(start: Start) -> None:
+    (server,) = start(odd()).tools
+    family = json.loads(said(server, "family"))
+    psutil.Process(family[0]).parent().kill()
+    until(lambda: are_gone(family[:1]))
+    for pid in family[1:]:
+        psutil.Process(pid).kill()
+
+
 PARENT = """
 import sys
 from pathlib import Path
