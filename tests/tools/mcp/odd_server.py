@@ -1,12 +1,13 @@
 """An MCP server of the standard library alone, whose tools misbehave; each is named by how.
 
-Run as a script: `odd_server.py [silent | dies | dies-first FILE | lists FILE]`.
+Run as a script: `odd_server.py [silent | stays | dies | dies-first FILE | lists FILE]`.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -161,6 +162,11 @@ def main() -> None:
     if mode == "silent":
         while sys.stdin.readline():
             pass
+    elif mode == "stays":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        serve(None)
+        while True:
+            signal.pause()
     elif mode == "dies":
         print("no such database", file=sys.stderr, flush=True)
         sys.exit(2)

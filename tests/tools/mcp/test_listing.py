@@ -86,6 +86,8 @@ def test_every_schema_that_can_be_used_is_offered_and_the_engine_takes_it(
     (server,) = servers.tools
     assert len(names(server)) == len(USABLE)
     assert servers.notes() == []
+    functions: list[Any] = [offer["function"] for offer in server.offers]
+    assert {function["parameters"]["type"] for function in functions} == {"object"}
     for offers in (server.offers, *([offer] for offer in server.offers)):
         scripted = Scripted(f"{FINAL}.<|return|>", context=65536)
         list(scripted.engine.stream("q", tools=offers, tool_choice="auto"))

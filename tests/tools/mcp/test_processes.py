@@ -100,8 +100,9 @@ def test_a_server_that_floods_stdout_is_ended(start: Start) -> None:
 
 
 def test_nothing_of_a_server_is_left(start: Start) -> None:
-    """Also not of children, be they in its process group or, on Linux, out of it."""
-    servers = start(odd(), odd(name="other"))
+    """Also not of children, be they in its process group or, on Linux, out of it; nor of a server
+    that stays when its stdin is closed and at SIGTERM."""
+    servers = start(odd(), odd("stays", name="other"))
     server, other = servers.tools
     family, others = (json.loads(said(tool, "family")) for tool in (server, other))
     call(server, "die")
@@ -136,7 +137,7 @@ servers.tools[0].call("functions.odd_hang", "{}")
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_nothing_is_left_when_the_parent_is_ended(tmp_path: Path, number: signal.Signals) -> None:
-    server = odd().server
+    server = odd("stays").server
     assert isinstance(server, StdioServer)
     entry = {"command": server.command[0], "args": server.command[1:]}
     file = tmp_path / "mcp.json"
