@@ -14,9 +14,6 @@ from click.testing import CliRunner, Result
 import gptoss_mlx
 from gptoss_mlx.generate import main
 from tests.support.scripted_model import FINAL, Scripted, encoding
-
-pytest.importorskip("mcp")
-
 from tests.tools.mcp.conftest import ODD
 
 DONE = f"{FINAL}Done.<|return|>"

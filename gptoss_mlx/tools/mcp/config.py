@@ -45,6 +45,9 @@ _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e]*")
 _SHORTEST, _LONGEST = 1000, 86_400_000  # milliseconds
 _NAME_LENGTH = 64
+_NAME = re.compile(r"[\w@/.-](?:[\w@/. -]*[\w@/.-])?")
+_TAKEN = {*BUILTIN, FUNCTIONS.rstrip(".")}  # names that rules and recipients have already
+_PLAIN_KEY = re.compile(r"[\w./@ -]{1,80}")
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ def read_servers(path: Path) -> tuple[ServerConfig, ...]:
     found = []
     for name, entry in servers.items():
         where = f"{path}: {sections[0]}"
-        if not _is_name(name):
+        if name in _TAKEN or len(name) > _NAME_LENGTH or _NAME.fullmatch(name) is None:
             raise McpFileError(
                 f"{where} has the name {shown(name)}, but a name is of 1 to {_NAME_LENGTH} letters,"
                 f" digits, spaces and -_.@/, and none of {', '.join(sorted(_TAKEN))}"
@@ -107,19 +110,6 @@ def read_servers(path: Path) -> tuple[ServerConfig, ...]:
         if (config := _Entry(f"{where}.{name}", entry).read(name)) is not None:
             found.append(config)
     return tuple(found)
-
-
-_TAKEN = {*BUILTIN, FUNCTIONS.rstrip(".")}
-_NAME = re.compile(r"[\w@/.-](?:[\w@/. -]*[\w@/.-])?")
-
-
-def _is_name(name: str) -> bool:
-    return (
-        name not in _TAKEN
-        and len(name) <= _NAME_LENGTH
-        and name.isprintable()
-        and _NAME.fullmatch(name) is not None
-    )
 
 
 class _Entry:
@@ -133,7 +123,7 @@ class _Entry:
         for key in self._values:
             if key not in _UNDERSTOOD + _OF_OTHERS:
                 known = ", ".join(_UNDERSTOOD)
-                raise McpFileError(f"{self._where}.{key} is not understood, only {known}")
+                raise McpFileError(f"{self._where}.{_key(key)} is not understood, only {known}")
         disabled = self._values.get("disabled", False)
         if not isinstance(disabled, bool):
             raise self._wrong("disabled", disabled, "true or false")
@@ -207,7 +197,7 @@ class _Entry:
         if not isinstance(value, dict):
             raise self._wrong(key, value, "an object of texts")
         kept = {name: read(inner) for name, inner in value.items() if inner is not None}
-        return {name: self._text(f"{key}.{name[:80]}", inner) for name, inner in kept.items()}
+        return {name: self._text(f"{key}.{_key(name)}", inner) for name, inner in kept.items()}
 
     def _text(self, key: str, value: object) -> str:
         """A text with its variables replaced."""
@@ -236,6 +226,11 @@ class _Entry:
 
     def _wrong(self, key: str, value: object, right: str) -> McpFileError:
         return McpFileError(f"{self._where}.{key} is {shown(value)}, but must be {right}")
+
+
+def _key(name: str) -> str:
+    """A key of the file as it can stand in a line."""
+    return name if _PLAIN_KEY.fullmatch(name) else shown(name)
 
 
 def _as_variable(value: object) -> object:

@@ -11,8 +11,6 @@ from typing import Any, Protocol
 
 import pytest
 
-pytest.importorskip("mcp")
-
 from gptoss_mlx.tools.mcp.config import ServerConfig, StdioServer
 from gptoss_mlx.tools.mcp.servers import McpServers
 from gptoss_mlx.tools.mcp.tool import McpTool

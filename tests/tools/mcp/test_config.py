@@ -108,6 +108,8 @@ U = {"url": "http://localhost:1/mcp"}
     ("entry", "line"),
     [
         (5, "mcpServers.s is 5, but must be an object"),
+        ({**C, "a\nb": 1}, r"s\.'a\\nb' is not understood"),
+        ({**C, "env": {"a\nb": []}}, r"s\.env\.'a\\nb' is \[\], but must be a text"),
         ({}, "mcpServers.s has neither command nor url, but must have one of them"),
         ({**C, **U}, "mcpServers.s has both command and url"),
         ({**C, "arg": []}, "mcpServers.s.arg is not understood, only type, command, args, env"),
