@@ -89,3 +89,7 @@ class KernelError(GptOssError):
 
 class SandboxError(GptOssError):
     """A sandbox that cannot be made here, so that a model's code is not run."""
+
+
+class McpFileError(GptOssError):
+    """A file of MCP servers that is broken, or that names a program which is not there."""

@@ -115,7 +115,8 @@ def main(
         judged = answer.judged if asked_guard else None
         out.write(as_object(model, answer.events, load_time, tokenizer, ran, judged) + "\n")
     note.all(described(event) for event in answer.judged if event.label != "pass")
-    note.all(f"python wrote {file}" for each in answer.outcomes for file in each.outcome.files)
+    for each in answer.outcomes:
+        note.all(f"{each.call.name} wrote {file}" for file in each.outcome.files)
     if finish.reason == "length":
         limit = _LIMITS[finish.limit or "max_tokens"]
         note(f"cut off after {finish.completion_tokens} tokens: {limit}")
@@ -136,7 +137,9 @@ def _check(
     if "logprobs" in question.options and not as_json:
         raise click.UsageError("log-probabilities are shown in --json only")
     if box and ("raw" in question.options or "tools" in question.options):
-        raise click.UsageError("--tool runs tools itself, beside neither --raw nor --tools")
+        raise click.UsageError(
+            "--tool runs tools itself, as --mcp does, beside neither --raw nor --tools"
+        )
     if guard and ("raw" in question.options or "tools" in question.options):
         raise click.UsageError("--guard judges messages, beside neither --raw nor --tools")
     if box.asks and (as_json or quiet):

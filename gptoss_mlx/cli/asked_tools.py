@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import select
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from gptoss_mlx.tools.browser.source import PageSource
     from gptoss_mlx.tools.events import AgentEvent
     from gptoss_mlx.tools.guard.guard import Guard
+    from gptoss_mlx.tools.mcp.config import ServerConfig
     from gptoss_mlx.tools.models.endpoint import Endpoint
     from gptoss_mlx.tools.python.sandbox.choice import Mode
     from gptoss_mlx.tools.python.tool import PythonTool
@@ -49,12 +51,11 @@ def agrees(call: ToolCall, cancel: Callable[[], bool]) -> bool:
 
 
 def _parse_tool(text: str) -> tuple[str, Rule]:
-    """A tool and its rule, of NAME or NAME=RULE. Raises ValueError."""
-    name, equals, rule = text.partition("=")
-    if name not in BUILTIN or (equals and rule not in RULES):
-        known = " or ".join(sorted(BUILTIN))
-        raise ValueError(f"{text[:80]!r} is not {known}, or one of them with =ask")
-    return name, "ask" if rule == "ask" else "allow"
+    """A name and its rule, of NAME or NAME=RULE."""
+    name, _, rule = text.rpartition("=")
+    return (
+        (name, "ask" if rule == "ask" else "allow") if rule in RULES and name else (text, "allow")
+    )
 
 
 _OPTIONS = (
@@ -63,7 +64,13 @@ _OPTIONS = (
         "tool_rules",
         multiple=True,
         type=Parsed("name[=ask]", _parse_tool),
-        help="Run what the model calls: python or browser. With =ask each call is asked about.",
+        help="Run what the model calls: python, browser, or a server of --mcp. With =ask each call"
+        " is asked about.",
+    ),
+    click.option(
+        "--mcp",
+        type=click.Path(path_type=Path),
+        help="JSON file of MCP servers, as Claude Desktop and VS Code have it.",
     ),
     click.option(
         "--documents",
@@ -105,7 +112,7 @@ class AskedTools:
     """What a person has asked for. rules: of each tool, by its name; none: the model has no tools.
 
     documents, search: what the browser searches. files: None for a new folder. models: others that
-    are asked.
+    are asked. servers: of MCP.
     """
 
     rules: Mapping[str, Rule] = field(default_factory=dict)
@@ -115,6 +122,7 @@ class AskedTools:
     is_unsafe: bool = False
     most_calls: int = MOST_CALLS
     models: Sequence[Endpoint] = ()
+    servers: Sequence[ServerConfig] = ()
 
     def __bool__(self) -> bool:
         return bool(self.rules)
@@ -129,8 +137,14 @@ class AskedTools:
         self, *, bar_shown: bool, after: float, note: Callable[[str], None]
     ) -> Iterator[OpenTools]:
         """What tools need besides a model, until the block ends. A bar is shown after so many
-        seconds of reading documents. note: tells a person where files are that were made."""
+        seconds of reading documents, or of starting servers. note: tells a person where files are
+        that were made, and what has become of a server."""
         with ExitStack() as stack:
+            servers: Sequence[Tool] = ()
+            if self.servers:
+                with Bar("Starting servers", "servers", shown=bar_shown, after=after) as bar:
+                    started = self._started(bar.update, note)
+                    servers = stack.enter_context(started)
             python = source = None
             if "python" in self.rules:
                 python = Interpreters(self.files, note, is_unsafe=self.is_unsafe)
@@ -139,7 +153,7 @@ class AskedTools:
                 with Bar("Reading documents", "files", shown=bar_shown, after=after) as bar:
                     source = self._source(bar.update)
                 stack.callback(source.close)
-            yield OpenTools(python, source, self.models)
+            yield OpenTools(python, source, self.models, servers)
 
     def run(
         self,
@@ -163,6 +177,21 @@ class AskedTools:
             engine, tools, approval=approval, most_calls=self.most_calls, guard=guard, **options
         )
         return agent.run(prompt)
+
+    @contextmanager
+    def _started(
+        self, progress: Callable[[int, int], None], note: Callable[[str], None]
+    ) -> Iterator[Sequence[Tool]]:
+        from gptoss_mlx.tools.mcp.servers import McpServers
+
+        with closing(McpServers(self.servers, progress)) as servers:
+            try:
+                for text in servers.notes():
+                    note(text)
+                yield servers.tools
+            finally:
+                for text in servers.notes():
+                    note(text)
 
     def _source(self, progress: Callable[[int, int], None]) -> PageSource:
         from gptoss_mlx.tools.browser.documents.documents import Documents
@@ -224,11 +253,13 @@ class Interpreters:
 
 @dataclass(frozen=True)
 class OpenTools:
-    """What was opened for the tools before there was a model. source: of the browser's pages."""
+    """What was opened for the tools before there was a model. source: of the browser's pages.
+    servers: a tool for each MCP server."""
 
     python: Interpreters | None = None
     source: PageSource | None = None
     models: Sequence[Endpoint] = ()
+    servers: Sequence[Tool] = ()
 
     def tools(self, engine: Engine, *, resumes: bool = False) -> list[Tool]:
         """The tools of one conversation, in place of those of the one before. resumes: whether code
@@ -247,15 +278,17 @@ class OpenTools:
             from gptoss_mlx.tools.models.tool import ModelTool
 
             found += map(ModelTool, self.models)
-        return found
+        return [*found, *self.servers]
 
 
 def take_tools(given: dict[str, Any]) -> AskedTools:
-    """Take the tools' options out of a command's. Raises click.UsageError, and OptionError for a
-    file of models that is wrong."""
-    rules = dict(given.pop("tool_rules"))
+    """Take the tools' options out of a command's. Raises click.UsageError, and OptionError or
+    McpFileError for a file that is wrong."""
+    servers = _read_mcp(given.pop("mcp"))
     models = _read_models(given.pop("ask_models"))
+    rules: dict[str, Rule] = {server.name: "allow" for server in servers}
     rules |= {f"ask_{model.name}": model.rule for model in models}
+    rules |= _known_rules(given.pop("tool_rules"), [*sorted(BUILTIN), *rules])
     box = AskedTools(
         rules,
         given.pop("documents"),
@@ -264,6 +297,7 @@ def take_tools(given: dict[str, Any]) -> AskedTools:
         given.pop("unsafe_python"),
         given.pop("max_tool_calls"),
         models,
+        servers,
     )
     for name, option, value in (
         ("browser", "--documents", box.documents),
@@ -287,3 +321,23 @@ def _read_models(file: Path | None) -> tuple[Endpoint, ...]:
     from gptoss_mlx.tools.models.endpoint import read_endpoints
 
     return read_endpoints(file, os.environ)
+
+
+def _read_mcp(path: Path | None) -> Sequence[ServerConfig]:
+    """Raises click.UsageError where the package is missing, and McpFileError."""
+    if path is None:
+        return ()
+    if importlib.util.find_spec("mcp") is None:
+        raise click.UsageError("--mcp needs a package: pip install 'gptoss-mlx[mcp]'")
+    from gptoss_mlx.tools.mcp.config import read_servers
+
+    return read_servers(path)
+
+
+def _known_rules(given: Sequence[tuple[str, Rule]], known: Sequence[str]) -> dict[str, Rule]:
+    """The rules that were given, of tools that are known. Raises click.UsageError."""
+    for name, _ in given:
+        if name not in known:
+            text = " or ".join(known)
+            raise click.UsageError(f"--tool {name[:80]!r} is not {text}, or one of them with =ask")
+    return dict(given)

@@ -207,7 +207,12 @@ class Bar:
     """
 
     def __init__(
-        self, label: str, unit: Literal["bytes", "tokens", "files"], *, shown: bool, after: float
+        self,
+        label: str,
+        unit: Literal["bytes", "tokens", "files", "servers"],
+        *,
+        shown: bool,
+        after: float,
     ) -> None:
         self._label, self._unit, self._shown, self._after = harmless(label), unit, shown, after
         self._open = False

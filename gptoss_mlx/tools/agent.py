@@ -53,8 +53,8 @@ class Agent:
         self._engine, self._options, self._guard = engine, options, guard
         self._cancel: Callable[[], bool] = options.get("cancel") or never
         self._approval, self._most = approval or Approval(), most_calls
-        self._offers = [offer for tool in tools for offer in tool.offers]
-        self._tools = by_recipient(tools)
+        self._given = tuple(tools)
+        self._read_offers()
         self.messages: list[Message] = list(messages)
 
     def run(self, prompt: str | Sequence[Message]) -> Generator[AgentEvent, None, None]:
@@ -108,8 +108,13 @@ class Agent:
     def _append(self, call: ToolCall, text: str) -> None:
         self.messages.append({"role": "tool", "tool_call_id": call.id, "content": text})
 
+    def _read_offers(self) -> None:
+        """What the tools offer now; a server's may change between turns."""
+        self._offers, self._tools = read_offers(self._given)
+
     def _turn(self, may_call: bool) -> Generator[AgentEvent, None, Result]:
         """One turn of the model's, which ends with an answer or with calls."""
+        self._read_offers()
         options = dict(self._options)
         if self._offers:
             options["tools"] = self._offers
@@ -186,18 +191,22 @@ class Agent:
         return outcome, judged
 
 
-def by_recipient(tools: Sequence[Tool]) -> dict[str, Tool]:
-    """The tool that takes each recipient's calls. Raises OptionError if two take one's."""
+def read_offers(tools: Sequence[Tool]) -> tuple[list[Mapping[str, object]], dict[str, Tool]]:
+    """What tools offer now, and the tool that takes each recipient's calls. Raises OptionError if
+    two take one's."""
+    offered: list[Mapping[str, object]] = []
     taken: dict[str, Tool] = {}
     for tool in tools:
-        offered = read_tools(tool.offers)
-        recipients = [FUNCTIONS + function.name for function in offered.functions]
-        recipients += [name for kind in offered.builtin for name in BUILTIN[kind]]
+        offers = tool.offers
+        offered += offers
+        read = read_tools(offers)
+        recipients = [FUNCTIONS + function.name for function in read.functions]
+        recipients += [name for kind in read.builtin for name in BUILTIN[kind]]
         for recipient in recipients:
             if recipient in taken:
                 raise OptionError(f"two tools take the calls of {shown(recipient)}")
             taken[recipient] = tool
-    return taken
+    return offered, taken
 
 
 def _line(judged: GuardEvent, finish: FinishEvent) -> Iterator[Event]:

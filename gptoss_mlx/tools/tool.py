@@ -35,12 +35,12 @@ class Tool(Protocol):
 
     @property
     def name(self) -> str:
-        """The recipient's first part: "python", "browser", or "functions" and a server's name."""
+        """What a rule for its calls names: "python", "browser", or an MCP server's name."""
         ...
 
     @property
     def offers(self) -> Sequence[Mapping[str, object]]:
-        """What the model is told of, as `Engine.stream` takes its tools."""
+        """What the model is told of, as `Engine.stream` takes its tools; asked before each turn."""
         ...
 
     def call(self, recipient: str, text: str, cancel: Callable[[], bool] = never) -> Outcome:

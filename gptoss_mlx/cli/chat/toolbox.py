@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from gptoss_mlx.cli.asked_tools import AskedTools, OpenTools
 from gptoss_mlx.errors import MessageError
 from gptoss_mlx.files.jsonfile import shown
-from gptoss_mlx.tools.agent import Agent, by_recipient
+from gptoss_mlx.tools.agent import Agent, read_offers
 from gptoss_mlx.tools.approval import Approval, Rule
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class Toolbox:
 
     guard: judges what comes in and goes out. choose: asks a person a question, to be answered by
     one of some keys; "" is no answer. None where there is nobody to ask. rules: by the name of a
-    tool, in this conversation. offers: what the model is told of.
+    tool, in this conversation.
     """
 
     def __init__(
@@ -40,20 +40,21 @@ class Toolbox:
         self._opened = opened or OpenTools()
         self._chosen: dict[str, Rule] = dict(self._asked.rules)
         self._tools: list[Tool] = []
-        self._by_recipient: dict[str, Tool] = {}
         self.choose: Callable[[str, str], str] | None = None
         self.rules: dict[str, Rule] = {}
-        self.offers: list[Mapping[str, object]] = []
 
     def __bool__(self) -> bool:
         return bool(self._tools)
+
+    @property
+    def offers(self) -> list[Mapping[str, object]]:
+        """What the model is told of, which may change between turns."""
+        return read_offers(self._tools)[0]
 
     def begin(self, messages: Sequence[Mapping[str, Any]]) -> None:
         """Begin a conversation, or go on with another one, by tools that know of none."""
         if self._asked:
             self._tools = self._opened.tools(self._engine, resumes=_has_run_code(messages))
-        self._by_recipient = by_recipient(self._tools)
-        self.offers = [offer for tool in self._tools for offer in tool.offers]
         names = dict.fromkeys(tool.name for tool in self._tools)
         self.rules = {name: self._chosen.get(name, "allow") for name in names}
 
@@ -82,7 +83,7 @@ class Toolbox:
     def listing(self) -> str:
         """A line for each tool: its rule, and the calls it takes."""
         calls: dict[str, list[str]] = {name: [] for name in self.rules}
-        for recipient, tool in self._by_recipient.items():
+        for recipient, tool in read_offers(self._tools)[1].items():
             calls[tool.name].append(recipient)
         return "\n".join(
             f"{name:16} {rule:6} {', '.join(calls[name])}" for name, rule in self.rules.items()
@@ -92,11 +93,11 @@ class Toolbox:
         """Whether the person, who has just seen the call, lets it run."""
         if self.choose is None:
             return False
-        tool = self._by_recipient[call.recipient].name
+        tool = read_offers(self._tools)[1].get(call.recipient)
         asked = f"Run this call of {call.name}? y: yes, n: no, a: always in this conversation "
         key = self.choose(asked, "yna")
-        if key == "a":
-            self.rules[tool] = "allow"
+        if key == "a" and tool is not None:
+            self.rules[tool.name] = "allow"
         return key in ("y", "a")
 
 

@@ -1,0 +1,101 @@
+"""What a server lists: each tool read by itself, so that one that is wrong does not spoil the rest.
+
+Names and descriptions are a server's words, which the model reads as text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from gptoss_mlx.files.jsonfile import shown
+from gptoss_mlx.harmony.encoding import with_whole_characters
+from gptoss_mlx.tools.mcp.names import function_name
+
+MOST_TOOLS = 256
+"""Of a server; each takes a place in the prompt."""
+
+DESCRIPTION_LIMIT = 4096
+"""Characters of a description; the rest is cut."""
+
+SCHEMA_LIMIT = 65536
+"""Characters of a schema, as JSON."""
+
+_NAMED = 3  # tools that are left out
+
+
+class UnusableToolError(Exception):
+    """A tool that nobody can call; the text says why."""
+
+
+@dataclass(frozen=True)
+class ServerTool:
+    """A server's tool. function: what the model calls it. schema: of its arguments, an object."""
+
+    name: str
+    function: str
+    description: str
+    schema: Mapping[str, object]
+
+    @property
+    def offer(self) -> Mapping[str, object]:
+        """The tool as `Engine.stream` takes it."""
+        described = {"description": self.description, "parameters": self.schema}
+        return {"type": "function", "function": {"name": self.function, **described}}
+
+
+def read_listing(
+    listed: Sequence[object], prefix: str
+) -> tuple[tuple[ServerTool, ...], str | None]:
+    """The tools that can be called, and a text that names the others."""
+    found: dict[str, ServerTool] = {}
+    faults: list[str] = []
+    for value in listed:
+        try:
+            tool = _tool(value, prefix)
+            if tool.function in found:
+                raise UnusableToolError("another has its name")
+            if len(found) == MOST_TOOLS:
+                raise UnusableToolError(f"the server has more than {MOST_TOOLS}")
+            found[tool.function] = tool
+        except UnusableToolError as error:
+            name = value.get("name") if isinstance(value, Mapping) else value
+            faults.append(f"{shown(name)} ({error})")
+    if not faults:
+        return tuple(found.values()), None
+    more = f" and {len(faults) - _NAMED} more" if len(faults) > _NAMED else ""
+    return tuple(found.values()), f"tools left out: {', '.join(faults[:_NAMED])}{more}"
+
+
+def _tool(value: object, prefix: str) -> ServerTool:
+    if not isinstance(value, Mapping):
+        raise UnusableToolError("it is no object")
+    name = value.get("name")
+    if not isinstance(name, str) or not name:
+        raise UnusableToolError("it has no name")
+    said = next((v for k in ("description", "title") if isinstance(v := value.get(k), str)), "")
+    said = with_whole_characters(said)
+    if len(said) > DESCRIPTION_LIMIT:
+        said = f"{said[:DESCRIPTION_LIMIT]} [cut]"
+    return ServerTool(name, function_name(prefix, name), said, _schema(value.get("inputSchema")))
+
+
+def _schema(given: object) -> Mapping[str, object]:
+    """A schema whose root is an object, as arguments are. What the renderer and the grammar make
+    of the rest is theirs: they leave open what they cannot express."""
+    if given is None or given is True:
+        return {"type": "object", "properties": {}}
+    if not isinstance(given, Mapping):
+        raise UnusableToolError(f"its schema is {shown(given)}")
+    kind = given.get("type", "object")
+    if kind != "object" and not (isinstance(kind, list) and "object" in kind):
+        raise UnusableToolError(f"its arguments are of the type {shown(kind)}, not an object")
+    try:
+        text = with_whole_characters(json.dumps(given, ensure_ascii=False))
+    except RecursionError as error:
+        raise UnusableToolError("its schema is nested too deeply") from error
+    if len(text) > SCHEMA_LIMIT:
+        raise UnusableToolError(f"its schema has more than {SCHEMA_LIMIT} characters")
+    schema = {key: value for key, value in json.loads(text).items() if value is not None}
+    return {**schema, "type": "object"}
