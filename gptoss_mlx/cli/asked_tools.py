@@ -24,8 +24,11 @@ if TYPE_CHECKING:
     from gptoss_mlx.engine.engine import Engine
     from gptoss_mlx.engine.options import Message
     from gptoss_mlx.engine.result import ToolCall
+    from gptoss_mlx.harmony.encoding import Encoding
+    from gptoss_mlx.server.toolkit import Maker, Toolkit
     from gptoss_mlx.tools.browser.source import PageSource
     from gptoss_mlx.tools.events import AgentEvent
+    from gptoss_mlx.tools.python.sandbox.choice import Mode
     from gptoss_mlx.tools.tool import Tool
 
 RULES = ("allow", "ask")
@@ -126,6 +129,33 @@ class AskedTools:
                 stack.callback(source.close)
             yield OpenTools(python, source)
 
+    @contextmanager
+    def kit(self, *, bar_shown: bool, after: float) -> Iterator[Toolkit]:
+        """What a server makes the tools of its conversations of, until the block ends. files: each
+        conversation has a folder of its own there. Raises GptOssError."""
+        from gptoss_mlx.server.toolkit import Toolkit
+
+        makers: dict[str, Maker] = {}
+        with ExitStack() as stack:
+            if "python" in self.rules:
+                makers["python"] = self._python_maker()
+            if "browser" in self.rules:
+                with Bar("Reading documents", "files", shown=bar_shown, after=after) as bar:
+                    source = self._source(bar.update)
+                stack.callback(source.close)
+                makers["browser"] = partial(_browser, source)
+            offline = self.search is None
+            yield Toolkit(makers, self.rules, self.most_calls, self.files, offline)
+
+    def _python_maker(self) -> Maker:
+        """Raises SandboxError where no sandbox can be made."""
+        from gptoss_mlx.tools.python.sandbox.choice import kinds
+        from gptoss_mlx.tools.python.tool import PythonTool
+
+        mode: Mode = "none" if self.is_unsafe else "required"
+        kinds(mode)
+        return lambda folder, encoding: PythonTool(folder, sandbox=mode)
+
     def run(
         self,
         engine: Engine,
@@ -190,8 +220,17 @@ class OpenTools:
         return found
 
 
-def take_tools(given: dict[str, Any]) -> AskedTools:
-    """Take the tools' options out of a command's. Raises click.UsageError."""
+def _browser(source: PageSource, folder: Path, encoding: Encoding) -> Tool:
+    from gptoss_mlx.tools.browser.browser import BrowserTool
+
+    return BrowserTool(source, encoding)
+
+
+def take_tools(given: dict[str, Any], *, on_terminal: bool = True) -> AskedTools:
+    """Take the tools' options out of a command's. on_terminal: whether a person is asked there.
+
+    Raises click.UsageError.
+    """
     rules = dict(given.pop("tool_rules"))
     box = AskedTools(
         rules,
@@ -211,6 +250,6 @@ def take_tools(given: dict[str, Any]) -> AskedTools:
             raise click.UsageError(f"{option} is for --tool {name}")
     if "browser" in rules and (box.documents is None) == (box.search is None):
         raise click.UsageError("--tool browser searches --documents DIR, or --search URL")
-    if box.asks and not all(stream and stream.isatty() for stream in (sys.stdin, sys.stderr)):
+    if on_terminal and box.asks and not all(stream and stream.isatty() for stream in (sys.stdin, sys.stderr)):
         raise click.UsageError("=ask needs a terminal, to show calls and to answer on")
     return box
