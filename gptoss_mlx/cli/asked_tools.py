@@ -250,6 +250,10 @@ def take_tools(given: dict[str, Any], *, on_terminal: bool = True) -> AskedTools
             raise click.UsageError(f"{option} is for --tool {name}")
     if "browser" in rules and (box.documents is None) == (box.search is None):
         raise click.UsageError("--tool browser searches --documents DIR, or --search URL")
-    if on_terminal and box.asks and not all(stream and stream.isatty() for stream in (sys.stdin, sys.stderr)):
+    if (
+        on_terminal
+        and box.asks
+        and not all(stream and stream.isatty() for stream in (sys.stdin, sys.stderr))
+    ):
         raise click.UsageError("=ask needs a terminal, to show calls and to answer on")
     return box

@@ -27,7 +27,8 @@ def read_tool_choice(choice: Any, tools: Tools) -> ToolChoice:
 
     A function is named as {"type": "function", "function": {"name": ...}} or, as the Responses API
     does, {"type": "function", "name": ...}; a builtin tool by its type alone, {"type": "python"}.
-    {"type": "allowed_tools", "mode": "auto" or "required", "tools": [...]} allows some of the tools.
+    {"type": "allowed_tools", "mode": "auto" or "required", "tools": [...]} allows some of them.
+
     Raises MessageError.
     """
     if choice is None or choice == "auto":

@@ -92,7 +92,7 @@ class App:
 
     def __init__(self, service: Service, containers: Containers | None = None) -> None:
         self.service, self.responses = service, ResponseStore()
-        self.containers = containers or Containers()
+        self.containers = Containers() if containers is None else containers
         router = Router(ROUTES, redirect_slashes=False, lifespan=self._lifespan)
         self._app: ASGIApp = Guard(router, service.policy, service.metrics, _show)
 

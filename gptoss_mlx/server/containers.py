@@ -150,7 +150,7 @@ class Containers:
             ended.set()
         if self._running:
             await asyncio.wait(set(self._running))
-        for container in self._all.values():
+        for container in list(self._all.values()):
             if container.expiry is not None:
                 container.expiry.cancel()
             await self._on_thread(container.close)
@@ -190,15 +190,17 @@ class Containers:
 
         Fewer calls than interpreters run at a time, so that one of them is idle.
         """
+        if container.is_awake:
+            return
         awake = [one for one in self._all.values() if one.is_awake]
-        if not container.is_awake and len(awake) >= self._interpreters:
-            oldest = next(one for one in awake if not one.lock.locked())
-            await self._rest(oldest)
         container.is_awake = True
+        if len(awake) >= self._interpreters:
+            await self._rest(next(one for one in awake if not one.lock.locked()))
 
     async def _rest(self, container: Container) -> None:
         container.is_awake = False
         async with container.lock:
+            container.is_awake = False  # a call may have come before
             await self._on_thread(container.close)
 
     def _keep_for_a_while(self, container: Container) -> None:

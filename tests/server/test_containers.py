@@ -96,7 +96,9 @@ def test_files_that_code_made_are_named_and_can_be_had() -> None:
         path = f"{base}/{notes[0]['file_id']}/content"
         refused = [
             served.client.get(path),
-            served.client.get(path, headers={"authorization": "Bearer secret", "host": "evil.test"}),
+            served.client.get(
+                path, headers={"authorization": "Bearer secret", "host": "evil.test"}
+            ),
         ]
     assert bodies["a b.txt"].content == "<é>".encode()
     headers = bodies["a b.txt"].headers
@@ -162,7 +164,9 @@ def test_conversations_without_tools_make_no_containers() -> None:
         assert len(served.listener.config.app.containers) == 0  # type: ignore[union-attr]
 
 
-def within(doing: Callable[[Containers, list[tuple[str, str]]], Awaitable[None]], **limits: Any) -> Any:
+def within(
+    doing: Callable[[Containers, list[tuple[str, str]]], Awaitable[None]], **limits: Any
+) -> Any:
     """Do something with containers whose tools keep a log, and close them."""
     log: list[tuple[str, str]] = []
 

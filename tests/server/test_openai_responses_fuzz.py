@@ -26,7 +26,9 @@ KINDS = ["function_call", "reasoning", "message", "item_reference", "namespace",
 KINDS += ["code_interpreter_call", "web_search_call", "code_interpreter", "web_search"]
 CUSTOM = {"type": "custom", "name": "patch", "format": {"syntax": "lark", "definition": "start:"}}
 SEALED = seal_call({"recipient": "browser.search", "arguments": "{}", "result": "<|end|>"})
-KIT = Toolkit(dict.fromkeys(("python", "browser"), lambda folder, encoding: FakePython(folder, str, [])))
+KIT = Toolkit(
+    dict.fromkeys(("python", "browser"), lambda folder, encoding: FakePython(folder, str, []))
+)
 OUTPUT = [{"type": "input_text", "text": "42"}]
 BODY: dict[str, Any] = {
     "input": [

@@ -1,4 +1,4 @@
-"""The events of scripted responses, for the page: calls of the server's tools, and what they gave."""
+"""The events of scripted responses, for the page: calls of the server's tools."""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from gptoss_mlx.server.openai.output_items import BrowserAction, Source
 from gptoss_mlx.tools.browser.arguments import FindCall, OpenCall, SearchCall, read_call
 from gptoss_mlx.tools.browser.browser import BrowserTool
@@ -12,10 +14,8 @@ from gptoss_mlx.tools.browser.source import BrowsingError
 def begun_action(recipient: str, arguments: str, browser: BrowserTool) -> BrowserAction:
     """The action of a call that is to be run; empty where the model wrote it wrongly."""
     call: SearchCall | OpenCall | FindCall | None = None
-    try:
+    with suppress(BrowsingError):  # which the model is told when the call is run
         call = read_call(recipient, arguments)
-    except BrowsingError:  # which the model is told when the call is run
-        pass
     if recipient == "browser.open":
         id = call.id if isinstance(call, OpenCall) else None
         return {"type": "open_page", "url": id if isinstance(id, str) else None}

@@ -76,8 +76,12 @@ class CallWriter(Protocol):
         """The call has given something. images: URLs of pictures; page: what the browser shows."""
         ...
 
-    def abandon(self) -> Iterator[ResponseEvent]:
+    def stop(self) -> None:
         """The call is not run, or not to its end."""
+        ...
+
+    def abandon(self) -> Iterator[ResponseEvent]:
+        """Stop, and tell of it."""
         ...
 
 
@@ -175,8 +179,11 @@ class CodeCallWriter(_Call):
         self._status = "failed" if outcome.failed else "completed"
         yield self.place.done(self.item)
 
-    def abandon(self) -> Iterator[ResponseEvent]:
+    def stop(self) -> None:
         self._status = "incomplete"
+
+    def abandon(self) -> Iterator[ResponseEvent]:
+        self.stop()
         yield self.place.done(self.item)
 
     def _outputs(self) -> list[Logs | Image]:
@@ -248,6 +255,9 @@ class SearchCallWriter(_Call):
             self._action = ended_action(self._action, page, self._with_sources)
         yield self.place.done(self.item)
 
-    def abandon(self) -> Iterator[ResponseEvent]:
+    def stop(self) -> None:
         self._status = "failed"
+
+    def abandon(self) -> Iterator[ResponseEvent]:
+        self.stop()
         yield self.place.done(self.item)

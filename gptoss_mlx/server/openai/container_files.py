@@ -38,12 +38,13 @@ async def content(request: Request) -> Response:
         file, size = opened(container.folder, name)
     except OSError:
         raise Problem(404, f"no file has the id {shown(file_id)}", param="file_id") from None
+    shown_name = quote(Path(name).name, safe="")
     return StreamingResponse(
         _pieces(file, size),
         media_type="application/octet-stream",
         headers={
             "content-length": str(size),
-            "content-disposition": f"attachment; filename*=UTF-8''{quote(Path(name).name, safe='')}",
+            "content-disposition": f"attachment; filename*=UTF-8''{shown_name}",
             "content-security-policy": "default-src 'none'; sandbox",
             "cache-control": "no-store",
         },

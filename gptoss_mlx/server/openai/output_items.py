@@ -166,12 +166,7 @@ class SearchCallItem(TypedDict):
 
 
 OutputItem: TypeAlias = (
-    ReasoningItem
-    | MessageItem
-    | FunctionCallItem
-    | CustomCallItem
-    | CodeCallItem
-    | SearchCallItem
+    ReasoningItem | MessageItem | FunctionCallItem | CustomCallItem | CodeCallItem | SearchCallItem
 )
 
 

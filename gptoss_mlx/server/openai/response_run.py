@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -257,9 +256,10 @@ class ResponseRun:
         }
         most = self.shown["max_output_tokens"]
         if most is not None:
-            change["max_tokens"] = most - sum(t.finish.completion_tokens for t in self._turns)
-            if change["max_tokens"] <= 0:
+            left = most - sum(turn.finish.completion_tokens for turn in self._turns)
+            if left <= 0:
                 return "length"
+            change["max_tokens"] = left
         self._job = await self._continue(self._job, self.kept, change)
         self._begin_turn()
         if self._is_cancelled:
@@ -288,15 +288,16 @@ class ResponseRun:
         return self._life("response.incomplete" if is_cut else "response.completed")
 
     def _abandon(self) -> None:
-        """Leave what is not over as it is."""
-        for due in list(self._due):
-            deque(self._seen(due, due.abandon()), maxlen=0)
-        writer, self._writer = self._writer, None
-        if isinstance(writer, CodeCallWriter | SearchCallWriter):
-            deque(self._seen(writer, writer.abandon()), maxlen=0)
-        elif writer is not None:
-            item = writer.item
-            self._put(len(self.kept), item, cast(JSON, item))
+        """Leave what is not over as it is, without events: nobody reads them."""
+        unfinished = [*self._due, *([] if self._writer is None else [self._writer])]
+        self._due, self._writer = [], None
+        for writer in unfinished:
+            if isinstance(writer, CodeCallWriter | SearchCallWriter):
+                writer.stop()
+                self._put(writer.place.index, writer.item, writer.kept)
+            else:
+                item = writer.item
+                self._put(len(self.kept), item, cast(JSON, item))
 
     def _fail(self, error: Exception) -> None:
         self._abandon()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import Any
 
 from gptoss_mlx.files.jsonfile import shown
 from gptoss_mlx.server.aliases import Aliases
@@ -96,14 +96,14 @@ class Toolbox:
     def later_choice(self, choice: str | JSON | None, may_call: bool) -> str | JSON | None:
         """The choice, as the engine takes it, after a call that the server has run: nothing has to
         be called any more. may_call: whether the server may run another."""
-        some = choice["tools"] if _is_allowed_tools(choice) else None
-        if may_call:
-            return None if some is None else {**choice, "mode": "auto"}
-        allowed = self.offered if some is None else some
-        functions = [tool for tool in allowed if tool["type"] == "function"]
-        if not functions:
-            return "none"
-        return {"type": "allowed_tools", "mode": "auto", "tools": functions}
+        some = None
+        if isinstance(choice, Mapping) and choice.get("type") == "allowed_tools":
+            some = choice["tools"]
+        if may_call and some is None:
+            return None
+        tools = self.offered if some is None else some
+        allowed = [tool for tool in tools if may_call or tool["type"] == "function"]
+        return {"type": "allowed_tools", "mode": "auto", "tools": allowed} if allowed else "none"
 
     def _can_choose(self, tool: Any) -> bool:
         return _is_callable(tool) or self._stand_in(tool) is not None
@@ -148,10 +148,6 @@ def _flat(tools: Sequence[JSON], namespace: str | None = None) -> Iterator[tuple
             yield from _flat([t for t in inner if isinstance(t, Mapping)], str(tool.get("name")))
         elif _is_callable(tool):
             yield _named({"namespace": namespace, **tool}), tool
-
-
-def _is_allowed_tools(choice: str | JSON | None) -> TypeGuard[JSON]:
-    return isinstance(choice, Mapping) and choice.get("type") == "allowed_tools"
 
 
 def _is_callable(tool: Any) -> bool:

@@ -40,6 +40,7 @@ const INCLUDE = [
   'reasoning.encrypted_content',
 ];
 const FILE = /\/v1\/containers\/(\w+)\/files\/(\w+)\/content$/;
+const WEB = /^https?:\/\//i;
 const PICTURE = /^data:image\/(png|jpeg|gif|webp|svg\+xml);base64,/;
 
 /**
@@ -84,8 +85,9 @@ function items(messages, index) {
   if (role === 'tool') return [{ type: 'function_call_output', call_id: callId, output: content }];
   const calls = completeCalls(message);
   if (!calls.length) return content ? [{ role, content }] : [];
+  const thoughts = [{ type: 'reasoning_text', text: reasoning }];
   const written = [
-    ...(reasoning ? [{ type: 'reasoning', content: [{ type: 'reasoning_text', text: reasoning }] }] : []),
+    ...(reasoning ? [{ type: 'reasoning', content: thoughts }] : []),
     ...(content ? [{ role, content, phase: 'commentary' }] : []),
     ...calls.map(({ id, name, arguments: text }) => ({
       type: 'function_call',
@@ -182,7 +184,8 @@ export class Growth {
       (message.files ??= []).push({ container, id, name: filename });
       return;
     }
-    const source = type === 'url_citation' ? { title: title || url, url } : { title: filename };
+    const isPage = type === 'url_citation' && WEB.test(url);
+    const source = isPage ? { title: title || url, url } : { title: filename ?? title };
     const known = (message.sources ??= []);
     if (!known.some((one) => one.title === source.title && one.url === source.url)) {
       known.push(source);
@@ -213,7 +216,7 @@ function runOf(item) {
   const { id, status } = item;
   if (item.type === 'web_search_call') {
     const found = (item.action?.sources ?? []).map((/** @type {any} */ { url }) =>
-      /^https?:/i.test(url) ? { title: url, url } : { title: String(url) },
+      WEB.test(url) ? { title: url, url } : { title: String(url) },
     );
     return { id, kind: 'browser', status, text: actionText(item.action ?? {}), found };
   }
@@ -242,11 +245,12 @@ function actionText({ type, query, url, pattern }) {
  */
 export function restoreRun(value) {
   if (!['id', 'text', 'status'].every((name) => typeof value?.[name] === 'string')) return null;
-  const { id, text, status, result } = value;
+  const { id, text, status } = value;
+  const result = typeof value.result === 'string' ? value.result : '';
   const figures = Array.isArray(value.figures) ? value.figures.filter(isFigure) : [];
   const found = Array.isArray(value.found) ? value.found.filter(isSource) : [];
   const kind = value.kind === 'browser' ? 'browser' : 'python';
-  return { id, kind, text, status, result: typeof result === 'string' ? result : '', figures, found };
+  return { id, kind, text, status, result, figures, found };
 }
 
 /** @param {any} value */
@@ -261,5 +265,5 @@ export function isFile({ container, id, name } = /** @type {any} */ ({})) {
 
 /** @param {any} value */
 export function isSource({ title, url } = /** @type {any} */ ({})) {
-  return typeof title === 'string' && (url === undefined || /^https?:\/\//i.test(url));
+  return typeof title === 'string' && (url === undefined || WEB.test(url));
 }

@@ -92,8 +92,9 @@ export class RunView {
   #showFigures({ figures = [] }) {
     const known = figures.flatMap(({ data }) => data ?? []);
     if (known.length === this.#figures.childElementCount) return;
-    const pictures = known.map((src, at) => make('img', { src, alt: `Figure ${at + 1} of the code` }));
-    this.#figures.replaceChildren(...pictures);
+    const picture = (/** @type {string} */ src, /** @type {number} */ at) =>
+      make('img', { src, alt: `Figure ${at + 1} of the code` });
+    this.#figures.replaceChildren(...known.map(picture));
   }
 }
 
@@ -102,8 +103,9 @@ export class RunView {
  * @returns {HTMLElement}
  */
 export function sourceList(sources) {
-  const entry = ({ title, url }) =>
-    make('li', {}, url ? make('a', { href: url, target: '_blank', rel: 'noopener noreferrer' }, title) : title);
+  const rel = 'noopener noreferrer';
+  const entry = (/** @type {Source} */ { title, url }) =>
+    make('li', {}, url ? make('a', { href: url, target: '_blank', rel }, title) : title);
   return make('ul', { className: 'sources' }, ...sources.map(entry));
 }
 
@@ -113,7 +115,9 @@ export function sourceList(sources) {
  * @returns {HTMLElement}
  */
 export function fileList(files, save) {
-  const entry = (/** @type {FileMade} */ file) =>
-    make('li', {}, make('button', { type: 'button', onclick: () => save(file) }, `Save ${file.name}`));
+  const entry = (/** @type {FileMade} */ file) => {
+    const properties = { type: 'button', onclick: () => save(file) };
+    return make('li', {}, make('button', properties, `Save ${file.name}`));
+  };
   return make('ul', { className: 'files' }, ...files.map(entry));
 }

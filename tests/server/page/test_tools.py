@@ -62,14 +62,15 @@ def test_tools_are_offered_where_the_server_has_them(
     assert [m["content"] for m in server.requests[1]["messages"]] == ["Hi", "Hello.", "And?"]
 
 
-def test_what_ran_is_folded_and_outlives_a_reload(
-    tooled: ChatPage, server: ScriptedServer
-) -> None:
+def test_what_ran_is_folded_and_outlives_a_reload(tooled: ChatPage, server: ScriptedServer) -> None:
     server.files = {"cfile_1": PNG, "cfile_2": SVG, "cfile_3": b"a,b\n"}
     search = {
         "type": "search",
         "query": "ferry",
-        "sources": [{"type": "url", "url": "https://example.org/a"}, {"type": "url", "url": "b.md"}],
+        "sources": [
+            {"type": "url", "url": "https://example.org/a"},
+            {"type": "url", "url": "b.md"},
+        ],
     }
     notes = [
         made("cfile_3", "data/table.csv"),
