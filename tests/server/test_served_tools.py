@@ -390,8 +390,7 @@ def test_what_cannot_be_done_is_refused_by_name(case: str) -> None:
 def test_a_server_without_tools_says_how_it_gets_them() -> None:
     with tooled(Scripted(DONE), Toolkit()) as served:
         error = served.post(PATH, {"input": "hi", "tools": [PYTHON]}).json()["error"]
-        offline = {"type": "web_search", "external_web_access": False}
-        assert ask(served, tools=[offline]).output_text == "Done."
+        assert ask(served, tools=[SEARCH, function("f")]).output_text == "Done."  # as Codex does
         assert "server_tools" not in served.client.get("/v1/models").json()["data"][0]
     assert error["code"] == "tool_not_available"
     assert "--tool python" in error["message"]

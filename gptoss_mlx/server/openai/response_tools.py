@@ -50,17 +50,17 @@ class Toolbox:
     def __init__(self, tools: Sequence[JSON] | None, kit: Toolkit | None = None) -> None:
         self.served: list[str] = []
         self.container: str | None = None
-        for tool in tools or ():
-            name = stand_in(tool, kit or Toolkit())
-            if name is not None and name not in self.served:
-                self.served.append(name)
-            if name is not None:
-                self.container = container_of(tool) or self.container
         self._named: dict[str, NamedTool] = {}
         given: dict[str, JSON] = {}  # one that is named twice counts as it was said last
         for named, tool in _flat(tools or ()):
             self._named[named.key] = named
             given[named.key] = tool
+        for tool in tools or ():
+            name = stand_in(tool, kit or Toolkit(), has_own=bool(given))
+            if name is not None and name not in self.served:
+                self.served.append(name)
+            if name is not None:
+                self.container = container_of(tool) or self.container
         self._aliases = Aliases(given)
         self.functions = [self._function(key, tool) for key, tool in given.items()]
 

@@ -31,17 +31,21 @@ _FLAGS = {
 _GIB = 1 << 30
 
 
-def stand_in(tool: JSON, kit: Toolkit) -> str | None:
+def stand_in(tool: JSON, kit: Toolkit, has_own: bool) -> str | None:
     """The server's tool that a client's tool means; None for one that is left out.
 
-    Raises Problem if the server has none, or cannot do what the tool's fields say.
+    has_own: whether the client has tools of its own beside it. Such agents ask for a search of the
+    web whether there is one or not, and get along without. Raises Problem if the server has none
+    otherwise, or cannot do what the tool's fields say.
     """
     kind = tool.get("type")
     name = STANDS_IN.get(kind) if isinstance(kind, str) else None
     if name is None:
         return None
     if name == "browser" and tool.get("external_web_access") is False and not kit.is_offline:
-        return None  # its client gets along without the web
+        return None
+    if name not in kit.makers and name == "browser" and has_own:
+        return None
     if name not in kit.makers:
         said = f"tools: this server runs no {kind}: start it with {_FLAGS[name]}"
         raise Problem(400, said, code="tool_not_available", param="tools")
