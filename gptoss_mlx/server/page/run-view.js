@@ -44,15 +44,14 @@ export class RunView {
     const line = run.kind === 'browser' ? run.text : NAMES.python;
     this.#summary.textContent = state ? `${line} · ${run.waits && !ended ? 'waits' : state}` : line;
     this.#ask(run, !ended);
-    const drawn = `${run.text.length} ${run.status}`;
+    const drawn = `${run.text.length} ${run.status} ${run.waits}`;
     if (drawn !== this.#drawn) this.#draw(run);
     this.#drawn = drawn;
     this.#showFigures(run);
   }
 
   /** @param {Run} run */
-  #draw({ kind, text, result, status, found = [] }) {
-    const over = status !== 'in_progress';
+  #draw({ kind, text, result, status, waits, found = [] }) {
     if (kind === 'browser') {
       this.#body.replaceChildren(found.length ? sourceList(found) : make('p', {}, text));
       return;
@@ -61,7 +60,7 @@ export class RunView {
       this.#code = codeBlock(text, 'python');
       this.#body.replaceChildren(this.#code);
     }
-    if (over) finishCode(this.#code);
+    if (waits || status !== 'in_progress') finishCode(this.#code);
     const properties = { className: 'result', tabIndex: 0, role: 'group', 'aria-label': 'Result' };
     if (result) this.#body.replaceChildren(this.#code, make('pre', properties, result));
   }
