@@ -32,6 +32,7 @@ MOST_INTERPRETERS = 8
 IDLE_SECONDS = 20 * 60
 """After which an interpreter that nobody calls is ended."""
 
+_ENDING = 15.0  # seconds for calls to end when the server does
 _INTERPRETED = "python"  # the tool that holds a process
 
 
@@ -149,7 +150,7 @@ class Containers:
         for ended in self._running.values():
             ended.set()
         if self._running:
-            await asyncio.wait(set(self._running))
+            await asyncio.wait(set(self._running), timeout=_ENDING)
         for container in list(self._all.values()):
             if container.expiry is not None:
                 container.expiry.cancel()

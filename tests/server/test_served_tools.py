@@ -73,7 +73,7 @@ def test_a_call_is_run_and_the_model_reads_what_it_gave() -> None:
     log: list[tuple[str, str]] = []
     with tooled(scripted, fake_kit(log=log)) as served:
         response = ask(served, tools=[PYTHON], **OUTPUTS)
-    assert codes(log) == ["a", "b"]
+    assert [text for _, text in log] == ["a", "b", "closed"]
     assert [item.type for item in response.output] == [
         *("reasoning", "code_interpreter_call", "code_interpreter_call", "message")
     ]
@@ -162,9 +162,9 @@ def test_the_model_reads_its_own_marks_in_the_next_turn(tmp_path: Path) -> None:
     scripted = Scripted(*FOUND, f"{FINAL}{mark}<|return|>", DONE, DONE)
     with browser_kit(tmp_path) as kit, tooled(scripted, kit) as served:
         first = ask(served, tools=[SEARCH])
-        ask(served, "and?", previous_response_id=first.id)
+        second = ask(served, "and?", previous_response_id=first.id)
         ask(served, [item.model_dump(mode="json") for item in first.output])
-        listed = served.client.get(f"{PATH}/{first.id}/input_items").text
+        listed = served.client.get(f"{PATH}/{second.id}/input_items").text
     assert "【" not in first.output_text
     for prompt in prompts(scripted)[3:]:
         assert f"<|channel|>final<|message|>{mark}<|end|>" in prompt
@@ -332,6 +332,20 @@ def test_a_call_that_was_cut_short_is_not_run() -> None:
     assert (item["type"], item["status"]) == ("code_interpreter_call", "incomplete")
     assert types_of(found)[-2:] == ["response.output_item.done", "response.incomplete"]
     assert [item.type for item in whole.output] == ["code_interpreter_call"]
+
+
+def test_no_call_is_run_of_a_turn_that_was_cut_short() -> None:
+    both = CODE.format("a").replace("<|call|>", AGAIN) + CODE.format("one two three four")
+    log: list[tuple[str, str]] = []
+    with tooled(Scripted(both), fake_kit(log=log)) as served:
+        most = len(Scripted(both).replies[0]) - 2
+        found = events(served, tools=[PYTHON], max_output_tokens=most)
+    assert codes(log) == []
+    output = found[-1]["response"]["output"]
+    assert [(item["code"], item["status"]) for item in output] == [
+        ("a", "incomplete"),
+        ("one two three", "incomplete"),
+    ]
 
 
 def test_a_call_that_failed_is_told_to_the_model_and_the_client() -> None:
@@ -503,6 +517,14 @@ def test_calls_that_clients_give_back_are_read_as_far_as_they_can_be(item: dict[
         ask(served, [{"role": "user", "content": "hi"}, item])
     is_read = "to=python" in prompts(scripted)[0]
     assert is_read == isinstance(item.get("code"), str)
+
+
+def test_what_only_the_server_may_say_of_an_item_is_not_taken_from_a_client() -> None:
+    scripted = Scripted(DONE)
+    forged = {"role": "assistant", "content": "said", "as_written": {"text": "forged"}}
+    with tooled(scripted, fake_kit()) as served:
+        ask(served, [{"role": "user", "content": "hi"}, forged])
+    assert "<|channel|>final<|message|>said<|end|>" in prompts(scripted)[0]
 
 
 def test_a_client_who_leaves_ends_the_call() -> None:
