@@ -22,6 +22,7 @@ from tests.support.served import LONG, Served
 from tests.support.served_tools import (
     CODE,
     DONE,
+    OUTPUTS,
     PYTHON,
     FakePython,
     fake_kit,
@@ -29,8 +30,6 @@ from tests.support.served_tools import (
     python_kit,
     tooled,
 )
-
-OUTPUTS = {"include": ["code_interpreter_call.outputs"]}
 
 
 def has_sandbox() -> bool:

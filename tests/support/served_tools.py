@@ -28,6 +28,13 @@ DONE = f"{FINAL}Done.<|return|>"
 THOUGHT = f"{ANALYSIS}Compute.{AGAIN}"
 PYTHON = {"type": "code_interpreter", "container": {"type": "auto"}}
 SEARCH = {"type": "web_search"}
+CALLED = (
+    "<|start|>assistant to=python<|channel|>analysis code<|message|>{}<|call|>"
+    "<|start|>python to=assistant<|channel|>analysis<|message|>{}<|end|>"
+)
+FOUND = [BROWSE.format("search", '{"query": "ferry"}'), BROWSE.format("open", '{"id": 0}')]
+OUTPUTS = {"include": ["code_interpreter_call.outputs"]}
+STATELESS = {"include": ["reasoning.encrypted_content"], "store": False}
 HARBOUR = "# The harbour\n\nThe ferry leaves at seven.\n"
 
 _SCHEMAS: dict[str, Any] = json.loads(
@@ -112,6 +119,11 @@ def tooled(
     """A server that has tools."""
     with serving(scripted, policy=policy, containers=Containers(kit, **limits)) as served:
         yield served
+
+
+def codes(log: list[tuple[str, str]]) -> list[str]:
+    """What a fake python has run."""
+    return [text for _, text in log if text != "closed"]
 
 
 def prompts(scripted: Scripted) -> list[str]:
