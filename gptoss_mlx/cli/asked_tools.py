@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from gptoss_mlx.engine.engine import Engine
     from gptoss_mlx.engine.options import Message
     from gptoss_mlx.engine.result import ToolCall
+    from gptoss_mlx.harmony.encoding import Encoding
+    from gptoss_mlx.server.toolkit import Maker, Toolkit
     from gptoss_mlx.tools.browser.source import PageSource
     from gptoss_mlx.tools.events import AgentEvent
     from gptoss_mlx.tools.guard.guard import Guard
@@ -64,13 +66,7 @@ _OPTIONS = (
         "tool_rules",
         multiple=True,
         type=Parsed("name[=ask]", _parse_tool),
-        help="Run what the model calls: python, browser, or a server of --mcp. With =ask each call"
-        " is asked about.",
-    ),
-    click.option(
-        "--mcp",
-        type=click.Path(path_type=Path),
-        help="JSON file of MCP servers, as Claude Desktop and VS Code have it.",
+        help="Run what the model calls: python or browser. With =ask each call is asked about.",
     ),
     click.option(
         "--documents",
@@ -85,12 +81,6 @@ _OPTIONS = (
     ),
     click.option("--unsafe-python", is_flag=True, help="Run python without a sandbox."),
     click.option(
-        "--ask-models",
-        metavar="FILE",
-        type=click.Path(path_type=Path),
-        help="JSON file of other models, at OpenAI-compatible URLs, that this one may ask.",
-    ),
-    click.option(
         "--max-tool-calls",
         type=click.IntRange(0),
         default=MOST_CALLS,
@@ -98,10 +88,31 @@ _OPTIONS = (
         help="Calls after which the model has to answer.",
     ),
 )
+_BESIDE = (
+    click.option(
+        "--mcp",
+        type=click.Path(path_type=Path),
+        help="JSON file of MCP servers, as Claude Desktop and VS Code have it.",
+    ),
+    click.option(
+        "--ask-models",
+        metavar="FILE",
+        type=click.Path(path_type=Path),
+        help="JSON file of other models, at OpenAI-compatible URLs, that this one may ask.",
+    ),
+)
+"""Of tools that a server does not have."""
 
 
 def tool_options(command: _F) -> _F:
     """Give a click command every option that `take_tools` takes."""
+    for option in reversed(_BESIDE):
+        command = option(command)
+    return server_tool_options(command)
+
+
+def server_tool_options(command: _F) -> _F:
+    """Give a click command the options of the tools that a server may have."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
@@ -154,6 +165,33 @@ class AskedTools:
                     source = self._source(bar.update)
                 stack.callback(source.close)
             yield OpenTools(python, source, self.models, servers)
+
+    @contextmanager
+    def kit(self, *, bar_shown: bool, after: float) -> Iterator[Toolkit]:
+        """What a server makes the tools of its conversations of, until the block ends. files: each
+        conversation has a folder of its own there. Raises GptOssError."""
+        from gptoss_mlx.server.toolkit import Toolkit
+
+        makers: dict[str, Maker] = {}
+        with ExitStack() as stack:
+            if "python" in self.rules:
+                makers["python"] = self._python_maker()
+            if "browser" in self.rules:
+                with Bar("Reading documents", "files", shown=bar_shown, after=after) as bar:
+                    source = self._source(bar.update)
+                stack.callback(source.close)
+                makers["browser"] = partial(_browser, source)
+            offline = self.search is None
+            yield Toolkit(makers, self.rules, self.most_calls, self.files, offline)
+
+    def _python_maker(self) -> Maker:
+        """Raises SandboxError where no sandbox can be made."""
+        from gptoss_mlx.tools.python.sandbox.choice import kinds
+        from gptoss_mlx.tools.python.tool import PythonTool
+
+        mode: Mode = "none" if self.is_unsafe else "required"
+        kinds(mode)
+        return lambda folder, encoding: PythonTool(folder, sandbox=mode)
 
     def run(
         self,
@@ -281,11 +319,19 @@ class OpenTools:
         return [*found, *self.servers]
 
 
-def take_tools(given: dict[str, Any]) -> AskedTools:
-    """Take the tools' options out of a command's. Raises click.UsageError, and OptionError or
-    McpFileError for a file that is wrong."""
-    servers = _read_mcp(given.pop("mcp"))
-    models = _read_models(given.pop("ask_models"))
+def _browser(source: PageSource, folder: Path, encoding: Encoding) -> Tool:
+    from gptoss_mlx.tools.browser.browser import BrowserTool
+
+    return BrowserTool(source, encoding)
+
+
+def take_tools(given: dict[str, Any], *, on_terminal: bool = True) -> AskedTools:
+    """Take the tools' options out of a command's. on_terminal: whether a person is asked there.
+
+    Raises click.UsageError, and OptionError or McpFileError for a file that is wrong.
+    """
+    servers = _read_mcp(given.pop("mcp", None))
+    models = _read_models(given.pop("ask_models", None))
     rules: dict[str, Rule] = {server.name: "allow" for server in servers}
     rules |= {f"ask_{model.name}": model.rule for model in models}
     rules |= _known_rules(given.pop("tool_rules"), [*sorted(BUILTIN), *rules])
@@ -309,7 +355,8 @@ def take_tools(given: dict[str, Any]) -> AskedTools:
             raise click.UsageError(f"{option} is for --tool {name}")
     if "browser" in rules and (box.documents is None) == (box.search is None):
         raise click.UsageError("--tool browser searches --documents DIR, or --search URL")
-    if box.asks and not all(stream and stream.isatty() for stream in (sys.stdin, sys.stderr)):
+    has_terminal = all(stream and stream.isatty() for stream in (sys.stdin, sys.stderr))
+    if on_terminal and box.asks and not has_terminal:
         asked = ", ".join(name for name, rule in rules.items() if rule == "ask")
         raise click.UsageError(f"=ask needs a terminal, to show calls of {asked} and to answer on")
     return box

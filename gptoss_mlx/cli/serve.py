@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gptoss_mlx.cli.asked_tools import server_tool_options, take_tools
 from gptoss_mlx.cli.exits import Command
 from gptoss_mlx.cli.opening import take_settings
 from gptoss_mlx.cli.options import (
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from gptoss_mlx.models.checkpoint import Progress
     from gptoss_mlx.server.policy import Policy
     from gptoss_mlx.server.registry import ServedModel
+    from gptoss_mlx.server.toolkit import Toolkit
 
 BAR_AFTER = 1.0  # seconds; shorter work shows no bar
 
@@ -77,6 +79,7 @@ ORIGIN = Parsed("origin", parse_origin)
 @click.option("--parallel", type=click.IntRange(1, 32), help="Answers written at a time.")
 @click.option("--max-queue", type=click.IntRange(0), default=64, show_default=True)
 @loading_options
+@server_tool_options
 @click.option("--no-cache-dir", is_flag=True, help="Nothing of prompts lasts on the disk.")
 @click.option(
     "--keep-alive",
@@ -120,6 +123,7 @@ def main(
     once; another one when it is asked for, in the place of one that nobody uses if there is no room
     beside it.
     """
+    box = take_tools(settings, on_terminal=False)
     keys = (*api_key, *_keys(api_key_file))
     if not all(keys):
         raise click.UsageError("--api-key is empty")
@@ -149,7 +153,9 @@ def main(
     logging.basicConfig(level=log_level.upper(), format="%(levelname)s: %(message)s")
     if log_prompts:  # whatever else is logged
         logging.getLogger("gptoss_mlx.server.service").setLevel(logging.INFO)
-    _serve(names, alias, settings, policy, host, port)
+    tty = sys.stderr is not None and sys.stderr.isatty()
+    with box.kit(bar_shown=tty, after=BAR_AFTER) as kit:
+        _serve(names, alias, settings, policy, kit, (host, port))
 
 
 def _serve(
@@ -157,10 +163,11 @@ def _serve(
     aliases: tuple[str, ...],
     settings: dict[str, Any],
     policy: Policy,
-    host: str,
-    port: int,
+    kit: Toolkit,
+    address: tuple[str, int],
 ) -> None:
     from gptoss_mlx.server.app import App
+    from gptoss_mlx.server.containers import Containers
     from gptoss_mlx.server.listener import Listener, bind
     from gptoss_mlx.server.registry import Alias, Registry, ServedModel
     from gptoss_mlx.server.service import Service
@@ -175,9 +182,10 @@ def _serve(
     def failed() -> bool:
         return first.error is not None and first.rows == 0
 
-    with bind(host, port) as listening:
-        listener = Listener(App(Service(registry, policy)), policy, failed)
-        click.echo(welcome(first.name, host, listening.getsockname()[1]), err=True)
+    with bind(*address) as listening:
+        app = App(Service(registry, policy), Containers(kit))
+        listener = Listener(app, policy, failed)
+        click.echo(welcome(first.name, address[0], listening.getsockname()[1]), err=True)
         listener.run(sockets=[listening])
     if first.error is not None and failed():
         raise first.error

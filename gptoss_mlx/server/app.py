@@ -15,13 +15,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from gptoss_mlx.server import contents, front, health, tokens
 from gptoss_mlx.server.anthropic import catalog, messages
 from gptoss_mlx.server.anthropic.shape import envelope, speaks_anthropic
+from gptoss_mlx.server.containers import Containers
 from gptoss_mlx.server.guard import Guard
 from gptoss_mlx.server.lmstudio import answers, shelf
 from gptoss_mlx.server.ollama import catalog as ollama_catalog
 from gptoss_mlx.server.ollama import chat as ollama_chat
 from gptoss_mlx.server.ollama import generation, unsupported
 from gptoss_mlx.server.ollama.shape import error_line
-from gptoss_mlx.server.openai import chat, completions, models, responses
+from gptoss_mlx.server.openai import chat, completions, container_files, models, responses
 from gptoss_mlx.server.openai.response_store import ResponseStore
 from gptoss_mlx.server.openai.shape import error_shown
 from gptoss_mlx.server.problems import Problem
@@ -48,6 +49,8 @@ ROUTES: Sequence[BaseRoute] = (
     Route("/v1/responses/{id}", responses.delete, methods=["DELETE"]),
     Route("/v1/responses/{id}/cancel", responses.cancel, methods=["POST"]),
     Route("/v1/responses/{id}/input_items", responses.input_items, methods=["GET"]),
+    Route("/v1/responses/{id}/approvals", responses.approve, methods=["POST"]),
+    Route("/v1/containers/{container_id}/files/{file_id}/content", container_files.content),
     Route("/v1/completions", completions.create, methods=["POST"]),
     Route("/v1/messages", messages.create, methods=["POST"]),
     Route("/v1/messages/count_tokens", messages.count, methods=["POST"]),
@@ -85,10 +88,11 @@ SHAPES: Sequence[tuple[str, Shape]] = (
 
 class App:
     """The application of one service. `service`: what a request's endpoint asks; `responses`: those
-    of OpenAI's API that are kept."""
+    of OpenAI's API that are kept; `containers`: of the tools that the server runs."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, containers: Containers | None = None) -> None:
         self.service, self.responses = service, ResponseStore()
+        self.containers = Containers() if containers is None else containers
         router = Router(ROUTES, redirect_slashes=False, lifespan=self._lifespan)
         self._app: ASGIApp = Guard(router, service.policy, service.metrics, _show)
 
@@ -104,6 +108,7 @@ class App:
         try:
             yield
         finally:
+            await self.containers.close()
             await self.service.close()
 
 

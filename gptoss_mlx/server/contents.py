@@ -29,10 +29,10 @@ from gptoss_mlx.server.openai.completions import TextCompletion, TextRequest
 from gptoss_mlx.server.openai.models import ModelList, ModelShown
 from gptoss_mlx.server.openai.response_events import ResponseEvent
 from gptoss_mlx.server.openai.response_object import ResponseShown
-from gptoss_mlx.server.openai.responses import Deleted, ItemList
+from gptoss_mlx.server.openai.responses import Approved, Deleted, ItemList, Word
 from gptoss_mlx.server.openai.responses_request import ResponsesRequest
 from gptoss_mlx.server.openai.shape import ErrorShown
-from gptoss_mlx.server.openapi import TEXT, Described, document
+from gptoss_mlx.server.openapi import FILE, TEXT, Described, document
 from gptoss_mlx.server.replies import JSONReply
 from gptoss_mlx.server.tokens import (
     Detokenized,
@@ -74,6 +74,14 @@ OPENAI = (
     Described("DELETE", "/v1/responses/{id}", "Forget a response", Deleted),
     Described("POST", "/v1/responses/{id}/cancel", "End a response", ResponseShown),
     Described("GET", "/v1/responses/{id}/input_items", "What it answers", ItemList),
+    Described("POST", "/v1/responses/{id}/approvals", "Let a call run, or not", Approved, Word),
+    Described(
+        "GET",
+        "/v1/containers/{container_id}/files/{file_id}/content",
+        "A file that python made",
+        bytes,
+        media=FILE,
+    ),
     Described("GET", "/v1/models", "The models", ModelList | ModelPage, errors=EITHER),
     Described("GET", "/v1/models/{name:path}", "A model", ModelShown | ModelInfo, errors=EITHER),
 )

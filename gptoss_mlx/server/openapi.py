@@ -14,6 +14,7 @@ from gptoss_mlx.server.bodies import Body
 from gptoss_mlx.server.openai.shape import ErrorShown
 
 JSON_TYPE, EVENTS, TEXT = "application/json", "text/event-stream", "text/plain"
+FILE = "application/octet-stream"
 
 Mode: TypeAlias = Literal["validation", "serialization"]
 JSONObject: TypeAlias = dict[str, object]

@@ -49,11 +49,14 @@ class Service:
         self.written = Written()
         self._readers = ThreadPoolExecutor(READERS, "gptoss_mlx reader")
 
-    async def start(self, ask: Ask, *, keep_alive: float | None = None) -> Job:
+    async def start(
+        self, ask: Ask, *, keep_alive: float | None = None, after: Job | None = None
+    ) -> Job:
         """Have a model answer. The job ends with the task that starts it, if it was not closed
         before: a generator that was never begun closes nothing.
 
-        keep_alive: seconds for which the model then stays loaded, instead of the policy's.
+        keep_alive: seconds for which the model then stays loaded, instead of the policy's. after: a
+        job of the same request that has ended; it is closed, and this one takes its place.
         Raises Problem or, for what is wrong with the prompt and its options, GptOssError.
         """
         if self.policy.log_prompts:
@@ -63,7 +66,10 @@ class Service:
         watch = self.metrics.watch(entry.name)
         asked, taken = ask.sequences, 0
         try:
-            self._check_queue(entry, len(asked))
+            if after is None:
+                self._check_queue(entry, len(asked))
+            else:
+                after.close()
             taken = len(asked)
             entry.sequences += taken
             sequences, mailbox = await self._add(entry, asked)

@@ -12,6 +12,9 @@ from gptoss_mlx.tools.tool import Tool
 MOST_CALLS = 50
 """Of one run, where nothing else is said."""
 
+DECLINED = "The user has declined this call."
+"""What the model is told of a call that a person does not let run."""
+
 Rule: TypeAlias = Literal["allow", "ask", "deny"]
 """Whether a tool's calls are run, are run if a person agrees, or are not."""
 
@@ -33,5 +36,5 @@ class Approval:
         if rule == "deny":
             return f"Calls of {tool.name} are not permitted here."
         if rule == "ask" and not (self.ask is not None and self.ask(call)):
-            return "The user has declined this call."
+            return DECLINED
         return None

@@ -17,6 +17,7 @@ from click.testing import CliRunner
 
 from gptoss_mlx.cli import serve
 from gptoss_mlx.cli.serve import parse_duration, parse_origin, welcome
+from gptoss_mlx.server.toolkit import Toolkit
 from tests.root import ROOT
 
 LONG = 120.0  # seconds that nothing here takes
@@ -36,6 +37,10 @@ LONG = 120.0  # seconds that nothing here takes
         (["tiny", "-m", "tiny"], "named twice"),
         (["--parallel", "0"], "--parallel"),
         (["--max-queue", "-1"], "--max-queue"),
+        (["--tool", "bash"], "--tool"),
+        (["--tool", "browser"], "--documents DIR, or --search URL"),
+        (["--documents", "x"], "--documents is for --tool browser"),
+        (["--max-tool-calls", "-1"], "--max-tool-calls"),
     ],
 )
 def test_a_usage_mistake_is_said(arguments: list[str], said: str) -> None:
@@ -52,6 +57,25 @@ def test_a_file_of_keys_must_hold_some(tmp_path: Path, data: bytes) -> None:
     assert result.exit_code == 1
     assert str(path) in result.output
     assert len(result.output) < 400
+
+
+def test_tools_are_those_that_were_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """=ask needs no terminal here: the page asks."""
+    kits: list[Toolkit] = []
+    monkeypatch.setattr(serve, "_serve", lambda *given: kits.append(given[4]))
+    documents = ["--tool", "browser", "--documents", str(tmp_path)]
+    unsafe = ["--tool", "python=ask", "--unsafe-python", "--files", str(tmp_path / "files")]
+    for arguments in ([], documents, [*documents, *unsafe, "--max-tool-calls", "3"]):
+        result = CliRunner().invoke(serve.main, ["tiny", *arguments])
+        assert (result.exit_code, result.output) == (0, "")
+    nothing, browser, both = kits
+    assert not nothing.makers
+    assert (set(browser.makers), browser.is_offline) == ({"browser"}, True)
+    assert set(both.makers) == {"python", "browser"}
+    assert (both.rule("python"), both.rule("browser")) == ("ask", "allow")
+    assert (both.most_calls, both.files) == (3, tmp_path / "files")
 
 
 def test_durations_and_origins() -> None:

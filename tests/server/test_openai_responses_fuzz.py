@@ -15,12 +15,20 @@ from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.server.openai.response_object import begun
 from gptoss_mlx.server.openai.response_store import ResponseStore
 from gptoss_mlx.server.openai.responses_request import ResponsesRequest
+from gptoss_mlx.server.openai.sealed_calls import seal_call
+from gptoss_mlx.server.toolkit import Toolkit
 from tests.support.responses import function
 from tests.support.scripted_model import Scripted
+from tests.support.served_tools import FakePython
 
 JUNK = [None, 0, -1, 1.5, True, "", "x", "<|end|>", [], {}, [[]], [{}], {"type": 5}, "é" * 300]
 KINDS = ["function_call", "reasoning", "message", "item_reference", "namespace", "custom"]
+KINDS += ["code_interpreter_call", "web_search_call", "code_interpreter", "web_search"]
 CUSTOM = {"type": "custom", "name": "patch", "format": {"syntax": "lark", "definition": "start:"}}
+SEALED = seal_call({"recipient": "browser.search", "arguments": "{}", "result": "<|end|>"})
+KIT = Toolkit(
+    dict.fromkeys(("python", "browser"), lambda folder, encoding: FakePython(folder, str, []))
+)
 OUTPUT = [{"type": "input_text", "text": "42"}]
 BODY: dict[str, Any] = {
     "input": [
@@ -33,8 +41,23 @@ BODY: dict[str, Any] = {
         {"type": "function_call_output", "call_id": "a", "output": OUTPUT},
         {"type": "custom_tool_call", "name": "patch", "call_id": "b", "input": "x"},
         {"type": "custom_tool_call_output", "call_id": "b", "output": "y"},
+        {
+            "type": "code_interpreter_call",
+            "id": "ci_1",
+            "code": "1",
+            "container_id": "cntr_1",
+            "outputs": [{"type": "logs", "logs": "1"}],
+        },
+        {"type": "web_search_call", "id": "ws_1", "action": {}, "encrypted_content": SEALED},
+        {"type": "code_interpreter_call", "encrypted_content": "gptoss1.e30="},
     ],
-    "tools": [function("f"), CUSTOM, {"type": "namespace", "name": "n", "tools": [CUSTOM]}],
+    "tools": [
+        {"type": "code_interpreter", "container": {"type": "auto", "memory_limit": "1g"}},
+        {"type": "web_search", "filters": {"allowed_domains": []}},
+        function("f"),
+        CUSTOM,
+        {"type": "namespace", "name": "n", "tools": [CUSTOM]},
+    ],
     "tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [CUSTOM]},
     "text": {"format": {"type": "json_schema", "name": "x", "schema": {"type": "object"}}},
     "reasoning": {"effort": "low", "summary": "auto"},
@@ -66,7 +89,7 @@ def test_a_request_is_read_or_refused_in_one_line(seed: int) -> None:
         store = ResponseStore()
         try:
             request = ResponsesRequest.model_validate_json(json.dumps(body))
-            asked = request.read(store)
+            asked = request.read(store, KIT)
             ask = asked.ask()
             store.keep(begun("resp_1", 0, "m", request.echo()), asked.items)
             scripted.engine.stream(ask.prompt, **ask.options)  # checks it, and begins when read

@@ -116,6 +116,9 @@ class ScriptedServer:
         self.headers: list[dict[str, str]] = []
         self.health: list[Chunk] = []  # states of a server that is not ready, one an answer
         self.key = ""
+        self.files: dict[str, bytes] = {}
+        self.words: list[tuple[str, str, bool]] = []  # of a person on calls that waited
+        self.approved = Gate()
         self.models = [{"id": "gpt-oss-20b", "object": "model", "context_length": 131072}]
         self.aborted = threading.Event()
         self.url = ""
@@ -135,6 +138,9 @@ class ScriptedServer:
                 Route("/health", self._health),
                 Route("/v1/models", self._models),
                 Route("/v1/chat/completions", self._chat, methods=["POST"]),
+                Route("/v1/responses", self._respond, methods=["POST"]),
+                Route("/v1/responses/{id}/approvals", self._approve, methods=["POST"]),
+                Route("/v1/containers/{container}/files/{id}/content", self._content),
             ]
         )
 
@@ -156,6 +162,23 @@ class ScriptedServer:
         if refusal := self._without_key(request):
             return refusal
         return JSONResponse({"object": "list", "data": self.models})
+
+    async def _respond(self, request: Request) -> Response:
+        return await self._chat(request)
+
+    async def _approve(self, request: Request) -> Response:
+        word = await request.json()
+        self.words.append((request.path_params["id"], word["item_id"], word["approve"]))
+        self.approved.open()
+        return JSONResponse(word)
+
+    async def _content(self, request: Request) -> Response:
+        if refusal := self._without_key(request):
+            return refusal
+        data = self.files.get(request.path_params["id"])
+        if data is None:
+            return JSONResponse({"error": {"message": "No such file."}}, status_code=404)
+        return Response(data, media_type="application/octet-stream")
 
     async def _chat(self, request: Request) -> Response:
         self.requests.append(await request.json())

@@ -15,6 +15,7 @@ import httpx
 
 from gptoss_mlx.engine.engine import Engine
 from gptoss_mlx.server.app import App
+from gptoss_mlx.server.containers import Containers
 from gptoss_mlx.server.listener import Listener, bind
 from gptoss_mlx.server.policy import Policy
 from gptoss_mlx.server.registry import Alias, Registry, ServedModel
@@ -67,11 +68,12 @@ def serving(
     aliases: Sequence[str] = (),
     ready: bool = True,
     settings: Settings | None = None,
+    containers: Containers | None = None,
 ) -> Iterator[Served]:
     """Serve models under the names of "scripted", "scripted-1", ...
 
     models: engines, or what opens one (it is given the progress to tell). ready: wait until the
-    first one is loaded.
+    first one is loaded. containers: of the server's tools.
     """
     names = ["scripted", *(f"scripted-{i}" for i in range(1, len(models)))]
     sources = dict(zip(names, models, strict=True))
@@ -86,7 +88,7 @@ def serving(
     entries = [ServedModel(name, settings or Settings()) for name in names]
     registry = Registry(entries, map(Alias, aliases), policy.keep_alive, opener=opened)
     service = Service(registry, policy)
-    listener = Listener(App(service), policy)
+    listener = Listener(App(service, containers), policy)
     with bind("127.0.0.1", 0) as listening:
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         thread = threading.Thread(target=lambda: asyncio.run(listener.serve([listening])))

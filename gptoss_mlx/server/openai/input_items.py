@@ -1,6 +1,7 @@
 """Input items: what a response is asked with, as the store lists them and as chat messages.
 
-Items of what OpenAI's own servers run are left out. Others that cannot be read are refused.
+Calls that this server ran are read again with what they gave. Other items of what OpenAI's own
+servers run are left out; those that nobody knows are refused.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from typing import Any, TypeAlias
 from gptoss_mlx.engine.options import Message
 from gptoss_mlx.files.jsonfile import shown
 from gptoss_mlx.server.history import JSON, text_of
-from gptoss_mlx.server.openai.output_items import new_id
+from gptoss_mlx.server.openai.output_items import WRITTEN, new_id
 from gptoss_mlx.server.openai.response_tools import Toolbox
+from gptoss_mlx.server.openai.sealed_calls import served_call
 from gptoss_mlx.server.openai.sealed_reasoning import unseal
 from gptoss_mlx.server.problems import Problem
+from gptoss_mlx.spec.recipients import type_of
 
 Lookup: TypeAlias = Callable[[str], JSON | None]
 """The item of an id, if there is one."""
@@ -24,7 +27,6 @@ _LEFT_OUT = (
     "additional_tools",
     "apply_patch_call",
     "apply_patch_call_output",
-    "code_interpreter_call",
     "computer_call",
     "computer_call_output",
     "configuration_update",
@@ -43,8 +45,8 @@ _LEFT_OUT = (
     "shell_call_output",
     "tool_search_call",
     "tool_search_output",
-    "web_search_call",
 )
+_SERVED = ("code_interpreter_call", "web_search_call")
 _CALLS = ("function_call", "custom_tool_call")
 _OUTPUTS = ("function_call_output", "custom_tool_call_output")
 _PREFIXES = {
@@ -54,6 +56,8 @@ _PREFIXES = {
     "function_call_output": "fco",
     "custom_tool_call": "ctc",
     "custom_tool_call_output": "ctco",
+    "code_interpreter_call": "ci",
+    "web_search_call": "ws",
 }
 """Kind of an item -> how its ids begin."""
 
@@ -73,9 +77,16 @@ def _item(where: str, given: JSON, lookup: Lookup) -> JSON | None:
         return found
     if kind in _LEFT_OUT:
         return None
+    item.pop(WRITTEN, None)
+    if (known := _known(item, lookup)) is not None:
+        return known
     if not isinstance(kind, str) or kind not in _PREFIXES:
         raise Problem(400, f"{where}: items of type {shown(kind)} cannot be read", param=where)
     item = {**item, "type": kind}
+    if kind in _SERVED and (served := served_call(item)) is None:
+        return None
+    elif kind in _SERVED:
+        item[WRITTEN] = served
     if not isinstance(item.get("id"), str):
         item["id"] = new_id(_PREFIXES[kind])
     if kind != "reasoning":
@@ -83,6 +94,21 @@ def _item(where: str, given: JSON, lookup: Lookup) -> JSON | None:
     if kind == "message":
         item["content"] = _parts(item)
     return item
+
+
+def _known(item: JSON, lookup: Lookup) -> JSON | None:
+    """The item as it is kept, where the model wrote more than its client has, who gives it back."""
+    id = item.get("id")
+    found = lookup(id) if isinstance(id, str) else None
+    if found is None or WRITTEN not in found:
+        return None
+    return found if _heard(found) == _heard(item) else None
+
+
+def _heard(item: JSON) -> object:
+    """What of an item must be the same for it to be the one that is kept."""
+    content = item.get("content")
+    return item.get("code") if content is None else "".join(_texts(content))
 
 
 def _parts(message: JSON) -> Any:
@@ -131,6 +157,8 @@ class _Thread:
             self._call(where, item)
         elif kind in _OUTPUTS:
             self._output(where, item)
+        elif kind in _SERVED:
+            self._served(item)
         elif item.get("role") == "assistant":
             self._said(where, item)
         elif item.get("role") in ("system", "developer", "user"):
@@ -150,7 +178,8 @@ class _Thread:
         return self._open
 
     def _said(self, where: str, item: JSON) -> None:
-        text = _text(f"{where}.content", item["content"])
+        written = item.get(WRITTEN)
+        text = written["text"] if written else _text(f"{where}.content", item["content"])
         if not text:
             return
         message = self._assistant("content", text, ("content", "tool_calls"))
@@ -170,6 +199,15 @@ class _Thread:
         function = {"name": self._tools.alias(item), "arguments": arguments}
         calls = [] if self._open is None else self._open.get("tool_calls", [])
         self._assistant("tool_calls", [*calls, {"id": id, "function": function}], ())
+
+    def _served(self, item: JSON) -> None:
+        """A call that the server ran, and what it gave."""
+        written, id = item[WRITTEN], item["id"]
+        function = {"name": written["recipient"], "arguments": written["arguments"]}
+        call = {"id": id, "type": type_of(written["recipient"]), "function": function}
+        self._assistant("tool_calls", [call], ("tool_calls",))
+        self._open = None
+        self.messages.append({"role": "tool", "tool_call_id": id, "content": written["result"]})
 
     def _output(self, where: str, item: JSON) -> None:
         id = _call_id(where, item)

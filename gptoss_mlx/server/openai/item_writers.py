@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 from gptoss_mlx.engine.deltas import Delta
 from gptoss_mlx.engine.result import new_call_id
 from gptoss_mlx.harmony.tokenizer import Tokenizer
+from gptoss_mlx.server.history import JSON
 from gptoss_mlx.server.logprobs import Chosen, chosen
+from gptoss_mlx.server.openai.annotator import Annotated, Annotator
 from gptoss_mlx.server.openai.free_text import InputDecoder
 from gptoss_mlx.server.openai.output_items import (
+    WRITTEN,
+    Annotation,
     CustomCallItem,
     FunctionCallItem,
     ItemStatus,
@@ -22,6 +26,7 @@ from gptoss_mlx.server.openai.output_items import (
     ReasoningItem,
     ReasoningText,
     SummaryText,
+    WrittenText,
     new_id,
 )
 from gptoss_mlx.server.openai.response_events import (
@@ -36,10 +41,13 @@ from gptoss_mlx.server.openai.sealed_reasoning import seal
 
 
 class ItemWriter(Protocol):
-    """item: as it is so far."""
+    """item: as it is so far. kept: when it has ended, with what only the model reads."""
 
     @property
     def item(self) -> OutputItem: ...
+
+    @property
+    def kept(self) -> JSON: ...
 
     def begin(self) -> Iterator[ResponseEvent]: ...
 
@@ -76,7 +84,17 @@ class ItemPlace:
         return {**self.in_item(id), "summary_index": 0}
 
 
-class ReasoningWriter:
+class _Whole:
+    """A writer whose item is all that there is."""
+
+    _ended: OutputItem
+
+    @property
+    def kept(self) -> JSON:
+        return cast(JSON, self._ended)
+
+
+class ReasoningWriter(_Whole):
     """with_summary: give the text as its own summary as well. sealed: and as encrypted_content."""
 
     def __init__(self, place: ItemPlace, with_summary: bool, sealed: bool) -> None:
@@ -136,15 +154,26 @@ class ReasoningWriter:
                 "type": "response.reasoning_summary_part.done",
                 "part": summary,
             }
+        self._ended = item
         yield place.done(item)
 
 
 class MessageWriter:
-    """tokenizer: of the log-probabilities; None where none are wanted."""
+    """tokenizer: of the log-probabilities; None where none are wanted. annotator: of what the text
+    cites."""
 
-    def __init__(self, place: ItemPlace, phase: Phase, tokenizer: Tokenizer | None) -> None:
+    def __init__(
+        self,
+        place: ItemPlace,
+        phase: Phase,
+        tokenizer: Tokenizer | None,
+        annotator: Annotator | None = None,
+    ) -> None:
         self._place, self._tokenizer, self._phase = place, tokenizer, phase
+        self._annotator = annotator or Annotator(None)
         self._id, self._texts, self._logprobs = new_id("msg"), list[str](), list[Chosen]()
+        self._held, self._annotations = list[Chosen](), list[Annotation]()
+        self._written = list[str]()
 
     @property
     def item(self) -> MessageItem:
@@ -155,19 +184,21 @@ class MessageWriter:
         yield place.added(self._item("in_progress", []))
         yield {**place.in_part(id), "type": "response.content_part.added", "part": self._part()}
 
+    @property
+    def kept(self) -> JSON:
+        written = "".join(self._written)
+        if written == "".join(self._texts):
+            return cast(JSON, self._ended)
+        return {**self._ended, WRITTEN: WrittenText(text=written)}
+
     def push(self, delta: Delta) -> Iterator[ResponseEvent]:
         tokens = () if self._tokenizer is None else delta.tokens
-        logprobs = [chosen(token, self._tokenizer) for token in tokens if self._tokenizer]
-        self._texts.append(delta.text)
-        self._logprobs += logprobs
-        yield {
-            **self._place.in_part(self._id),
-            "type": "response.output_text.delta",
-            "delta": delta.text,
-            "logprobs": logprobs,
-        }
+        self._held += [chosen(token, self._tokenizer) for token in tokens if self._tokenizer]
+        self._written.append(delta.text)
+        yield from self._give(self._annotator.push(delta.text))
 
     def end(self, status: ItemStatus) -> Iterator[ResponseEvent]:
+        yield from self._give(self._annotator.end())
         place, id, part = self._place, self._id, self._part()
         yield {
             **place.in_part(id),
@@ -176,12 +207,35 @@ class MessageWriter:
             "logprobs": part["logprobs"],
         }
         yield {**place.in_part(id), "type": "response.content_part.done", "part": part}
-        yield place.done(self._item(status, [part]))
+        self._ended = self._item(status, [part])
+        yield place.done(self._ended)
+
+    def _give(self, piece: Annotated) -> Iterator[ResponseEvent]:
+        """A piece of the text; the log-probabilities of one held back come with the next."""
+        place, id = self._place, self._id
+        if piece.text:
+            logprobs, self._held = self._held, []
+            self._texts.append(piece.text)
+            self._logprobs += logprobs
+            yield {
+                **place.in_part(id),
+                "type": "response.output_text.delta",
+                "delta": piece.text,
+                "logprobs": logprobs,
+            }
+        for annotation in piece.annotations:
+            self._annotations.append(annotation)
+            yield {
+                **place.in_part(id),
+                "type": "response.output_text.annotation.added",
+                "annotation_index": len(self._annotations) - 1,
+                "annotation": annotation,
+            }
 
     def _part(self) -> OutputText:
         return {
             "type": "output_text",
-            "annotations": [],
+            "annotations": list(self._annotations),
             "logprobs": list(self._logprobs),
             "text": "".join(self._texts),
         }
@@ -197,7 +251,7 @@ class MessageWriter:
         }
 
 
-class FunctionCallWriter:
+class FunctionCallWriter(_Whole):
     def __init__(self, place: ItemPlace, tool: NamedTool) -> None:
         self._place, self._tool = place, tool
         self._id, self._call_id, self._texts = new_id("fc"), new_call_id(), list[str]()
@@ -226,6 +280,7 @@ class FunctionCallWriter:
             "name": item["name"],
             "arguments": item["arguments"],
         }
+        self._ended = item
         yield self._place.done(item)
 
     def _item(self, status: ItemStatus) -> FunctionCallItem:
@@ -242,7 +297,7 @@ class FunctionCallWriter:
         return item
 
 
-class CustomCallWriter:
+class CustomCallWriter(_Whole):
     def __init__(self, place: ItemPlace, tool: NamedTool) -> None:
         self._place, self._tool, self._decoder = place, tool, InputDecoder()
         self._id, self._call_id, self._texts = new_id("ctc"), new_call_id(), list[str]()
@@ -265,6 +320,7 @@ class CustomCallWriter:
             "type": "response.custom_tool_call_input.done",
             "input": item["input"],
         }
+        self._ended = item
         yield self._place.done(item)
 
     def _given(self, text: str) -> Iterator[ResponseEvent]:

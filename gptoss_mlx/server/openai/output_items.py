@@ -1,21 +1,59 @@
-"""Output items: what a response is made of, as OpenAI's clients read them."""
+"""Output items: what a response is made of, as OpenAI's clients read them.
+
+What the model wrote or read otherwise is kept beside an item, under a key that is never given out.
+"""
 
 from __future__ import annotations
 
 import secrets
-from typing import Literal, NotRequired, TypeAlias
+from collections.abc import Mapping
+from typing import Any, Literal, NotRequired, TypeAlias
 
 from typing_extensions import TypedDict
 
 from gptoss_mlx.server.logprobs import Chosen
+from gptoss_mlx.tools.browser.citations import FileCitation, UrlCitation
 
 ItemStatus: TypeAlias = Literal["in_progress", "completed", "incomplete"]
+CodeStatus: TypeAlias = Literal["in_progress", "interpreting", "completed", "incomplete", "failed"]
+SearchStatus: TypeAlias = Literal["in_progress", "searching", "completed", "failed"]
 Phase: TypeAlias = Literal["commentary", "final_answer"]
+
+WRITTEN = "as_written"
+"""Key of what the model wrote and read in the place of an item."""
+
+
+class WrittenCall(TypedDict):
+    """A call of one of the server's tools. result: the text that the model read."""
+
+    recipient: str
+    arguments: str
+    result: str
+
+
+class WrittenText(TypedDict):
+    """A message's text, with marks where that of the item has links."""
+
+    text: str
+
+
+class ContainerFileCitation(TypedDict):
+    """A file that python made; characters of the text that name it, from start up to end."""
+
+    type: Literal["container_file_citation"]
+    container_id: str
+    file_id: str
+    filename: str
+    start_index: int
+    end_index: int
+
+
+Annotation: TypeAlias = UrlCitation | FileCitation | ContainerFileCitation
 
 
 class OutputText(TypedDict):
     type: Literal["output_text"]
-    annotations: list[object]
+    annotations: list[Annotation]
     logprobs: list[Chosen]
     text: str
 
@@ -71,7 +109,70 @@ class CustomCallItem(TypedDict):
     namespace: NotRequired[str]
 
 
-OutputItem: TypeAlias = ReasoningItem | MessageItem | FunctionCallItem | CustomCallItem
+class Logs(TypedDict):
+    type: Literal["logs"]
+    logs: str
+
+
+class Image(TypedDict):
+    type: Literal["image"]
+    url: str
+
+
+class CodeCallItem(TypedDict):
+    """encrypted_content: the call and its result, for clients that keep their conversations."""
+
+    id: str
+    type: Literal["code_interpreter_call"]
+    status: CodeStatus
+    code: str
+    container_id: str
+    outputs: list[Logs | Image] | None
+    encrypted_content: NotRequired[str]
+
+
+class Source(TypedDict):
+    type: Literal["url"]
+    url: str
+
+
+class SearchAction(TypedDict):
+    type: Literal["search"]
+    query: str
+    queries: list[str]
+    sources: NotRequired[list[Source]]
+
+
+class OpenAction(TypedDict):
+    type: Literal["open_page"]
+    url: str | None
+
+
+class FindAction(TypedDict):
+    type: Literal["find_in_page"]
+    url: str
+    pattern: str
+
+
+BrowserAction: TypeAlias = SearchAction | OpenAction | FindAction
+
+
+class SearchCallItem(TypedDict):
+    id: str
+    type: Literal["web_search_call"]
+    status: SearchStatus
+    action: BrowserAction
+    encrypted_content: NotRequired[str]
+
+
+OutputItem: TypeAlias = (
+    ReasoningItem | MessageItem | FunctionCallItem | CustomCallItem | CodeCallItem | SearchCallItem
+)
+
+
+def public(item: Mapping[str, Any]) -> Mapping[str, Any]:
+    """An item as clients read it."""
+    return {key: value for key, value in item.items() if key != WRITTEN}
 
 
 def new_id(prefix: str) -> str:

@@ -8,6 +8,7 @@ from typing_extensions import TypedDict
 
 from gptoss_mlx.server.logprobs import Chosen
 from gptoss_mlx.server.openai.output_items import (
+    Annotation,
     OutputItem,
     OutputText,
     ReasoningText,
@@ -76,6 +77,12 @@ class TextDone(InPart):
     logprobs: list[Chosen]
 
 
+class AnnotationAdded(InPart):
+    type: Literal["response.output_text.annotation.added"]
+    annotation_index: int
+    annotation: Annotation
+
+
 class ReasoningDelta(InPart):
     type: Literal["response.reasoning_text.delta"]
     delta: str
@@ -123,6 +130,36 @@ class InputDone(InItem):
     input: str
 
 
+class CallProgress(InItem):
+    """What becomes of a call of one of the server's tools."""
+
+    type: Literal[
+        "response.code_interpreter_call.in_progress",
+        "response.code_interpreter_call.interpreting",
+        "response.code_interpreter_call.completed",
+        "response.web_search_call.in_progress",
+        "response.web_search_call.searching",
+        "response.web_search_call.completed",
+    ]
+
+
+class CodeDelta(InItem):
+    type: Literal["response.code_interpreter_call_code.delta"]
+    delta: str
+
+
+class CodeDone(InItem):
+    type: Literal["response.code_interpreter_call_code.done"]
+    code: str
+
+
+class ApprovalRequested(InItem):
+    """A call waits for a person's word; only clients that ask for it read this. Not OpenAI's."""
+
+    type: Literal["response.tool_approval.requested"]
+    tool: str
+
+
 ResponseEvent: TypeAlias = (
     LifeEvent
     | FailureEvent
@@ -130,6 +167,7 @@ ResponseEvent: TypeAlias = (
     | PartEvent
     | OutputTextDelta
     | TextDone
+    | AnnotationAdded
     | ReasoningDelta
     | ReasoningDone
     | SummaryPartEvent
@@ -138,4 +176,8 @@ ResponseEvent: TypeAlias = (
     | CalledDelta
     | ArgumentsDone
     | InputDone
+    | CallProgress
+    | CodeDelta
+    | CodeDone
+    | ApprovalRequested
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from typing_extensions import TypedDict
@@ -102,14 +103,25 @@ def begun(id: str, created: int, model: str, echo: Repeated) -> ResponseShown:
     }
 
 
-def response_usage(finish: FinishEvent, reasoning_tokens: int) -> ResponseUsage:
-    prompt, completion = finish.prompt_tokens, finish.completion_tokens
-    cached = finish.timings.reused_tokens
+@dataclass(frozen=True)
+class TurnEnd:
+    """The end of one of the model's turns."""
+
+    finish: FinishEvent
+    reasoning_tokens: int
+
+
+def response_usage(turns: Sequence[TurnEnd]) -> ResponseUsage:
+    """The sum over all turns, each of which reads its prompt."""
+    finishes = [turn.finish for turn in turns]
+    prompt = sum(finish.prompt_tokens for finish in finishes)
+    completion = sum(finish.completion_tokens for finish in finishes)
+    cached = sum(finish.timings.reused_tokens for finish in finishes)
     return {
         "input_tokens": prompt,
         # Prompts are kept at no cost, so that none is counted as written.
         "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": 0},
         "output_tokens": completion,
-        "output_tokens_details": {"reasoning_tokens": reasoning_tokens},
+        "output_tokens_details": {"reasoning_tokens": sum(t.reasoning_tokens for t in turns)},
         "total_tokens": prompt + completion,
     }

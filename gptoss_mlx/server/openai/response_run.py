@@ -1,16 +1,28 @@
-"""A run: one response in the making, as the events of its stream."""
+"""A run: one response in the making, as the events of its stream.
+
+It is made of the model's turns. Calls of the server's tools are run between them; a turn that calls
+the client's functions, or none, is the last one.
+"""
 
 from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import aclosing
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol, TypeAlias, cast
 
 from gptoss_mlx.engine.deltas import Delta
-from gptoss_mlx.engine.events import FinishEvent, PrefillEvent
+from gptoss_mlx.engine.events import FinishEvent, FinishReason, PrefillEvent
+from gptoss_mlx.engine.options import Options
+from gptoss_mlx.server.history import JSON
 from gptoss_mlx.server.job import Job
+from gptoss_mlx.server.openai.call_writers import (
+    CallWriter,
+    CodeCallWriter,
+    SearchCallWriter,
+)
 from gptoss_mlx.server.openai.item_writers import (
     CustomCallWriter,
     FunctionCallWriter,
@@ -19,15 +31,17 @@ from gptoss_mlx.server.openai.item_writers import (
     MessageWriter,
     ReasoningWriter,
 )
-from gptoss_mlx.server.openai.output_items import Phase
+from gptoss_mlx.server.openai.output_items import OutputItem, Phase
 from gptoss_mlx.server.openai.response_events import LifeEvent, LifeType, ResponseEvent
 from gptoss_mlx.server.openai.response_object import (
     Repeated,
     ResponseShown,
+    TurnEnd,
     begun,
     response_usage,
 )
 from gptoss_mlx.server.openai.response_tools import Toolbox
+from gptoss_mlx.server.openai.served_calls import ServedCalls
 from gptoss_mlx.server.problems import problem_of
 
 Settle: TypeAlias = Callable[["ResponseRun"], None]
@@ -42,30 +56,63 @@ class Wanted:
     sealed: bool = False
 
 
-class ResponseRun:
-    """shown: the response, with the items that are finished. `events` can be read once.
+class GoOn(Protocol):
+    """Has the model take another turn: what it reads further, and the options that change."""
 
+    def __call__(self, job: Job, further: list[JSON], change: Options) -> Awaitable[Job]: ...
+
+
+class ResponseRun:
+    """shown: the response, with the items that are finished. kept: these items, with what only the
+    model reads. `events` can be read once.
+
+    calls: those that the server runs; None where it runs none. go_on: asked after they were run.
     settle: called with the run when it has ended, however it did.
     """
 
     def __init__(
-        self, job: Job, echo: Repeated, tools: Toolbox, wanted: Wanted, settle: Settle
+        self,
+        job: Job,
+        echo: Repeated,
+        tools: Toolbox,
+        wanted: Wanted,
+        settle: Settle,
+        *,
+        calls: ServedCalls | None = None,
+        go_on: GoOn,
+        choice: str | JSON | None = None,
     ) -> None:
         self._job, self._tools, self._wanted, self._settle = job, tools, wanted, settle
+        self._served, self._continue, self._choice = calls, go_on, choice
         self.shown = begun(f"resp_{job.key}", job.created, job.model, echo)
+        self.kept: list[JSON] = []
         self._count = itertools.count()
-        self._writer: ItemWriter | None = None
+        self._turns: list[TurnEnd] = []
+        self._is_cancelled = False
+        self._begin_turn()
+
+    def _begin_turn(self) -> None:
+        self._writer: ItemWriter | CallWriter | None = None
         self._message: int | None = None  # the number of the one that is written
         self._calls = 0
+        self._due: list[CallWriter] = []  # calls that are written and not over
 
     @property
     def id(self) -> str:
         return self.shown["id"]
 
+    @property
+    def container_id(self) -> str | None:
+        return None if self._served is None else self._served.container_id
+
     def snapshot(self) -> ResponseShown:
-        """The response with the item that is being written."""
-        unfinished = [] if self._writer is None else [self._writer.item]
-        return {**self.shown, "output": [*self.shown["output"], *unfinished]}
+        """The response with the items that are being written or run."""
+        output = list(self.shown["output"])
+        for writer in self._due:
+            output[writer.place.index] = writer.item
+        if self._writer is not None:
+            output.append(self._writer.item)
+        return {**self.shown, "output": output}
 
     def progress(self) -> ResponseEvent:
         """An event that tells nothing but that the run goes on."""
@@ -73,7 +120,14 @@ class ResponseRun:
 
     def cancel(self) -> None:
         """End within a token, with what there is by then."""
+        self._is_cancelled = True
         self._job.cancel()
+        if self._served is not None:
+            self._served.cancel()
+
+    def answer(self, item_id: str, may_run: bool) -> bool:
+        """A person's word on a call that waits for it; whether there is such a call."""
+        return self._served is not None and self._served.answer(item_id, may_run)
 
     async def events(self) -> AsyncGenerator[ResponseEvent | PrefillEvent, None]:
         """The events; progress with the prompt goes with them. Closes the job at the end.
@@ -83,20 +137,27 @@ class ResponseRun:
         try:
             yield self._life("response.created")
             yield self._life("response.in_progress")
-            async for _, piece in self._job.pieces():
-                if isinstance(piece, PrefillEvent):
-                    yield piece
-                    continue
-                made = self._finish(piece) if isinstance(piece, FinishEvent) else self._take(piece)
-                for event in made:
-                    yield event
+            reason = None
+            while reason is None:
+                async for _, piece in self._job.pieces():
+                    if isinstance(piece, PrefillEvent):
+                        yield piece
+                        continue
+                    for event in self._read(piece):
+                        yield event
+                async with aclosing(self._run_calls()) as events:
+                    async for event in events:
+                        yield event
+                reason = await self._next_turn()
+            yield self._finish(reason)
         except Exception as error:  # of any kind: the response has failed
             self._fail(error)
             raise
         finally:
             self._job.close()
             if self.shown["status"] == "in_progress":  # the caller has left
-                self.shown = {**self.snapshot(), "status": "cancelled"}
+                self._abandon()
+                self.shown = {**self.shown, "status": "cancelled"}
             self._settle(self)
 
     def failure(self, error: Exception) -> Iterator[ResponseEvent]:
@@ -111,6 +172,13 @@ class ResponseRun:
         }
         yield self._life("response.failed")
 
+    def _read(self, piece: Delta | FinishEvent) -> Iterator[ResponseEvent]:
+        if isinstance(piece, Delta):
+            yield from self._take(piece)
+        else:
+            self._turns.append(TurnEnd(piece, sum(self._job.reasoning_tokens)))
+            yield from self._end_item(piece.reason in ("length", "cancelled"))
+
     def _take(self, delta: Delta) -> Iterator[ResponseEvent]:
         """The events of a delta; none of a second call where only one is wanted."""
         if delta.message != self._message:
@@ -124,48 +192,119 @@ class ResponseRun:
         if self._writer is not None:
             yield from self._writer.push(delta)
 
-    def _new_writer(self, delta: Delta) -> ItemWriter:
+    def _new_writer(self, delta: Delta) -> ItemWriter | CallWriter:
         place, wanted = ItemPlace(len(self.shown["output"]), self._number), self._wanted
+        served = self._served
         if delta.part == "reasoning":
             return ReasoningWriter(place, wanted.summary, wanted.sealed)
+        if served is not None and delta.part == "call" and served.takes(delta.recipient):
+            return served.writer(place, delta.recipient)
         if delta.part == "call":
             tool = self._tools.called(delta.name)
             return (CustomCallWriter if tool.is_custom else FunctionCallWriter)(place, tool)
         phase: Phase = "commentary" if delta.part == "preamble" else "final_answer"
-        return MessageWriter(place, phase, self._job.tokenizer if wanted.logprobs else None)
+        tokenizer = self._job.tokenizer if wanted.logprobs else None
+        annotator = None if served is None else served.annotator(phase)
+        return MessageWriter(place, phase, tokenizer, annotator)
 
     def _end_item(self, is_cut: bool = False) -> Iterator[ResponseEvent]:
         writer, self._writer = self._writer, None
         if writer is None:
             return
-        for event in writer.end("incomplete" if is_cut else "completed"):
+        yield from self._seen(writer, writer.end("incomplete" if is_cut else "completed"))
+        if isinstance(writer, CodeCallWriter | SearchCallWriter) and not is_cut:
+            self._put(writer.place.index, writer.item, writer.kept)
+            self._due.append(writer)
+
+    def _seen(
+        self, writer: ItemWriter | CallWriter, made: Iterator[ResponseEvent]
+    ) -> Iterator[ResponseEvent]:
+        """Events, of which the one that ends an item puts it where it belongs."""
+        for event in made:
             if event["type"] == "response.output_item.done":
-                self.shown["output"].append(event["item"])
+                self._put(event["output_index"], event["item"], writer.kept)
+                self._due = [due for due in self._due if due is not writer]
             yield event
 
-    def _finish(self, finish: FinishEvent) -> Iterator[ResponseEvent]:
-        is_cut = finish.reason in ("length", "cancelled")
-        yield from self._end_item(is_cut)
+    def _put(self, index: int, item: OutputItem, kept: JSON) -> None:
+        self.shown["output"][index : index + 1] = [item]
+        self.kept[index : index + 1] = [kept]
+
+    async def _run_calls(self) -> AsyncGenerator[ResponseEvent, None]:
+        """Run the calls of the turn, one after another; none of a turn that was cut short."""
+        is_whole = self._turns[-1].finish.reason == "tool_calls"
+        while self._due:
+            writer = self._due[0]
+            if self._served is None or not is_whole or self._is_cancelled:
+                for event in self._seen(writer, writer.abandon()):
+                    yield event
+            else:
+                async with aclosing(self._served.run(writer)) as events:
+                    async for event in events:
+                        for one in self._seen(writer, iter((event,))):
+                            yield one
+
+    async def _next_turn(self) -> FinishReason | None:
+        """Let the model read what its calls gave; why the response ends, where it does."""
+        reason, served = self._turns[-1].finish.reason, self._served
+        if self._is_cancelled and reason == "tool_calls":
+            return "cancelled"
+        if served is None or reason != "tool_calls" or self._has_function_calls:
+            return reason
+        change: Options = {
+            "tool_choice": self._tools.later_choice(self._choice, may_call=served.left > 0)
+        }
+        most = self.shown["max_output_tokens"]
+        if most is not None:
+            left = most - sum(turn.finish.completion_tokens for turn in self._turns)
+            if left <= 0:
+                return "length"
+            change["max_tokens"] = left
+        self._job = await self._continue(self._job, self.kept, change)
+        self._begin_turn()
+        if self._is_cancelled:
+            self._job.cancel()
+        return None
+
+    @property
+    def _has_function_calls(self) -> bool:
+        return any("call_id" in item for item in self.shown["output"])
+
+    def _finish(self, reason: FinishReason) -> ResponseEvent:
+        is_cut = reason in ("length", "cancelled")
         shown: ResponseShown = {
             **self.shown,
             "status": "incomplete" if is_cut else "completed",
             "service_tier": "default",
-            "usage": response_usage(finish, sum(self._job.reasoning_tokens)),
+            "usage": response_usage(self._turns),
         }
-        if finish.reason == "cancelled":
+        if reason == "cancelled":
             shown["status"] = "cancelled"
         elif is_cut:
             shown["incomplete_details"] = {"reason": "max_output_tokens"}
         else:
             shown["completed_at"] = int(time.time())
         self.shown = shown
-        yield self._life("response.incomplete" if is_cut else "response.completed")
+        return self._life("response.incomplete" if is_cut else "response.completed")
+
+    def _abandon(self) -> None:
+        """Leave what is not over as it is, without events: nobody reads them."""
+        unfinished = [*self._due, *([] if self._writer is None else [self._writer])]
+        self._due, self._writer = [], None
+        for writer in unfinished:
+            if isinstance(writer, CodeCallWriter | SearchCallWriter):
+                writer.stop()
+                self._put(writer.place.index, writer.item, writer.kept)
+            else:
+                item = writer.item
+                self._put(len(self.kept), item, cast(JSON, item))
 
     def _fail(self, error: Exception) -> None:
+        self._abandon()
         problem = problem_of(error)
         code = "invalid_prompt" if problem.status == 400 else "server_error"
         failed: ResponseShown = {
-            **self.snapshot(),
+            **self.shown,
             "status": "failed",
             "error": {"code": code, "message": str(problem)},
         }

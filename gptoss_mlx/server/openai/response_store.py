@@ -22,19 +22,22 @@ MOST_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Kept:
-    """A response that has ended. items: what it was asked with, all earlier turns included.
+    """A response that has ended. items: what it was asked with, all earlier turns included; output:
+    its own, with what only the model reads. container: of the tools that the server ran.
 
     nbytes: of all that as JSON. The turns that it shares with others count for each of them.
     """
 
     response: ResponseShown
     items: tuple[JSON, ...]
+    output: tuple[JSON, ...]
+    container: str | None
     nbytes: int
 
     @property
     def thread(self) -> tuple[JSON, ...]:
         """What the next response goes on from."""
-        return (*self.items, *(cast(JSON, item) for item in self.response["output"]))
+        return (*self.items, *self.output)
 
 
 def store_of(request: Request) -> ResponseStore:
@@ -82,6 +85,11 @@ class ResponseStore:
             )
         return self.find(id).thread
 
+    def container(self, id: str | None) -> str | None:
+        """The container of the response that another one goes on from."""
+        kept = None if id is None else self._kept.get(id)
+        return None if kept is None else kept.container
+
     def item(self, id: str) -> JSON | None:
         """An item of any response that is kept."""
         owner = self._owners.get(id)
@@ -89,12 +97,21 @@ class ResponseStore:
         where = self._kept.values() if owner is None else [self._kept[owner]]
         return next((i for kept in where for i in kept.thread if i.get("id") == id), None)
 
-    def keep(self, response: ResponseShown, items: Sequence[JSON]) -> None:
-        """Keep a response, unless it alone is too large."""
-        nbytes = len(encoded(response)) + len(encoded(items))
+    def keep(
+        self,
+        response: ResponseShown,
+        items: Sequence[JSON],
+        output: Sequence[JSON] | None = None,
+        container: str | None = None,
+    ) -> None:
+        """Keep a response, unless it alone is too large. output: its items, if more is kept."""
+        if output is None:
+            output = cast(list[JSON], response["output"])
+        nbytes = len(encoded(response)) + len(encoded(items)) + len(encoded(output))
         if nbytes > self._most_bytes:
             return
-        id, kept = response["id"], Kept(response, tuple(items), nbytes)
+        id = response["id"]
+        kept = Kept(response, tuple(items), tuple(output), container, nbytes)
         self._kept[id] = kept
         self.nbytes += nbytes
         self._owners |= {str(item.get("id")): id for item in kept.thread}

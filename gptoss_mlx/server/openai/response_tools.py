@@ -2,7 +2,7 @@
 
 A custom tool takes free text. The model is offered it as a function of one text, `input`; a grammar
 of the text stands in its description and is not enforced. Tools in a namespace are functions as
-well. All that OpenAI's own servers would run is left out.
+well. What OpenAI's own servers would run is run by this one where it has it, else left out.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from typing import Any
 from gptoss_mlx.files.jsonfile import shown
 from gptoss_mlx.server.aliases import Aliases
 from gptoss_mlx.server.history import JSON
+from gptoss_mlx.server.openai.server_tools import STANDS_IN, container_of, stand_in
 from gptoss_mlx.server.problems import Problem
+from gptoss_mlx.server.toolkit import Toolkit
 
 _FREE_TEXT = {
     "type": "object",
@@ -39,16 +41,33 @@ class NamedTool:
 
 
 class Toolbox:
-    """The tools of one request. functions: as the engine takes them."""
+    """The tools of one request. functions: as the engine takes them. served: names of those that
+    the server runs; container: the id of the one that they are to run in, if one is named.
 
-    def __init__(self, tools: Sequence[JSON] | None) -> None:
+    Raises Problem.
+    """
+
+    def __init__(self, tools: Sequence[JSON] | None, kit: Toolkit | None = None) -> None:
+        self.served: list[str] = []
+        self.container: str | None = None
         self._named: dict[str, NamedTool] = {}
         given: dict[str, JSON] = {}  # one that is named twice counts as it was said last
         for named, tool in _flat(tools or ()):
             self._named[named.key] = named
             given[named.key] = tool
+        for tool in tools or ():
+            name = stand_in(tool, kit or Toolkit(), has_own=bool(given))
+            if name is not None and name not in self.served:
+                self.served.append(name)
+            if name is not None:
+                self.container = container_of(tool) or self.container
         self._aliases = Aliases(given)
         self.functions = [self._function(key, tool) for key, tool in given.items()]
+
+    @property
+    def offered(self) -> list[JSON]:
+        """All of them as the engine takes them."""
+        return [*self.functions, *({"type": name} for name in self.served)]
 
     def called(self, shown: str) -> NamedTool:
         """The tool that the model calls by a name."""
@@ -63,18 +82,41 @@ class Toolbox:
         """A tool choice as the engine takes it. Raises Problem."""
         if given is None or isinstance(given, str):
             # A choice among tools of which none can be called is none.
-            return None if not self.functions and given in ("auto", "none") else given
+            return None if not self.offered and given in ("auto", "none") else given
         if given.get("type") != "allowed_tools":
             return self._chosen(given)
         tools = given.get("tools")
         if not isinstance(tools, list):
             raise Problem(400, "tool_choice: allowed_tools needs a list", param="tool_choice")
-        tools = [tool for tool in tools if _is_callable(tool)]
+        tools = [tool for tool in tools if self._can_choose(tool)]
         if not tools and given.get("mode") != "required":
             return "none"
         return {**given, "tools": [self._chosen(tool) for tool in tools]}
 
+    def later_choice(self, choice: str | JSON | None, may_call: bool) -> str | JSON | None:
+        """The choice, as the engine takes it, after a call that the server has run: nothing has to
+        be called any more. may_call: whether the server may run another."""
+        some = None
+        if isinstance(choice, Mapping) and choice.get("type") == "allowed_tools":
+            some = choice["tools"]
+        if may_call and some is None:
+            return None
+        tools = self.offered if some is None else some
+        allowed = [tool for tool in tools if may_call or tool["type"] == "function"]
+        return {"type": "allowed_tools", "mode": "auto", "tools": allowed} if allowed else "none"
+
+    def _can_choose(self, tool: Any) -> bool:
+        return _is_callable(tool) or self._stand_in(tool) is not None
+
+    def _stand_in(self, tool: Any) -> str | None:
+        """The server's tool that is chosen by its type."""
+        kind = tool.get("type") if isinstance(tool, Mapping) else None
+        name = STANDS_IN.get(kind) if isinstance(kind, str) else None
+        return name if name in self.served else None
+
     def _chosen(self, choice: JSON) -> JSON:
+        if (name := self._stand_in(choice)) is not None:
+            return {"type": name}
         if not _is_callable(choice):
             kind = shown(choice.get("type"))
             raise Problem(

@@ -4,25 +4,31 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from functools import partial
 from time import monotonic
 from typing import Literal
 
+from pydantic import StrictBool, StrictStr
 from starlette.requests import Request
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
 from gptoss_mlx.engine.events import PrefillEvent
+from gptoss_mlx.engine.options import Options
 from gptoss_mlx.errors import ContextError
 from gptoss_mlx.files.jsonfile import shown
-from gptoss_mlx.server.bodies import read_body
+from gptoss_mlx.server.bodies import Body, read_body
+from gptoss_mlx.server.containers import Containers, containers_of
 from gptoss_mlx.server.history import JSON
 from gptoss_mlx.server.job import Job
 from gptoss_mlx.server.openai.input_items import is_instruction, without_orphans
+from gptoss_mlx.server.openai.output_items import public
 from gptoss_mlx.server.openai.response_events import ResponseEvent
 from gptoss_mlx.server.openai.response_object import ResponseShown
 from gptoss_mlx.server.openai.response_run import ResponseRun
 from gptoss_mlx.server.openai.response_store import store_of
 from gptoss_mlx.server.openai.responses_request import Asked, ResponsesRequest
+from gptoss_mlx.server.openai.served_calls import ServedCalls
 from gptoss_mlx.server.problems import Problem
 from gptoss_mlx.server.replies import FrameStream, JSONReply, comment, encoded, event, reply
 from gptoss_mlx.server.service import Service, service_of
@@ -41,6 +47,18 @@ class ItemList(TypedDict):
     has_more: bool
 
 
+class Word(Body):
+    """A person's word on a call that waits for it."""
+
+    item_id: StrictStr
+    approve: StrictBool
+
+
+class Approved(TypedDict):
+    item_id: str
+    approve: bool
+
+
 class Deleted(TypedDict):
     id: str
     object: Literal["response"]
@@ -50,15 +68,42 @@ class Deleted(TypedDict):
 async def create(request: Request) -> Response:
     """The endpoint that makes a response."""
     body = await read_body(request, ResponsesRequest)
-    service, store = service_of(request), store_of(request)
-    asked = body.read(store)
-    job = await (_start_cut if body.truncation == "auto" else _start)(service, asked)
+    service, store, containers = service_of(request), store_of(request), containers_of(request)
+    asked = body.read(store, containers.kit)
+    container = _container(asked, containers) or store.container(body.previous_response_id)
+    start = partial(_start_cut if body.truncation == "auto" else _start, service, asked)
+    job = await start(asked.items)
+    calls, encoding = None, job.tokenizer.harmony
+    if asked.tools.served and encoding is not None:
+        calls = ServedCalls(
+            containers,
+            containers.lease(container),
+            asked.tools.served,
+            encoding,
+            body.calls_shown(str(request.base_url)),
+            containers.kit.most_calls if body.max_tool_calls is None else body.max_tool_calls,
+        )
 
     def settle(run: ResponseRun) -> None:
+        if calls is not None:
+            calls.close()
         if store.running.pop(run.id, None) is not None and body.is_stored:
-            store.keep(run.shown, asked.items)
+            kept = run.container_id or store.container(body.previous_response_id)
+            store.keep(run.shown, asked.items, run.kept, kept)
 
-    run = ResponseRun(job, body.echo(), asked.tools, body.wanted, settle)
+    async def go_on(job: Job, further: Sequence[JSON], change: Options) -> Job:
+        return await start([*asked.items, *further], change, job)
+
+    run = ResponseRun(
+        job,
+        body.echo(),
+        asked.tools,
+        body.wanted,
+        settle,
+        calls=calls,
+        go_on=go_on,
+        choice=asked.options.get("tool_choice"),
+    )
     store.running[run.id] = run
     if body.stream:
         framed = FramedRun(run)
@@ -94,10 +139,20 @@ async def cancel(request: Request) -> Response:
     return JSONReply(response)
 
 
+async def approve(request: Request) -> Response:
+    """Let a call run that waits for a person's word, or decline it. Not of OpenAI's API."""
+    word = await read_body(request, Word)
+    run = store_of(request).running.get(request.path_params["id"])
+    if run is None or not run.answer(word.item_id, word.approve):
+        raise Problem(404, f"no call {shown(word.item_id)} waits for approval", param="item_id")
+    approved: Approved = {"item_id": word.item_id, "approve": word.approve}
+    return JSONReply(approved)
+
+
 async def input_items(request: Request) -> Response:
     """What a response was asked with, the newest first; earlier turns included."""
     query = request.query_params
-    items = list(store_of(request).find(request.path_params["id"]).items)
+    items = [public(item) for item in store_of(request).find(request.path_params["id"]).items]
     if query.get("order", "desc") != "asc":
         items.reverse()
     begin = 0
@@ -157,16 +212,36 @@ async def collect(run: ResponseRun) -> ResponseShown:
     return run.shown
 
 
-async def _start(service: Service, asked: Asked) -> Job:
-    return await service.start(asked.ask())
+def _container(asked: Asked, containers: Containers) -> str | None:
+    """The id of the container that a request names. Raises Problem."""
+    id = asked.tools.container
+    if id is not None and asked.tools.served and containers.find(id) is None:
+        said = f"tools: no container has the id {shown(id)}, or not any more"
+        raise Problem(404, said, code="container_expired", param="tools")
+    return id
 
 
-async def _start_cut(service: Service, asked: Asked) -> Job:
+async def _start(
+    service: Service,
+    asked: Asked,
+    items: Sequence[JSON],
+    change: Options | None = None,
+    after: Job | None = None,
+) -> Job:
+    return await service.start(asked.ask(items, change), after=after)
+
+
+async def _start_cut(
+    service: Service,
+    asked: Asked,
+    items: Sequence[JSON],
+    change: Options | None = None,
+    after: Job | None = None,
+) -> Job:
     """Start without the oldest items, instructions aside, if all do not fit the context."""
-    items = list(asked.items)
     while True:
         try:
-            return await service.start(asked.ask(items))
+            return await service.start(asked.ask(items, change), after=after)
         except ContextError:
             fewer = _without_oldest(items)
             if len(fewer) == len(items):

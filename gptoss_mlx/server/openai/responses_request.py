@@ -20,7 +20,9 @@ from gptoss_mlx.server.openai.response_object import Repeated
 from gptoss_mlx.server.openai.response_run import Wanted
 from gptoss_mlx.server.openai.response_store import ResponseStore
 from gptoss_mlx.server.openai.response_tools import Toolbox, echoed
+from gptoss_mlx.server.openai.served_calls import CallShown
 from gptoss_mlx.server.problems import Problem
+from gptoss_mlx.server.toolkit import Toolkit
 
 _REFUSED = ("conversation", "prompt")
 
@@ -65,13 +67,14 @@ class Asked:
     tools: Toolbox
     options: Options
 
-    def ask(self, items: Sequence[JSON] | None = None) -> Ask:
-        """What is asked of the model. items: fewer of them. Raises Problem."""
+    def ask(self, items: Sequence[JSON] | None = None, change: Options | None = None) -> Ask:
+        """What is asked of the model. items: others. change: of the options. Raises Problem."""
         first: list[Message] = []
         if self.instructions:
             first.append({"role": "system", "content": self.instructions})
         items = self.items if items is None else items
-        return Ask(self.model, [*first, *messages_of(items, self.tools)], self.options)
+        options: Options = {**self.options, **(change or {})}
+        return Ask(self.model, [*first, *messages_of(items, self.tools)], options)
 
 
 class ResponsesRequest(SamplingFields):
@@ -79,6 +82,7 @@ class ResponsesRequest(SamplingFields):
     OpenAI's change nothing.
 
     seed, top_k, min_p, stop and the penalties are beyond OpenAI's, as in chat completions.
+    tool_approval: "ask" where the client can ask a person about calls.
     """
 
     input: Items | None = None
@@ -89,11 +93,12 @@ class ResponsesRequest(SamplingFields):
     reasoning: ReasoningFields | None = None
     reasoning_budget: Annotated[StrictInt, Field(ge=0)] | None = None
     include: list[StrictStr] | None = None
+    tool_approval: Literal["ask"] | None = None
     tools: list[EchoedJSON] | None = None
     tool_choice: StrictStr | EchoedJSON | None = None
     parallel_tool_calls: StrictBool | None = None
     max_output_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
-    max_tool_calls: StrictInt | None = None
+    max_tool_calls: Annotated[StrictInt, Field(ge=0)] | None = None
     top_logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
     truncation: Literal["auto", "disabled"] | None = None
     metadata: dict[StrictStr, StrictStr] | None = None
@@ -118,12 +123,29 @@ class ResponsesRequest(SamplingFields):
             sealed="reasoning.encrypted_content" in include,
         )
 
-    def read(self, store: ResponseStore) -> Asked:
-        """What is asked. store: where earlier responses are. Raises Problem."""
+    def read(self, store: ResponseStore, kit: Toolkit | None = None) -> Asked:
+        """What is asked. store: where earlier responses are. kit: of the server's tools.
+
+        Raises Problem.
+        """
         self._refuse()
-        tools = Toolbox(self.tools)
+        tools = Toolbox(self.tools, kit)
+        if self.max_tool_calls == 0 or (kit is not None and kit.most_calls == 0):
+            tools.served.clear()
         items = (*store.thread(self.previous_response_id), *items_of(self.input or (), store.item))
         return Asked(self.model, self.instructions, items, tools, self._options(tools))
+
+    def calls_shown(self, root: str) -> CallShown:
+        """What the client wants to read of calls that the server runs. root: its URL."""
+        include, text = self.include or (), self.text or TextFields()
+        return CallShown(
+            outputs="code_interpreter_call.outputs" in include,
+            sources="web_search_call.action.sources" in include,
+            sealed=self.wanted.sealed,
+            in_links=(text.format or {}).get("type", "text") == "text",
+            asks=self.tool_approval == "ask",
+            root=root,
+        )
 
     def echo(self) -> Repeated:
         """What the response repeats of the request."""
@@ -162,7 +184,7 @@ class ResponsesRequest(SamplingFields):
         options: Options = {
             **self.options(),
             **effort_options(reasoning.effort, "reasoning.effort"),
-            "tools": tools.functions,
+            "tools": tools.offered,
             "tool_choice": tools.choice(self.tool_choice),
             "response_format": None if self.text is None else self.text.format,
             "logprobs": wanted.logprobs,

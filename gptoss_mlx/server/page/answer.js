@@ -4,8 +4,10 @@
  * It goes on when another conversation is shown, and keeps what came before it failed.
  */
 
-import { aborted, ApiError, chat, ConnectionLost } from './api.js';
+import { aborted, ApiError, chat, ConnectionLost, respond } from './api.js';
 import { grow, requestOf } from './conversation.js';
+import { readPicture } from './pictures.js';
+import { Growth, responseRequest } from './responses.js';
 
 /** @import { Conversation, Failure, Message } from './conversation.js' */
 
@@ -17,9 +19,16 @@ export class Answer {
   progress = null;
   onGrow = () => {};
 
-  /** @param {Conversation} conversation to which the answer is added */
-  constructor(conversation) {
+  /** @type {Map<object, Promise<void>>} pictures that are read, by their figures */
+  #pictures = new Map();
+
+  /**
+   * @param {Conversation} conversation to which the answer is added
+   * @param {string[]} served names of the server's tools that may be used
+   */
+  constructor(conversation, served = []) {
     this.conversation = conversation;
+    this.served = served;
     /** @type {Message} */
     this.message = { role: 'assistant', content: '', model: conversation.options.model };
   }
@@ -30,12 +39,9 @@ export class Answer {
     let failed = null;
     conversation.messages.push(message);
     try {
-      for await (const event of chat(requestOf(conversation), this.#controller.signal)) {
-        this.progress = event.kind === 'prefill' ? event : null;
-        if (event.kind === 'chunk') grow(message, event.chunk);
-        this.#time();
-        this.onGrow();
-      }
+      if (this.served.length) await this.#respond();
+      else await this.#chat();
+      await Promise.all(this.#pictures.values());
       if (isEmpty(message)) throw new ApiError('The model ended without an answer.');
     } catch (error) {
       failed = error;
@@ -46,14 +52,52 @@ export class Answer {
     return failed;
   }
 
+  async #chat() {
+    const { conversation, message } = this;
+    for await (const event of chat(requestOf(conversation), this.#controller.signal)) {
+      this.progress = event.kind === 'prefill' ? event : null;
+      if (event.kind === 'chunk') grow(message, event.chunk);
+      this.#time();
+      this.onGrow();
+    }
+  }
+
+  /** By the API that runs tools; in a new container where the conversation's is gone. */
+  async #respond() {
+    const { conversation, served } = this;
+    try {
+      await this.#grow(responseRequest(conversation, served));
+    } catch (error) {
+      if (!(error instanceof ApiError) || error.code !== 'container_expired') throw error;
+      for (const message of conversation.messages) delete message.container;
+      await this.#grow(responseRequest(conversation, served));
+    }
+  }
+
+  /** @param {object} request */
+  async #grow(request) {
+    const { message } = this;
+    const growth = new Growth(message);
+    for await (const event of respond(request, this.#controller.signal)) {
+      this.progress = event.kind === 'prefill' ? event : null;
+      if (event.kind === 'event') growth.take(event.event);
+      for (const figure of message.runs?.flatMap(({ figures }) => figures ?? []) ?? []) {
+        if (this.#pictures.has(figure)) continue;
+        this.#pictures.set(figure, readPicture(figure).then(() => this.onGrow()));
+      }
+      this.#time();
+      this.onGrow();
+    }
+  }
+
   stop() {
     this.#controller.abort();
   }
 
   /** @returns {boolean} whether reasoning came and nothing after it yet */
   get thinks() {
-    const { reasoning, content, calls } = this.message;
-    return Boolean(reasoning) && !content && !calls;
+    const { reasoning, content, calls, runs } = this.message;
+    return Boolean(reasoning) && !content && !calls && !runs;
   }
 
   #time() {

@@ -1,5 +1,5 @@
 /**
- * The server's HTTP API: models, health and streamed chat completions.
+ * The server's HTTP API: models, health, streamed chat completions and responses, files.
  *
  * What fails is one of two errors: `ApiError`, the server's own refusal in its own words, and
  * `ConnectionLost`, when there is no server or the stream ended before the answer did.
@@ -34,6 +34,7 @@ export class ConnectionLost extends Error {
  * @typedef {object} Model
  * @property {string} id
  * @property {number} [context_length] tokens
+ * @property {Record<string, string>} [server_tools] those that the server runs, with their rules
  *
  * @typedef {object} Health
  * @property {string} status ok, loading or error
@@ -69,7 +70,9 @@ export class ConnectionLost extends Error {
  * @property {Usage | null} [usage]
  * @property {Timings} [timings]
  *
- * @typedef {{kind: 'prefill', done: number, total: number} | {kind: 'chunk', chunk: Chunk}} Event
+ * @typedef {{kind: 'prefill', done: number, total: number}} Progress
+ *
+ * @typedef {Progress | {kind: 'chunk', chunk: Chunk}} Event
  */
 
 /** @returns {string} the API key of this tab, or nothing */
@@ -166,33 +169,91 @@ export async function health() {
  */
 export async function* chat(body, signal) {
   const request = { ...body, stream: true, stream_options: { include_usage: true } };
-  const options = { method: 'POST', body: JSON.stringify(request), signal };
-  const response = await send('/v1/chat/completions', options);
-  if (!response.ok || !response.body) throw await refusal(response);
-  for await (const line of lines(response.body)) {
-    const prefill = /^: *prefill (\d+)\/(\d+)/.exec(line);
-    if (prefill) yield { kind: 'prefill', done: Number(prefill[1]), total: Number(prefill[2]) };
-    if (!line.startsWith('data:')) continue;
-    const data = line.slice(5).trim();
-    if (data === '[DONE]') return;
-    yield { kind: 'chunk', chunk: parsed(data) };
+  for await (const found of streamed('/v1/chat/completions', request, signal)) {
+    if (typeof found !== 'string') yield found;
+    else if (found === '[DONE]') return;
+    else {
+      const chunk = parsed(found);
+      if (chunk?.error) throw described(chunk.error, 0);
+      const choices = Array.isArray(chunk?.choices) ? chunk.choices : [];
+      yield { kind: 'chunk', chunk: { ...chunk, choices } };
+    }
   }
   throw new ConnectionLost(true);
 }
 
 /**
- * @param {string} data one JSON object, as an event of the API has it on one line
- * @returns {Chunk}
+ * Asks for an answer of a model whose server runs tools, and gives its events as they come.
+ *
+ * @param {object} body the request, without `stream`
+ * @param {AbortSignal} signal
+ * @returns {AsyncGenerator<Progress | {kind: 'event', event: any}, void, void>}
  */
+export async function* respond(body, signal) {
+  for await (const found of streamed('/v1/responses', { ...body, stream: true }, signal)) {
+    if (typeof found !== 'string') {
+      yield found;
+      continue;
+    }
+    const event = parsed(found);
+    if (event?.type === 'error') throw described(event, 0);
+    if (event?.type === 'response.failed') throw described(event.response?.error, 0);
+    yield { kind: 'event', event };
+    if (['response.completed', 'response.incomplete'].includes(event?.type)) return;
+  }
+  throw new ConnectionLost(true);
+}
+
+/**
+ * Says whether a call may run that waits for a person's word.
+ *
+ * @param {string} response its id
+ * @param {string} item the call's id
+ * @param {boolean} approve
+ */
+export async function approve(response, item, approve) {
+  const body = JSON.stringify({ item_id: item, approve });
+  const answer = await send(`/v1/responses/${response}/approvals`, { method: 'POST', body });
+  if (!answer.ok) throw await refusal(answer);
+}
+
+/**
+ * The bytes of a file that python made.
+ *
+ * @param {{container: string, id: string}} file
+ * @returns {Promise<Blob>}
+ */
+export async function fileContent({ container, id }) {
+  const answer = await send(`/v1/containers/${container}/files/${id}/content`);
+  if (!answer.ok) throw await refusal(answer);
+  return answer.blob();
+}
+
+/**
+ * The events of a streamed answer: progress with the prompt, and the data of each event.
+ *
+ * @param {string} path
+ * @param {object} request
+ * @param {AbortSignal} signal
+ * @returns {AsyncGenerator<Progress | string, void, void>}
+ */
+async function* streamed(path, request, signal) {
+  const response = await send(path, { method: 'POST', body: JSON.stringify(request), signal });
+  if (!response.ok || !response.body) throw await refusal(response);
+  for await (const line of lines(response.body)) {
+    const prefill = /^: *prefill (\d+)\/(\d+)/.exec(line);
+    if (prefill) yield { kind: 'prefill', done: Number(prefill[1]), total: Number(prefill[2]) };
+    if (line.startsWith('data:')) yield line.slice(5).trim();
+  }
+}
+
+/** @param {string} data one JSON object, as an event of the API has it on one line */
 function parsed(data) {
-  let chunk;
   try {
-    chunk = JSON.parse(data);
+    return JSON.parse(data);
   } catch {
     throw new ApiError('The server sent an event that is not JSON.');
   }
-  if (chunk?.error) throw described(chunk.error, 0);
-  return { ...chunk, choices: Array.isArray(chunk?.choices) ? chunk.choices : [] };
 }
 
 /**

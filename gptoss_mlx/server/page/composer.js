@@ -24,6 +24,7 @@ export class Composer {
   #prompt = find('prompt', HTMLTextAreaElement);
   #model = find('model', HTMLSelectElement);
   #effort = find('effort', HTMLFieldSetElement);
+  #served = find('served', HTMLFieldSetElement);
   #send = find('send', HTMLButtonElement);
   #running = false;
   #ready = false;
@@ -45,6 +46,10 @@ export class Composer {
     this.#model.onchange = () => handlers.choose({ model: this.#model.value });
     this.#effort.onchange = ({ target }) => {
       if (target instanceof HTMLInputElement) handlers.choose({ effort: target.value });
+    };
+    this.#served.onchange = () => {
+      const chosen = [...this.#served.querySelectorAll('input')].filter(({ checked }) => checked);
+      handlers.choose({ served: chosen.map(({ value }) => value) });
     };
     this.#showButton();
   }
@@ -78,6 +83,12 @@ export class Composer {
     this.#model.hidden = ids.length === 0;
     for (const input of this.#effort.querySelectorAll('input')) {
       input.checked = input.value === options.effort;
+    }
+    const tools = models.find(({ id }) => id === options.model)?.server_tools ?? {};
+    this.#served.hidden = !Object.keys(tools).length;
+    for (const input of this.#served.querySelectorAll('input')) {
+      input.checked = options.served.includes(input.value);
+      if (input.parentElement) input.parentElement.hidden = !(input.value in tools);
     }
   }
 

@@ -4,7 +4,10 @@
  * Everything is plain data, so that it can be stored, exported and compared.
  */
 
+import { isFile, isSource, restoreRun } from './responses.js';
+
 /** @import { Chunk, Timings, Usage } from './api.js' */
+/** @import { FileMade, Run, Source } from './responses.js' */
 
 /**
  * @typedef {object} Call a tool call
@@ -29,6 +32,12 @@
  * @property {Usage} [usage]
  * @property {Timings} [timings]
  * @property {Failure} [failure]
+ * @property {Run[]} [runs] calls that the server ran
+ * @property {FileMade[]} [files] that they made
+ * @property {Source[]} [sources] that the answer cites
+ * @property {string} [container] where they ran
+ * @property {string} [response] the id of the response
+ * @property {object[]} [items] of the response, where it calls functions
  *
  * @typedef {object} Options
  * @property {string} model
@@ -37,6 +46,7 @@
  * @property {number | null} temperature
  * @property {number | null} limit tokens of an answer
  * @property {string} tools a JSON list, as the person wrote it
+ * @property {string[]} served names of the server's tools that the model may use
  *
  * @typedef {object} Conversation
  * @property {string} id
@@ -49,6 +59,7 @@
  */
 
 export const EFFORTS = ['low', 'medium', 'high'];
+const TEXTS = ['reasoning', 'callId', 'name', 'model', 'finish', 'container', 'response'];
 const ROLES = ['user', 'assistant', 'tool'];
 const TITLE_LENGTH = 60;
 
@@ -66,6 +77,7 @@ export const DEFAULTS = {
   temperature: null,
   limit: null,
   tools: '',
+  served: [],
 };
 
 /** @returns {string} 16 random bytes in hexadecimal */
@@ -223,10 +235,7 @@ function wire(messages, index) {
       function: { name, arguments: text },
     })),
   };
-  const end = messages.findIndex((later, at) => at > index && later.role !== 'tool');
-  if (end < 0) return [answer];
-  const passed = openCalls(messages.slice(0, end));
-  const results = passed.map(({ id }) => ({
+  const results = passedOver(messages, index).map(({ id }) => ({
     role: 'tool',
     tool_call_id: id,
     content: 'No result was given.',
@@ -235,12 +244,25 @@ function wire(messages, index) {
 }
 
 /**
- * Tokens that the conversation fills of the context, as the server counted them last.
+ * Calls of an answer that the person passed over: the conversation has gone on without a result.
+ *
+ * @param {Message[]} messages
+ * @param {number} index of the answer
+ * @returns {Call[]}
+ */
+export function passedOver(messages, index) {
+  const end = messages.findIndex((later, at) => at > index && later.role !== 'tool');
+  return end < 0 ? [] : openCalls(messages.slice(0, end));
+}
+
+/**
+ * Tokens that the conversation fills of the context, as the server counted them last. The counts of
+ * an answer with runs are those of several prompts.
  *
  * @param {Conversation} conversation
  */
 export function contextUsed({ messages }) {
-  return messages.findLast((message) => message.usage)?.usage?.total_tokens ?? 0;
+  return messages.findLast(({ usage, runs }) => usage && !runs)?.usage?.total_tokens ?? 0;
 }
 
 /**
@@ -276,6 +298,8 @@ export function restoreOptions(value) {
     if (typeof value?.[name] === 'string') options[name] = value[name];
   }
   if (EFFORTS.includes(value?.effort)) options.effort = value.effort;
+  const served = Array.isArray(value?.served) ? value.served : [];
+  options.served = served.filter((/** @type {unknown} */ name) => typeof name === 'string');
   options.temperature = number(value?.temperature, null);
   options.limit = number(value?.limit, null);
   return options;
@@ -302,9 +326,14 @@ function restoreMessage(value) {
   /** @type {Message} */
   const message = { role: value.role, content: value.content };
   if (calls?.length) message.calls = calls;
-  for (const name of /** @type {const} */ (['reasoning', 'callId', 'name', 'model', 'finish'])) {
-    if (typeof value[name] === 'string') message[name] = value[name];
+  for (const name of TEXTS) {
+    if (typeof value[name] === 'string') Reflect.set(message, name, value[name]);
   }
+  const runs = Array.isArray(value.runs) ? value.runs.map(restoreRun).filter(Boolean) : [];
+  if (runs.length) message.runs = runs;
+  if (Array.isArray(value.files)) message.files = value.files.filter(isFile);
+  if (Array.isArray(value.sources)) message.sources = value.sources.filter(isSource);
+  if (Array.isArray(value.items)) message.items = value.items;
   if (typeof value.thoughtMs === 'number') message.thoughtMs = value.thoughtMs;
   if (typeof value.usage?.total_tokens === 'number') message.usage = value.usage;
   if (typeof value.timings === 'object' && value.timings) message.timings = value.timings;

@@ -146,7 +146,17 @@ export async function copyText(text) {
  * @param {unknown} value
  */
 export function download(name, value) {
-  const blob = new Blob([JSON.stringify(value, null, 2) + '\n'], { type: 'application/json' });
+  const text = JSON.stringify(value, null, 2) + '\n';
+  saveFile(name, new Blob([text], { type: 'application/json' }));
+}
+
+/**
+ * Saves bytes as a file.
+ *
+ * @param {string} name
+ * @param {Blob} blob
+ */
+export function saveFile(name, blob) {
   const link = make('a', { href: URL.createObjectURL(blob), download: name });
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10_000);

@@ -31,6 +31,7 @@ import { addMath, mathNode } from './math.js';
  */
 
 const LINK = /^(https?:\/\/|mailto:)/i;
+const OWN_FILE = /^sandbox:\/mnt\/data\//; // what python made, which the page offers elsewhere
 const TAGS = new Set(
   ('p ul ol li blockquote thead tbody tr th td em strong s br hr ' +
     'h1 h2 h3 h4 h5 h6 table').split(' '),
@@ -41,7 +42,8 @@ const DEEPEST_INLINE = 40;
 
 export const parser = new (/** @type {any} */ (MarkdownIt))({ html: false, linkify: true });
 parser.linkify.set({ fuzzyLink: false, fuzzyEmail: false });
-parser.validateLink = (/** @type {string} */ url) => LINK.test(url);
+parser.validateLink = (/** @type {string} */ url) =>
+  LINK.test(url) || OWN_FILE.test(url);
 parser.block.ruler.before('code', 'deep', takeDeepAsText);
 addMath(parser);
 

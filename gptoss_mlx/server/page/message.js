@@ -5,15 +5,19 @@
 import { copyButton, icon, iconButton, make } from './dom.js';
 import { codeBlock, finishCode } from './code.js';
 import { Markdown } from './markdown.js';
+import { fileList, RunView, sourceList } from './run-view.js';
 
 /** @import { Answer } from './answer.js' */
 /** @import { Call, Message } from './conversation.js' */
+/** @import { FileMade } from './responses.js' */
 
 /**
  * @typedef {object} Actions
  * @property {(message: Message) => void} retry
  * @property {(message: Message, text: string) => void} edit
  * @property {(results: Map<string, string>) => void} answerCalls
+ * @property {(message: Message, id: string, mayRun: boolean) => void} approve a run that waits
+ * @property {(file: FileMade) => void} save
  *
  * @typedef {object} Context
  * @property {Answer | null} answer that runs in this message
@@ -39,6 +43,10 @@ export class MessageView {
   #wait = make('p', { className: 'wait', hidden: true });
   #content = make('div', { className: 'content' });
   #calls = make('div', { className: 'calls' });
+  #runs = make('div', { className: 'runs' });
+  #yields = make('div', { className: 'yields' }); // sources and files
+  /** @type {RunView[]} */
+  #runViews = [];
   #failure = make('div', { className: 'failure', hidden: true });
   #foot = make('p', { className: 'foot' });
   #thoughtLength = 0;
@@ -53,8 +61,8 @@ export class MessageView {
     this.actions = actions;
     this.#speaker.textContent = SPEAKERS[message.role];
     const answers = message.role === 'assistant';
-    const before = answers ? [this.#details, this.#wait] : [];
-    const after = answers ? [this.#calls, this.#failure] : [];
+    const before = answers ? [this.#details, this.#runs, this.#wait] : [];
+    const after = answers ? [this.#yields, this.#calls, this.#failure] : [];
     const parts = [...before, this.#content, ...after, this.#foot];
     const body = make('div', { className: 'body' }, ...parts);
     this.element = make('article', { className: `message ${message.role}` }, this.#speaker, body);
@@ -68,6 +76,7 @@ export class MessageView {
     this.element.classList.toggle('running', Boolean(answer));
     this.element.setAttribute('aria-busy', String(Boolean(answer)));
     this.#showReasoning(answer);
+    this.#showRuns(!answer);
     this.#showWait(answer);
     if (answer) this.#markdown.update(message.content);
     else this.#markdown.finish(message.content);
@@ -161,10 +170,29 @@ export class MessageView {
     if (this.#summary.textContent !== label) this.#summary.textContent = label;
   }
 
+  /** @param {boolean} ended */
+  #showRuns(ended) {
+    const { runs = [], sources = [], files = [] } = this.message;
+    runs.forEach((run, at) => {
+      if (!this.#runViews[at]) {
+        const answer = (/** @type {string} */ id, /** @type {boolean} */ mayRun) =>
+          this.actions.approve(this.message, id, mayRun);
+        this.#runViews[at] = new RunView(answer);
+        this.#runs.append(this.#runViews[at].element);
+      }
+      this.#runViews[at].update(run, ended);
+    });
+    if (!ended) return;
+    this.#yields.replaceChildren(
+      ...(sources.length ? [make('p', {}, 'Sources'), sourceList(sources)] : []),
+      ...(files.length ? [fileList(files, this.actions.save)] : []),
+    );
+  }
+
   /** @param {Answer | null} answer */
   #showWait(answer) {
-    const { content, reasoning, calls } = this.message;
-    const waits = answer !== null && !content && !reasoning && !calls;
+    const { content, reasoning, calls, runs } = this.message;
+    const waits = answer !== null && !content && !reasoning && !calls && !runs;
     this.#wait.hidden = !waits;
     if (!waits) return this.#wait.replaceChildren();
     const { progress } = answer;

@@ -49,6 +49,17 @@ export function dismiss(kind) {
 }
 
 /**
+ * Notes what becomes of something that may fail, if it does.
+ *
+ * @param {string} kind
+ * @param {Promise<unknown>} doing
+ */
+export function tell(kind, doing) {
+  dismiss(kind);
+  doing.catch((error) => note(kind, error instanceof Error ? error.message : String(error)));
+}
+
+/**
  * Tells a screen reader, after what it reads now.
  *
  * @param {string} text

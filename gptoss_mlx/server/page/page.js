@@ -5,13 +5,13 @@
  */
 
 import { Answer } from './answer.js';
-import { ApiError, ConnectionLost } from './api.js';
+import { ApiError, approve, ConnectionLost, fileContent } from './api.js';
 import { Composer } from './composer.js';
 import { contextUsed, newConversation, openCalls, titleOf } from './conversation.js';
-import { find } from './dom.js';
+import { find, saveFile } from './dom.js';
 import { exportConversations, importConversations } from './exchange.js';
 import { listenForKeys } from './keys.js';
-import { announce, dismiss, note } from './notes.js';
+import { announce, dismiss, note, tell } from './notes.js';
 import { Server } from './server.js';
 import { Settings } from './settings.js';
 import { Sidebar } from './sidebar.js';
@@ -34,6 +34,8 @@ class Page {
     retry: (message) => this.#replace(message, []),
     edit: (message, content) => this.#replace(message, [{ ...message, content }]),
     answerCalls: (results) => this.#answerCalls(results),
+    approve: (message, id, mayRun) => tell('approval', approve(message.response ?? '', id, mayRun)),
+    save: (file) => tell('file', fileContent(file).then((blob) => saveFile(file.name, blob))),
   });
   #composer = new Composer({
     send: (text) => this.#send(text),
@@ -169,7 +171,7 @@ class Page {
   /** Asks for an answer to what the conversation holds. */
   async #ask() {
     const conversation = this.#conversation;
-    const answer = new Answer(conversation);
+    const answer = new Answer(conversation, this.#server.toolsFor(conversation.options));
     this.#answers.set(conversation.id, answer);
     const shown = () => this.#conversation === conversation;
     const saving = setInterval(() => this.#save(conversation), SAVE_EVERY);
@@ -242,9 +244,9 @@ class Page {
   #choose(change) {
     const conversation = this.#conversation;
     Object.assign(conversation.options, change);
-    // Model and effort are what a person wants next time as well.
-    const { model, effort } = conversation.options;
-    setPreference('options', { ...keptOptions(), model, effort });
+    // Model, effort and tools are what a person wants next time as well.
+    const { model, effort, served } = conversation.options;
+    setPreference('options', { ...keptOptions(), model, effort, served });
     if (conversation.messages.length) this.#save(conversation);
     this.#showAround();
   }

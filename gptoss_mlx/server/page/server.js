@@ -9,6 +9,7 @@ import { make } from './dom.js';
 import { dismiss, note } from './notes.js';
 
 /** @import { Health, Model } from './api.js' */
+/** @import { Options } from './conversation.js' */
 
 const LOADING_PAUSE = 500; // milliseconds
 const LOST_PAUSE = 3000;
@@ -21,6 +22,17 @@ export class Server {
   #timer;
   #watching = false;
   #said = ''; // the last note, which is not repeated
+
+  /**
+   * The server's tools that a conversation may use, of those that were chosen for it.
+   *
+   * @param {Options} options
+   * @returns {string[]}
+   */
+  toolsFor({ model, served }) {
+    const there = this.models.find(({ id }) => id === model)?.server_tools ?? {};
+    return served.filter((name) => name in there);
+  }
 
   onChange = () => {};
   onRefused = () => {};

@@ -64,6 +64,13 @@ class BrowserTool:
     def close(self) -> None:
         """The source is its maker's to close."""
 
+    def page(self, cursor: int = -1) -> Page | None:
+        """The page that was shown under a cursor, last where it is negative; None if none was."""
+        try:
+            return self._stack.page(cursor)
+        except BrowsingError:
+            return None
+
     def cite(self, answer: str) -> Cited:
         """An answer's citation marks, resolved against the pages that were shown."""
         reader = self.citations()

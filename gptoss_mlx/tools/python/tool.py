@@ -80,9 +80,10 @@ class PythonTool:
         self._was_lost = True
 
     def close(self) -> None:
-        """End the interpreter and all that it started; files stay."""
+        """End the interpreter and all that it started; files stay. A later call starts another,
+        and says so."""
+        self._was_lost = self._was_lost or self._interpreter is not None
         self._forget()
-        self._was_lost = False
 
     def _running(self) -> tuple[Interpreter, Folder]:
         """The interpreter and its folder, started with the first kind of sandbox that works."""

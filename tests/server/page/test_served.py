@@ -3,13 +3,17 @@ nothing that its content policy refuses."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from gptoss_mlx.server.policy import Policy
+from gptoss_mlx.server.toolkit import Toolkit
 from tests.support.chat_page import BrowserContext, ChatPage, expect
 from tests.support.gate import Gate
 from tests.support.scripted_model import AGAIN, ANALYSIS, FINAL, Scripted
 from tests.support.served import serving
+from tests.support.served_tools import BROWSE, CODE, browser_kit, python_kit, tooled
 
 pytestmark = pytest.mark.slow
 
@@ -27,6 +31,53 @@ def test_an_answer_of_the_server(context: BrowserContext) -> None:
         expect(answer.locator("math").first).to_be_attached()
         expect(answer.locator("details").first).to_contain_text("They greet.")
         assert chat.reload().page.locator("#messages").inner_text().count("there") == 1
+    assert chat.faults == []
+
+
+DRAW = (
+    "x = 41\\nsvg = \"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>\"\\n"
+    "open('p.svg', 'w').write(svg); open('t.csv', 'w').write('1,2'); print('<b>')"
+)
+
+
+def test_tools_of_the_server(context: BrowserContext, tmp_path: Path) -> None:
+    """Code that a person lets run, and one that is declined; a figure, a file, a document."""
+    replies = [
+        CODE.format(DRAW.replace("\\n", "\n")),
+        CODE.format("print(x + 1)"),
+        f"{FINAL}Drawn: [p](sandbox:/mnt/data/p.svg).<|return|>",
+        CODE.format("print(x + 1)"),
+        BROWSE.format("search", '{"query": "ferry"}'),
+        f"{FINAL}At seven.<|return|>",
+    ]
+    policy, scripted = Policy(keys=("key",)), Scripted(*replies)
+    with browser_kit(tmp_path) as browser:
+        makers = {**browser.makers, **python_kit().makers}
+        with tooled(scripted, Toolkit(makers, {"python": "ask"}), policy) as served:
+            chat = ChatPage(context, served.url)
+            chat.page.goto(f"{served.url}/")
+            chat.page.locator("dialog[open] input").fill("key")
+            chat.page.locator("dialog[open] button[type=submit]").click()
+            chat.ready()
+            for name in ("Python", "Browser"):
+                chat.page.get_by_label(name, exact=True).check(force=True)
+            chat.send("draw")
+            chat.press("Run")
+            expect(chat.page.locator(".run")).to_have_count(2)
+            chat.press("Decline")
+            answer = chat.ended()
+            summaries = answer.locator(".run summary")
+            expect(summaries).to_have_text(["Python", "Python · failed"])
+            expect(answer.locator(".content")).to_have_text("Drawn: p.")
+            expect(answer.locator(".figures img")).to_have_count(1)
+            with chat.page.expect_download() as download:
+                chat.press("Save t.csv")
+            assert download.value.path().read_text() == "1,2"
+            chat.send("when?")
+            chat.press("Run")
+            answer = chat.ended()
+            expect(answer.locator(".run .result")).to_have_text("42")
+            expect(answer.locator(".run summary").last).to_have_text("Searches for “ferry”")
     assert chat.faults == []
 
 
