@@ -40,9 +40,6 @@ RUNTIME = 98 * MiB
 with tools and every sampling option, as resident memory beyond what MLX held; two models had the
 same."""
 
-GRAMMARS = 96 * MiB
-"""For schemas: the trie of the vocabulary 70 MiB, compiled grammars 22. Measured with schemas."""
-
 TOGETHER = 8
 """Sequences sampled at a time, which bounds the memory that sampling takes."""
 
@@ -198,7 +195,6 @@ class MLXSizes(Sizes):
             "scratch": self.scratch(choice),
             "MLX's cache": choice.cache_limit,
             "runtime": RUNTIME,
-            "grammars": GRAMMARS,
             "headroom": HEADROOM,
         }
         return tuple(Buffer(name, nbytes) for name, nbytes in sizes.items())

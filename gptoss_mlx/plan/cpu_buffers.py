@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import prod
 
 from gptoss_mlx.files.shard import ITEM_BYTES
-from gptoss_mlx.plan.buffers import GRAMMARS, TOGETHER, Allocation, Buffer, MiB, Sizes
+from gptoss_mlx.plan.buffers import TOGETHER, Allocation, Buffer, MiB, Sizes
 from gptoss_mlx.spec.config import ModelConfig
 
 PAGE = 256
@@ -138,7 +138,6 @@ class CPUSizes(Sizes):
             "scratch": self.scratch(choice),
             "sampling": self.sampling(rows),
             "runtime": RUNTIME,
-            "grammars": GRAMMARS,
             "headroom": HEADROOM,
         }
         return tuple(Buffer(name, nbytes) for name, nbytes in sizes.items())

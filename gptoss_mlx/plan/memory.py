@@ -58,7 +58,7 @@ MOST_ROWS = 32
 
 _LEAST_CONTEXT = 1024
 _STAYING = ("weights", "expert biases", "embedding", "experts", "keys and values", "sliding layers")
-_OUTSIDE = ("runtime", "grammars", "CUDA context", "headroom")  # not the tensor library's
+_OUTSIDE = ("runtime", "CUDA context", "headroom")  # not counted by the tensor library
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from math import prod
 from typing import ClassVar
 
 from gptoss_mlx.files.shard import ITEM_BYTES
-from gptoss_mlx.plan.buffers import GRAMMARS, TOGETHER, Allocation, Buffer, MiB, Sizes
+from gptoss_mlx.plan.buffers import TOGETHER, Allocation, Buffer, MiB, Sizes
 from gptoss_mlx.spec.config import QuantizationSpec
 
 CUDA_CONTEXT = 504 * MiB
@@ -279,7 +279,6 @@ class TorchCPUSizes(TorchSizes):
             **self.lasting(choice),
             "scratch": self.scratch(choice) + staged,
             "runtime": CPU_RUNTIME + (CPU_SHAPES if self.width < _FLOAT else 0),
-            "grammars": GRAMMARS,
             "headroom": CPU_HEADROOM,
         }
         return tuple(Buffer(name, nbytes) for name, nbytes in sizes.items())

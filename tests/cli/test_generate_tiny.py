@@ -12,8 +12,8 @@ import pytest
 from click.testing import CliRunner
 
 from gptoss_mlx.generate import main
-from gptoss_mlx.tools.python.sandbox.choice import kinds
 from tests.cli.test_generate_models import ROOT, generated, offline
+from tests.cli.test_generate_tools import needs_sandbox
 
 ASK = ("--model", "tiny", "--temperature", "0", "--quiet")
 WEATHER = {
@@ -45,7 +45,7 @@ def test_reasoning_comes_before_the_answer_if_asked() -> None:
     assert result.stdout == f"{value['reasoning']}\n\n{value['text']}\n"
 
 
-@pytest.mark.skipif(not kinds(), reason="no sandbox can be made here")
+@needs_sandbox
 def test_what_is_too_large_for_it_is_computed_in_python() -> None:
     value = generated("What is 1234 * 5678?", "--tool", "python", *ASK)
     assert value["text"] == "1234 * 5678 = 7006652"
