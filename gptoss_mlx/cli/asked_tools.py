@@ -6,9 +6,8 @@ import importlib.util
 import os
 import select
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,9 +15,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from gptoss_mlx.cli.open_tools import Interpreters, OpenTools
 from gptoss_mlx.cli.options import Parsed
 from gptoss_mlx.cli.terminal import Bar
-from gptoss_mlx.errors import MessageError
 from gptoss_mlx.spec.recipients import BUILTIN
 from gptoss_mlx.tools.approval import MOST_CALLS, Approval, Rule
 
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
     from gptoss_mlx.tools.mcp.config import ServerConfig
     from gptoss_mlx.tools.models.endpoint import Endpoint
     from gptoss_mlx.tools.python.sandbox.choice import Mode
-    from gptoss_mlx.tools.python.tool import PythonTool
     from gptoss_mlx.tools.tool import Tool
 
 RULES = ("allow", "ask")
@@ -238,85 +236,6 @@ class AskedTools:
         if self.documents is None:
             return SearXNG(str(self.search))
         return Documents(self.documents, progress)
-
-
-class Interpreters:
-    """The python tools of conversations, one after another.
-
-    files: the folder of all of them; None for a new one each, of which those with files stay. note:
-    tells a person where. Raises SandboxError.
-    """
-
-    def __init__(
-        self, files: Path | None, note: Callable[[str], None], *, is_unsafe: bool = False
-    ) -> None:
-        self._files, self._note = files, note
-        self._sandbox: Mode = "none" if is_unsafe else "required"
-        self._tool = self._make()  # what is wrong shows before the model is loaded
-        self._is_taken = False
-
-    def take(self, *, resumes: bool) -> Tool:
-        """The tool of the next conversation; the one before it is closed. resumes: whether an
-        interpreter that has ended has run calls of it."""
-        if self._is_taken:
-            self.close()
-            self._tool = self._make()
-        self._is_taken = True
-        if resumes:
-            self._tool.resume()
-        return self._tool
-
-    def close(self) -> None:
-        self._tool.close()
-        folder = self._tool.folder
-        if self._files is not None:
-            return
-        with suppress(FileNotFoundError):  # a person has removed it
-            if any(folder.iterdir()):
-                self._note(f"python's files are in {folder}")
-            else:
-                folder.rmdir()
-
-    def _make(self) -> PythonTool:
-        from gptoss_mlx.tools.python.tool import PythonTool
-
-        folder = self._files or Path(tempfile.mkdtemp(prefix="gptoss-files-"))
-        try:
-            return PythonTool(folder, sandbox=self._sandbox)
-        except BaseException:
-            if self._files is None:
-                folder.rmdir()
-            raise
-
-
-@dataclass(frozen=True)
-class OpenTools:
-    """What was opened for the tools before there was a model. source: of the browser's pages.
-    servers: a tool for each MCP server."""
-
-    python: Interpreters | None = None
-    source: PageSource | None = None
-    models: Sequence[Endpoint] = ()
-    servers: Sequence[Tool] = ()
-
-    def tools(self, engine: Engine, *, resumes: bool = False) -> list[Tool]:
-        """The tools of one conversation, in place of those of the one before. resumes: whether code
-        has run in it before. Raises MessageError for a model without Harmony."""
-        found: list[Tool] = []
-        if self.python is not None:
-            found.append(self.python.take(resumes=resumes))
-        encoding = engine.tokenizer.harmony
-        if encoding is None:
-            raise MessageError(f"{engine.name}: speaks no Harmony, which tools need")
-        if self.source is not None:
-            from gptoss_mlx.tools.browser.browser import BrowserTool
-
-            found.append(BrowserTool(self.source, encoding))
-        if self.models:
-            from gptoss_mlx.tools.models.tool import ModelTool
-
-            found += map(ModelTool, self.models)
-        return [*found, *self.servers]
 
 
 def _browser(source: PageSource, folder: Path, encoding: Encoding) -> Tool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gptoss_mlx.cli.asked_tools import AskedTools, OpenTools
+from gptoss_mlx.cli.asked_tools import AskedTools
+from gptoss_mlx.cli.open_tools import OpenTools
 from gptoss_mlx.errors import MessageError
 from gptoss_mlx.files.jsonfile import shown
 from gptoss_mlx.tools.agent import Agent, read_offers
