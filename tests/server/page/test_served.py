@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+import gptoss_mlx
+from gptoss_mlx.server.containers import Containers
 from gptoss_mlx.server.policy import Policy
 from gptoss_mlx.server.toolkit import Toolkit
+from tests.cli.test_generate_tools import needs_sandbox
 from tests.support.chat_page import BrowserContext, ChatPage, expect
 from tests.support.gate import Gate
 from tests.support.scripted_model import AGAIN, ANALYSIS, FINAL, Scripted
@@ -78,6 +81,21 @@ def test_tools_of_the_server(context: BrowserContext, tmp_path: Path) -> None:
             answer = chat.ended()
             expect(answer.locator(".run .result")).to_have_text("42")
             expect(answer.locator(".run summary").last).to_have_text("Searches for “ferry”")
+    assert chat.faults == []
+
+
+@needs_sandbox
+def test_the_tiny_model_computes(context: BrowserContext) -> None:
+    with (
+        gptoss_mlx.load("tiny") as engine,
+        serving(engine, containers=Containers(python_kit())) as served,
+    ):
+        chat = ChatPage(context, served.url).open()
+        chat.page.get_by_label("Python", exact=True).check(force=True)
+        chat.send("What is 1234 * 5678?")
+        answer = chat.ended()
+        expect(answer.locator(".content")).to_have_text("1234 * 5678 = 7006652")
+        expect(answer.locator(".run .result")).to_have_text("7006652")
     assert chat.faults == []
 
 
