@@ -16,6 +16,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from gptoss_mlx.errors import GrammarError
 from gptoss_mlx.harmony.dialect import checked
+from gptoss_mlx.harmony.encoding import with_whole_characters
 from gptoss_mlx.harmony.text_grammar import TextGrammar, plain_reason
 
 KEPT = 250_000
@@ -59,7 +60,7 @@ class Compiler:
 
         Raises GrammarError, which names a keyword that cannot be enforced and its place.
         """
-        text = json.dumps(checked(schema, name))
+        text = _as_json(checked(schema, name), name)
         return self._compiled(LLMatcher.grammar_from_json_schema(text, overrides=_OPTIONS), name)
 
     def lark(self, grammar: str, name: str = "grammar") -> TextGrammar:
@@ -106,13 +107,24 @@ def _with_checked_schemas(grammar: str, name: str) -> str:
         except (ValueError, RecursionError):
             continue  # the compiler says where
         plain = {**checked(schema, f"{name}: %json"), "x-guidance": _OPTIONS}
-        parts += [grammar[done : inline.end()], json.dumps(plain)]
+        parts += [grammar[done : inline.end()], _as_json(plain, f"{name}: %json")]
         done = end
     return "".join([*parts, grammar[done:]])
+
+
+def _as_json(schema: Any, name: str) -> str:
+    _check_characters(json.dumps(schema, ensure_ascii=False), name)
+    return json.dumps(schema)
+
+
+def _check_characters(text: str, name: str) -> None:
+    if with_whole_characters(text) != text:
+        raise GrammarError(f"{name}: has half a character (a lone surrogate), which no text has")
 
 
 def _check_text(text: object, name: str) -> None:
     if not isinstance(text, str) or not text:
         raise GrammarError(f"{name}: must be a text, and not empty")
+    _check_characters(text, name)
     if len(text) > MAX_GRAMMAR:
         raise GrammarError(f"{name}: has more than {MAX_GRAMMAR} characters, the limit")

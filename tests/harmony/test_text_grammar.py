@@ -206,3 +206,22 @@ def test_what_is_kept_compiled_is_bounded(compiler: Compiler) -> None:
     for number in range(KEPT // 5000 + 1):
         compiler.schema({"const": f"{number} {'x' * 5000}"}, "schema")
     assert compiler.schema({"const": "first"}, "schema") is not first
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"const": "\ud800"},
+        {"properties": {"\udfff": {}}},
+        {"pattern": "\ud800"},
+        {"enum": ["\udc00"]},
+    ],
+)
+def test_half_a_character_is_refused(compiler: Compiler, schema: dict[str, Any]) -> None:
+    with pytest.raises(GrammarError, match="answer: has half a character"):
+        compiler.schema(schema, "answer")
+    for grammar in ('start: "\ud800"', 'start: %json {"const": "\\ud800"}'):
+        with pytest.raises(GrammarError, match="has half a character"):
+            compiler.lark(grammar)
+    with pytest.raises(GrammarError, match="has half a character"):
+        compiler.regex("\ud800")
