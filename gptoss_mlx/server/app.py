@@ -13,10 +13,10 @@ from starlette.routing import BaseRoute, Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gptoss_mlx.server import contents, front, health, tokens
+from gptoss_mlx.server.access_guard import AccessGuard
 from gptoss_mlx.server.anthropic import catalog, messages
 from gptoss_mlx.server.anthropic.shape import envelope, speaks_anthropic
 from gptoss_mlx.server.containers import Containers
-from gptoss_mlx.server.guard import Guard
 from gptoss_mlx.server.lmstudio import answers, shelf
 from gptoss_mlx.server.ollama import catalog as ollama_catalog
 from gptoss_mlx.server.ollama import chat as ollama_chat
@@ -94,7 +94,7 @@ class App:
         self.service, self.responses = service, ResponseStore()
         self.containers = Containers() if containers is None else containers
         router = Router(ROUTES, redirect_slashes=False, lifespan=self._lifespan)
-        self._app: ASGIApp = Guard(router, service.policy, service.metrics, _show)
+        self._app: ASGIApp = AccessGuard(router, service.policy, service.metrics, _show)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["app"] = self

@@ -9,8 +9,8 @@ from typing import Any
 
 from gptoss_mlx.cli.asked_tools import AskedTools
 from gptoss_mlx.cli.chat.archive import Archive
+from gptoss_mlx.cli.chat.chat_tools import ChatTools
 from gptoss_mlx.cli.chat.conversation import Talk
-from gptoss_mlx.cli.chat.toolbox import Toolbox
 from gptoss_mlx.cli.chat.transcript import Transcript
 from gptoss_mlx.cli.chat.view import PlainView
 from gptoss_mlx.cli.terminal import Output
@@ -51,7 +51,7 @@ class Talking:
             new_view=lambda: PlainView(out, err, runs=bool(rules)),
             out=out,
             err=err,
-            tools=Toolbox(self.scripted.engine, AskedTools(rules or {}), opened, guard),
+            tools=ChatTools(self.scripted.engine, AskedTools(rules or {}), opened, guard),
             archive=Archive(folder / "conversations"),
             **options,
         )

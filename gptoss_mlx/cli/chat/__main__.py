@@ -119,8 +119,8 @@ def main(
             guard = stack.enter_context(
                 asked_guard.open(engine, settings, bar_shown=bars, after=BAR_AFTER)
             )
+        from gptoss_mlx.cli.chat.chat_tools import ChatTools
         from gptoss_mlx.cli.chat.conversation import Talk
-        from gptoss_mlx.cli.chat.toolbox import Toolbox
 
         talk = Talk(
             engine,
@@ -135,7 +135,7 @@ def main(
             bar_after=BAR_AFTER,
             third=end_at_once if echo is None else echo.end_at_once,
             edit=partial(_edited, echo),
-            tools=Toolbox(engine, box, opened, guard),
+            tools=ChatTools(engine, box, opened, guard),
         )
         _talk(talk, echo, no_save=no_save, debug=debug)
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from gptoss_mlx.cli.chat.archive import Archive, Saved
+from gptoss_mlx.cli.chat.chat_tools import RULES
 from gptoss_mlx.cli.chat.conversation import Talk
-from gptoss_mlx.cli.chat.toolbox import RULES
 from gptoss_mlx.cli.chat.transcript import NUMBERS, Transcript, plain_text
 from gptoss_mlx.cli.chat.view import counted
 from gptoss_mlx.cli.options import EFFORTS

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from gptoss_mlx.cli.asked_guard import described
 from gptoss_mlx.cli.chat.archive import Archive, Saved
-from gptoss_mlx.cli.chat.toolbox import Toolbox
+from gptoss_mlx.cli.chat.chat_tools import ChatTools
 from gptoss_mlx.cli.chat.transcript import Said, Transcript, plain_text
 from gptoss_mlx.cli.chat.view import View, counted
 from gptoss_mlx.cli.exits import Handler, interruptible
@@ -66,13 +66,13 @@ class Talk:
         bar_after: float = 1.0,
         third: Handler = end_at_once,
         edit: Callable[[str], str | None] = lambda text: None,
-        tools: Toolbox | None = None,
+        tools: ChatTools | None = None,
     ) -> None:
         self.engine, self.transcript, self.archive, self.saved = engine, transcript, archive, saved
         self.out, self.err, self.saves = out, err, saves
         self.new_view, self.quiet, self._bar_after = new_view, quiet, bar_after
         self.third, self.edit = third, edit
-        self.tools = Toolbox(engine) if tools is None else tools
+        self.tools = ChatTools(engine) if tools is None else tools
         self.tools.begin(transcript.messages)
         self.draft, self.ended = "", False
         self.attached: list[tuple[str, str]] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from gptoss_mlx.server.openai.output_items import BrowserAction, Source
+from gptoss_mlx.server.openai.output_items import BrowserAction, SearchSource
 from gptoss_mlx.tools.browser.arguments import FindCall, OpenCall, SearchCall, read_call
 from gptoss_mlx.tools.browser.browser import BrowserTool
 from gptoss_mlx.tools.browser.page import Page
@@ -38,6 +38,6 @@ def ended_action(action: BrowserAction, page: Page, with_sources: bool) -> Brows
         return {**action, "url": page.url}
     if action["type"] == "search" and with_sources:
         urls = dict.fromkeys(link.url for link in page.links.values())
-        sources: list[Source] = [{"type": "url", "url": url} for url in urls]
+        sources: list[SearchSource] = [{"type": "url", "url": url} for url in urls]
         return {**action, "sources": sources}
     return action

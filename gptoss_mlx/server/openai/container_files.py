@@ -35,7 +35,7 @@ async def content(request: Request) -> Response:
     try:
         if name is None:
             raise FileNotFoundError
-        file, size = opened(container.folder, name)
+        file, size = open_plain(container.folder, name)
     except OSError:
         raise Problem(404, f"no file has the id {shown(file_id)}", param="file_id") from None
     shown_name = quote(Path(name).name, safe="")
@@ -51,7 +51,7 @@ async def content(request: Request) -> Response:
     )
 
 
-def opened(folder: Path, name: str) -> tuple[BinaryIO, int]:
+def open_plain(folder: Path, name: str) -> tuple[BinaryIO, int]:
     """A file below a folder, to be read, and its size. Raises OSError if it is no plain one."""
     root = os.open(folder, FOLDER)
     try:

@@ -131,7 +131,7 @@ class CodeCallItem(TypedDict):
     encrypted_content: NotRequired[str]
 
 
-class Source(TypedDict):
+class SearchSource(TypedDict):
     type: Literal["url"]
     url: str
 
@@ -140,7 +140,7 @@ class SearchAction(TypedDict):
     type: Literal["search"]
     query: str
     queries: list[str]
-    sources: NotRequired[list[Source]]
+    sources: NotRequired[list[SearchSource]]
 
 
 class OpenAction(TypedDict):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 RULES: Mapping[str, Rule] = {"allow": "allow", "ask": "ask", "deny": "deny"}
 
 
-class Toolbox:
+class ChatTools:
     """asked: the tools, and the rules that each conversation begins with.
 
     guard: judges what comes in and goes out. choose: asks a person a question, to be answered by

@@ -36,7 +36,7 @@ _METHODS = "GET, POST, PUT, DELETE, HEAD, OPTIONS"
 _DAY = "86400"
 
 
-class Guard:
+class AccessGuard:
     """An ASGI app around another one."""
 
     def __init__(self, app: ASGIApp, policy: Policy, metrics: Metrics, show: Show) -> None:
