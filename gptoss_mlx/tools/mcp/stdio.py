@@ -86,16 +86,18 @@ class _Process:
         lifeline, self._lifeline = os.pipe()
         command = (sys.executable, "-I", "-S", str(_WARDEN), str(lifeline), *self._server.command)
         try:
-            self._process = await asyncio.create_subprocess_exec(
-                *command,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-                pass_fds=(lifeline,),
-                env={**get_default_environment(), **self._server.env},
-                cwd=self._server.cwd,
-                start_new_session=True,
-            )
+            # Shielded, since asyncio leaves pipes open where it is cancelled meanwhile.
+            with anyio.CancelScope(shield=True):
+                self._process = await asyncio.create_subprocess_exec(
+                    *command,
+                    stdin=asyncio.subprocess.PIPE,
+                    stdout=asyncio.subprocess.PIPE,
+                    stderr=asyncio.subprocess.PIPE,
+                    pass_fds=(lifeline,),
+                    env={**get_default_environment(), **self._server.env},
+                    cwd=self._server.cwd,
+                    start_new_session=True,
+                )
         except BaseException:
             os.close(self._lifeline)
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import anyio
 import psutil
 import pytest
 
@@ -155,6 +157,29 @@ def test_nothing_is_left_when_the_parent_is_ended(tmp_path: Path, number: signal
         finally:
             parent.kill()
     until(lambda: are_gone(family if sys.platform == "linux" else family[:2]))
+
+
+def test_a_start_that_is_cut_short_at_any_step_leaves_nothing() -> None:
+    """Pipes and processes that are left are warnings, which fail the test."""
+    from gptoss_mlx.tools.mcp.lines import LastWords
+    from gptoss_mlx.tools.mcp.stdio import stdio_transport
+
+    async def stay() -> None:
+        server = odd("silent").server
+        assert isinstance(server, StdioServer)
+        async with stdio_transport(server, LastWords()):
+            await anyio.sleep_forever()
+
+    async def cut(steps: int) -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(stay)
+            for _ in range(steps):
+                await anyio.sleep(0)
+            tasks.cancel_scope.cancel()
+
+    for steps in range(12):
+        anyio.run(cut, steps)
+        gc.collect()
 
 
 def test_close_while_servers_start_ends_them(tmp_path: Path) -> None:
