@@ -232,7 +232,7 @@ class Talk:
     ) -> Generator[AgentEvent, None, None]:
         """The events of an answer, each shown as it comes. The files that calls made are named at
         the end, however it comes."""
-        files: list[Path] = []
+        files: list[tuple[str, Path]] = []  # with the call that wrote it
         shown = self.err.terminal and not self.quiet
         try:
             with (
@@ -258,13 +258,13 @@ class Talk:
                         view.close()
                     elif isinstance(event, OutcomeEvent):
                         view.tell(event.outcome)
-                        files += event.outcome.files
+                        files += [(event.call.name, file) for file in event.outcome.files]
                     elif isinstance(event, GuardEvent) and event.label != "pass":
                         self.note(described(event))
                     yield event
         finally:
-            for file in files:
-                self.note(f"python wrote {file}")
+            for name, file in files:
+                self.note(f"{name} wrote {file}")
 
 
 def _cut_off(events: Sequence[Event]) -> Said:
