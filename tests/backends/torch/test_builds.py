@@ -79,13 +79,13 @@ def built(*arguments: str, path: Path = ROOT) -> tuple[int, str, list[dict[str, 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)  # a minute on two idle cores
-def test_every_kernel_compiles_for_a_card_of_each_kind() -> None:
-    """The other cards have the shared memory of one of these; the command takes them all."""
-    kinds = {80: "8.0", 90: "9.0", 120: "12.0"}
-    asked = [part for kind in kinds.values() for part in ("--capability", kind)]
+def test_every_kernel_compiles_for_the_oldest_and_the_newest_card() -> None:
+    """Those between have as much shared memory as one of them, or more; the command takes all."""
+    ends = {80: "8.0", 120: "12.0"}
+    asked = [part for end in ends.values() for part in ("--capability", end)]
     status, output, rows = built("--few", *asked)
     assert status == 0, output[-5000:]
-    assert {row["capability"] for row in rows} == set(kinds)
+    assert {row["capability"] for row in rows} == set(ends)
     assert all(row["registers"] > 0 == row["spilled"] for row in rows)
 
 
