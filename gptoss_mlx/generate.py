@@ -114,12 +114,7 @@ def main(
         ran = answer.outcomes if box else None
         judged = answer.judged if asked_guard else None
         out.write(as_object(model, answer.events, load_time, tokenizer, ran, judged) + "\n")
-    note.all(described(event) for event in answer.judged if event.label != "pass")
-    for each in answer.outcomes:
-        note.all(f"{each.call.name} wrote {file}" for file in each.outcome.files)
-    if finish.reason == "length":
-        limit = _LIMITS[finish.limit or "max_tokens"]
-        note(f"cut off after {finish.completion_tokens} tokens: {limit}")
+    _tell(note, answer)
     if stats:
         from gptoss_mlx.cli.report import table
 
@@ -128,6 +123,16 @@ def main(
     note.all(engine.notes)
     if finish.reason == "cancelled":
         raise KeyboardInterrupt
+
+
+def _tell(note: _Notes, answer: _Answer) -> None:
+    """What a person is to know of an answer besides its text."""
+    note.all(described(event) for event in answer.judged if event.label != "pass")
+    for each in answer.outcomes:
+        note.all(f"{each.call.name} wrote {file}" for file in each.outcome.files)
+    if answer.finish.reason == "length":
+        limit = _LIMITS[answer.finish.limit or "max_tokens"]
+        note(f"cut off after {answer.finish.completion_tokens} tokens: {limit}")
 
 
 def _check(

@@ -91,10 +91,7 @@ def main(
     """
     settings, box, asked_guard = take_settings(given), take_tools(given), take_guard(given)
     asked = _checked(given)
-    if resume is not None and session is not None:
-        raise click.UsageError("give --resume or --session, not both")
-    if box.asks and quiet:
-        raise click.UsageError("=ask shows calls, not beside --quiet")
+    _check_together(resume, session, box.asks, quiet)
     from gptoss_mlx.cli.chat.archive import Archive
     from gptoss_mlx.files.paths import data_folder
 
@@ -138,6 +135,14 @@ def main(
             tools=ChatTools(engine, box, opened, guard),
         )
         _talk(talk, echo, no_save=no_save, debug=debug)
+
+
+def _check_together(resume: str | None, session: str | None, asks: bool, quiet: bool) -> None:
+    """Raises click.UsageError for options that exclude each other."""
+    if resume is not None and session is not None:
+        raise click.UsageError("give --resume or --session, not both")
+    if asks and quiet:
+        raise click.UsageError("=ask shows calls, not beside --quiet")
 
 
 def _checked(given: dict[str, Any]) -> dict[str, Any]:

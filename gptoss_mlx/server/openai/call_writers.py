@@ -91,7 +91,21 @@ class _Call:
     def __init__(self, place: ItemPlace, recipient: str, id: str, sealed: bool) -> None:
         self.place, self.recipient, self.id, self._sealed = place, recipient, id, sealed
         self._texts, self._result = list[str](), INTERRUPTED
-        self._has_run = False
+
+    @property
+    def item(self) -> CodeCallItem | SearchCallItem:
+        raise NotImplementedError
+
+    @property
+    def kept(self) -> JSON:
+        return {**self.item, WRITTEN: self.written}
+
+    def stop(self) -> None:
+        raise NotImplementedError
+
+    def abandon(self) -> Iterator[ResponseEvent]:
+        self.stop()
+        yield self.place.done(self.item)
 
     @property
     def arguments(self) -> str:
@@ -116,6 +130,7 @@ class CodeCallWriter(_Call):
         self._container_id, self._with_outputs = container_id, with_outputs
         self._status: CodeStatus = "in_progress"
         self._images: Sequence[str] = ()
+        self._has_run = False
 
     @property
     def item(self) -> CodeCallItem:
@@ -130,10 +145,6 @@ class CodeCallWriter(_Call):
         if self._sealed and self._status not in ("in_progress", "interpreting"):
             item["encrypted_content"] = seal_call(self.written)
         return item
-
-    @property
-    def kept(self) -> JSON:
-        return {**self.item, WRITTEN: self.written}
 
     def begin(self) -> Iterator[ResponseEvent]:
         yield self.place.added(self.item)
@@ -182,10 +193,6 @@ class CodeCallWriter(_Call):
     def stop(self) -> None:
         self._status = "incomplete"
 
-    def abandon(self) -> Iterator[ResponseEvent]:
-        self.stop()
-        yield self.place.done(self.item)
-
     def _outputs(self) -> list[Logs | Image]:
         logs: Logs = {"type": "logs", "logs": self._result}
         return [logs, *(Image(type="image", url=url) for url in self._images)]
@@ -222,10 +229,6 @@ class SearchCallWriter(_Call):
             item["encrypted_content"] = seal_call(self.written)
         return item
 
-    @property
-    def kept(self) -> JSON:
-        return {**self.item, WRITTEN: self.written}
-
     def begin(self) -> Iterator[ResponseEvent]:
         return iter(())
 
@@ -247,7 +250,7 @@ class SearchCallWriter(_Call):
     def finish(
         self, outcome: Outcome, images: Sequence[str], page: Page | None
     ) -> Iterator[ResponseEvent]:
-        self._result, self._has_run = outcome.text, True
+        self._result = outcome.text
         if self._status == "searching":
             yield {**self.place.in_item(self.id), "type": "response.web_search_call.completed"}
         self._status = "failed" if outcome.failed else "completed"
@@ -257,7 +260,3 @@ class SearchCallWriter(_Call):
 
     def stop(self) -> None:
         self._status = "failed"
-
-    def abandon(self) -> Iterator[ResponseEvent]:
-        self.stop()
-        yield self.place.done(self.item)

@@ -71,7 +71,7 @@ async def create(request: Request) -> Response:
     service, store, containers = service_of(request), store_of(request), containers_of(request)
     asked = body.read(store, containers.kit)
     container = _container(asked, containers) or store.container(body.previous_response_id)
-    start = partial(_start_cut if body.truncation == "auto" else _start, service, asked)
+    start = partial(_start, service, asked, cuts=body.truncation == "auto")
     job = await start(asked.items)
     calls, encoding = None, job.tokenizer.harmony
     if asked.tools.served and encoding is not None:
@@ -227,23 +227,16 @@ async def _start(
     items: Sequence[JSON],
     change: Options | None = None,
     after: Job | None = None,
+    *,
+    cuts: bool,
 ) -> Job:
-    return await service.start(asked.ask(items, change), after=after)
-
-
-async def _start_cut(
-    service: Service,
-    asked: Asked,
-    items: Sequence[JSON],
-    change: Options | None = None,
-    after: Job | None = None,
-) -> Job:
-    """Start without the oldest items, instructions aside, if all do not fit the context."""
+    """Start a job. cuts: without the oldest items, instructions aside, if all do not fit the
+    context. Raises ContextError."""
     while True:
         try:
             return await service.start(asked.ask(items, change), after=after)
         except ContextError:
-            fewer = _without_oldest(items)
+            fewer = _without_oldest(items) if cuts else items
             if len(fewer) == len(items):
                 raise
             items = fewer
