@@ -58,6 +58,7 @@ class OnTerminal:
         settings = termios.tcgetattr(slave)
         settings[1] &= ~termios.OPOST  # newlines as they are written
         termios.tcsetattr(slave, termios.TCSANOW, settings)
+        self.found = termios.tcgetattr(slave)  # before the command can change them
         self.process = subprocess.Popen(
             command(script, *arguments),
             cwd=ROOT,

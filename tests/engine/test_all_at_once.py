@@ -20,13 +20,12 @@ from gptoss_mlx.engine.prefix import PrefixStore, root_name
 from gptoss_mlx.engine.sequence import Sequence as Running
 from gptoss_mlx.errors import ClosedError
 from gptoss_mlx.files.store import OWNER_DIGITS, FileStore
-from gptoss_mlx.harmony.tokenizer import HarmonyTokenizer
 from gptoss_mlx.models.checkpoint import Checkpoint
 from tests.engine.test_loop import Sink
 from tests.support.backends import open_on
 from tests.support.checkpoints import Shape
 from tests.support.fake_backend import FakeModel
-from tests.support.scripted_model import finish_of, ids_of
+from tests.support.scripted_model import finish_of, ids_of, tokenizer
 
 pytestmark = pytest.mark.slow  # test_together, test_loop and test_prefix.py have its parts
 
@@ -112,7 +111,7 @@ def engine_of(model: Any, budget: int, folder: Path | None, disk: int) -> Engine
     if folder is not None:
         files = FileStore(folder, disk, root_name("x")[:OWNER_DIGITS], 1 << 20)
     store = PrefixStore(sealed(model), budget, "x", files)
-    return Engine(sealed(model), HarmonyTokenizer(), model.config, CONTEXT, {}, store=store)
+    return Engine(sealed(model), tokenizer(), model.config, CONTEXT, {}, store=store)
 
 
 def alone(model: Any, prompt: Sequence[int], options: dict[str, Any]) -> list[int]:

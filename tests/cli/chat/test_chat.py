@@ -160,7 +160,7 @@ class Chat(OnTerminal):
 
     def __init__(self, script: list[Any], *arguments: str, stdout: Any = None) -> None:
         super().__init__(script, *arguments, stdout=stdout, COMMAND="chat")
-        self.found, self.earlier = termios.tcgetattr(self.master), ""
+        self.earlier = ""
 
     def prompt(self) -> str:
         """What was shown until the next prompt takes keys."""
