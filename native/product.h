@@ -24,12 +24,7 @@ constexpr int FEW = LANES == 16 ? DECODED : 2;
 
 // Rows of a tile, at most.
 template <class F>
-constexpr int most_abreast() {
-    if (REGISTERS > 16 && F::STEPPED && !F::SCALED) return 8;
-    return F::PLANES && REGISTERS == 16 ? 2 : 4;
-}
-template <class F>
-constexpr int ABREAST = most_abreast<F>();
+constexpr int ABREAST = F::PLANES && REGISTERS == 16 ? 2 : 4;
 
 // Outputs of a tile of so many rows: its sums, twice if they are scaled, and what is multiplied fit
 // into the registers. Planes hold eight vectors of an output's codes.
@@ -37,7 +32,7 @@ template <class F>
 constexpr int together(int rows) {
     if (F::PLANES) return REGISTERS > 16 ? 2 : 1;
     if (!F::STEPPED) return 1;
-    if (REGISTERS > 16) return F::SCALED || rows > 6 ? 3 : 4;
+    if (REGISTERS > 16) return !F::SCALED ? 6 : rows > 2 ? 3 : 4;
     return F::SCALED && rows > 2 ? 1 : 2;
 }
 
@@ -72,8 +67,7 @@ struct RegisterTiles {
     // Some outputs, at most STRIP, for all rows.
     void multiply(int64_t output, int count) const {
         constexpr int most = ABREAST<F>;
-        const int parts = (int(rows.count) + most - 1) / most;
-        if ((int(rows.count) + parts - 1) / parts > most * 3 / 4) {
+        if (rows.count == most || rows.count > 2 * (most - 1)) {
             blocks<together<F>(most)>(output, count);
         } else {
             blocks<together<F>(1)>(output, count);
@@ -147,20 +141,13 @@ private:
         float* out;
     };
 
-    template <int R>
-    static constexpr int at_most = R < ABREAST<F> ? R : ABREAST<F>;
-
     template <int O>
     void some_rows(const Block& block, int some) const {
         constexpr auto each = std::make_index_sequence<O>{};
         switch (some) {
             case 1: return tile<1>(block, each);
             case 2: return tile<2>(block, each);
-            case 3: return tile<at_most<3>>(block, each);
-            case 4: return tile<at_most<4>>(block, each);
-            case 5: return tile<at_most<5>>(block, each);
-            case 6: return tile<at_most<6>>(block, each);
-            case 7: return tile<at_most<7>>(block, each);
+            case 3: return tile<ABREAST<F> == 4 ? 3 : 2>(block, each);
             default: return tile<ABREAST<F>>(block, each);
         }
     }
@@ -241,25 +228,6 @@ private:
         }
     }
 
-    // The same of a chunk that is widened, where weights take fewer registers than activations.
-    template <int O, int R>
-    GPTOSS_INLINED static void add_many_rows(
-        const F of[O], const uint8_t* const p[O], const float* const x[R], int64_t at,
-        Vec total[O][R]) {
-        GPTOSS_UNROLL
-        for (int i = 0; i < F::VECS; i++) {
-            Vec w[O];
-            GPTOSS_UNROLL
-            for (int o = 0; o < O; o++) w[o] = held(of[o].step(p[o], i));
-            GPTOSS_UNROLL
-            for (int r = 0; r < R; r++) {
-                const Vec a = held(load(x[r] + at + i * LANES));
-                GPTOSS_UNROLL
-                for (int o = 0; o < O; o++) total[o][r] = fma(w[o], a, total[o][r]);
-            }
-        }
-    }
-
     // The same of a chunk that is widened; scaled products are summed first.
     template <int O, int R>
     GPTOSS_INLINED static void add_floats(
@@ -267,7 +235,6 @@ private:
         int64_t at, Vec total[O][R]) {
         Vec products[O][R], widened[F::VECS];
         if (!F::STEPPED) of[0].expand(p[0], widened);
-        if constexpr (!F::SCALED && O < R) return add_many_rows<O, R>(of, p, x, at, total);
         GPTOSS_UNROLL
         for (int i = 0; i < F::VECS; i++) {
             Vec a[R];
