@@ -228,7 +228,7 @@ class Operations(ABC, Generic[A]):
 
     def _reported(self, raw: A, tokens: A, options: Sampling) -> list[A]:
         """The arrays fetched together with the tokens; see `SampledChoice.fetch`."""
-        naught = self.sum(raw * 0)
+        naught = self.naught(raw)
         if not (options.logprobs or options.top_logprobs):
             return [naught]
         logprobs = self.log_softmax(raw)
@@ -237,6 +237,10 @@ class Operations(ABC, Generic[A]):
             return [naught, self.take(logprobs, tokens)]
         values, ids = self.largest(logprobs, count)
         return [naught, self.take(logprobs, tokens), ids, values]
+
+    def naught(self, x: A) -> A:
+        """Of each row zero, or NaN where something in it is not finite."""
+        return self.sum(x * 0)
 
     @abstractmethod
     def ids(self, values: Iterable[int]) -> A:

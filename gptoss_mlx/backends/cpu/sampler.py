@@ -18,6 +18,11 @@ Array: TypeAlias = Any
 class Operations(sampler.Operations[Array]):
     """The operations on arrays."""
 
+    def naught(self, x: Array) -> Array:
+        """As for all backends, without an array of the scores' size."""
+        least, most = x.min(axis=-1), x.max(axis=-1)
+        return (least - least) + (most - most)
+
     def choose(
         self, logits: Array, draws: Sequence[Draw[sampler.RuledSampler[Array]]]
     ) -> Sequence[sampler.SampledChoice[Array]]:
