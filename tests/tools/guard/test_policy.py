@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,12 @@ import gptoss_mlx
 from gptoss_mlx.errors import OptionError
 from gptoss_mlx.harmony.encoding import END, MESSAGE, START
 from gptoss_mlx.tools.guard.guard import ClassifierError, Guard, Label
-from gptoss_mlx.tools.guard.policy import LABEL_TOKENS, PolicyClassifier, read_policy
+from gptoss_mlx.tools.guard.policy import (
+    LABEL_TOKENS,
+    PolicyClassifier,
+    PolicyPrompt,
+    read_policy,
+)
 from gptoss_mlx.tools.tool import never
 from tests.support.judges import labelled
 from tests.support.scripted_model import ANALYSIS, FINAL, Scripted, encoding
@@ -37,7 +43,7 @@ def messages_of(ids: list[int]) -> list[tuple[str, list[int]]]:
 
 
 @pytest.mark.parametrize("content", HOSTILE)
-@pytest.mark.parametrize("what", ["input", "result", "output"])
+@pytest.mark.parametrize("what", ["input", "result", "output", "reasoning"])
 def test_the_policy_is_the_developers_and_the_content_is_text(what: Any, content: str) -> None:
     scripted = Scripted(labelled(1, "R1", "A cat."))
     classify = PolicyClassifier(scripted.engine, POLICY)
@@ -84,10 +90,33 @@ def test_a_classifier_that_does_not_end_or_is_interrupted_gives_no_label() -> No
         PolicyClassifier(Scripted(labelled(0)).engine, POLICY)("input", "x", lambda: True)
 
 
-def test_a_content_that_is_too_long_is_not_judged() -> None:
-    event = Guard(PolicyClassifier(Scripted().engine, POLICY)).judge("input", "word " * 5000)
+@pytest.mark.parametrize("at", ["first", "overlap", "last", "nowhere"])
+def test_a_content_that_is_too_long_is_judged_in_parts_that_overlap(at: str) -> None:
+    words = [f"w{number}" for number in range(3000)]
+    scripted = Scripted(*[labelled(0)] * 20)
+    prompt = PolicyPrompt(scripted.engine, POLICY)
+    parts = prompt.parts(" ".join(words))
+    assert len(parts) > 2
+    found = [set(part.split()) for part in parts]
+    assert set(words) <= set.union(*found)
+    assert all(len(one & next) > 50 for one, next in pairwise(found))  # what lies on a border
+    bad = {"first": 0, "overlap": 1, "last": len(parts) - 1, "nowhere": len(parts)}[at]
+    scripted.replies = [
+        encoding().encode_special(labelled(int(i == bad), "R1" if i == bad else None))
+        for i in range(len(parts))
+    ]
+    label = PolicyClassifier(scripted.engine, POLICY)("input", " ".join(words), never)
+    assert (label.violation, label.category) == ((True, "R1") if at != "nowhere" else (False, ""))
+    assert len(scripted.samplings) == min(bad + 1, len(parts))
+    for (_, _, ids), part in zip(scripted.samplings, parts, strict=False):
+        assert messages_of(ids)[2][1] == encoding().encode(part)
+
+
+def test_a_content_of_too_many_parts_is_not_judged() -> None:
+    classify = PolicyClassifier(Scripted(context=2600).engine, POLICY)
+    event = Guard(classify).judge("input", "word " * 200_000)
     assert (event.label, event.blocked) == ("failed", True)
-    assert "but the context holds 4096" in event.reason
+    assert "it is too long to judge" in event.reason
 
 
 def test_a_policy_must_leave_room_for_what_it_judges() -> None:
