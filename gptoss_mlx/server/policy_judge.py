@@ -9,11 +9,33 @@ from gptoss_mlx.engine.engine import Engine
 from gptoss_mlx.engine.events import Event, FinishEvent
 from gptoss_mlx.engine.result import Result, collect
 from gptoss_mlx.engine.runner import Runner
-from gptoss_mlx.errors import GptOssError
+from gptoss_mlx.errors import GptOssError, OptionError
+from gptoss_mlx.models.checkpoint import Progress
 from gptoss_mlx.server.readers import Readers
+from gptoss_mlx.server.registry import Opener, ServedModel
+from gptoss_mlx.settings import Settings
 from gptoss_mlx.tools.guard.guard import ClassifierError, Label
 from gptoss_mlx.tools.guard.policy import TIME_LIMIT, PolicyPrompt
 from gptoss_mlx.tools.guard.verdict import What
+
+
+def checked(opener: Opener, classify: PolicyJudge, judge: ServedModel | None, file: str) -> Opener:
+    """An opener that refuses a model that is to judge and cannot. judge: the only one that is to;
+    None for each of them. file: the policy's, for the error."""
+
+    def opened(argument: str, settings: Settings, progress: Progress) -> Engine:
+        engine = opener(argument, settings, progress)
+        if judge is None or judge.argument == argument:
+            try:
+                classify.prompt(engine)
+            except BaseException as error:
+                engine.close()
+                if isinstance(error, OptionError):
+                    raise OptionError(f"{file}: {error}") from error
+                raise
+        return engine
+
+    return opened
 
 
 class PolicyJudge:

@@ -23,6 +23,7 @@ from gptoss_mlx.files.jsonfile import shown
 from gptoss_mlx.models.checkpoint import Progress
 from gptoss_mlx.models.names import ALIASES, full_name
 from gptoss_mlx.server.problems import Problem
+from gptoss_mlx.server.unavailable import dead, failed, loading
 from gptoss_mlx.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -221,13 +222,13 @@ class Registry:
     async def _lease(self, entry: ServedModel) -> ServedModel:
         while entry.status != "ready":
             if entry.status == "failed" and entry.runner is not None:
-                raise _dead(entry)
+                raise dead(entry.name)
             if entry.status == "loading" and not entry.is_asked_for:
-                raise _loading(entry)
+                raise loading(entry.name, entry.done, entry.total)
             entry.is_asked_for = True
             await asyncio.shield(self.load(entry))
             if entry.error is not None:
-                raise _failed(entry)
+                raise failed(entry.name)
         entry.leases += 1
         return entry
 
@@ -260,8 +261,8 @@ class Registry:
         """Unload all; what still runs fails."""
         for entry in self.all:
             entry.is_given_up = True
-        loading = [e.loading for e in self.all if e.loading is not None]
-        await asyncio.gather(*loading, *self._closing)
+        begun = [e.loading for e in self.all if e.loading is not None]
+        await asyncio.gather(*begun, *self._closing)
         await asyncio.gather(*map(self.unload, self.all))
 
     def _rest(self, entry: ServedModel) -> None:
@@ -341,20 +342,3 @@ class Registry:
 async def _close(runner: Runner | None) -> None:
     if runner is not None:
         await asyncio.to_thread(runner.close)
-
-
-def _loading(entry: ServedModel) -> Problem:
-    part = f", {100 * entry.done // entry.total} % so far" if entry.total else ""
-    return Problem(
-        503, f"the model {entry.name} is being loaded{part}", code="model_loading", retry_after=2
-    )
-
-
-def _failed(entry: ServedModel) -> Problem:
-    """Without the reason, which may name files."""
-    said = f"the model {entry.name} cannot be loaded: the server's log says why"
-    return Problem(503, said, code="model_failed", retry_after=30)
-
-
-def _dead(entry: ServedModel) -> Problem:
-    return Problem(503, f"the model {entry.name} has ended by an error", code="model_failed")
