@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TypeAlias, cast
 
@@ -112,7 +112,7 @@ class ServedCalls:
             outcome, page = await self._call(writer.recipient, writer.arguments)
             text = await judged(outcome.text)
             if text != outcome.text:
-                outcome, page = replace(outcome, text=text, failed=True), None
+                outcome, page = Outcome(text, failed=True), None
         made = [self._made(path) for path in outcome.files]
         images = [self._url(file) for file in made if is_image(file.name)]
         for event in writer.finish(outcome, images, page):
