@@ -47,7 +47,7 @@ def test_the_model_that_answers_judges_in_sequences_of_its_own() -> None:
     assert choice["message"]["refusal"] == "[blocked: the answer violates the policy (R1)]"
     prompts = [encoding().decode(ids) for _, _, ids in scripted.samplings]
     assert [POLICY in prompt for prompt in prompts] == [True, False, True]
-    assert "<|message|>Fine.<|end|>" in prompts[2]
+    assert "\n\nFine.<|end|>" in prompts[2]
 
 
 def test_another_model_judges_which_nobody_can_ask() -> None:
@@ -150,7 +150,6 @@ def test_the_judge_stays_as_long_as_a_model_that_it_judges_for() -> None:
     judge, scripted = Scripted(labelled(0)), Scripted(FINE)
     for one in (judge, scripted):
         one.replies = Endless(one.replies)
-    ends = [(one.engine, one) for one in (judge, scripted)]
     with serving(scripted, guard=guard(), judge=judge, policy=Policy(keep_alive=3600.0)) as served:
         entry, judging = served.registry.all
         assert choice_of(served)["finish_reason"] == "stop"
@@ -159,7 +158,7 @@ def test_the_judge_stays_as_long_as_a_model_that_it_judges_for() -> None:
         served.post("/api/generate", {"keep_alive": 0})
         served.wait_until(lambda: entry.status == "unloaded")
         assert judging.expiry is not None
-    assert all(engine.is_closed for engine, _ in ends)
+    assert judge.engine.is_closed
 
 
 class Rooms:

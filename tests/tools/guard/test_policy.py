@@ -16,6 +16,7 @@ from gptoss_mlx.tools.guard.policy import (
     LABEL_TOKENS,
     PolicyClassifier,
     PolicyPrompt,
+    headed,
     read_policy,
 )
 from gptoss_mlx.tools.tool import never
@@ -55,7 +56,7 @@ def test_the_policy_is_the_developers_and_the_content_is_text(what: Any, content
     said = encoding().decode(developer[1])
     assert said.startswith(f"# Instructions\n\n{POLICY}\n\nClassify the content")
     assert '"violation":{"type":"integer","enum":[0,1]}' in said
-    assert user[1] == encoding().encode(content)
+    assert user[1] == encoding().encode(headed(what, content))
     assert not set(user[1]) & set(encoding().encode_special("<|start|><|end|><|message|><|call|>"))
 
 
@@ -78,6 +79,16 @@ def test_anything_else_is_no_label(text: str) -> None:
     scripted = Scripted(f"{FINAL}{text}<|return|>")
     with pytest.raises(ClassifierError, match="it wrote no label"):
         PolicyClassifier(scripted.engine, POLICY)("input", "x", never)
+
+
+def test_the_policy_is_read_once_for_all_kinds_of_contents() -> None:
+    scripted = Scripted(*[labelled(0)] * 4, cache=1 << 20)
+    classify = PolicyClassifier(scripted.engine, "A rule. " * 200)
+    for what in ("input", "result", "output", "reasoning"):
+        classify(what, "x", never)
+    read = [len(tokens) for kind, tokens in scripted.log if kind == "prefill"]
+    prompts = [len(ids) for _, _, ids in scripted.samplings]
+    assert sum(read) < prompts[0] + 3 * 64
 
 
 def test_a_classifier_that_does_not_end_or_is_interrupted_gives_no_label() -> None:
@@ -109,7 +120,7 @@ def test_a_content_that_is_too_long_is_judged_in_parts_that_overlap(at: str) -> 
     assert (label.violation, label.category) == ((True, "R1") if at != "nowhere" else (False, ""))
     assert len(scripted.samplings) == min(bad + 1, len(parts))
     for (_, _, ids), part in zip(scripted.samplings, parts, strict=False):
-        assert messages_of(ids)[2][1] == encoding().encode(part)
+        assert messages_of(ids)[2][1] == encoding().encode(headed("input", part))
 
 
 def test_a_content_of_too_many_parts_is_not_judged() -> None:
