@@ -57,12 +57,8 @@ class GuardedJob(Job):
         """As `Job.pieces`, with a choice that is blocked ending so."""
         screened = await self._unless_cancelled(self._screen())
         if not isinstance(screened, list):
-            end = replace(NOTHING_READ, reason="cancelled")
-            refused = end if screened is None else blocked_request(screened)
-            if screened is not None:
-                self._screening.remember("output", [screened.line])
             for i in range(self.choices):
-                yield i, refused
+                yield i, self._unread(screened)
             return
         self._sequences, self._mailbox = await self._add(screened)
         self._unfinished = self.choices
@@ -75,10 +71,10 @@ class GuardedJob(Job):
                     self._told[i] = self._written[i]
                     yield i, Held(self._written[i])
             elif isinstance(piece, FinishEvent):
-                given, end_ = await self._judged(i, piece)
+                given, end = await self._judged(i, piece)
                 for delta in given:
                     yield i, delta
-                yield i, end_
+                yield i, end
             elif isinstance(piece, PrefillEvent):
                 yield i, piece
 
@@ -109,6 +105,13 @@ class GuardedJob(Job):
                 known[id(prompt)] = screened
             out.append((known[id(prompt)], options))
         return out
+
+    def _unread(self, refusal: GuardEvent | None) -> Blocked | FinishEvent:
+        """The end of a choice whose prompt no model has read: it is blocked, or was cancelled."""
+        if refusal is None:
+            return replace(NOTHING_READ, reason="cancelled")
+        self._screening.remember("output", [refusal.line])
+        return blocked_request(refusal)
 
     async def _judged(
         self, choice: int, finish: FinishEvent

@@ -69,7 +69,9 @@ class PolicyJudge:
         self._readers.close()
 
     async def _answer(self, runner: Runner, prompt: PolicyPrompt, what: What, part: str) -> Result:
-        sequences, mailbox = await self._readers.add(runner, [prompt.asked(what, part)])
+        # A request waits its turn, and once it has been answered no longer.
+        asked, urgent = [prompt.asked(what, part)], what != "input"
+        sequences, mailbox = await self._readers.add(runner, asked, urgent=urgent)
         events: list[Event] = []
         try:
             while not (events and isinstance(events[-1], FinishEvent)):

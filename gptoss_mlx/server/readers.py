@@ -30,13 +30,15 @@ class Readers:
         """What a function gives on one of the threads. Raises what it raises."""
         return await asyncio.wrap_future(self._threads.submit(reading))
 
-    async def add(self, runner: Runner, asked: Sequence[Asked]) -> tuple[list[Running], Mailbox]:
+    async def add(
+        self, runner: Runner, asked: Sequence[Asked], *, urgent: bool = False
+    ) -> tuple[list[Running], Mailbox]:
         """Queue prompts, all of them or none, with the mailbox of their events.
 
-        Raises what `Runner.add` does.
+        urgent, and what it raises: as `Runner.add`.
         """
         mailbox = Mailbox(len(asked), runner.wake)
-        adding = self._threads.submit(_add, runner, asked, mailbox.slots)
+        adding = self._threads.submit(_add, runner, asked, mailbox.slots, urgent)
         try:
             return await asyncio.wrap_future(adding), mailbox
         except asyncio.CancelledError:
@@ -53,12 +55,12 @@ def check(runner: Runner, asked: Sequence[Asked]) -> None:
         runner.engine.preprocessor.request(prompt, **options)
 
 
-def _add(runner: Runner, asked: Sequence[Asked], slots: list[Slot]) -> list[Running]:
+def _add(runner: Runner, asked: Sequence[Asked], slots: list[Slot], urgent: bool) -> list[Running]:
     """Render, check and queue, once for each choice; all of them or none."""
     added: list[Running] = []
     try:
         for (prompt, options), slot in zip(asked, slots, strict=True):
-            added.append(runner.add(prompt, slot, **options))
+            added.append(runner.add(prompt, slot, urgent=urgent, **options))
     except BaseException:
         runner.drop(added)
         raise

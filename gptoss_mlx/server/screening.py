@@ -105,21 +105,15 @@ class Screening:
 
     async def _with_results(self, messages: Sequence[Message]) -> list[Message]:
         """All new results are judged as one, and one by one only if that is blocked."""
-        results = [message_text(m) for m in messages if m.get("role") in ("tool", "function")]
+        results = [message_text(message) for message in messages if _is_result(message)]
         new = self._new("result", results)
-        if len(new) > 1:
-            verdict = await self.guard.judge(self._runner, "result", new)
-            if not verdict.blocked:
-                return list(messages)
+        if len(new) < 2 or (await self.guard.judge(self._runner, "result", new)).blocked:
+            new = []
         out: list[Message] = []
         for message in messages:
-            if (
-                message.get("role") in ("tool", "function")
-                and (text := message_text(message)).strip()
-            ):
-                read = await self.result(text)
-                message = message if read == text else {**message, "content": read}
-            out.append(message)
+            text = message_text(message)
+            read = await self.result(text) if _is_result(message) and text not in new else text
+            out.append(message if read == text else {**message, "content": read})
         return out
 
     async def _without_reasoning(self, messages: list[Message]) -> list[Message]:
@@ -158,6 +152,10 @@ def _calls(messages: Sequence[Message]) -> Iterator[str]:
             given = function.get("arguments", "")
             text = given if isinstance(given, str) else json.dumps(given)
             yield call_text(str(function.get("name")), text)
+
+
+def _is_result(message: Message) -> bool:
+    return message.get("role") in ("tool", "function")
 
 
 def _says(message: Message) -> bool:

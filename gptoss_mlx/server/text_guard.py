@@ -10,7 +10,13 @@ from typing import Protocol
 
 from gptoss_mlx.engine.runner import Runner
 from gptoss_mlx.server.labels import Labels
-from gptoss_mlx.tools.guard.guard import Fail, Label, verdict_of, verdict_without
+from gptoss_mlx.tools.guard.guard import (
+    ClassifierError,
+    Fail,
+    Label,
+    verdict_of,
+    verdict_without,
+)
 from gptoss_mlx.tools.guard.verdict import GuardEvent, Verdict, What
 
 logger = logging.getLogger(__name__)
@@ -36,11 +42,9 @@ class TextGuard:
     one event loop.
     """
 
-    def __init__(
-        self, classify: AsyncClassifier, policy: str, *, fail: Fail = "closed", most: int = 16384
-    ) -> None:
+    def __init__(self, classify: AsyncClassifier, policy: str, *, fail: Fail = "closed") -> None:
         self._classify, self.policy, self._fail = classify, policy, fail
-        self.labels = Labels(most)
+        self.labels = Labels()
         self.judged: Counter[tuple[What, Verdict]] = Counter()
         self.blocked: Counter[What] = Counter()
 
@@ -73,10 +77,14 @@ class TextGuard:
     async def _ask(self, runner: Runner, what: What, text: str) -> GuardEvent:
         try:
             label = await self._classify(runner, what, text)
-        except Exception as error:  # of any kind: what was not judged has not passed
-            event = verdict_without(what, text, error, self._fail)
-            logger.warning("guard: %s was not judged: %s", event.noun, type(error).__name__)
-            return event
+        except ClassifierError as error:
+            logger.warning("guard: a text was not judged (%s)", what)
+            return verdict_without(what, text, error, self._fail)
+        except Exception:  # of any kind: what was not judged has not passed
+            logger.exception("guard: the classifier failed")
+            # The error's own text may name files of this machine.
+            unknown = ClassifierError("the classifier failed: it is in the server's log")
+            return verdict_without(what, text, unknown, self._fail)
         self.labels.keep(runner.engine.name, what, text, label)
         return verdict_of(what, text, label)
 

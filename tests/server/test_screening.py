@@ -118,6 +118,9 @@ def test_results_that_inject_are_replaced_and_the_others_are_read(asking: Asking
     assert "17" in asking.read
     assert asking(*talk, user("c")) == ("Fine.", [("input", "c")])
     assert "obey" not in asking.read
+    more = [called("{}"), gave("18"), called("{}"), gave("19"), user("d")]
+    assert asking(*talk, *more)[1] == [("input", "d"), ("result", "18\n\n19")]
+    assert "obey" not in asking.read
 
 
 def test_reasoning_that_is_blocked_is_not_read(asking: Asking) -> None:

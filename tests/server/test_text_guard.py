@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from gptoss_mlx.server.policy import Policy
 from gptoss_mlx.tools.guard.guard import ClassifierError
+from tests.server.test_life import raw
 from tests.support.judges import ServedJudge
 from tests.support.scripted_model import AGAIN, ANALYSIS, FINAL, Scripted, encoding
 from tests.support.served import Served, data_of, serving
@@ -224,3 +226,43 @@ def test_without_a_guard_nothing_tells_of_one() -> None:
     with serving(Scripted(f"{FINAL}bad<|return|>")) as served:
         assert "guard" not in served.client.get("/health").text
         assert "guard" not in served.client.get("/metrics").text
+
+
+def test_a_classifier_that_is_broken_blocks_and_says_nothing_of_why() -> None:
+    judge = ServedJudge(error=RuntimeError("/home/me/secret is broken"))
+    text = ask("/v1/chat/completions", "green", False, judge)
+    found = guard_of(list(values_of(text)))
+    assert found is not None
+    assert "it is in the server's log" in str(found["reason"])
+    assert "secret" not in text
+
+
+@pytest.mark.parametrize("at", ["input", "output"])
+@pytest.mark.parametrize(
+    ("path", "beat"),
+    [
+        ("/v1/chat/completions", b": waiting\n"),
+        ("/v1/completions", b": waiting\n"),
+        ("/v1/responses", b": waiting\n"),
+        ("/v1/messages", b"event: ping\n"),
+        ("/api/chat", b'"message":{"role":"assistant","content":""}'),
+        ("/api/generate", b'"response":""'),
+        ("/api/v0/chat/completions", b": waiting\n"),
+    ],
+)
+def test_a_stream_is_kept_alive_while_it_is_judged_and_judged_no_longer_than_it_is_read(
+    path: str, beat: bytes, at: str
+) -> None:
+    judge = ServedJudge("q" if at == "input" else "green", holding=True)
+    scripted = Scripted(reply(path, "green"))
+    with serving(scripted, policy=Policy(beat_seconds=0.02), guard=judge.served()) as served:
+        connection = raw(served, {**BODIES[path], "stream": True}, path)
+        seen = b""
+        while seen.count(beat) < 4 or "began" not in judge.events:
+            seen += connection.recv(4096)
+        assert (seen[:15], b"green" in seen) == (b"HTTP/1.1 200 OK", False)
+        entry = served.registry.find(None)
+        assert entry.sequences == 1
+        connection.close()
+        served.wait_until(lambda: "ended" in judge.events and entry.sequences == 0)
+        assert entry.leases == 0
