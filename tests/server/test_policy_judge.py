@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gptoss_mlx.engine.engine import Engine
-from gptoss_mlx.errors import MemoryBudgetError, OptionError
+from gptoss_mlx.errors import CheckpointError, MemoryBudgetError, OptionError
 from gptoss_mlx.server.policy import Policy
 from gptoss_mlx.server.policy_judge import PolicyJudge, checked
 from gptoss_mlx.server.registry import Registry, ServedModel
@@ -144,6 +144,20 @@ def test_a_judge_that_is_loaded_is_told_like_any_model() -> None:
         go_on.set()
         served.wait_until(lambda: served.client.get("/health").status_code == 200)
         assert choice_of(served)["message"]["content"] == "Fine."
+
+
+def test_without_a_judge_that_can_be_loaded_nothing_is_answered_or_healthy() -> None:
+    def opening(progress: Any) -> Any:
+        raise CheckpointError("/home/me/secret: truncated")
+
+    scripted = Scripted(FINE)
+    with serving(scripted, guard=guard("open"), judge=opening) as served:
+        health = served.client.get("/health")
+        refused = served.post(PATH, {"messages": HI})
+    assert (health.status_code, health.json()["status"]) == (503, "error")
+    assert health.json()["guard"]["state"] == "failed"
+    assert (refused.status_code, "secret" in refused.text) == (503, False)
+    assert scripted.samplings == []
 
 
 def test_the_judge_stays_as_long_as_a_model_that_it_judges_for() -> None:
