@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,14 +12,21 @@ import click
 
 from gptoss_mlx.cli.opening import open_with_bar
 from gptoss_mlx.models.names import full_name
+from gptoss_mlx.settings import Settings
 
 if TYPE_CHECKING:
     from gptoss_mlx.engine.engine import Engine
+    from gptoss_mlx.server.registry import Opener, ServedModel
+    from gptoss_mlx.server.text_guard import TextGuard
     from gptoss_mlx.tools.guard.guard import Fail, Guard
     from gptoss_mlx.tools.guard.verdict import GuardEvent
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _SHARED = ("backend", "device", "dtype", "threads")  # settings of both models
+
+JUDGE_CONTEXT = 16384
+"""Tokens of a server's second model, which must leave room for the first. What is longer is judged
+in parts."""
 
 _OPTIONS = (
     click.option(
@@ -46,6 +53,16 @@ def guard_options(command: _F) -> _F:
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
+
+
+@dataclass(frozen=True)
+class ServedGuard:
+    """What a server has of a guard. texts: the guard; None for none. judge: what judges, None for
+    each model itself. opener: of models, which refuses one that is to judge and cannot."""
+
+    texts: TextGuard | None
+    judge: ServedModel | None
+    opener: Opener
 
 
 @dataclass(frozen=True)
@@ -90,6 +107,35 @@ class AskedGuard:
         finally:
             if judge is not engine:
                 judge.close()
+
+    def serve(self, entries: Sequence[ServedModel]) -> ServedGuard:
+        """The guard of a server of these models. It opens nothing."""
+        from gptoss_mlx.engine.engine import open_engine
+        from gptoss_mlx.server.policy_judge import PolicyJudge, checked
+        from gptoss_mlx.server.text_guard import TextGuard
+
+        if not self:
+            return ServedGuard(None, None, open_engine)
+        classify = PolicyJudge(self.policy)
+        judge = None if self.model is None else _judge(self.model, entries)
+        opener = checked(open_engine, classify, judge, str(self.file))
+        return ServedGuard(TextGuard(classify, self.policy, fail=self.fail), judge, opener)
+
+
+def _judge(model: str, entries: Sequence[ServedModel]) -> ServedModel | None:
+    """The model that judges: one that is served, or another; None for the only one that is."""
+    from gptoss_mlx.server.facts import facts_of
+    from gptoss_mlx.server.registry import ServedModel
+
+    chosen = entries[0].settings
+    served = [entry for entry in entries if entry.id == full_name(model)]
+    if served:
+        return None if len(entries) == 1 else served[0]
+    shared = {name: getattr(chosen, name) for name in (*_SHARED, "memory", "parallel")}
+    judge = ServedModel(model, replace(Settings(), **shared))
+    most = facts_of(judge).context or JUDGE_CONTEXT
+    judge.settings = replace(judge.settings, context=min(most, JUDGE_CONTEXT))
+    return judge
 
 
 def take_guard(given: dict[str, Any]) -> AskedGuard:

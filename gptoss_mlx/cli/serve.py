@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gptoss_mlx.cli.asked_guard import guard_options, take_guard
 from gptoss_mlx.cli.asked_tools import server_tool_options, take_tools
 from gptoss_mlx.cli.exits import Command
 from gptoss_mlx.cli.opening import take_settings
@@ -31,6 +32,7 @@ from gptoss_mlx.files.paths import cache_folder
 from gptoss_mlx.models.hub import DEFAULT_MODEL
 
 if TYPE_CHECKING:
+    from gptoss_mlx.cli.asked_guard import AskedGuard
     from gptoss_mlx.models.checkpoint import Progress
     from gptoss_mlx.server.policy import Policy
     from gptoss_mlx.server.registry import ServedModel
@@ -80,6 +82,7 @@ ORIGIN = Parsed("origin", parse_origin)
 @click.option("--max-queue", type=click.IntRange(0), default=64, show_default=True)
 @loading_options
 @server_tool_options
+@guard_options
 @click.option("--no-cache-dir", is_flag=True, help="Nothing of prompts lasts on the disk.")
 @click.option(
     "--keep-alive",
@@ -123,7 +126,7 @@ def main(
     once; another one when it is asked for, in the place of one that nobody uses if there is no room
     beside it.
     """
-    box = take_tools(settings, on_terminal=False)
+    box, guard = take_tools(settings, on_terminal=False), take_guard(settings)
     keys = (*api_key, *_keys(api_key_file))
     if not all(keys):
         raise click.UsageError("--api-key is empty")
@@ -155,7 +158,7 @@ def main(
         logging.getLogger("gptoss_mlx.server.service").setLevel(logging.INFO)
     tty = sys.stderr is not None and sys.stderr.isatty()
     with box.kit(bar_shown=tty, after=BAR_AFTER) as kit:
-        _serve(names, alias, settings, policy, kit, (host, port))
+        _serve(names, alias, settings, policy, kit, (host, port), guard)
 
 
 def _serve(
@@ -165,6 +168,7 @@ def _serve(
     policy: Policy,
     kit: Toolkit,
     address: tuple[str, int],
+    asked_guard: AskedGuard,
 ) -> None:
     from gptoss_mlx.server.app import App
     from gptoss_mlx.server.containers import Containers
@@ -176,19 +180,23 @@ def _serve(
     chosen = Settings.of(parallel=settings.pop("parallel"), **take_settings(settings))
     entries = [ServedModel(name, chosen) for name in names]
     given = [Alias(name) for name in aliases]
-    registry = Registry(entries, given, policy.keep_alive, watch=_bar)
+    guard = asked_guard.serve(entries)
+    registry = Registry(
+        entries, given, policy.keep_alive, guard.opener, watch=_bar, judge=guard.judge
+    )
     first = entries[0]
+    needed = [first] if guard.judge is None else [guard.judge, first]
 
-    def failed() -> bool:
-        return first.error is not None and first.rows == 0
+    def error() -> BaseException | None:
+        return next((e.error for e in needed if e.error is not None and e.rows == 0), None)
 
     with bind(*address) as listening:
-        app = App(Service(registry, policy), Containers(kit))
-        listener = Listener(app, policy, failed)
+        app = App(Service(registry, policy, guard.texts), Containers(kit))
+        listener = Listener(app, policy, lambda: error() is not None)
         click.echo(welcome(first.name, address[0], listening.getsockname()[1]), err=True)
         listener.run(sockets=[listening])
-    if first.error is not None and failed():
-        raise first.error
+    if (found := error()) is not None:
+        raise found
 
 
 def welcome(model: str, host: str, port: int) -> str:

@@ -153,8 +153,16 @@ class Engine:
             events[i].append(event)
         return [collect(one) for one in events]
 
-    def add(self, prompt: Prompt, outlet: Outlet, **options: Unpack[Options]) -> Running:
-        """Queue a prompt beside those that run. Any thread may add one.
+    def add(
+        self,
+        prompt: Prompt,
+        outlet: Outlet,
+        *,
+        urgent: bool = False,
+        **options: Unpack[Options],
+    ) -> Running:
+        """Queue a prompt beside those that run; an urgent one is before those that wait. Any thread
+        may add one.
 
         From then on every `step` advances it and puts its events into the outlet, on the thread
         that takes the step.
@@ -162,7 +170,7 @@ class Engine:
         options and errors: as `stream`. The sequence that is returned can be cancelled, or given to
         `drop`.
         """
-        sequence = Running(self._request(prompt, options), self.tokenizer, outlet)
+        sequence = Running(self._request(prompt, options), self.tokenizer, outlet, urgent)
         self._loop.add(sequence)
         return sequence
 

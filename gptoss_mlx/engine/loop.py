@@ -137,7 +137,8 @@ class Loop:
         """Take in added sequences, remove dropped ones, and fail those an interrupt left behind."""
         self._fail(ClosedError("the step was interrupted"))
         while not self._added.empty():
-            self._waiting.append(self._added.get())
+            sequence = self._added.get()
+            (self._waiting.appendleft if sequence.is_urgent else self._waiting.append)(sequence)
         gone = set[Sequence]()
         while not self._dropped.empty():
             gone.add(self._dropped.get())

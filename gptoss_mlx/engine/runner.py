@@ -30,16 +30,23 @@ class Runner:
         self._thread = Thread(target=self._run, name="gptoss_mlx engine", daemon=True)
         self._thread.start()
 
-    def add(self, prompt: Prompt, outlet: Outlet, **options: Unpack[Options]) -> Sequence:
+    def add(
+        self,
+        prompt: Prompt,
+        outlet: Outlet,
+        *,
+        urgent: bool = False,
+        **options: Unpack[Options],
+    ) -> Sequence:
         """Queue a prompt. Its events are put into the outlet on the runner's thread.
 
-        options and errors: as `Engine.stream`; ClosedError also once `close` was called.
+        urgent, options and errors: as `Engine.add`; ClosedError also once `close` was called.
         """
         if self._closing:
             raise ClosedError("the engine is about to close")
         if self._error is not None:
             raise ClosedError(f"the engine has ended: {self._error}")
-        sequence = self.engine.add(prompt, outlet, **options)
+        sequence = self.engine.add(prompt, outlet, urgent=urgent, **options)
         self.wake()
         return sequence
 

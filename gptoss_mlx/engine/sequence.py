@@ -36,10 +36,13 @@ class Outlet(Protocol):
 
 
 class Sequence:
-    """A request in progress. `session`: its state on the device while it runs, else None."""
+    """A request in progress. `session`: its state on the device while it runs, else None.
+    is_urgent: whether it is before those that wait."""
 
-    def __init__(self, request: Request, tokenizer: Tokenizer, outlet: Outlet) -> None:
-        self.request, self.outlet = request, outlet
+    def __init__(
+        self, request: Request, tokenizer: Tokenizer, outlet: Outlet, is_urgent: bool = False
+    ) -> None:
+        self.request, self.outlet, self.is_urgent = request, outlet, is_urgent
         self.session: Session | None = None
         self.finished = False
         self._cancelled = False

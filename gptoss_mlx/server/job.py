@@ -14,11 +14,21 @@ from gptoss_mlx.engine.options import Options, Prompt
 from gptoss_mlx.engine.runner import Runner
 from gptoss_mlx.engine.sequence import Sequence as Running
 from gptoss_mlx.harmony.tokenizer import Tokenizer
+from gptoss_mlx.server.blocked import Blocked
 from gptoss_mlx.server.mailbox import Mailbox
 from gptoss_mlx.server.metrics import Meter
 from gptoss_mlx.spec.sampling import MAX_SEED
 
-Piece: TypeAlias = PrefillEvent | Delta | FinishEvent
+
+@dataclass(frozen=True)
+class Held:
+    """Progress with an answer that is held back until it was judged. tokens: written so far."""
+
+    tokens: int
+
+
+Progress: TypeAlias = PrefillEvent | Held
+Piece: TypeAlias = Progress | Delta | FinishEvent | Blocked
 
 
 @dataclass(frozen=True)
@@ -92,6 +102,10 @@ class Job:
         if token.id is not None:
             self.reasoning_tokens[choice] += token.channel == "analysis"
             self._watch.token()
+
+    async def result(self, text: str) -> str:
+        """What a call gave that the server has run, as the model may read it."""
+        return text
 
     def cancel(self) -> None:
         """End within a token: what runs still gives what it has, and a `FinishEvent`."""

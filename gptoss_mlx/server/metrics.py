@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from gptoss_mlx.engine.events import FinishEvent
+from gptoss_mlx.tools.guard.verdict import Verdict, What
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100)
 _BETWEEN = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.25, 0.5, 1, 2.5)
@@ -29,6 +30,17 @@ class Observed(Protocol):
     def waiting(self) -> int: ...
 
     def stats(self) -> dict[str, float]: ...
+
+
+class Judging(Protocol):
+    """A guard that is measured when metrics are read: how often a kind of text got each label, and
+    how many were blocked."""
+
+    @property
+    def judged(self) -> Mapping[tuple[What, Verdict], int]: ...
+
+    @property
+    def blocked(self) -> Mapping[What, int]: ...
 
 
 class Metrics:
@@ -50,6 +62,10 @@ class Metrics:
     def observe(self, models: Iterable[Observed]) -> None:
         """Ask these models whenever metrics are read; they may change meanwhile."""
         self._registry.register(_Gauges(models))
+
+    def observe_guard(self, guard: Judging) -> None:
+        """Ask a guard whenever metrics are read."""
+        self._registry.register(_Judged(guard))
 
     def text(self) -> bytes:
         return generate_latest(self._registry)
@@ -108,3 +124,24 @@ class _Gauges(Collector):
                     gauges[name] = GaugeMetricFamily(f"gptoss_{name}", says, labels=["model"])
                 gauges[name].add_metric([model.name], value)
         yield from gauges.values()
+
+
+class _Judged(Collector):
+    """What a guard has counted."""
+
+    def __init__(self, guard: Judging) -> None:
+        self._guard = guard
+
+    def collect(self) -> Iterator[Metric]:
+        judged = CounterMetricFamily(
+            "gptoss_guard_judged", "Texts that got a label", labels=["what", "label"]
+        )
+        for (what, label), count in sorted(self._guard.judged.items()):
+            judged.add_metric([what, label], count)
+        blocked = CounterMetricFamily(
+            "gptoss_guard_blocked", "Texts that went no further", labels=["what"]
+        )
+        for what, count in sorted(self._guard.blocked.items()):
+            blocked.add_metric([what], count)
+        yield judged
+        yield blocked

@@ -23,6 +23,7 @@ from gptoss_mlx.files.jsonfile import shown
 from gptoss_mlx.models.checkpoint import Progress
 from gptoss_mlx.models.names import ALIASES, full_name
 from gptoss_mlx.server.problems import Problem
+from gptoss_mlx.server.unavailable import dead, failed, loading
 from gptoss_mlx.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -151,7 +152,8 @@ class Registry:
     """The models of a server, the first of which is the one meant where no name is given.
 
     keep_alive: seconds after which one that nobody uses is unloaded; None for never. opener: opens
-    an engine, in a thread. Used in one event loop.
+    an engine, in a thread. judge: a model that judges for the others, which may be one of them: it
+    is loaded before any of them, and stays as long as one is. Used in one event loop.
     """
 
     def __init__(
@@ -161,14 +163,17 @@ class Registry:
         keep_alive: float | None = None,
         opener: Opener = open_engine,
         watch: Watching = _unseen,
+        judge: ServedModel | None = None,
     ) -> None:
-        self.entries = tuple(entries)
+        self.entries, self.judge = tuple(entries), judge
+        hidden = () if judge is None or judge in self.entries else (judge,)
+        self.all = (*self.entries, *hidden)
         self.aliases = tuple(aliases)
         self._opener, self._watch = opener, watch
         self._lock, self._released = asyncio.Lock(), asyncio.Event()
         self._closing: set[asyncio.Task[None]] = set()
         self._keep_alive = math.inf if keep_alive is None else keep_alive
-        for entry in self.entries:
+        for entry in self.all:
             entry.keep_alive = self._keep_alive
 
     def __iter__(self) -> Iterator[ServedModel]:
@@ -194,7 +199,9 @@ class Registry:
         )
 
     def load(self, entry: ServedModel) -> asyncio.Task[None]:
-        """The loading of a model, begun if it was not."""
+        """The loading of a model, begun if it was not; of the judge before it."""
+        if self.judge is not None and self.judge is not entry:
+            self.load(self.judge)
         if entry.loading is None:
             entry.error, entry.keep_alive = None, self._keep_alive
             entry.loading = asyncio.create_task(self._load(entry))
@@ -206,16 +213,22 @@ class Registry:
         Raises Problem, also where the server has just begun to load it: the caller is told how far
         that is.
         """
-        entry = self.find(name)
+        return await self._lease(self.find(name))
+
+    async def lease_judge(self) -> ServedModel | None:
+        """The judge, if there is one, as `lease` gives a model."""
+        return None if self.judge is None else await self._lease(self.judge)
+
+    async def _lease(self, entry: ServedModel) -> ServedModel:
         while entry.status != "ready":
             if entry.status == "failed" and entry.runner is not None:
-                raise _dead(entry)
+                raise dead(entry.name)
             if entry.status == "loading" and not entry.is_asked_for:
-                raise _loading(entry)
+                raise loading(entry.name, entry.done, entry.total)
             entry.is_asked_for = True
             await asyncio.shield(self.load(entry))
             if entry.error is not None:
-                raise _failed(entry)
+                raise failed(entry.name)
         entry.leases += 1
         return entry
 
@@ -240,29 +253,36 @@ class Registry:
         task = asyncio.create_task(_close(runner))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
+        if self.judge is not None and self.judge is not entry and self.judge.runner is not None:
+            self._rest(self.judge)
         return task
 
     async def close(self) -> None:
         """Unload all; what still runs fails."""
-        for entry in self.entries:
+        for entry in self.all:
             entry.is_given_up = True
-        loading = [e.loading for e in self.entries if e.loading is not None]
-        await asyncio.gather(*loading, *self._closing)
-        await asyncio.gather(*map(self.unload, self.entries))
+        begun = [e.loading for e in self.all if e.loading is not None]
+        await asyncio.gather(*begun, *self._closing)
+        await asyncio.gather(*map(self.unload, self.all))
 
     def _rest(self, entry: ServedModel) -> None:
         """Begin the time after which a model that nobody uses is unloaded."""
         if entry.expiry is not None:
             entry.expiry.cancel()
             entry.expiry = None
-        if entry.keep_alive < math.inf and entry.leases == 0:
+        if entry.keep_alive < math.inf and entry.leases == 0 and not self._is_needed(entry):
             loop = asyncio.get_running_loop()
             entry.expiry = loop.call_later(entry.keep_alive, self._unload_idle, entry)
 
     def _unload_idle(self, entry: ServedModel) -> None:
         entry.expiry = None
-        if entry.leases == 0:
+        if entry.leases == 0 and not self._is_needed(entry):
             self.unload(entry)
+
+    def _is_needed(self, entry: ServedModel) -> bool:
+        """Whether this is the judge of a model that is loaded."""
+        others = (other for other in self.entries if other is not entry)
+        return entry is self.judge and any(other.loading is not None for other in others)
 
     async def _load(self, entry: ServedModel) -> None:
         """Open a model in a thread; its error is kept, for whoever asks for it."""
@@ -281,14 +301,15 @@ class Registry:
     async def _open(self, entry: ServedModel) -> Engine:
         while True:
             await asyncio.gather(*self._closing)
-            others = [other for other in self.entries if other.runner is not None]
+            others = [other for other in self.all if other.runner is not None]
+            movable = [other for other in others if other is not self.judge]
             try:
                 settings = replace(entry.settings, memory=self._left(entry, others))
                 return await asyncio.to_thread(self._open_now, entry, settings)
             except MemoryBudgetError:
-                if not others:
+                if not movable:
                     raise
-                await self._make_room(others)
+                await self._make_room(movable)
 
     def _open_now(self, entry: ServedModel, settings: Settings) -> Engine:
         with self._watch(entry) as show:
@@ -321,20 +342,3 @@ class Registry:
 async def _close(runner: Runner | None) -> None:
     if runner is not None:
         await asyncio.to_thread(runner.close)
-
-
-def _loading(entry: ServedModel) -> Problem:
-    part = f", {100 * entry.done // entry.total} % so far" if entry.total else ""
-    return Problem(
-        503, f"the model {entry.name} is being loaded{part}", code="model_loading", retry_after=2
-    )
-
-
-def _failed(entry: ServedModel) -> Problem:
-    """Without the reason, which may name files."""
-    said = f"the model {entry.name} cannot be loaded: the server's log says why"
-    return Problem(503, said, code="model_failed", retry_after=30)
-
-
-def _dead(entry: ServedModel) -> Problem:
-    return Problem(503, f"the model {entry.name} has ended by an error", code="model_failed")

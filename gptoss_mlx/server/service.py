@@ -6,31 +6,26 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import TypeAlias, TypeVar
+from typing import TypeVar
 
 from starlette.requests import Request
 
 from gptoss_mlx.engine.engine import Engine
-from gptoss_mlx.engine.options import Options, Prompt
 from gptoss_mlx.engine.runner import Runner
-from gptoss_mlx.engine.sequence import Sequence
+from gptoss_mlx.server.guarded_job import GuardedJob
 from gptoss_mlx.server.job import Ask, Job
-from gptoss_mlx.server.mailbox import Mailbox, Slot
 from gptoss_mlx.server.metrics import Metrics
 from gptoss_mlx.server.policy import Policy
 from gptoss_mlx.server.problems import Problem
+from gptoss_mlx.server.readers import Asked, Readers, check
 from gptoss_mlx.server.registry import Registry, ServedModel
+from gptoss_mlx.server.screening import Screening
+from gptoss_mlx.server.text_guard import TextGuard
 from gptoss_mlx.server.written import Written
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
-Asked: TypeAlias = tuple[Prompt, Options]
-
-READERS = 4
-"""Threads that render prompts and compile schemas, so that a slow one delays few others."""
-
 RETRY_SECONDS = 2
 
 
@@ -41,13 +36,16 @@ def service_of(request: Request) -> Service:
 
 
 class Service:
-    """The models, and who may use them. Made in the event loop that it is used in."""
+    """The models, and who may use them. Made in the event loop that it is used in. guard: of what
+    is asked and answered; None for none."""
 
-    def __init__(self, registry: Registry, policy: Policy) -> None:
+    def __init__(self, registry: Registry, policy: Policy, guard: TextGuard | None = None) -> None:
         self.registry, self.policy, self.metrics = registry, policy, Metrics()
-        self.metrics.observe(registry)
-        self.written = Written()
-        self._readers = ThreadPoolExecutor(READERS, "gptoss_mlx reader")
+        self.metrics.observe(registry.all)
+        self.written, self.guard = Written(), guard
+        if guard is not None:
+            self.metrics.observe_guard(guard)
+        self._readers = Readers()
 
     async def start(
         self, ask: Ask, *, keep_alive: float | None = None, after: Job | None = None
@@ -62,8 +60,7 @@ class Service:
         if self.policy.log_prompts:
             prompts = (ask.prompt, *ask.further)
             logger.info("asked: %s", json.dumps(prompts, default=str))
-        entry = await self.registry.lease(ask.model)
-        watch = self.metrics.watch(entry.name)
+        entry, judge = await self._lease(ask.model)
         asked, taken = ask.sequences, 0
         try:
             if after is None:
@@ -72,13 +69,11 @@ class Service:
                 after.close()
             taken = len(asked)
             entry.sequences += taken
-            sequences, mailbox = await self._add(entry, asked)
+            release = partial(self._release, entry, taken, keep_alive, judge)
+            job = await self._job(entry, judge, asked, release)
         except BaseException:
-            self._release(entry, taken, keep_alive)
+            self._release(entry, taken, keep_alive, judge)
             raise
-        runner = _running(entry)
-        release = partial(self._release, entry, taken, keep_alive)
-        job = Job(entry.name, runner, mailbox, sequences, release, watch)
         task = asyncio.current_task()
         assert task is not None, "a coroutine runs in a task"
         task.add_done_callback(lambda _: job.close())
@@ -95,8 +90,7 @@ class Service:
         of the model. Raises Problem or what the function raises."""
         entry = await self.registry.lease(model)
         try:
-            engine = _running(entry).engine
-            return await asyncio.wrap_future(self._readers.submit(reading, engine))
+            return await self._readers.run(partial(reading, _running(entry).engine))
         finally:
             self.registry.release(entry)
 
@@ -107,7 +101,9 @@ class Service:
     async def close(self) -> None:
         """Unload all models; what still runs fails."""
         await self.registry.close()
-        self._readers.shutdown(cancel_futures=True)
+        self._readers.close()
+        if self.guard is not None:
+            self.guard.close()
 
     def _check_queue(self, entry: ServedModel, more: int) -> None:
         most = entry.rows + self.policy.max_queue
@@ -121,39 +117,47 @@ class Service:
                 retry_after=RETRY_SECONDS,
             )
 
-    async def _add(self, entry: ServedModel, asked: list[Asked]) -> tuple[list[Sequence], Mailbox]:
-        runner = _running(entry)
-        mailbox = Mailbox(len(asked), runner.wake)
-        adding = self._readers.submit(_add, runner, asked, mailbox.slots)
+    async def _lease(self, model: str | None) -> tuple[ServedModel, ServedModel | None]:
+        """A model, and the one that judges what it reads and writes, if it is another. That comes
+        first, so that none waits for it with a model that must leave to make room."""
+        judge = None if self.guard is None else await self.registry.lease_judge()
         try:
-            return await asyncio.wrap_future(adding), mailbox
-        except asyncio.CancelledError:
-            adding.add_done_callback(partial(_drop, runner))
+            return await self.registry.lease(model), judge
+        except BaseException:
+            if judge is not None:
+                self.registry.release(judge)
             raise
 
-    def _release(self, entry: ServedModel, sequences: int, keep_alive: float | None) -> None:
+    async def _job(
+        self,
+        entry: ServedModel,
+        judge: ServedModel | None,
+        asked: list[Asked],
+        release: Callable[[], None],
+    ) -> Job:
+        """What answers; with a guard nothing is queued before it was judged."""
+        runner, watch = _running(entry), self.metrics.watch(entry.name)
+        if self.guard is None:
+            sequences, mailbox = await self._readers.add(runner, asked)
+            return Job(entry.name, runner, mailbox, sequences, release, watch)
+        await self._readers.run(partial(check, runner, asked))
+        screening = Screening(self.guard, runner if judge is None else _running(judge))
+        add = partial(self._readers.add, runner)
+        return GuardedJob(entry.name, runner, asked, add, release, watch, screening)
+
+    def _release(
+        self,
+        entry: ServedModel,
+        sequences: int,
+        keep_alive: float | None,
+        judge: ServedModel | None,
+    ) -> None:
         entry.sequences -= sequences
         self.registry.release(entry, keep_alive)
+        if judge is not None:
+            self.registry.release(judge)
 
 
 def _running(entry: ServedModel) -> Runner:
     assert entry.runner is not None, "a model is not unloaded while it is leased"
     return entry.runner
-
-
-def _add(runner: Runner, asked: list[Asked], slots: list[Slot]) -> list[Sequence]:
-    """Render, check and queue, once for each choice; all of them or none."""
-    added: list[Sequence] = []
-    try:
-        for (prompt, options), slot in zip(asked, slots, strict=True):
-            added.append(runner.add(prompt, slot, **options))
-    except BaseException:
-        runner.drop(added)
-        raise
-    return added
-
-
-def _drop(runner: Runner, adding: Future[list[Sequence]]) -> None:
-    """Drop what was added for a caller that has left."""
-    if not adding.cancelled() and adding.exception() is None:
-        runner.drop(adding.result())

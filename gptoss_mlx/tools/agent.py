@@ -1,6 +1,7 @@
 """The agent's loop: a model's calls are run, and it reads what they gave, until it answers.
 
-With a guard, what comes in is judged before the model reads it, and an answer before it is seen.
+With a guard, what comes in is judged before the model reads it, an answer before it is seen, and
+calls before they are run.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from gptoss_mlx.harmony.tools import read_tools
 from gptoss_mlx.spec.recipients import BUILTIN, FUNCTIONS
 from gptoss_mlx.tools.approval import MOST_CALLS, Approval
 from gptoss_mlx.tools.events import AgentEvent, CallEvent, HeldEvent, OutcomeEvent
-from gptoss_mlx.tools.guard.guard import Guard
+from gptoss_mlx.tools.guard.guard import Guard, message_text, turn_text
 from gptoss_mlx.tools.guard.verdict import GuardEvent, What
 from gptoss_mlx.tools.tool import Outcome, Tool, never
 
@@ -138,7 +139,8 @@ class Agent:
         self, guard: Guard, events: Sequence[Event], result: Result
     ) -> Generator[AgentEvent, None, Result]:
         """A turn that was held back: its events if a person may see it, else a line."""
-        text = "\n\n".join(part for part in (result.preamble, result.text) if part.strip())
+        calls = [(call.name, call.arguments) for call in result.tool_calls]
+        text = turn_text((result.preamble, result.text), calls)
         judged = guard.judge("output", text, self._cancel) if text else None
         if judged is not None:
             yield judged
@@ -159,7 +161,7 @@ class Agent:
         """Judge messages of the user's, and results of calls, which are replaced if they are
         blocked. Whether a message of the user's is."""
         for i, message in enumerate(given):
-            text = _text(message)
+            text = message_text(message)
             if message.get("role") not in ("user", "tool") or not text.strip():
                 continue
             what: What = "input" if message["role"] == "user" else "result"
@@ -231,15 +233,6 @@ def _is_seen(event: Event) -> bool:
     if isinstance(event, TokenEvent):
         return event.channel != "analysis" or event.recipient is not None
     return isinstance(event, FinishEvent)
-
-
-def _text(message: Message) -> str:
-    """The text of a message, whose content may be in parts."""
-    content = message.get("content")
-    if isinstance(content, Sequence) and not isinstance(content, str):
-        texts = [part.get("text") for part in content if isinstance(part, Mapping)]
-        content = "\n".join(text for text in texts if isinstance(text, str))
-    return content if isinstance(content, str) else ""
 
 
 def _without_reasoning(message: Message) -> Message:

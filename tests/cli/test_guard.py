@@ -183,7 +183,7 @@ def test_a_chat_s_tools_give_the_model_nothing_that_is_blocked(tmp_path: Path) -
         *(code("bad"), answer("Fine.", "Hm.")),
         rules={"python": "allow"},
         opened=Bench(),
-        guard=Judge().guard(),
+        guard=Judge("bad: ").guard(),
     )
     talking.talk.ask("q")
     assert talking.out.getvalue() == "Fine.\n"

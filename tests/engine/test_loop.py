@@ -77,6 +77,17 @@ def test_three_decode_together_and_a_fourth_takes_the_first_free_row() -> None:
     assert sum(scripted.model.together) == 11 + 7 + 11 + 11
 
 
+def test_an_urgent_sequence_is_before_those_that_wait() -> None:
+    scripted = Scripted(*[reply(64 + i, 5) for i in range(6)])
+    for id in range(1, 6):
+        added(scripted, [id])
+    for _ in range(3):  # after which no row is free
+        scripted.engine.step()
+    added(scripted, [6], urgent=True)
+    run(scripted.engine)
+    assert [prompt[0] for _, _, prompt in scripted.samplings] == [1, 2, 3, 6, 4, 5]
+
+
 def test_a_long_prompt_holds_nobody_up() -> None:
     """One chunk at a time, a quarter of what is read alone, and between two chunks a token of every
     sequence that decodes."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from typing import Any
 
+from gptoss_mlx.engine.runner import Runner
+from gptoss_mlx.server.text_guard import TextGuard
 from gptoss_mlx.tools.guard.guard import Fail, Guard, Label
 from gptoss_mlx.tools.guard.verdict import What
+from gptoss_mlx.tools.tool import never
 from tests.support.scripted_model import FINAL
 
 
@@ -29,6 +33,31 @@ class Judge:
 
     def guard(self, fail: Fail = "closed") -> Guard:
         return Guard(self, fail)
+
+
+class ServedJudge(Judge):
+    """The same in a server. holding: whether it waits, for ever, at every text with `bad` in it;
+    began: it does, or has been cancelled."""
+
+    def __init__(self, bad: str = "bad", error: Exception | None = None, holding: bool = False):
+        super().__init__(bad, error)
+        self.holding = holding
+        self.events: list[str] = []
+
+    async def __call__(self, runner: Runner, what: What, text: str) -> Label:  # type: ignore[override]
+        if self.holding and self._bad in text:
+            self.events.append("began")
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.events.append("ended")
+        return super().__call__(what, text, never)
+
+    def close(self) -> None:
+        self.events.append("closed")
+
+    def served(self, fail: Fail = "closed") -> TextGuard:
+        return TextGuard(self, "R1: say nothing bad.", fail=fail)
 
 
 def labelled(violation: Any, category: Any = None, rationale: Any = "") -> str:

@@ -20,6 +20,7 @@ from gptoss_mlx.server.listener import Listener, bind
 from gptoss_mlx.server.policy import Policy
 from gptoss_mlx.server.registry import Alias, Registry, ServedModel
 from gptoss_mlx.server.service import Service
+from gptoss_mlx.server.text_guard import TextGuard
 from gptoss_mlx.settings import Settings
 from tests.support.scripted_model import Scripted
 
@@ -69,14 +70,20 @@ def serving(
     ready: bool = True,
     settings: Settings | None = None,
     containers: Containers | None = None,
+    guard: TextGuard | None = None,
+    judge: Engine | Scripted | Callable[[Any], Engine] | None = None,
 ) -> Iterator[Served]:
     """Serve models under the names of "scripted", "scripted-1", ...
 
     models: engines, or what opens one (it is given the progress to tell). ready: wait until the
-    first one is loaded. containers: of the server's tools.
+    first one is loaded. containers: of the server's tools. guard: of all that is asked and
+    answered. judge: a model of its own for that, under the name of "judge".
     """
     names = ["scripted", *(f"scripted-{i}" for i in range(1, len(models)))]
     sources = dict(zip(names, models, strict=True))
+    judging = None if judge is None else ServedModel("judge", settings or Settings())
+    if judge is not None:
+        sources["judge"] = judge
 
     def opened(name: str, settings: Settings, progress: Any) -> Engine:
         source = sources[name]
@@ -86,8 +93,9 @@ def serving(
 
     policy = policy or Policy()
     entries = [ServedModel(name, settings or Settings()) for name in names]
-    registry = Registry(entries, map(Alias, aliases), policy.keep_alive, opener=opened)
-    service = Service(registry, policy)
+    given = map(Alias, aliases)
+    registry = Registry(entries, given, policy.keep_alive, opener=opened, judge=judging)
+    service = Service(registry, policy, guard)
     listener = Listener(App(service, containers), policy)
     with bind("127.0.0.1", 0) as listening:
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"

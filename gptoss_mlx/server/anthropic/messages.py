@@ -28,8 +28,9 @@ from gptoss_mlx.server.anthropic.wire import (
     StreamEvent,
     TokenUsage,
 )
+from gptoss_mlx.server.blocked import Blocked
 from gptoss_mlx.server.bodies import read_body
-from gptoss_mlx.server.job import Ask, Job, Piece
+from gptoss_mlx.server.job import Ask, Held, Job, Piece
 from gptoss_mlx.server.problems import problem_of
 from gptoss_mlx.server.replies import FrameStream, event, reply
 from gptoss_mlx.server.service import Service, service_of
@@ -83,13 +84,16 @@ async def events(job: Job, style: Style, written: Written) -> AsyncGenerator[Str
     blocks, begun = ContentBlocks(style, job.key, written), False
     try:
         async for _, piece in job.pieces():
-            if not begun:
+            if not begun and not isinstance(piece, Held):
                 begun = True
                 yield _start(job, style.model or job.model, piece)
                 yield {"type": "ping"}
             if isinstance(piece, Delta):
                 for block in blocks.write(piece):
                     yield block
+            elif isinstance(piece, Blocked):
+                yield _refused(job, piece)
+                yield {"type": "message_stop"}
             elif isinstance(piece, FinishEvent):
                 for block in blocks.finish():
                     yield block
@@ -175,6 +179,19 @@ def _end(job: Job, finish: FinishEvent) -> MessageEnd:
         "delta": {"stop_reason": reason, "stop_sequence": stopped_by},
         "usage": usage,
     }
+
+
+def _refused(job: Job, blocked: Blocked) -> MessageEnd:
+    """Without a block: clients leave such a turn out, and tell of it themselves."""
+    end = _end(job, blocked.finish)
+    end["delta"]["stop_reason"] = "refusal"
+    end["delta"]["stop_details"] = {
+        "type": "refusal",
+        "category": None,
+        "explanation": blocked.explanation,
+    }
+    end["delta"]["guard"] = blocked.shown
+    return end
 
 
 def _usage(prompt: int, reused: int, output: int) -> TokenUsage:

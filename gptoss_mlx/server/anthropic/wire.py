@@ -6,8 +6,15 @@ from typing import Literal, NotRequired, TypeAlias
 
 from typing_extensions import TypedDict
 
+from gptoss_mlx.server.blocked import GuardShown
+
 StopReason = Literal[
-    "end_turn", "max_tokens", "stop_sequence", "tool_use", "model_context_window_exceeded"
+    "end_turn",
+    "max_tokens",
+    "stop_sequence",
+    "tool_use",
+    "model_context_window_exceeded",
+    "refusal",
 ]
 
 
@@ -46,7 +53,17 @@ class TokenUsage(TypedDict):
     output_tokens_details: NotRequired[ThinkingTokens]
 
 
+class RefusalDetails(TypedDict):
+    """category: of Anthropic's own, none of which is meant; the policy's is the guard's."""
+
+    type: Literal["refusal"]
+    category: None
+    explanation: str
+
+
 class MessageShown(TypedDict):
+    """stop_details, guard: beside the stop reason `refusal`."""
+
     id: str
     type: Literal["message"]
     role: Literal["assistant"]
@@ -55,6 +72,8 @@ class MessageShown(TypedDict):
     stop_reason: StopReason | None
     stop_sequence: str | None
     usage: TokenUsage
+    stop_details: NotRequired[RefusalDetails]
+    guard: NotRequired[GuardShown]
 
 
 class MessageStart(TypedDict):
@@ -109,6 +128,8 @@ class BlockStop(TypedDict):
 class Ending(TypedDict):
     stop_reason: StopReason
     stop_sequence: str | None
+    stop_details: NotRequired[RefusalDetails]
+    guard: NotRequired[GuardShown]
 
 
 class MessageEnd(TypedDict):

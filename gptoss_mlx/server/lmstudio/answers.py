@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal, cast
 
 from starlette.requests import Request
@@ -25,13 +24,18 @@ from gptoss_mlx.server.replies import FrameStream, reply
 from gptoss_mlx.server.service import service_of
 
 StopReason = Literal[
-    "eosFound", "toolCalls", "maxPredictedTokensReached", "contextLengthReached", "userStopped"
+    "eosFound",
+    "toolCalls",
+    "maxPredictedTokensReached",
+    "contextLengthReached",
+    "userStopped",
+    "failed",
 ]
 
 
 class Stats(TypedDict):
     """Tokens a second and seconds, of the first answer. stop_reason: eosFound also where a stop
-    text was found."""
+    text was found, failed where the guard has blocked it."""
 
     tokens_per_second: float
     time_to_first_token: float
@@ -78,7 +82,7 @@ class StudioAnswer(chat.Answer):
         self.entry = entry
 
     def last_chunk(self) -> StudioChunk:
-        return cast(StudioChunk, {**super().last_chunk(), **told(self.entry, self.finishes)})
+        return cast(StudioChunk, {**super().last_chunk(), **told(self.entry, self)})
 
 
 class StudioTextAnswer(completions.TextAnswer):
@@ -89,7 +93,7 @@ class StudioTextAnswer(completions.TextAnswer):
         self.entry = entry
 
     def last_chunk(self) -> StudioText:
-        return cast(StudioText, {**super().last_chunk(), **told(self.entry, self.finishes)})
+        return cast(StudioText, {**super().last_chunk(), **told(self.entry, self)})
 
 
 async def create_chat(request: Request) -> Response:
@@ -116,16 +120,16 @@ async def create_text(request: Request) -> Response:
 
 async def collect_chat(answer: StudioAnswer) -> StudioCompletion:
     whole = await chat.collect(answer)
-    return cast(StudioCompletion, {**whole, **told(answer.entry, answer.finishes)})
+    return cast(StudioCompletion, {**whole, **told(answer.entry, answer)})
 
 
 async def collect_text(answer: StudioTextAnswer) -> StudioText:
     whole = await completions.collect(answer)
-    return cast(StudioText, {**whole, **told(answer.entry, answer.finishes)})
+    return cast(StudioText, {**whole, **told(answer.entry, answer)})
 
 
-def told(entry: ServedModel, finishes: Sequence[FinishEvent]) -> Told:
-    facts, first = facts_of(entry), finishes[0]
+def told(entry: ServedModel, answer: StudioAnswer | StudioTextAnswer) -> Told:
+    facts, first = facts_of(entry), answer.finishes[0]
     timings = first.timings
     plan = None if entry.engine is None else entry.engine.plan
     return {
@@ -133,7 +137,7 @@ def told(entry: ServedModel, finishes: Sequence[FinishEvent]) -> Told:
             "tokens_per_second": timings.decode_rate,
             "time_to_first_token": timings.first_token,
             "generation_time": timings.decode,
-            "stop_reason": _stop_reason(first),
+            "stop_reason": "failed" if answer.is_blocked else _stop_reason(first),
         },
         "model_info": {
             "arch": ARCH,

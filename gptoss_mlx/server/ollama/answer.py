@@ -14,17 +14,18 @@ from starlette.responses import Response
 from typing_extensions import TypedDict
 
 from gptoss_mlx.engine.deltas import Delta
-from gptoss_mlx.engine.events import FinishEvent, PrefillEvent
+from gptoss_mlx.engine.events import FinishEvent
 from gptoss_mlx.engine.result import new_call_id
 from gptoss_mlx.harmony.schema import clean
 from gptoss_mlx.server.aliases import Aliases
-from gptoss_mlx.server.job import Job
+from gptoss_mlx.server.blocked import Blocked, GuardShown
+from gptoss_mlx.server.job import Job, Progress
 from gptoss_mlx.server.logprobs import Chosen, logprobs_of
 from gptoss_mlx.server.ollama.shape import NDJSON, SECOND, failed, line
 from gptoss_mlx.server.replies import FrameStream, reply
 from gptoss_mlx.server.service import service_of
 
-DoneReason = Literal["stop", "length", "load", "unload"]
+DoneReason = Literal["stop", "length", "load", "unload", "content_filter"]
 
 
 class CalledFunction(TypedDict):
@@ -47,7 +48,8 @@ class LineHead(TypedDict):
 
 
 class Tally(TypedDict):
-    """What the last line has beside it: nanoseconds, and tokens."""
+    """What the last line has beside it: nanoseconds, and tokens. guard: beside the reason
+    `content_filter`."""
 
     done_reason: NotRequired[DoneReason]
     total_duration: NotRequired[int]
@@ -56,6 +58,7 @@ class Tally(TypedDict):
     prompt_eval_duration: NotRequired[int]
     eval_count: NotRequired[int]
     eval_duration: NotRequired[int]
+    guard: NotRequired[GuardShown]
 
 
 @dataclass(frozen=True)
@@ -102,12 +105,17 @@ class OllamaAnswer:
         self._calls = _Calls(aliases)
         self._text: int | None = None  # the message whose text was given last
         self._finish: FinishEvent | None = None
+        self._blocked: Blocked | None = None
 
     async def parts(self) -> AsyncGenerator[Fragment, None]:
         """Closes the job at the end."""
         try:
             async for _, piece in self._job.pieces():
-                if isinstance(piece, PrefillEvent):
+                if isinstance(piece, Progress):
+                    continue
+                if isinstance(piece, Blocked):  # without a field of its own the line is content
+                    self._finish, self._blocked = piece.finish, piece
+                    yield Fragment(content=piece.line)
                     continue
                 if isinstance(piece, FinishEvent):
                     self._finish = piece
@@ -126,7 +134,7 @@ class OllamaAnswer:
     def counts(self) -> Tally:
         assert self._finish is not None, "the answer has not been read"
         finish, timings = self._finish, self._finish.timings
-        return {
+        counts: Tally = {
             "done_reason": "length" if finish.reason == "length" else "stop",
             "total_duration": self._watch.total,
             "load_duration": self._watch.load,
@@ -135,6 +143,9 @@ class OllamaAnswer:
             "eval_count": finish.completion_tokens,
             "eval_duration": _nanoseconds(timings.decode),
         }
+        if self._blocked is not None:
+            counts |= {"done_reason": "content_filter", "guard": self._blocked.shown}
+        return counts
 
     def _said(self, delta: Delta) -> Fragment:
         if delta.part == "reasoning":

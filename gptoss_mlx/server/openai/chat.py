@@ -12,11 +12,12 @@ from typing_extensions import TypedDict
 
 from gptoss_mlx import __version__
 from gptoss_mlx.engine.deltas import Delta
-from gptoss_mlx.engine.events import FinishEvent, PrefillEvent
+from gptoss_mlx.engine.events import FinishEvent
 from gptoss_mlx.engine.result import new_call_id
 from gptoss_mlx.server.aliases import Aliases
+from gptoss_mlx.server.blocked import Blocked, GuardShown
 from gptoss_mlx.server.bodies import read_body
-from gptoss_mlx.server.job import Job
+from gptoss_mlx.server.job import Job, Progress
 from gptoss_mlx.server.logprobs import Logprobs, logprobs_of
 from gptoss_mlx.server.openai.chat_request import ChatRequest
 from gptoss_mlx.server.openai.stream import frames
@@ -26,7 +27,7 @@ from gptoss_mlx.server.service import service_of
 
 FINGERPRINT = f"fp_gptoss_mlx_{__version__}"
 
-FinishReason = Literal["stop", "length", "tool_calls"]
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 
 
 class FunctionDelta(TypedDict):
@@ -48,17 +49,20 @@ class MessageDelta(TypedDict, total=False):
 
     role: Literal["assistant"]
     content: str | None
-    refusal: None
+    refusal: str | None
     reasoning: str
     reasoning_content: str
     tool_calls: list[CallDelta]
 
 
 class ChoiceDelta(TypedDict):
+    """guard: beside the finish reason `content_filter`."""
+
     index: int
     delta: MessageDelta
     logprobs: Logprobs | None
     finish_reason: FinishReason | None
+    guard: NotRequired[GuardShown]
 
 
 class Chunk(TypedDict):
@@ -86,7 +90,7 @@ class Call(TypedDict):
 class Message(TypedDict):
     role: Literal["assistant"]
     content: str | None
-    refusal: None
+    refusal: str | None
     reasoning: NotRequired[str]
     reasoning_content: NotRequired[str]
     tool_calls: NotRequired[list[Call]]
@@ -97,6 +101,7 @@ class CompletionChoice(TypedDict):
     message: Message
     logprobs: Logprobs | None
     finish_reason: FinishReason
+    guard: NotRequired[GuardShown]
 
 
 class Completion(TypedDict):
@@ -129,15 +134,21 @@ class Answer:
         self._job, self._logprobs = job, logprobs
         self._choices = [_ChoiceState(aliases) for _ in range(job.choices)]
         self.finishes: list[FinishEvent] = []
+        self.is_blocked = False  # the choice that ended first
 
-    async def chunks(self) -> AsyncGenerator[Chunk | PrefillEvent, None]:
-        """The chunks; progress with the prompt goes with them. Closes the job at the end."""
+    async def chunks(self) -> AsyncGenerator[Chunk | Progress, None]:
+        """The chunks; progress goes with them. Closes the job at the end."""
         try:
             for i in range(len(self._choices)):
                 yield self._chunk(i, {"role": "assistant", "content": "", "refusal": None})
             async for i, piece in self._job.pieces():
-                if isinstance(piece, PrefillEvent):
+                if isinstance(piece, Progress):
                     yield piece
+                elif isinstance(piece, Blocked):
+                    self.is_blocked |= not self.finishes
+                    self.finishes.append(piece.finish)
+                    yield self._chunk(i, {"refusal": piece.line})
+                    yield self._blocked(i, piece)
                 elif isinstance(piece, FinishEvent):
                     self.finishes.append(piece)
                     yield self._chunk(i, {}, finish=_finish_reason(piece))
@@ -193,6 +204,11 @@ class Answer:
         }
         return {**self._head(), "choices": [choice]}
 
+    def _blocked(self, index: int, piece: Blocked) -> Chunk:
+        chunk = self._chunk(index, {}, finish="content_filter")
+        chunk["choices"][0]["guard"] = piece.shown
+        return chunk
+
     def _logprobs_of(self, delta: Delta) -> Logprobs | None:
         if not self._logprobs or delta.part not in ("answer", "preamble"):
             return None
@@ -235,7 +251,7 @@ async def collect(answer: Answer) -> Completion:
     deltas: dict[int, list[ChoiceDelta]] = {}
     async with aclosing(answer.chunks()) as chunks:
         async for chunk in chunks:
-            for choice in () if isinstance(chunk, PrefillEvent) else chunk["choices"]:
+            for choice in () if isinstance(chunk, Progress) else chunk["choices"]:
                 deltas.setdefault(choice["index"], []).append(choice)
     return answer.completion([_sum(index, parts) for index, parts in sorted(deltas.items())])
 
@@ -245,21 +261,25 @@ def _sum(index: int, parts: list[ChoiceDelta]) -> CompletionChoice:
     content = "".join(delta.get("content") or "" for delta in said)
     reasoning = "".join(delta.get("reasoning", "") for delta in said)
     calls = _calls(call for delta in said for call in delta.get("tool_calls", ()))
+    refusal = "".join(delta.get("refusal") or "" for delta in said) or None
     message: Message = {
         "role": "assistant",
-        "content": content if content or not calls else None,
-        "refusal": None,
+        "content": content if content or not (calls or refusal) else None,
+        "refusal": refusal,
     }
     if reasoning:
         message |= {"reasoning": reasoning, "reasoning_content": reasoning}
     if calls:
         message["tool_calls"] = calls
-    return {
+    choice: CompletionChoice = {
         "index": index,
         "message": message,
         "logprobs": _joined([part["logprobs"] for part in parts]),
         "finish_reason": parts[-1]["finish_reason"] or "stop",
     }
+    if "guard" in parts[-1]:
+        choice["guard"] = parts[-1]["guard"]
+    return choice
 
 
 def _calls(parts: Iterator[CallDelta]) -> list[Call]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import Annotated, Literal, NotRequired
+from typing import Annotated, Literal, NotRequired, TypeAlias
 
 from pydantic import Field, StrictBool, StrictInt, StrictStr
 from starlette.requests import Request
@@ -14,11 +14,12 @@ from starlette.responses import Response
 from typing_extensions import TypedDict
 
 from gptoss_mlx.engine.deltas import Delta
-from gptoss_mlx.engine.events import FinishEvent, PrefillEvent, TokenEvent
+from gptoss_mlx.engine.events import FinishEvent, TokenEvent
 from gptoss_mlx.engine.options import Options, Prompt
 from gptoss_mlx.harmony.tokenizer import Tokenizer
+from gptoss_mlx.server.blocked import Blocked, GuardShown
 from gptoss_mlx.server.bodies import read_body
-from gptoss_mlx.server.job import Ask, Job
+from gptoss_mlx.server.job import Ask, Job, Progress
 from gptoss_mlx.server.logprobs import LEAST
 from gptoss_mlx.server.openai.chat import FINGERPRINT
 from gptoss_mlx.server.openai.chat_request import SamplingFields
@@ -91,11 +92,17 @@ class TextLogprobs(TypedDict):
     text_offset: list[int]
 
 
+TextFinish: TypeAlias = Literal["stop", "length", "content_filter"]
+
+
 class TextChoice(TypedDict):
+    """guard: beside the finish reason `content_filter`."""
+
     text: str
     index: int
     logprobs: TextLogprobs | None
-    finish_reason: Literal["stop", "length"] | None
+    finish_reason: TextFinish | None
+    guard: NotRequired[GuardShown]
 
 
 class TextCompletion(TypedDict):
@@ -131,22 +138,27 @@ class TextAnswer:
             None if top is None else _Probabilities(job.tokenizer, top) for _ in range(job.choices)
         ]
         self._finishes: dict[int, FinishEvent] = {}
+        self.is_blocked = False  # the first choice
 
     @property
     def finishes(self) -> list[FinishEvent]:
         """The ends of the choices, by number."""
         return [finish for _, finish in sorted(self._finishes.items())]
 
-    async def chunks(self) -> AsyncGenerator[TextCompletion | PrefillEvent, None]:
-        """The chunks; progress with the prompts goes with them. Closes the job at the end."""
+    async def chunks(self) -> AsyncGenerator[TextCompletion | Progress, None]:
+        """The chunks; progress goes with them. Closes the job at the end."""
         try:
             async for i, piece in self.job.pieces():
-                if isinstance(piece, PrefillEvent):
+                if isinstance(piece, Progress):
                     yield piece
+                elif isinstance(piece, Blocked):
+                    self._finishes[i] = piece.finish
+                    self.is_blocked |= i == 0
+                    choice = _choice(i, finish_reason="content_filter")
+                    yield self.completion([{**choice, "guard": piece.shown}])
                 elif isinstance(piece, FinishEvent):
                     self._finishes[i] = piece
-                    reason: Literal["stop", "length"]
-                    reason = "length" if piece.reason == "length" else "stop"
+                    reason: TextFinish = "length" if piece.reason == "length" else "stop"
                     yield self.completion([_choice(i, finish_reason=reason)])
                 else:
                     said = self._choices[i]
@@ -217,7 +229,7 @@ async def collect(answer: TextAnswer) -> TextCompletion:
     parts: list[list[TextChoice]] = [[] for _ in range(answer.job.choices)]
     async with aclosing(answer.chunks()) as chunks:
         async for chunk in chunks:
-            for choice in () if isinstance(chunk, PrefillEvent) else chunk["choices"]:
+            for choice in () if isinstance(chunk, Progress) else chunk["choices"]:
                 parts[choice["index"]].append(choice)
     return answer.counted([_sum(number, said) for number, said in enumerate(parts)])
 
@@ -225,7 +237,10 @@ async def collect(answer: TextAnswer) -> TextCompletion:
 def _sum(index: int, parts: Sequence[TextChoice]) -> TextChoice:
     text = "".join(part["text"] for part in parts)
     logprobs = _joined([part["logprobs"] for part in parts])
-    return _choice(index, text, logprobs, parts[-1]["finish_reason"])
+    choice = _choice(index, text, logprobs, parts[-1]["finish_reason"])
+    if "guard" in parts[-1]:
+        choice["guard"] = parts[-1]["guard"]
+    return choice
 
 
 def _joined(parts: Sequence[TextLogprobs | None]) -> TextLogprobs | None:
@@ -245,7 +260,7 @@ def _choice(
     index: int,
     text: str = "",
     logprobs: TextLogprobs | None = None,
-    finish_reason: Literal["stop", "length"] | None = None,
+    finish_reason: TextFinish | None = None,
 ) -> TextChoice:
     return {"text": text, "index": index, "logprobs": logprobs, "finish_reason": finish_reason}
 

@@ -58,6 +58,13 @@ class OutputText(TypedDict):
     text: str
 
 
+class Refusal(TypedDict):
+    """What stands in place of a text that is blocked."""
+
+    type: Literal["refusal"]
+    refusal: str
+
+
 class ReasoningText(TypedDict):
     type: Literal["reasoning_text"]
     text: str
@@ -84,7 +91,7 @@ class MessageItem(TypedDict):
     id: str
     type: Literal["message"]
     status: ItemStatus
-    content: list[OutputText]
+    content: list[OutputText] | list[Refusal]
     role: Literal["assistant"]
     phase: Phase
 

@@ -12,6 +12,7 @@ from gptoss_mlx.server.openai.output_items import (
     OutputItem,
     OutputText,
     ReasoningText,
+    Refusal,
     SummaryText,
 )
 from gptoss_mlx.server.openai.response_object import ResponseShown
@@ -62,7 +63,7 @@ class InPart(InItem):
 
 class PartEvent(InPart):
     type: Literal["response.content_part.added", "response.content_part.done"]
-    part: OutputText | ReasoningText
+    part: OutputText | ReasoningText | Refusal
 
 
 class OutputTextDelta(InPart):
@@ -75,6 +76,16 @@ class TextDone(InPart):
     type: Literal["response.output_text.done"]
     text: str
     logprobs: list[Chosen]
+
+
+class RefusalDelta(InPart):
+    type: Literal["response.refusal.delta"]
+    delta: str
+
+
+class RefusalDone(InPart):
+    type: Literal["response.refusal.done"]
+    refusal: str
 
 
 class AnnotationAdded(InPart):
@@ -167,6 +178,8 @@ ResponseEvent: TypeAlias = (
     | PartEvent
     | OutputTextDelta
     | TextDone
+    | RefusalDelta
+    | RefusalDone
     | AnnotationAdded
     | ReasoningDelta
     | ReasoningDone

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, NotRequired, TypeAlias
 
 from typing_extensions import TypedDict
 
 from gptoss_mlx.engine.events import FinishEvent
+from gptoss_mlx.server.blocked import GuardShown
 from gptoss_mlx.server.history import JSON
 from gptoss_mlx.server.openai.output_items import OutputItem
 
@@ -65,7 +66,10 @@ class Repeated(TypedDict):
 
 
 class IncompleteDetails(TypedDict):
-    reason: Literal["max_output_tokens"]
+    """guard: beside the reason `content_filter`."""
+
+    reason: Literal["max_output_tokens", "content_filter"]
+    guard: NotRequired[GuardShown]
 
 
 class FailureShown(TypedDict):

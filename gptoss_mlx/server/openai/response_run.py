@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from typing import Protocol, TypeAlias, cast
 
 from gptoss_mlx.engine.deltas import Delta
-from gptoss_mlx.engine.events import FinishEvent, FinishReason, PrefillEvent
+from gptoss_mlx.engine.events import FinishEvent, FinishReason
 from gptoss_mlx.engine.options import Options
+from gptoss_mlx.server.blocked import Blocked
 from gptoss_mlx.server.history import JSON
-from gptoss_mlx.server.job import Job
+from gptoss_mlx.server.job import Job, Progress
 from gptoss_mlx.server.openai.call_writers import (
     CallWriter,
     CodeCallWriter,
@@ -32,6 +33,7 @@ from gptoss_mlx.server.openai.item_writers import (
     ReasoningWriter,
 )
 from gptoss_mlx.server.openai.output_items import OutputItem, Phase
+from gptoss_mlx.server.openai.refusal_writer import RefusalWriter
 from gptoss_mlx.server.openai.response_events import LifeEvent, LifeType, ResponseEvent
 from gptoss_mlx.server.openai.response_object import (
     Repeated,
@@ -67,7 +69,7 @@ class ResponseRun:
     model reads. `events` can be read once.
 
     calls: those that the server runs; None where it runs none. go_on: asked after they were run.
-    settle: called with the run when it has ended, however it did.
+    settle: called with the run when it has ended, however it did. blocked: how the guard ended it.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class ResponseRun:
         self._count = itertools.count()
         self._turns: list[TurnEnd] = []
         self._is_cancelled = False
+        self.blocked: Blocked | None = None
         self._begin_turn()
 
     def _begin_turn(self) -> None:
@@ -129,8 +132,8 @@ class ResponseRun:
         """A person's word on a call that waits for it; whether there is such a call."""
         return self._served is not None and self._served.answer(item_id, may_run)
 
-    async def events(self) -> AsyncGenerator[ResponseEvent | PrefillEvent, None]:
-        """The events; progress with the prompt goes with them. Closes the job at the end.
+    async def events(self) -> AsyncGenerator[ResponseEvent | Progress, None]:
+        """The events; progress goes with them. Closes the job at the end.
 
         Raises the error of a job that failed, whose last events `failure` then gives.
         """
@@ -140,7 +143,7 @@ class ResponseRun:
             reason = None
             while reason is None:
                 async for _, piece in self._job.pieces():
-                    if isinstance(piece, PrefillEvent):
+                    if isinstance(piece, Progress):
                         yield piece
                         continue
                     for event in self._read(piece):
@@ -172,9 +175,14 @@ class ResponseRun:
         }
         yield self._life("response.failed")
 
-    def _read(self, piece: Delta | FinishEvent) -> Iterator[ResponseEvent]:
+    def _read(self, piece: Delta | FinishEvent | Blocked) -> Iterator[ResponseEvent]:
         if isinstance(piece, Delta):
             yield from self._take(piece)
+        elif isinstance(piece, Blocked):
+            self.blocked = piece
+            self._turns.append(TurnEnd(piece.finish, sum(self._job.reasoning_tokens)))
+            writer = RefusalWriter(ItemPlace(len(self.shown["output"]), self._number), piece.line)
+            yield from self._seen(writer, writer.write())
         else:
             self._turns.append(TurnEnd(piece, sum(self._job.reasoning_tokens)))
             yield from self._end_item(piece.reason in ("length", "cancelled"))
@@ -217,7 +225,7 @@ class ResponseRun:
             self._due.append(writer)
 
     def _seen(
-        self, writer: ItemWriter | CallWriter, made: Iterator[ResponseEvent]
+        self, writer: ItemWriter | CallWriter | RefusalWriter, made: Iterator[ResponseEvent]
     ) -> Iterator[ResponseEvent]:
         """Events, of which the one that ends an item puts it where it belongs."""
         for event in made:
@@ -239,7 +247,7 @@ class ResponseRun:
                 for event in self._seen(writer, writer.abandon()):
                     yield event
             else:
-                async with aclosing(self._served.run(writer)) as events:
+                async with aclosing(self._served.run(writer, self._job.result)) as events:
                     async for event in events:
                         for one in self._seen(writer, iter((event,))):
                             yield one
@@ -274,18 +282,22 @@ class ResponseRun:
         is_cut = reason in ("length", "cancelled")
         shown: ResponseShown = {
             **self.shown,
-            "status": "incomplete" if is_cut else "completed",
+            "status": "incomplete" if is_cut or self.blocked else "completed",
             "service_tier": "default",
             "usage": response_usage(self._turns),
         }
         if reason == "cancelled":
             shown["status"] = "cancelled"
+        elif self.blocked is not None:
+            guard = self.blocked.shown
+            shown["incomplete_details"] = {"reason": "content_filter", "guard": guard}
         elif is_cut:
             shown["incomplete_details"] = {"reason": "max_output_tokens"}
         else:
             shown["completed_at"] = int(time.time())
         self.shown = shown
-        return self._life("response.incomplete" if is_cut else "response.completed")
+        ended_well = shown["status"] == "completed"
+        return self._life("response.completed" if ended_well else "response.incomplete")
 
     def _abandon(self) -> None:
         """Leave what is not over as it is, without events: nobody reads them."""

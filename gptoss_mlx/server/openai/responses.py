@@ -13,14 +13,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
-from gptoss_mlx.engine.events import PrefillEvent
 from gptoss_mlx.engine.options import Options
 from gptoss_mlx.errors import ContextError
 from gptoss_mlx.files.jsonfile import shown
 from gptoss_mlx.server.bodies import Body, read_body
 from gptoss_mlx.server.containers import Containers, containers_of
 from gptoss_mlx.server.history import JSON
-from gptoss_mlx.server.job import Job
+from gptoss_mlx.server.job import Job, Progress
 from gptoss_mlx.server.openai.input_items import is_instruction, without_orphans
 from gptoss_mlx.server.openai.output_items import public
 from gptoss_mlx.server.openai.response_events import ResponseEvent
@@ -29,6 +28,7 @@ from gptoss_mlx.server.openai.response_run import ResponseRun
 from gptoss_mlx.server.openai.response_store import store_of
 from gptoss_mlx.server.openai.responses_request import Asked, ResponsesRequest
 from gptoss_mlx.server.openai.served_calls import ServedCalls
+from gptoss_mlx.server.openai.stream import progress_text
 from gptoss_mlx.server.problems import Problem
 from gptoss_mlx.server.replies import FrameStream, JSONReply, comment, encoded, event, reply
 from gptoss_mlx.server.service import Service, service_of
@@ -69,7 +69,7 @@ async def create(request: Request) -> Response:
     """The endpoint that makes a response."""
     body = await read_body(request, ResponsesRequest)
     service, store, containers = service_of(request), store_of(request), containers_of(request)
-    asked = body.read(store, containers.kit)
+    asked, earlier = body.read(store, containers.kit), store.thread(body.previous_response_id)
     container = _container(asked, containers) or store.container(body.previous_response_id)
     start = partial(_start, service, asked, cuts=body.truncation == "auto")
     job = await start(asked.items)
@@ -89,7 +89,10 @@ async def create(request: Request) -> Response:
             calls.close()
         if store.running.pop(run.id, None) is not None and body.is_stored:
             kept = run.container_id or store.container(body.previous_response_id)
-            store.keep(run.shown, asked.items, run.kept, kept)
+            if run.blocked is not None and run.blocked.shown["what"] == "input":
+                store.keep(run.shown, earlier, (), kept)  # as if it had not been asked
+            else:
+                store.keep(run.shown, asked.items, run.kept, kept)
 
     async def go_on(job: Job, further: Sequence[JSON], change: Options) -> Job:
         return await start([*asked.items, *further], change, job)
@@ -184,8 +187,8 @@ class FramedRun:
         try:
             async with aclosing(self._run.events()) as events:
                 async for one in events:
-                    if isinstance(one, PrefillEvent):
-                        yield self.beat(f"prefill {one.done}/{one.total}")
+                    if isinstance(one, Progress):
+                        yield self.beat(progress_text(one))
                     else:
                         yield self._frame(one)
         except Exception as error:  # of any kind: the stream ends with it

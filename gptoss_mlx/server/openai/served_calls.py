@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import cast
+from typing import TypeAlias, cast
 
 from gptoss_mlx.engine.result import ToolCall
 from gptoss_mlx.harmony.encoding import Encoding
@@ -23,6 +23,8 @@ from gptoss_mlx.tools.browser.browser import BrowserTool
 from gptoss_mlx.tools.browser.citations import as_link, as_mark
 from gptoss_mlx.tools.browser.page import Page
 from gptoss_mlx.tools.tool import Outcome, Tool
+
+Judged: TypeAlias = Callable[[str], Awaitable[str]]
 
 _IMAGES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".svg")
 
@@ -84,9 +86,9 @@ class ServedCalls:
         files = tuple(self._files.values()) if phase == "final_answer" else ()
         return Annotator(reader, files)
 
-    async def run(self, writer: CallWriter) -> AsyncGenerator[ResponseEvent, None]:
-        """Run a call that was written, or tell the model why not. Raises what a tool does that is
-        broken."""
+    async def run(self, writer: CallWriter, judged: Judged) -> AsyncGenerator[ResponseEvent, None]:
+        """Run a call that was written, or tell the model why not. judged: what it gave as the model
+        may read it. Raises what a tool does that is broken."""
         refusal = self._over()
         if refusal is None and self._must_ask(writer):
             waiting = self._waiting[writer.id] = asyncio.get_running_loop().create_future()
@@ -108,6 +110,9 @@ class ServedCalls:
             for event in writer.start():
                 yield event
             outcome, page = await self._call(writer.recipient, writer.arguments)
+            text = await judged(outcome.text)
+            if text != outcome.text:
+                outcome, page = Outcome(text, failed=True), None
         made = [self._made(path) for path in outcome.files]
         images = [self._url(file) for file in made if is_image(file.name)]
         for event in writer.finish(outcome, images, page):

@@ -55,7 +55,7 @@ export class Answer {
   async #chat() {
     const { conversation, message } = this;
     for await (const event of chat(requestOf(conversation), this.#controller.signal)) {
-      this.progress = event.kind === 'prefill' ? event : null;
+      this.progress = event.kind === 'prefill' || event.kind === 'held' ? event : null;
       if (event.kind === 'chunk') grow(message, event.chunk);
       this.#time();
       this.onGrow();
@@ -79,7 +79,7 @@ export class Answer {
     const { message } = this;
     const growth = new Growth(message);
     for await (const event of respond(request, this.#controller.signal)) {
-      this.progress = event.kind === 'prefill' ? event : null;
+      this.progress = event.kind === 'prefill' || event.kind === 'held' ? event : null;
       if (event.kind === 'event') growth.take(event.event);
       for (const figure of message.runs?.flatMap(({ figures }) => figures ?? []) ?? []) {
         if (this.#pictures.has(figure)) continue;

@@ -61,6 +61,7 @@ export class ConnectionLost extends Error {
  *
  * @typedef {object} Delta
  * @property {string | null} [content]
+ * @property {string | null} [refusal] what the server's guard says in place of an answer
  * @property {string | null} [reasoning]
  * @property {string | null} [reasoning_content]
  * @property {CallDelta[]} [tool_calls]
@@ -70,7 +71,9 @@ export class ConnectionLost extends Error {
  * @property {Usage | null} [usage]
  * @property {Timings} [timings]
  *
- * @typedef {{kind: 'prefill', done: number, total: number}} Progress
+ * @typedef {{kind: 'prefill', done: number, total: number}} Prefill
+ * @typedef {{kind: 'held', tokens: number}} Held an answer that is judged before it is given
+ * @typedef {Prefill | Held} Progress
  *
  * @typedef {Progress | {kind: 'chunk', chunk: Chunk}} Event
  */
@@ -230,7 +233,7 @@ export async function fileContent({ container, id }) {
 }
 
 /**
- * The events of a streamed answer: progress with the prompt, and the data of each event.
+ * The events of a streamed answer: progress, and the data of each event.
  *
  * @param {string} path
  * @param {object} request
@@ -243,6 +246,8 @@ async function* streamed(path, request, signal) {
   for await (const line of lines(response.body)) {
     const prefill = /^: *prefill (\d+)\/(\d+)/.exec(line);
     if (prefill) yield { kind: 'prefill', done: Number(prefill[1]), total: Number(prefill[2]) };
+    const held = /^: *held (\d+)/.exec(line);
+    if (held) yield { kind: 'held', tokens: Number(held[1]) };
     if (line.startsWith('data:')) yield line.slice(5).trim();
   }
 }

@@ -132,6 +132,7 @@ export function grow(message, chunk) {
   const reasoning = delta.reasoning ?? delta.reasoning_content;
   if (reasoning) message.reasoning = (message.reasoning ?? '') + reasoning;
   if (delta.content) message.content += delta.content;
+  if (delta.refusal) message.content += delta.refusal;
   for (const piece of delta.tool_calls ?? []) {
     const calls = (message.calls ??= []);
     const index = piece.index ?? 0;

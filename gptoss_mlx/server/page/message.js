@@ -197,6 +197,10 @@ export class MessageView {
     if (!waits) return this.#wait.replaceChildren();
     const { progress } = answer;
     if (!progress) return this.#wait.replaceChildren('Waiting for the first word');
+    if (progress.kind === 'held') {
+      const count = whole.format(progress.tokens);
+      return this.#wait.replaceChildren(`Writing, ${count} tokens so far, to be judged first`);
+    }
     const { done, total } = progress;
     const bar = make('progress', { value: done, max: total, 'aria-label': 'Reading the prompt' });
     const label = `Reading ${whole.format(done)} of ${whole.format(total)} tokens`;

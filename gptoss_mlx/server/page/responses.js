@@ -129,6 +129,7 @@ export class Growth {
         message.reasoning = (message.reasoning ?? '') + event.delta;
         break;
       case 'response.output_text.delta':
+      case 'response.refusal.delta':
         message.content += event.delta;
         break;
       case 'response.output_text.annotation.added':
@@ -193,10 +194,11 @@ export class Growth {
   }
 
   /** @param {any} response */
-  #end({ status, usage, output }) {
+  #end({ status, usage, output, incomplete_details: details }) {
     const { message } = this;
     const ended = message.calls?.length ? 'tool_calls' : 'stop';
-    message.finish = status === 'completed' ? ended : 'length';
+    const blocked = details?.reason === 'content_filter';
+    message.finish = status === 'completed' ? ended : blocked ? 'content_filter' : 'length';
     if (message.calls?.length) message.items = output;
     if (!usage) return;
     message.usage = {

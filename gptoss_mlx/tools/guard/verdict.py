@@ -5,13 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-What: TypeAlias = Literal["input", "result", "output"]
-"""A user's message, what a call gave, or an answer."""
+What: TypeAlias = Literal["input", "result", "output", "reasoning"]
+"""A user's message, what a call gave, an answer with its calls, or what comes before it."""
 
 Verdict: TypeAlias = Literal["pass", "violation", "failed"]
 """Whether the policy is kept or violated; "failed" where the classifier gave no label."""
 
-_NOUNS = {"input": "the message", "result": "the result", "output": "the answer"}
+_NOUNS = {
+    "input": "the message",
+    "result": "the result",
+    "output": "the answer",
+    "reasoning": "the reasoning",
+}
 _SHOWN = 80  # characters of a category
 
 

@@ -215,6 +215,18 @@ def test_reading_a_long_prompt_is_shown(chat: ChatPage, server: ScriptedServer) 
     expect(wait).to_be_hidden()
 
 
+def test_writing_what_is_held_back_is_shown(chat: ChatPage, server: ScriptedServer) -> None:
+    chat.open()
+    gate = Gate()
+    server.answer([": held 1024", gate, *said("Passed."), ended()])
+    chat.send("Long")
+    wait = chat.page.locator(".wait")
+    expect(wait).to_have_text("Writing, 1,024 tokens so far, to be judged first")
+    gate.open()
+    expect(chat.ended().locator(".content")).to_have_text("Passed.")
+    expect(wait).to_be_hidden()
+
+
 def test_a_delta_may_hold_anything(chat: ChatPage, server: ScriptedServer) -> None:
     chat.open()
     server.answer(

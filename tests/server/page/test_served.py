@@ -14,9 +14,10 @@ from gptoss_mlx.server.toolkit import Toolkit
 from tests.cli.test_generate_tools import needs_sandbox
 from tests.support.chat_page import BrowserContext, ChatPage, expect
 from tests.support.gate import Gate
+from tests.support.judges import ServedJudge
 from tests.support.scripted_model import AGAIN, ANALYSIS, FINAL, Scripted
 from tests.support.served import serving
-from tests.support.served_tools import BROWSE, CODE, browser_kit, python_kit, tooled
+from tests.support.served_tools import BROWSE, CODE, browser_kit, fake_kit, python_kit, tooled
 
 pytestmark = pytest.mark.slow
 
@@ -112,4 +113,25 @@ def test_a_stop_reaches_the_model(context: BrowserContext, gate: Gate) -> None:
         chat.ready()
         served.wait_until(lambda: scripted.engine.finished)
     assert scripted.count("read") < 20
+    assert chat.faults == []
+
+
+@pytest.mark.parametrize("with_tools", [False, True])
+def test_what_the_guard_blocks_stands_in_its_place(
+    context: BrowserContext, with_tools: bool
+) -> None:
+    scripted = Scripted(f"{FINAL}A bad answer.<|return|>", f"{FINAL}Fine.<|return|>")
+    containers = Containers(fake_kit() if with_tools else None)
+    with serving(scripted, containers=containers, guard=ServedJudge().served()) as served:
+        chat = ChatPage(context, served.url)
+        chat.page.goto(f"{served.url}/")
+        chat.ready()
+        if with_tools:
+            chat.page.get_by_label("Python", exact=True).check(force=True)
+        line = "[blocked: the answer violates the policy (R1)]"
+        expect(chat.ask("q").locator(".content")).to_have_text(line)
+        expect(chat.ask("r").locator(".content")).to_have_text("Fine.")
+        line = "[blocked: the message violates the policy (R1)]"
+        expect(chat.ask("a bad question").locator(".content")).to_have_text(line)
+        assert "bad answer" not in chat.page.content()
     assert chat.faults == []

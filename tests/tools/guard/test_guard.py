@@ -36,7 +36,12 @@ def test_what_keeps_the_policy_passes() -> None:
     judge = Judge()
     agent, _, _ = guarded(judge.guard(), f"{CODE}1 + 1<|call|>", SAID)
     events = list(agent.run("q"))
-    assert judge.judged == [("input", "q"), ("result", "1 + 1"), ("output", "Fine.")]
+    assert judge.judged == [
+        ("input", "q"),
+        ("output", "[a call of python]\n1 + 1"),
+        ("result", "1 + 1"),
+        ("output", "Fine."),
+    ]
     assert seen(events) == "1 + 1Fine."
     assert {(event.label, event.blocked) for event in verdicts(events)} == {("pass", False)}
 
@@ -54,9 +59,9 @@ def test_a_message_that_is_blocked_is_not_read() -> None:
 
 
 def test_a_result_that_is_blocked_is_replaced_for_the_model() -> None:
-    agent, scripted, python = guarded(Judge().guard(), f"{CODE}bad<|call|>", SAID)
-    events = list(agent.run("q"))
-    assert python.calls == [("python", "bad")]
+    scripted, python = Scripted(f"{CODE}x<|call|>", SAID), Kept(lambda _: "bad")
+    events = list(Agent(scripted.engine, [python], guard=Judge().guard()).run("q"))
+    assert python.calls == [("python", "x")]
     (outcome,) = [event.outcome for event in events if isinstance(event, OutcomeEvent)]
     assert (outcome.text, outcome.failed) == ("[blocked: the result violates the policy]", True)
     read = prompts_of(scripted)[-1].rpartition("<|start|>python to=assistant")[2]
@@ -103,6 +108,18 @@ def test_what_is_said_before_a_call_is_judged_before_it_is_run() -> None:
     assert not any(isinstance(event, CallEvent) for event in events)
     assert [message["role"] for message in agent.messages] == ["user", "assistant"]
     assert "tool_calls" not in agent.messages[1]
+
+
+def test_a_call_that_is_blocked_is_not_run() -> None:
+    """So that a question to another model does not leave the machine, whatever is said beside."""
+    agent, scripted, python = guarded(Judge().guard(), f"{CODE}bad<|call|>", SAID)
+    events = list(agent.run("q"))
+    assert (python.calls, seen(events)) == ([], "[blocked: the answer violates the policy (R1)]")
+    assert verdicts(events)[-1].text == "[a call of python]\nbad"
+    assert not any(isinstance(event, CallEvent) for event in events)
+    assert "tool_calls" not in agent.messages[-1]
+    list(agent.run("r"))
+    assert "bad" not in prompts_of(scripted)[-1]
 
 
 def test_results_that_a_client_gives_are_judged_and_the_past_is_not() -> None:
@@ -158,7 +175,7 @@ class Forgetful(Judge):
     [
         ("result", "closed", "[blocked: the result could not be judged]", "xFine."),
         ("result", "open", "<|message|>x<|end|>", "xFine."),
-        ("output", "closed", "<|message|>x<|end|>", "[blocked: the answer could not be judged]"),
+        ("output", "closed", "<|message|>q<|end|>", "[blocked: the answer could not be judged]"),
         ("output", "open", "<|message|>x<|end|>", "xFine."),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,13 @@ import gptoss_mlx
 from gptoss_mlx.errors import OptionError
 from gptoss_mlx.harmony.encoding import END, MESSAGE, START
 from gptoss_mlx.tools.guard.guard import ClassifierError, Guard, Label
-from gptoss_mlx.tools.guard.policy import LABEL_TOKENS, PolicyClassifier, read_policy
+from gptoss_mlx.tools.guard.policy import (
+    LABEL_TOKENS,
+    PolicyClassifier,
+    PolicyPrompt,
+    headed,
+    read_policy,
+)
 from gptoss_mlx.tools.tool import never
 from tests.support.judges import labelled
 from tests.support.scripted_model import ANALYSIS, FINAL, Scripted, encoding
@@ -37,7 +44,7 @@ def messages_of(ids: list[int]) -> list[tuple[str, list[int]]]:
 
 
 @pytest.mark.parametrize("content", HOSTILE)
-@pytest.mark.parametrize("what", ["input", "result", "output"])
+@pytest.mark.parametrize("what", ["input", "result", "output", "reasoning"])
 def test_the_policy_is_the_developers_and_the_content_is_text(what: Any, content: str) -> None:
     scripted = Scripted(labelled(1, "R1", "A cat."))
     classify = PolicyClassifier(scripted.engine, POLICY)
@@ -49,7 +56,7 @@ def test_the_policy_is_the_developers_and_the_content_is_text(what: Any, content
     said = encoding().decode(developer[1])
     assert said.startswith(f"# Instructions\n\n{POLICY}\n\nClassify the content")
     assert '"violation":{"type":"integer","enum":[0,1]}' in said
-    assert user[1] == encoding().encode(content)
+    assert user[1] == encoding().encode(headed(what, content))
     assert not set(user[1]) & set(encoding().encode_special("<|start|><|end|><|message|><|call|>"))
 
 
@@ -74,6 +81,16 @@ def test_anything_else_is_no_label(text: str) -> None:
         PolicyClassifier(scripted.engine, POLICY)("input", "x", never)
 
 
+def test_the_policy_is_read_once_for_all_kinds_of_contents() -> None:
+    scripted = Scripted(*[labelled(0)] * 4, cache=1 << 20)
+    classify = PolicyClassifier(scripted.engine, "A rule. " * 200)
+    for what in ("input", "result", "output", "reasoning"):
+        classify(what, "x", never)
+    read = [len(tokens) for kind, tokens in scripted.log if kind == "prefill"]
+    prompts = [len(ids) for _, _, ids in scripted.samplings]
+    assert sum(read) < prompts[0] + 3 * 64
+
+
 def test_a_classifier_that_does_not_end_or_is_interrupted_gives_no_label() -> None:
     endless = Scripted(FINAL + "word " * 3 * LABEL_TOKENS)
     with pytest.raises(ClassifierError, match="it wrote no label"):
@@ -84,10 +101,33 @@ def test_a_classifier_that_does_not_end_or_is_interrupted_gives_no_label() -> No
         PolicyClassifier(Scripted(labelled(0)).engine, POLICY)("input", "x", lambda: True)
 
 
-def test_a_content_that_is_too_long_is_not_judged() -> None:
-    event = Guard(PolicyClassifier(Scripted().engine, POLICY)).judge("input", "word " * 5000)
+@pytest.mark.parametrize("at", ["first", "overlap", "last", "nowhere"])
+def test_a_content_that_is_too_long_is_judged_in_parts_that_overlap(at: str) -> None:
+    words = [f"w{number}" for number in range(3000)]
+    scripted = Scripted(*[labelled(0)] * 20)
+    prompt = PolicyPrompt(scripted.engine, POLICY)
+    parts = prompt.parts(" ".join(words))
+    assert len(parts) > 2
+    found = [set(part.split()) for part in parts]
+    assert set(words) <= set.union(*found)
+    assert all(len(one & next) > 50 for one, next in pairwise(found))  # what lies on a border
+    bad = {"first": 0, "overlap": 1, "last": len(parts) - 1, "nowhere": len(parts)}[at]
+    scripted.replies = [
+        encoding().encode_special(labelled(int(i == bad), "R1" if i == bad else None))
+        for i in range(len(parts))
+    ]
+    label = PolicyClassifier(scripted.engine, POLICY)("input", " ".join(words), never)
+    assert (label.violation, label.category) == ((True, "R1") if at != "nowhere" else (False, ""))
+    assert len(scripted.samplings) == min(bad + 1, len(parts))
+    for (_, _, ids), part in zip(scripted.samplings, parts, strict=False):
+        assert messages_of(ids)[2][1] == encoding().encode(headed("input", part))
+
+
+def test_a_content_of_too_many_parts_is_not_judged() -> None:
+    classify = PolicyClassifier(Scripted(context=2600).engine, POLICY)
+    event = Guard(classify).judge("input", "word " * 200_000)
     assert (event.label, event.blocked) == ("failed", True)
-    assert "but the context holds 4096" in event.reason
+    assert "it is too long to judge" in event.reason
 
 
 def test_a_policy_must_leave_room_for_what_it_judges() -> None:
