@@ -115,7 +115,11 @@ class SummaryDone(InSummary):
 class CalledDelta(InItem):
     """A piece of a call's arguments, or of a custom tool's input."""
 
-    type: Literal["response.function_call_arguments.delta", "response.custom_tool_call_input.delta"]
+    type: Literal[
+        "response.function_call_arguments.delta",
+        "response.custom_tool_call_input.delta",
+        "response.mcp_call_arguments.delta",
+    ]
     delta: str
 
 
@@ -131,7 +135,7 @@ class InputDone(InItem):
 
 
 class CallProgress(InItem):
-    """What becomes of a call of one of the server's tools."""
+    """What becomes of a call of one of the server's tools, or of a list of tools."""
 
     type: Literal[
         "response.code_interpreter_call.in_progress",
@@ -140,6 +144,12 @@ class CallProgress(InItem):
         "response.web_search_call.in_progress",
         "response.web_search_call.searching",
         "response.web_search_call.completed",
+        "response.mcp_call.in_progress",
+        "response.mcp_call.completed",
+        "response.mcp_call.failed",
+        "response.mcp_list_tools.in_progress",
+        "response.mcp_list_tools.completed",
+        "response.mcp_list_tools.failed",
     ]
 
 
@@ -151,6 +161,11 @@ class CodeDelta(InItem):
 class CodeDone(InItem):
     type: Literal["response.code_interpreter_call_code.done"]
     code: str
+
+
+class McpArgumentsDone(InItem):
+    type: Literal["response.mcp_call_arguments.done"]
+    arguments: str
 
 
 class ApprovalRequested(InItem):
@@ -179,5 +194,6 @@ ResponseEvent: TypeAlias = (
     | CallProgress
     | CodeDelta
     | CodeDone
+    | McpArgumentsDone
     | ApprovalRequested
 )

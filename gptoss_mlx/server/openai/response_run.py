@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias, cast
@@ -16,6 +16,7 @@ from typing import Protocol, TypeAlias, cast
 from gptoss_mlx.engine.deltas import Delta
 from gptoss_mlx.engine.events import FinishEvent, FinishReason, PrefillEvent
 from gptoss_mlx.engine.options import Options
+from gptoss_mlx.harmony.tokenizer import Tokenizer
 from gptoss_mlx.server.history import JSON
 from gptoss_mlx.server.job import Job
 from gptoss_mlx.server.openai.call_writers import (
@@ -31,6 +32,8 @@ from gptoss_mlx.server.openai.item_writers import (
     MessageWriter,
     ReasoningWriter,
 )
+from gptoss_mlx.server.openai.mcp_items import Approved
+from gptoss_mlx.server.openai.mcp_writers import McpCallWriter, McpRequestWriter, list_events
 from gptoss_mlx.server.openai.output_items import OutputItem, Phase
 from gptoss_mlx.server.openai.response_events import LifeEvent, LifeType, ResponseEvent
 from gptoss_mlx.server.openai.response_object import (
@@ -45,6 +48,9 @@ from gptoss_mlx.server.openai.served_calls import ServedCalls
 from gptoss_mlx.server.problems import problem_of
 
 Settle: TypeAlias = Callable[["ResponseRun"], None]
+Writer: TypeAlias = ItemWriter | CallWriter | McpRequestWriter
+
+_RUN = (CodeCallWriter, SearchCallWriter, McpCallWriter)  # whose calls this server runs
 
 
 @dataclass(frozen=True)
@@ -59,20 +65,33 @@ class Wanted:
 class GoOn(Protocol):
     """Has the model take another turn: what it reads further, and the options that change."""
 
-    def __call__(self, job: Job, further: list[JSON], change: Options) -> Awaitable[Job]: ...
+    def __call__(self, job: Job | None, further: list[JSON], change: Options) -> Awaitable[Job]: ...
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a response has from the beginning. model: the name that it goes by. created: seconds
+    since 1970."""
+
+    key: str
+    model: str
+    created: int
+    tokenizer: Tokenizer
 
 
 class ResponseRun:
     """shown: the response, with the items that are finished. kept: these items, with what only the
-    model reads. `events` can be read once.
+    model reads. `events` can be read once; `close` ends a run of which nobody has read them.
 
-    calls: those that the server runs; None where it runs none. go_on: asked after they were run.
-    settle: called with the run when it has ended, however it did.
+    job: the first turn; None where `approved` calls are run before it. calls: those that the server
+    runs; None where it runs none. go_on: asked after they were run. settle: called with the run
+    when it has ended, however it did.
     """
 
     def __init__(
         self,
-        job: Job,
+        job: Job | None,
+        head: Head,
         echo: Repeated,
         tools: Toolbox,
         wanted: Wanted,
@@ -81,18 +100,20 @@ class ResponseRun:
         calls: ServedCalls | None = None,
         go_on: GoOn,
         choice: str | JSON | None = None,
+        approved: Sequence[Approved] = (),
     ) -> None:
         self._job, self._tools, self._wanted, self._settle = job, tools, wanted, settle
         self._served, self._continue, self._choice = calls, go_on, choice
-        self.shown = begun(f"resp_{job.key}", job.created, job.model, echo)
+        self._approved, self._tokenizer = approved, head.tokenizer
+        self.shown = begun(f"resp_{head.key}", head.created, head.model, echo)
         self.kept: list[JSON] = []
         self._count = itertools.count()
         self._turns: list[TurnEnd] = []
-        self._is_cancelled = False
+        self._is_cancelled = self._is_settled = False
         self._begin_turn()
 
     def _begin_turn(self) -> None:
-        self._writer: ItemWriter | CallWriter | None = None
+        self._writer: Writer | None = None
         self._message: int | None = None  # the number of the one that is written
         self._calls = 0
         self._due: list[CallWriter] = []  # calls that are written and not over
@@ -121,7 +142,8 @@ class ResponseRun:
     def cancel(self) -> None:
         """End within a token, with what there is by then."""
         self._is_cancelled = True
-        self._job.cancel()
+        if self._job is not None:
+            self._job.cancel()
         if self._served is not None:
             self._served.cancel()
 
@@ -137,8 +159,16 @@ class ResponseRun:
         try:
             yield self._life("response.created")
             yield self._life("response.in_progress")
+            async for event in self._list_tools():
+                yield event
             reason = None
+            if self._job is None:
+                async with aclosing(self._run_approved()) as events:
+                    async for event in events:
+                        yield event
+                reason = await self._first_turn()
             while reason is None:
+                assert self._job is not None
                 async for _, piece in self._job.pieces():
                     if isinstance(piece, PrefillEvent):
                         yield piece
@@ -149,16 +179,27 @@ class ResponseRun:
                     async for event in events:
                         yield event
                 reason = await self._next_turn()
+                if reason is None:
+                    async for event in self._list_tools():
+                        yield event
             yield self._finish(reason)
         except Exception as error:  # of any kind: the response has failed
             self._fail(error)
             raise
         finally:
+            self.close()
+
+    def close(self) -> None:
+        """Cancel what has not ended, and settle. May be called again."""
+        if self._is_settled:
+            return
+        self._is_settled = True
+        if self._job is not None:
             self._job.close()
-            if self.shown["status"] == "in_progress":  # the caller has left
-                self._abandon()
-                self.shown = {**self.shown, "status": "cancelled"}
-            self._settle(self)
+        if self.shown["status"] == "in_progress":  # the caller has left
+            self._abandon()
+            self.shown = {**self.shown, "status": "cancelled"}
+        self._settle(self)
 
     def failure(self, error: Exception) -> Iterator[ResponseEvent]:
         """The last events of a stream that fails."""
@@ -176,6 +217,7 @@ class ResponseRun:
         if isinstance(piece, Delta):
             yield from self._take(piece)
         else:
+            assert self._job is not None
             self._turns.append(TurnEnd(piece, sum(self._job.reasoning_tokens)))
             yield from self._end_item(piece.reason in ("length", "cancelled"))
 
@@ -192,9 +234,8 @@ class ResponseRun:
         if self._writer is not None:
             yield from self._writer.push(delta)
 
-    def _new_writer(self, delta: Delta) -> ItemWriter | CallWriter:
-        place, wanted = ItemPlace(len(self.shown["output"]), self._number), self._wanted
-        served = self._served
+    def _new_writer(self, delta: Delta) -> Writer:
+        place, wanted, served = self._place(), self._wanted, self._served
         if delta.part == "reasoning":
             return ReasoningWriter(place, wanted.summary, wanted.sealed)
         if served is not None and delta.part == "call" and served.takes(delta.recipient):
@@ -203,7 +244,7 @@ class ResponseRun:
             tool = self._tools.called(delta.name)
             return (CustomCallWriter if tool.is_custom else FunctionCallWriter)(place, tool)
         phase: Phase = "commentary" if delta.part == "preamble" else "final_answer"
-        tokenizer = self._job.tokenizer if wanted.logprobs else None
+        tokenizer = self._tokenizer if wanted.logprobs else None
         annotator = None if served is None else served.annotator(phase)
         return MessageWriter(place, phase, tokenizer, annotator)
 
@@ -212,13 +253,10 @@ class ResponseRun:
         if writer is None:
             return
         yield from self._seen(writer, writer.end("incomplete" if is_cut else "completed"))
-        if isinstance(writer, CodeCallWriter | SearchCallWriter) and not is_cut:
-            self._put(writer.place.index, writer.item, writer.kept)
-            self._due.append(writer)
+        if isinstance(writer, _RUN) and not is_cut:
+            self._wait(writer)
 
-    def _seen(
-        self, writer: ItemWriter | CallWriter, made: Iterator[ResponseEvent]
-    ) -> Iterator[ResponseEvent]:
+    def _seen(self, writer: Writer, made: Iterator[ResponseEvent]) -> Iterator[ResponseEvent]:
         """Events, of which the one that ends an item puts it where it belongs."""
         for event in made:
             if event["type"] == "response.output_item.done":
@@ -226,13 +264,18 @@ class ResponseRun:
                 self._due = [due for due in self._due if due is not writer]
             yield event
 
+    def _wait(self, writer: CallWriter) -> None:
+        """A call is written, and is to be run."""
+        self._put(writer.place.index, writer.item, writer.kept)
+        self._due.append(writer)
+
     def _put(self, index: int, item: OutputItem, kept: JSON) -> None:
         self.shown["output"][index : index + 1] = [item]
         self.kept[index : index + 1] = [kept]
 
     async def _run_calls(self) -> AsyncGenerator[ResponseEvent, None]:
         """Run the calls of the turn, one after another; none of a turn that was cut short."""
-        is_whole = self._turns[-1].finish.reason == "tool_calls"
+        is_whole = not self._turns or self._turns[-1].finish.reason == "tool_calls"
         while self._due:
             writer = self._due[0]
             if self._served is None or not is_whole or self._is_cancelled:
@@ -244,31 +287,66 @@ class ResponseRun:
                         for one in self._seen(writer, iter((event,))):
                             yield one
 
+    async def _list_tools(self) -> AsyncIterator[ResponseEvent]:
+        """The lists of servers' tools that are new or have changed."""
+        for label, listing in [] if self._served is None else self._served.news():
+            for event in list_events(self._place(), label, listing):
+                if event["type"] == "response.output_item.done":
+                    self._put(event["output_index"], event["item"], cast(JSON, event["item"]))
+                yield event
+
+    async def _run_approved(self) -> AsyncGenerator[ResponseEvent, None]:
+        for approved in self._approved:
+            assert self._served is not None
+            writer = self._served.approved(self._place(), approved)
+            for event in writer.whole(approved.arguments):
+                yield event
+            self._wait(writer)
+            async with aclosing(self._run_calls()) as events:
+                async for event in events:
+                    yield event
+
+    async def _first_turn(self) -> FinishReason | None:
+        """Let the model read what the approved calls gave."""
+        assert self._served is not None
+        if self._is_cancelled:
+            return "cancelled"
+        await self._turn(self._served, {})
+        return None
+
     async def _next_turn(self) -> FinishReason | None:
         """Let the model read what its calls gave; why the response ends, where it does."""
         reason, served = self._turns[-1].finish.reason, self._served
         if self._is_cancelled and reason == "tool_calls":
             return "cancelled"
-        if served is None or reason != "tool_calls" or self._has_function_calls:
+        if served is None or reason != "tool_calls" or self._waits_for_client:
             return reason
-        change: Options = {
-            "tool_choice": self._tools.later_choice(self._choice, may_call=served.left > 0)
-        }
+        change: Options = {}
         most = self.shown["max_output_tokens"]
         if most is not None:
             left = most - sum(turn.finish.completion_tokens for turn in self._turns)
             if left <= 0:
                 return "length"
             change["max_tokens"] = left
+        await self._turn(served, change)
+        return None
+
+    async def _turn(self, served: ServedCalls, change: Options) -> None:
+        await served.relist()
+        change["tools"] = self._tools.offered
+        change["tool_choice"] = self._tools.later_choice(self._choice, may_call=served.left > 0)
         self._job = await self._continue(self._job, self.kept, change)
         self._begin_turn()
         if self._is_cancelled:
             self._job.cancel()
-        return None
 
     @property
-    def _has_function_calls(self) -> bool:
-        return any("call_id" in item for item in self.shown["output"])
+    def _waits_for_client(self) -> bool:
+        """Whether the client has to run a function, or to ask a person."""
+        return any(
+            "call_id" in item or item["type"] == "mcp_approval_request"
+            for item in self.shown["output"]
+        )
 
     def _finish(self, reason: FinishReason) -> ResponseEvent:
         is_cut = reason in ("length", "cancelled")
@@ -292,7 +370,7 @@ class ResponseRun:
         unfinished = [*self._due, *([] if self._writer is None else [self._writer])]
         self._due, self._writer = [], None
         for writer in unfinished:
-            if isinstance(writer, CodeCallWriter | SearchCallWriter):
+            if isinstance(writer, _RUN):
                 writer.stop()
                 self._put(writer.place.index, writer.item, writer.kept)
             else:
@@ -313,6 +391,10 @@ class ResponseRun:
     def _life(self, type: LifeType) -> LifeEvent:
         shown: ResponseShown = {**self.shown, "output": list(self.shown["output"])}
         return {"type": type, "sequence_number": self._number(), "response": shown}
+
+    def _place(self) -> ItemPlace:
+        """Of the next item."""
+        return ItemPlace(len(self.shown["output"]), self._number)
 
     def _number(self) -> int:
         return next(self._count)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
-from time import monotonic
-from typing import Literal
+from secrets import token_hex
+from time import monotonic, time
+from typing import Literal, Protocol
 
 from pydantic import StrictBool, StrictStr
 from starlette.requests import Request
@@ -25,7 +27,8 @@ from gptoss_mlx.server.openai.input_items import is_instruction, without_orphans
 from gptoss_mlx.server.openai.output_items import public
 from gptoss_mlx.server.openai.response_events import ResponseEvent
 from gptoss_mlx.server.openai.response_object import ResponseShown
-from gptoss_mlx.server.openai.response_run import ResponseRun
+from gptoss_mlx.server.openai.response_run import Head, ResponseRun
+from gptoss_mlx.server.openai.response_servers import ResponseServers
 from gptoss_mlx.server.openai.response_store import store_of
 from gptoss_mlx.server.openai.responses_request import Asked, ResponsesRequest
 from gptoss_mlx.server.openai.served_calls import ServedCalls
@@ -45,6 +48,17 @@ class ItemList(TypedDict):
     first_id: str
     last_id: str
     has_more: bool
+
+
+class Start(Protocol):
+    """Starts a job for items. change: of the options. after: a job of the same request."""
+
+    def __call__(
+        self,
+        items: Sequence[JSON],
+        change: Options | None = None,
+        after: Job | None = None,
+    ) -> Awaitable[Job]: ...
 
 
 class Word(Body):
@@ -69,12 +83,15 @@ async def create(request: Request) -> Response:
     """The endpoint that makes a response."""
     body = await read_body(request, ResponsesRequest)
     service, store, containers = service_of(request), store_of(request), containers_of(request)
-    asked = body.read(store, containers.kit)
+    servers = await ResponseServers.open(body.servers(containers.kit), containers)
+    _at_end(servers.close)
+    asked = body.read(store, containers.kit, servers)
+    servers.heard(asked.items)
     container = _container(asked, containers) or store.container(body.previous_response_id)
     start = partial(_start, service, asked, cuts=body.truncation == "auto")
-    job = await start(asked.items)
-    calls, encoding = None, job.tokenizer.harmony
-    if asked.tools.served and encoding is not None:
+    job, head = await _begin(service, asked, start)
+    calls, encoding = None, head.tokenizer.harmony
+    if (asked.tools.served or any(servers)) and encoding is not None:
         calls = ServedCalls(
             containers,
             containers.lease(container),
@@ -82,6 +99,7 @@ async def create(request: Request) -> Response:
             encoding,
             body.calls_shown(str(request.base_url)),
             containers.kit.most_calls if body.max_tool_calls is None else body.max_tool_calls,
+            servers,
         )
 
     def settle(run: ResponseRun) -> None:
@@ -91,11 +109,12 @@ async def create(request: Request) -> Response:
             kept = run.container_id or store.container(body.previous_response_id)
             store.keep(run.shown, asked.items, run.kept, kept)
 
-    async def go_on(job: Job, further: Sequence[JSON], change: Options) -> Job:
+    async def go_on(job: Job | None, further: Sequence[JSON], change: Options) -> Job:
         return await start([*asked.items, *further], change, job)
 
     run = ResponseRun(
         job,
+        head,
         body.echo(),
         asked.tools,
         body.wanted,
@@ -103,8 +122,10 @@ async def create(request: Request) -> Response:
         calls=calls,
         go_on=go_on,
         choice=asked.options.get("tool_choice"),
+        approved=asked.approved,
     )
     store.running[run.id] = run
+    _at_end(run.close)  # a generator that was never begun ends nothing
     if body.stream:
         framed = FramedRun(run)
         return FrameStream(framed.frames(), service.policy, beat=framed.beat)
@@ -210,6 +231,26 @@ async def collect(run: ResponseRun) -> ResponseShown:
         async for _ in events:
             pass
     return run.shown
+
+
+def _at_end(close: Callable[[], None]) -> None:
+    """Call a function when the task of this request ends."""
+    task = asyncio.current_task()
+    assert task is not None, "a coroutine runs in a task"
+    task.add_done_callback(lambda _: close())
+
+
+async def _begin(service: Service, asked: Asked, start: Start) -> tuple[Job | None, Head]:
+    """The first turn, unless approved calls are run before it; and what the response begins with.
+    Raises Problem or GptOssError."""
+    if not asked.approved:
+        job = await start(asked.items)
+        return job, Head(job.key, job.model, job.created, job.tokenizer)
+    for call in asked.approved:
+        asked.tools.servers.named(call.label, call.name)
+    entry = await service.load(asked.model)
+    tokenizer = await service.read(asked.model, lambda engine: engine.tokenizer)
+    return None, Head(token_hex(12), entry.name, int(time()), tokenizer)
 
 
 def _container(asked: Asked, containers: Containers) -> str | None:

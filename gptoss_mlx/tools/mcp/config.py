@@ -62,10 +62,12 @@ class StdioServer:
 
 @dataclass(frozen=True)
 class HttpServer:
-    """A server at an address, spoken with by streamable HTTP."""
+    """A server at an address, spoken with by streamable HTTP. headers: sent with each request.
+    is_foreign: whether a stranger has named it, so that only public addresses are connected to."""
 
     url: str
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    is_foreign: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,21 @@ def read_servers(path: Path) -> tuple[ServerConfig, ...]:
         if (config := _Entry(f"{where}.{name}", entry).read(name)) is not None:
             found.append(config)
     return tuple(found)
+
+
+def is_address(url: str) -> bool:
+    """Whether a text is the address of a server."""
+    try:
+        parts = urlsplit(url)
+        is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # its port is no number, or an address is open
+        is_url = False
+    return is_url and url.isprintable() and " " not in url
+
+
+def is_header(name: str, value: str) -> bool:
+    """Whether a header can be sent."""
+    return bool(_HEADER_NAME.fullmatch(name) and _HEADER_VALUE.fullmatch(value))
 
 
 class _Entry:
@@ -170,16 +187,11 @@ class _Entry:
 
     def _http(self) -> HttpServer:
         url = self._text("url", self._values["url"])
-        try:
-            parts = urlsplit(url)
-            is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        except ValueError:  # its port is no number, or an address is open
-            is_url = False
-        if not is_url or not url.isprintable() or " " in url:
+        if not is_address(url):
             raise self._wrong("url", self._values["url"], "an address with http:// or https://")
         headers = self._table("headers")
         for name, value in headers.items():
-            if _HEADER_NAME.fullmatch(name) is None or _HEADER_VALUE.fullmatch(value) is None:
+            if not is_header(name, value):
                 raise McpFileError(f"{self._where}.headers: {shown(name)} is no header in ASCII")
         return HttpServer(url, headers)
 
