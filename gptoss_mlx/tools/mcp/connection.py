@@ -80,7 +80,6 @@ class Connection:
         self._session: ClientSession | None = None
         self._dispatcher: _Dispatcher
         self._settled, self._closing, self._over = anyio.Event(), anyio.Event(), anyio.Event()
-        self._begun = anyio.Event()  # whether it was connected or given up once
         self._scope = anyio.CancelScope()
         self._has_changed = False
         self._lost: str | None = None  # why there is no connection and will be none
@@ -103,7 +102,6 @@ class Connection:
                 self._note(f"{reason}; {then}{words}")
             self._lost = reason
         self._settled.set()
-        self._begun.set()
 
     async def _connect(self, said: LastWords) -> None:
         """Connect and stay until `close`. Raises whatever ends the connection."""
@@ -121,7 +119,6 @@ class Connection:
                         raise ServerEndedError(f"it did not answer within {seconds}")
                     self._session = session
                     self._settled.set()
-                    self._begun.set()
                     await self._over.wait()
         finally:
             self._session = None
@@ -160,8 +157,8 @@ class Connection:
         )
 
     async def listing(self) -> Listing:
-        """The tools that are there now, once the server has answered or was given up."""
-        await self._begun.wait()
+        """The tools that are there now, once the server is connected or given up."""
+        await self._settled.wait()
         await self.refresh()
         if self._lost is not None:
             return Listing(error=f"The server {self._config.name} is not running: {self._lost}.")
