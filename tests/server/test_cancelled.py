@@ -93,6 +93,7 @@ async def cut_short(path: str, body: dict[str, Any], end: Callable[[Call], None]
                 break
             await asyncio.sleep(0.01)
         assert (served.sequences, served.leases) == (0, 0), point
+        assert app.responses.running == {}, point
         assert scripted.engine.finished
     await service.close()
 

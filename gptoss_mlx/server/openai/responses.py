@@ -25,6 +25,7 @@ from gptoss_mlx.server.history import JSON
 from gptoss_mlx.server.job import Job
 from gptoss_mlx.server.openai.input_items import is_instruction, without_orphans
 from gptoss_mlx.server.openai.output_items import public
+from gptoss_mlx.server.openai.paging import page_of
 from gptoss_mlx.server.openai.response_events import ResponseEvent
 from gptoss_mlx.server.openai.response_object import ResponseShown
 from gptoss_mlx.server.openai.response_run import Head, ResponseRun
@@ -36,18 +37,8 @@ from gptoss_mlx.server.problems import Problem
 from gptoss_mlx.server.replies import FrameStream, JSONReply, comment, encoded, event, reply
 from gptoss_mlx.server.service import Service, service_of
 
-MOST_LISTED = 100
-LISTED = 20
 QUIET_SECONDS = 30
 """The longest time without an event."""
-
-
-class ItemList(TypedDict):
-    object: Literal["list"]
-    data: list[JSON]
-    first_id: str
-    last_id: str
-    has_more: bool
 
 
 class Start(Protocol):
@@ -172,26 +163,8 @@ async def approve(request: Request) -> Response:
 
 async def input_items(request: Request) -> Response:
     """What a response was asked with, the newest first; earlier turns included."""
-    query = request.query_params
     items = [public(item) for item in store_of(request).find(request.path_params["id"]).items]
-    if query.get("order", "desc") != "asc":
-        items.reverse()
-    begin = 0
-    if (after := query.get("after")) is not None:
-        ids = [item["id"] for item in items]
-        if after not in ids:
-            raise Problem(400, f"after: no item has the id {shown(after)}", param="after")
-        begin = ids.index(after) + 1
-    limit = _limit(query.get("limit"))
-    page = items[begin : begin + limit]
-    listed: ItemList = {
-        "object": "list",
-        "data": page,
-        "first_id": page[0]["id"] if page else "",
-        "last_id": page[-1]["id"] if page else "",
-        "has_more": begin + limit < len(items),
-    }
-    return JSONReply(listed)
+    return JSONReply(page_of(items, request.query_params))
 
 
 class FramedRun:
@@ -298,13 +271,3 @@ def _without_oldest(items: Sequence[JSON]) -> list[JSON]:
             kept.append(item)
     fewer = without_orphans(kept)
     return fewer if fewer and fewer[-1] is items[-1] else list(items)
-
-
-def _limit(given: str | None) -> int:
-    """Raises Problem."""
-    if given is None:
-        return LISTED
-    if not given.isascii() or not given.isdecimal() or not 1 <= int(given[:9]) <= MOST_LISTED:
-        said = f"limit is {shown(given)}, but must be from 1 to {MOST_LISTED}"
-        raise Problem(400, said, param="limit")
-    return int(given)
