@@ -8,35 +8,23 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import Protocol, TypeAlias, cast
 
 from gptoss_mlx.engine.deltas import Delta
 from gptoss_mlx.engine.events import FinishEvent, FinishReason, PrefillEvent
 from gptoss_mlx.engine.options import Options
-from gptoss_mlx.harmony.tokenizer import Tokenizer
 from gptoss_mlx.server.history import JSON
 from gptoss_mlx.server.job import Job
-from gptoss_mlx.server.openai.call_writers import (
-    CallWriter,
-    CodeCallWriter,
-    SearchCallWriter,
-)
-from gptoss_mlx.server.openai.item_writers import (
-    CustomCallWriter,
-    FunctionCallWriter,
-    ItemPlace,
-    ItemWriter,
-    MessageWriter,
-    ReasoningWriter,
-)
+from gptoss_mlx.server.openai.call_writers import CallWriter
+from gptoss_mlx.server.openai.item_writers import ItemPlace
 from gptoss_mlx.server.openai.mcp_items import Approved
-from gptoss_mlx.server.openai.mcp_writers import McpCallWriter, McpRequestWriter, list_events
-from gptoss_mlx.server.openai.output_items import OutputItem, Phase
+from gptoss_mlx.server.openai.mcp_writers import list_events
+from gptoss_mlx.server.openai.output_items import OutputItem
 from gptoss_mlx.server.openai.response_events import LifeEvent, LifeType, ResponseEvent
 from gptoss_mlx.server.openai.response_object import (
+    Head,
     Repeated,
     ResponseShown,
     TurnEnd,
@@ -44,39 +32,17 @@ from gptoss_mlx.server.openai.response_object import (
     response_usage,
 )
 from gptoss_mlx.server.openai.response_tools import Toolbox
+from gptoss_mlx.server.openai.response_writers import RUN, Wanted, Writer, Writers
 from gptoss_mlx.server.openai.served_calls import ServedCalls
 from gptoss_mlx.server.problems import problem_of
 
 Settle: TypeAlias = Callable[["ResponseRun"], None]
-Writer: TypeAlias = ItemWriter | CallWriter | McpRequestWriter
-
-_RUN = (CodeCallWriter, SearchCallWriter, McpCallWriter)  # whose calls this server runs
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What a response is to have beside its text."""
-
-    logprobs: bool = False
-    summary: bool = False
-    sealed: bool = False
 
 
 class GoOn(Protocol):
     """Has the model take another turn: what it reads further, and the options that change."""
 
     def __call__(self, job: Job | None, further: list[JSON], change: Options) -> Awaitable[Job]: ...
-
-
-@dataclass(frozen=True)
-class Head:
-    """What a response has from the beginning. model: the name that it goes by. created: seconds
-    since 1970."""
-
-    key: str
-    model: str
-    created: int
-    tokenizer: Tokenizer
 
 
 class ResponseRun:
@@ -102,9 +68,10 @@ class ResponseRun:
         choice: str | JSON | None = None,
         approved: Sequence[Approved] = (),
     ) -> None:
-        self._job, self._tools, self._wanted, self._settle = job, tools, wanted, settle
+        self._job, self._tools, self._settle = job, tools, settle
         self._served, self._continue, self._choice = calls, go_on, choice
-        self._approved, self._tokenizer = approved, head.tokenizer
+        self._writers = Writers(tools, calls, wanted, head.tokenizer)
+        self._approved = approved
         self.shown = begun(f"resp_{head.key}", head.created, head.model, echo)
         self.kept: list[JSON] = []
         self._count = itertools.count()
@@ -159,14 +126,14 @@ class ResponseRun:
         try:
             yield self._life("response.created")
             yield self._life("response.in_progress")
-            async for event in self._list_tools():
+            for event in self._list_tools():
                 yield event
             reason = None
             if self._job is None:
                 async with aclosing(self._run_approved()) as events:
                     async for event in events:
                         yield event
-                reason = await self._first_turn()
+                reason = await self._next_turn()
             while reason is None:
                 assert self._job is not None
                 async for _, piece in self._job.pieces():
@@ -179,9 +146,8 @@ class ResponseRun:
                     async for event in events:
                         yield event
                 reason = await self._next_turn()
-                if reason is None:
-                    async for event in self._list_tools():
-                        yield event
+                for event in self._list_tools():
+                    yield event
             yield self._finish(reason)
         except Exception as error:  # of any kind: the response has failed
             self._fail(error)
@@ -229,31 +195,17 @@ class ResponseRun:
             self._calls += delta.part == "call"
             if self._calls > 1 and not self.shown["parallel_tool_calls"]:
                 return
-            self._writer = self._new_writer(delta)
+            self._writer = self._writers.new(self._place(), delta)
             yield from self._writer.begin()
         if self._writer is not None:
             yield from self._writer.push(delta)
-
-    def _new_writer(self, delta: Delta) -> Writer:
-        place, wanted, served = self._place(), self._wanted, self._served
-        if delta.part == "reasoning":
-            return ReasoningWriter(place, wanted.summary, wanted.sealed)
-        if served is not None and delta.part == "call" and served.takes(delta.recipient):
-            return served.writer(place, delta.recipient)
-        if delta.part == "call":
-            tool = self._tools.called(delta.name)
-            return (CustomCallWriter if tool.is_custom else FunctionCallWriter)(place, tool)
-        phase: Phase = "commentary" if delta.part == "preamble" else "final_answer"
-        tokenizer = self._tokenizer if wanted.logprobs else None
-        annotator = None if served is None else served.annotator(phase)
-        return MessageWriter(place, phase, tokenizer, annotator)
 
     def _end_item(self, is_cut: bool = False) -> Iterator[ResponseEvent]:
         writer, self._writer = self._writer, None
         if writer is None:
             return
         yield from self._seen(writer, writer.end("incomplete" if is_cut else "completed"))
-        if isinstance(writer, _RUN) and not is_cut:
+        if isinstance(writer, RUN) and not is_cut:
             self._wait(writer)
 
     def _seen(self, writer: Writer, made: Iterator[ResponseEvent]) -> Iterator[ResponseEvent]:
@@ -287,7 +239,7 @@ class ResponseRun:
                         for one in self._seen(writer, iter((event,))):
                             yield one
 
-    async def _list_tools(self) -> AsyncIterator[ResponseEvent]:
+    def _list_tools(self) -> Iterator[ResponseEvent]:
         """The lists of servers' tools that are new or have changed."""
         for label, listing in [] if self._served is None else self._served.news():
             for event in list_events(self._place(), label, listing):
@@ -306,39 +258,30 @@ class ResponseRun:
                 async for event in events:
                     yield event
 
-    async def _first_turn(self) -> FinishReason | None:
-        """Let the model read what the approved calls gave."""
-        assert self._served is not None
-        if self._is_cancelled:
-            return "cancelled"
-        await self._turn(self._served, {})
-        return None
-
     async def _next_turn(self) -> FinishReason | None:
         """Let the model read what its calls gave; why the response ends, where it does."""
-        reason, served = self._turns[-1].finish.reason, self._served
+        reason: FinishReason = self._turns[-1].finish.reason if self._turns else "tool_calls"
+        served = self._served
         if self._is_cancelled and reason == "tool_calls":
             return "cancelled"
         if served is None or reason != "tool_calls" or self._waits_for_client:
             return reason
-        change: Options = {}
+        await served.relist()
+        change: Options = {
+            "tools": self._tools.offered,
+            "tool_choice": self._tools.later_choice(self._choice, may_call=served.left > 0),
+        }
         most = self.shown["max_output_tokens"]
         if most is not None:
             left = most - sum(turn.finish.completion_tokens for turn in self._turns)
             if left <= 0:
                 return "length"
             change["max_tokens"] = left
-        await self._turn(served, change)
-        return None
-
-    async def _turn(self, served: ServedCalls, change: Options) -> None:
-        await served.relist()
-        change["tools"] = self._tools.offered
-        change["tool_choice"] = self._tools.later_choice(self._choice, may_call=served.left > 0)
         self._job = await self._continue(self._job, self.kept, change)
         self._begin_turn()
         if self._is_cancelled:
             self._job.cancel()
+        return None
 
     @property
     def _waits_for_client(self) -> bool:
@@ -370,7 +313,7 @@ class ResponseRun:
         unfinished = [*self._due, *([] if self._writer is None else [self._writer])]
         self._due, self._writer = [], None
         for writer in unfinished:
-            if isinstance(writer, _RUN):
+            if isinstance(writer, RUN):
                 writer.stop()
                 self._put(writer.place.index, writer.item, writer.kept)
             else:

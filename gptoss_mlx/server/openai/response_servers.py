@@ -111,6 +111,9 @@ class ResponseServers:
             calls = [ServerCall(one, tool) for tool in one.listing.tools]
             self._calls |= {call.recipient: call for call in calls}
 
+    def __len__(self) -> int:
+        return len(self._all)
+
     def __iter__(self) -> Iterator[ResponseServer]:
         return iter(self._all.values())
 

@@ -57,7 +57,7 @@ class Toolbox:
         kit: Toolkit | None = None,
         servers: ResponseServers | None = None,
     ) -> None:
-        self.servers = servers or ResponseServers()
+        self.servers = ResponseServers() if servers is None else servers
         self.served: list[str] = []
         self.container: str | None = None
         self._named: dict[str, NamedTool] = {}

@@ -27,8 +27,8 @@ from gptoss_mlx.server.openai.input_items import is_instruction, without_orphans
 from gptoss_mlx.server.openai.output_items import public
 from gptoss_mlx.server.openai.paging import page_of
 from gptoss_mlx.server.openai.response_events import ResponseEvent
-from gptoss_mlx.server.openai.response_object import ResponseShown
-from gptoss_mlx.server.openai.response_run import Head, ResponseRun
+from gptoss_mlx.server.openai.response_object import Head, ResponseShown
+from gptoss_mlx.server.openai.response_run import ResponseRun
 from gptoss_mlx.server.openai.response_servers import ResponseServers
 from gptoss_mlx.server.openai.response_store import store_of
 from gptoss_mlx.server.openai.responses_request import Asked, ResponsesRequest
@@ -82,14 +82,14 @@ async def create(request: Request) -> Response:
     start = partial(_start, service, asked, cuts=body.truncation == "auto")
     job, head = await _begin(service, asked, start)
     calls, encoding = None, head.tokenizer.harmony
-    if (asked.tools.served or any(servers)) and encoding is not None:
+    if (asked.tools.served or servers) and encoding is not None:
         calls = ServedCalls(
             containers,
             containers.lease(container),
             asked.tools.served,
             encoding,
             body.calls_shown(str(request.base_url)),
-            containers.kit.most_calls if body.max_tool_calls is None else body.max_tool_calls,
+            body.most_calls(containers.kit),
             servers,
         )
 
@@ -117,10 +117,10 @@ async def create(request: Request) -> Response:
     )
     store.running[run.id] = run
     _at_end(run.close)  # a generator that was never begun ends nothing
-    if body.stream:
-        framed = FramedRun(run)
-        return FrameStream(framed.frames(), service.policy, beat=framed.beat)
-    return await reply(request, collect(run))
+    if not body.stream:
+        return await reply(request, collect(run))
+    framed = FramedRun(run)
+    return FrameStream(framed.frames(), service.policy, beat=framed.beat)
 
 
 async def show(request: Request) -> Response:

@@ -19,10 +19,10 @@ from gptoss_mlx.server.openai.input_items import items_of, messages_of
 from gptoss_mlx.server.openai.mcp_items import Approvals, Approved
 from gptoss_mlx.server.openai.mcp_request import AskedServer, asked_servers
 from gptoss_mlx.server.openai.response_object import Repeated
-from gptoss_mlx.server.openai.response_run import Wanted
 from gptoss_mlx.server.openai.response_servers import ResponseServers
 from gptoss_mlx.server.openai.response_store import ResponseStore
 from gptoss_mlx.server.openai.response_tools import Toolbox, echoed
+from gptoss_mlx.server.openai.response_writers import Wanted
 from gptoss_mlx.server.openai.served_calls import CallShown
 from gptoss_mlx.server.problems import Problem
 from gptoss_mlx.server.toolkit import Toolkit
@@ -131,7 +131,7 @@ class ResponsesRequest(SamplingFields):
     def servers(self, kit: Toolkit) -> list[AskedServer]:
         """The servers of tools that are asked for. Raises Problem."""
         asked = asked_servers(self.tools or (), kit)
-        return asked if self._may_call(kit) else []
+        return asked if self.most_calls(kit) else []
 
     def read(
         self,
@@ -146,13 +146,18 @@ class ResponsesRequest(SamplingFields):
         """
         self._refuse()
         tools = Toolbox(self.tools, kit, servers)
-        if not self._may_call(kit or Toolkit()):
+        if not self.most_calls(kit or Toolkit()):
             tools.served.clear()
         given = items_of(self.input or (), store.item)
         items = (*store.thread(self.previous_response_id), *given)
         approved = Approvals(items).due(given)
         options = self._options(tools)
         return Asked(self.model, self.instructions, items, tools, options, approved)
+
+    def most_calls(self, kit: Toolkit) -> int:
+        """How many calls the server may run."""
+        given = self.max_tool_calls
+        return kit.most_calls if given is None else min(given, kit.most_calls)
 
     def calls_shown(self, root: str) -> CallShown:
         """What the client wants to read of calls that the server runs. root: its URL."""
@@ -215,9 +220,6 @@ class ResponsesRequest(SamplingFields):
         if self.max_output_tokens is not None:
             options["max_tokens"] = self.max_output_tokens
         return options
-
-    def _may_call(self, kit: Toolkit) -> bool:
-        return self.max_tool_calls != 0 and kit.most_calls != 0
 
     def _refuse(self) -> None:
         """What cannot be done is said, not passed over. Raises Problem."""

@@ -58,13 +58,13 @@ class ServedCalls:
         encoding: Encoding,
         wanted: CallShown,
         most: int,
-        servers: ResponseServers | None = None,
+        servers: ResponseServers,
     ) -> None:
         self._containers, self._container, self._names = containers, container, names
         self._encoding, self._wanted = encoding, wanted
-        self._servers = servers or ResponseServers()
+        self._servers = servers
         self._server_tools: dict[str, Tool] = {}  # by labels
-        self.left = self._most = min(most, containers.kit.most_calls)
+        self.left = self._most = most
         self._files: dict[str, MadeFile] = {}  # by their names
         self._waiting: dict[str, asyncio.Future[bool]] = {}  # for a person, by ids of items
         self._ended = threading.Event()
