@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -43,8 +44,9 @@ class Listing:
 class ToolServer(Protocol):
     """May be used by several threads at a time."""
 
-    def listing(self) -> Listing:
-        """The tools that are there now. Waits for a server that is being started."""
+    def listing(self) -> Future[Listing]:
+        """The tools that are there now, once a server that is being started has answered or was
+        given up."""
         ...
 
     def function(self, name: str) -> str:

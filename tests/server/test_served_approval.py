@@ -3,10 +3,12 @@ made."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
+from openai import AsyncOpenAI
 
 from gptoss_mlx.tools.agent import Agent
 from gptoss_mlx.tools.approval import Approval
@@ -109,24 +111,29 @@ def test_what_was_agreed_to_runs_once() -> None:
     assert prompts(scripted)[-1].count(ran) == 1
 
 
-def test_a_call_that_was_cancelled_is_not_run_by_a_later_response() -> None:
-    scripted = Scripted(written("odd_hang"), DONE)
+@pytest.mark.parametrize("how", ["cancelled", "left"])
+def test_what_was_approved_and_cut_short_is_not_run_by_a_later_response(how: str) -> None:
+    both = [*written("odd_hang")[:-1], *encoding().encode_special(AGAIN), *ECHO]
+    scripted = Scripted(both, DONE)
     with mcp_kit(odd()) as kit, tooled(scripted, kit) as served:
-        id, _, request = asked_first(served)
-        body = {"tools": [ASKED], "previous_response_id": id, "stream": True}
-        with served.client.stream(
-            "POST", PATH, json={"input": [answer(request, True)], **body}
-        ) as s:
-            lines = iter(s.iter_lines())
+        first = ask(served, tools=[ASKED])
+        given = [answer(item.model_dump(), True) for item in first.output[1:]]
+        body = {"tools": [ASKED], "previous_response_id": first.id, "stream": True}
+        with served.client.stream("POST", PATH, json={"input": given, **body}) as response:
+            lines = response.iter_lines()
             next(line for line in lines if "mcp_call_arguments.done" in line)
-            (running,) = served.listener.config.app.responses.running  # type: ignore[union-attr]
-            served.post(f"{PATH}/{running}/cancel", {})
-            *_, last = (line for line in lines if line.startswith("data: "))
-        after = ask(served, "more", tools=[ASKED], previous_response_id=running)
-    assert '"status":"cancelled"' in last
+            responses = served.listener.config.app.responses  # type: ignore[union-attr]
+            (id,) = responses.running
+            if how == "cancelled":
+                served.post(f"{PATH}/{id}/cancel", {})
+                assert '"status":"cancelled"' in list(lines)[-2]
+        served.wait_until(lambda: not responses.running)
+        after = ask(served, "more", tools=[ASKED], previous_response_id=id)
     assert [item.type for item in after.output] == ["message"]
-    ran = RAN.format(name="odd_hang", arguments="{}", result="The call was ended by the user.")
-    assert ran in prompts(scripted)[-1]
+    assert prompts(scripted)[-1].count("<|start|>functions.odd_hang to=assistant") == 1
+    echo = '{"text_": "hello"}'
+    cut = RAN.format(name="odd_echo", arguments=echo, result="The call was interrupted.")
+    assert cut in prompts(scripted)[-1]
 
 
 def test_calls_that_need_no_word_are_run_beside_one_that_does() -> None:
@@ -252,3 +259,36 @@ def test_an_answer_that_is_none_is_refused(case: str) -> None:
         response = served.post(PATH, {"input": items, "tools": [ASKED]})
     assert response.status_code == 400
     assert said in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_openais_agents_ask_and_go_on(streamed: bool) -> None:
+    """Their SDK asks its own person, and sends everything back."""
+    agents = pytest.importorskip("agents", reason="openai-agents is not installed")
+    agents.set_tracing_disabled(True)
+    asked: list[str] = []
+
+    def approve(request: Any) -> Any:
+        asked.append(request.data.arguments)
+        return {"approve": len(asked) == 1, "reason": "Once is enough."}
+
+    async def run(url: str) -> Any:
+        client = AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+        async with client:
+            model = agents.OpenAIResponsesModel(model="scripted", openai_client=client)
+            tool = agents.HostedMCPTool(tool_config=ASKED, on_approval_request=approve)
+            agent = agents.Agent(name="a", instructions="Echo.", model=model, tools=[tool])
+            if not streamed:
+                return (await agents.Runner.run(agent, "hi")).final_output
+            result = agents.Runner.run_streamed(agent, "hi")
+            async for _ in result.stream_events():
+                pass
+            return result.final_output
+
+    scripted = Scripted(ECHO, ECHO, DONE)
+    with mcp_kit(odd()) as kit, tooled(scripted, kit) as served:
+        assert asyncio.run(run(served.url)) == "Done."
+    assert asked == ['{"text_": "hello"}'] * 2
+    results = ["hello", f"{DECLINED} Once is enough."]
+    ran = [RAN.format(name="odd_echo", arguments=asked[0], result=text) for text in results]
+    assert prompts(scripted)[-1].endswith("".join(ran) + "<|start|>assistant")

@@ -312,7 +312,8 @@ def test_two_clients_call_one_server_at_once() -> None:
                 if line.startswith("data: "):
                     found.append(json.loads(line.removeprefix("data: ")))
 
-    with mcp_kit(odd(), makers=fake_kit().makers) as kit, tooled(scripted, kit) as served:
+    makers = fake_kit().makers
+    with mcp_kit(odd(), makers=makers) as kit, tooled(scripted, kit, interpreters=1) as served:
         hanging = threading.Thread(target=hang)
         hanging.start()
         assert begun.wait(60)
@@ -326,7 +327,6 @@ def test_two_clients_call_one_server_at_once() -> None:
 
 
 def test_pictures_are_files_of_the_conversation() -> None:
-    """Which a link or a file of the same name there does not lead astray."""
     image = {"type": "image", "data": "AAAA", "mimeType": "image/png"}
     scripted = Scripted(written("odd_result", content=[image, image]), DONE)
     with mcp_kit(odd()) as kit, tooled(scripted, kit) as served:

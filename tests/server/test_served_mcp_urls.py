@@ -19,7 +19,7 @@ from tests.tools.mcp.conftest import odd
 from tests.tools.mcp.test_http import Guarded, serving
 
 ADD = written("web_add", a=1234, b=5678)
-SECRET = "secret-token-1"
+SECRET, TOKEN = "secret-token-1", "abc-secret"
 
 
 def adder() -> MCPServer:
@@ -87,8 +87,13 @@ def test_what_a_client_shows_a_server_is_kept_nowhere(
     address: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    guarded = Guarded(adder().streamable_http_app())
-    asked: list[Any] = []
+    server, asked = adder(), list[Any]()
+
+    @server.tool()
+    def quote() -> str:
+        return f"You are {TOKEN}, and {SECRET}."
+
+    guarded = Guarded(server.streamable_http_app(), TOKEN)
     with serving(guarded) as url, mcp_kit(allows_urls=True) as kit:
         connect = kit.connect
         assert connect is not None
@@ -98,18 +103,19 @@ def test_what_a_client_shows_a_server_is_kept_nowhere(
             return connect(name, url.replace("https", "http"), headers, others)
 
         object.__setattr__(kit, "connect", plain)
-        scripted = Scripted(ADD, DONE)
+        scripted = Scripted(ADD, written("web_quote"), DONE)
         with tooled(scripted, kit) as served:
             guarded_at = f"{url}/mcp".replace("http", "https")
-            more = {"headers": {"Authorization": "Bearer abc", "X-Key": SECRET}}
+            more = {"headers": {"Authorization": f"Bearer {TOKEN}", "X-Key": SECRET}}
             found = events(served, tools=[web(guarded_at, **more)])
             response = found[-1]["response"]
             shown = served.client.get(f"{PATH}/{response['id']}").text
     assert response["output"][1]["output"] == "6912"
-    assert asked == [{"Authorization": "Bearer abc", "X-Key": SECRET}]
+    assert response["output"][2]["output"] == "You are [hidden], and [hidden]."
+    assert asked == [{"Authorization": f"Bearer {TOKEN}", "X-Key": SECRET}]
     for text in (str(found), shown, caplog.text, *prompts(scripted)):
         assert SECRET not in text
-        assert "Bearer abc" not in text
+        assert TOKEN not in text
     assert response["tools"][0]["server_label"] == "web"
 
 

@@ -86,6 +86,7 @@ def called_server(
     return [
         added(index, begun),
         {"type": "response.mcp_call_arguments.delta", **place, "delta": arguments},
+        {"type": "response.mcp_call_arguments.done", **place, "arguments": arguments},
         *waits,
         done(index, item),
     ]

@@ -17,7 +17,6 @@ from gptoss_mlx.server.history import JSON
 from gptoss_mlx.server.openai.mcp_request import AskedServer
 from gptoss_mlx.server.openai.output_items import McpTool
 from gptoss_mlx.server.problems import Problem
-from gptoss_mlx.server.toolkit import Toolkit
 from gptoss_mlx.spec.recipients import FUNCTIONS
 from gptoss_mlx.tools.approval import Rule
 from gptoss_mlx.tools.listed import ListedTool, Listing, ToolServer
@@ -76,8 +75,7 @@ class ResponseServers:
 
     taken: names of functions that are the client's."""
 
-    def __init__(self, containers: Containers | None = None) -> None:
-        self._containers = containers
+    def __init__(self) -> None:
         self.taken = frozenset[str]()
         self._all: dict[str, ResponseServer] = {}  # by their labels
         self._calls: dict[str, ServerCall] = {}  # by recipients, of all tools listed so far
@@ -87,10 +85,10 @@ class ResponseServers:
     async def open(cls, asked: Sequence[AskedServer], containers: Containers) -> ResponseServers:
         """Find or connect to servers, and list their tools; one that fails lists none, and says
         why. Raises Problem where there are too many connections."""
-        servers = cls(containers)
+        servers = cls()
         try:
             for one in asked:
-                await servers._add(one, containers.kit)
+                await servers._add(one, containers)
             await servers.relist()
         except BaseException:
             servers.close()
@@ -99,10 +97,9 @@ class ResponseServers:
 
     async def relist(self) -> None:
         """Read the lists anew. Of two functions of the same name the first one counts."""
-        if not self._all or self._containers is None:
-            return
-        apart, servers = self._containers.apart, list(self._all.values())
-        listings = await asyncio.gather(*(apart(one.server.listing) for one in servers))
+        servers = list(self)
+        found = [asyncio.wrap_future(one.server.listing()) for one in servers]
+        listings = await asyncio.gather(*found)
         functions = set(self.taken)
         for one, listing in zip(servers, listings, strict=True):
             tools = [tool for tool in listing.tools if tool.function not in functions]
@@ -179,15 +176,15 @@ class ResponseServers:
             if one.asked.name is None:
                 one.server.close()
 
-    async def _add(self, asked: AskedServer, kit: Toolkit) -> None:
+    async def _add(self, asked: AskedServer, containers: Containers) -> None:
+        kit = containers.kit
         if asked.name is not None:
             server = kit.servers[asked.name]
             self._all[asked.label] = ResponseServer(asked, server, kit.rule(asked.name))
             return
         assert kit.connect is not None, "the request was read with the same toolkit"
-        assert self._containers is not None
         connect = partial(kit.connect, asked.label, asked.url, asked.headers, list(self._all))
-        connected = await self._containers.apart(connect)
+        connected = await containers.apart(connect)
         if connected is None:
             said = "too many MCP servers of clients are connected to; try again later"
             raise Problem(503, said, code="queue_full", retry_after=_RETRY_SECONDS)

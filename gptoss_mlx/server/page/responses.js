@@ -155,6 +155,9 @@ export class Growth {
       case 'response.web_search_call.searching':
         if (part && 'text' in part) Object.assign(part, { status: 'running', waits: false });
         break;
+      case 'response.mcp_call_arguments.done':
+        if (part && 'text' in part) part.status = 'running';
+        break;
       case 'response.tool_approval.requested':
         if (part && 'text' in part) part.waits = true;
         break;

@@ -80,8 +80,9 @@ export class RunView {
     if (!asks) return;
     this.#details.open = true;
     const say = (/** @type {boolean} */ mayRun) => {
-      for (const button of this.#question.querySelectorAll('button')) button.disabled = true;
+      Object.assign(run, { waits: false, status: mayRun ? 'running' : run.status });
       this.answer(id, mayRun);
+      this.update(run, false);
     };
     this.#question.replaceChildren(
       make('span', {}, `May ${toolOf(run)} do this?`),

@@ -45,6 +45,8 @@ _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e]*")
 _SHORTEST, _LONGEST = 1000, 86_400_000  # milliseconds
 _NAME_LENGTH = 64
+_SECRET_LENGTH = 8  # a shorter value of a header is none, such as a number
+_HIDDEN = "[hidden]"
 _NAME = re.compile(r"[\w@/.-](?:[\w@/. -]*[\w@/.-])?")
 _TAKEN = {*BUILTIN, FUNCTIONS.rstrip(".")}  # names that rules and recipients have already
 _PLAIN_KEY = re.compile(r"[\w./@ -]{1,80}")
@@ -68,6 +70,14 @@ class HttpServer:
     url: str
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     is_foreign: bool = False
+
+    def hide(self, text: str) -> str:
+        """The text without what the headers hold, which a server may quote."""
+        for value in self.headers.values():
+            for secret in (value, value.rpartition(" ")[2]):  # with and without "Bearer"
+                if len(secret) >= _SECRET_LENGTH:
+                    text = text.replace(secret, _HIDDEN)
+        return text
 
 
 @dataclass(frozen=True)

@@ -156,12 +156,18 @@ class Connection:
             f"The server {name} did not answer within {seconds:g} s, the limit of a call."
         )
 
+    def hide(self, text: str) -> str:
+        """A text of the server's without the secrets that it was shown."""
+        server = self._config.server
+        return server.hide(text) if isinstance(server, HttpServer) else text
+
     async def listing(self) -> Listing:
         """The tools that are there now, once the server is connected or given up."""
         await self._settled.wait()
         await self.refresh()
         if self._lost is not None:
-            return Listing(error=f"The server {self._config.name} is not running: {self._lost}.")
+            error = f"The server {self._config.name} is not running: {self._lost}."
+            return Listing(error=self.hide(error))
         return Listing(self.tools)
 
     async def refresh(self) -> None:
@@ -226,7 +232,7 @@ class Connection:
         return f"The server {name} ended during the call, and {then}."
 
     def _note(self, text: str) -> None:
-        note = f"MCP server {self._config.name}: {text}"
+        note = self.hide(f"MCP server {self._config.name}: {text}")
         (self.notes.append if self._tell is None else self._tell)(note)
 
 

@@ -33,8 +33,8 @@ class McpServer:
         """Whether `close` was called, and nothing of the connection is left."""
         return self._living is not None and self._living.done()
 
-    def listing(self) -> Listing:
-        return self._portal.call(self._connection.listing)
+    def listing(self) -> Future[Listing]:
+        return self._portal.start_task_soon(self._connection.listing)
 
     def function(self, name: str) -> str:
         return function_name(self._connection.prefix, name)

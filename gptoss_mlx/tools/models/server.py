@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ class ModelServer:
         self._tool = ModelTool(endpoint)
         self.name = self._tool.name
 
-    def listing(self) -> Listing:
+    def listing(self) -> Future[Listing]:
         (offer,) = self._tool.offers
         function: Mapping[str, Any] = offer["function"]  # type: ignore[assignment]
         tool = ListedTool(self.name, self.name, function["description"], function["parameters"])
-        return Listing((tool,))
+        found = Future[Listing]()
+        found.set_result(Listing((tool,)))
+        return found
 
     def function(self, name: str) -> str:
         return name

@@ -82,6 +82,7 @@ def test_a_call_waits_for_the_person(page: ChatPage, server: ScriptedServer, wor
     expect(page.page.locator(".question")).to_contain_text("May notes: find do this?")
     expect(page.page.locator("#announcer")).to_contain_text("run or decline")
     page.press(word)
+    expect(page.page.locator(".question")).to_be_hidden()
     expect(page.ended().locator(".content")).to_have_text("Done.")
     assert server.words == [("resp_1", "mcp_0", word == "Run")]
 
