@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import Any
 
+from gptoss_mlx.cli.shared_servers import SharedServers
 from gptoss_mlx.server.toolkit import Toolkit
-from gptoss_mlx.tools.listed import ToolServer
-from gptoss_mlx.tools.mcp.config import HttpServer, ServerConfig
-from gptoss_mlx.tools.mcp.servers import McpServers
+from gptoss_mlx.tools.mcp.config import ServerConfig
 from tests.support.scripted_model import encoding
 
 ODD = {"type": "mcp", "server_label": "odd", "require_approval": "never"}
@@ -35,23 +34,16 @@ def written(name: str, **arguments: Any) -> list[int]:
 @contextmanager
 def mcp_kit(
     *configs: ServerConfig,
-    seconds: float = 60.0,
     notes: list[str] | None = None,
     allows_urls: bool = False,
     **options: Any,
 ) -> Iterator[Toolkit]:
     """A toolkit of servers that run until the block ends. notes: takes what is told of them."""
     told: list[str] = [] if notes is None else notes
-    servers = McpServers(configs, start_seconds=seconds, tell=told.append, waits=False)
-
-    def connect(
-        name: str, url: str, headers: Mapping[str, str], others: Sequence[str]
-    ) -> ToolServer | None:
-        return servers.connect(ServerConfig(name, HttpServer(url, headers, True), 60.0), others)
-
-    with closing(servers):
+    with closing(SharedServers(configs, (), told.append, allows_urls=allows_urls)) as shared:
         yield Toolkit(
-            servers={server.name: server for server in servers.shared},
-            connect=connect if allows_urls else None,
+            servers=shared.by_name,
+            addresses=shared.addresses,
+            connect=shared.connect,
             **options,
         )

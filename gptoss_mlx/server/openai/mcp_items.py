@@ -30,7 +30,7 @@ _TEXTS: Mapping[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class Approved:
+class ApprovedCall:
     """A call that a person has agreed to, and that has not run. request: the id of the request."""
 
     request: str
@@ -65,17 +65,18 @@ class Approvals:
         reason = answer.get("reason")
         return f"{DECLINED} {reason}" if isinstance(reason, str) and reason else DECLINED
 
-    def due(self, given: Sequence[JSON]) -> list[Approved]:
+    def due(self, given: Sequence[JSON]) -> list[ApprovedCall]:
         """The calls to run, by the answers among the items of one request. Raises Problem."""
-        found: dict[str, Approved] = {}
+        found: dict[str, ApprovedCall] = {}
         for answer in (item for item in given if item["type"] == "mcp_approval_response"):
             id = answer["approval_request_id"]
             if (request := self._requests.get(id)) is None:
                 said = f"no approval request has the id {shown(id)}: send it back, or name the"
                 raise Problem(400, f"{said} response that it is from", param="input")
-            if answer["approve"] and id not in self._calls:
+            is_first = self._answers[id] is answer
+            if answer["approve"] and is_first and id not in self._calls:
                 texts = (request[key] for key in _TEXTS["mcp_approval_request"])
-                found[id] = Approved(id, *texts)
+                found[id] = ApprovedCall(id, *texts)
         return list(found.values())
 
 

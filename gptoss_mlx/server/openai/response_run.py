@@ -19,7 +19,7 @@ from gptoss_mlx.server.history import JSON
 from gptoss_mlx.server.job import Job
 from gptoss_mlx.server.openai.call_writers import CallWriter
 from gptoss_mlx.server.openai.item_writers import ItemPlace
-from gptoss_mlx.server.openai.mcp_items import Approved
+from gptoss_mlx.server.openai.mcp_items import ApprovedCall
 from gptoss_mlx.server.openai.mcp_writers import list_events
 from gptoss_mlx.server.openai.output_items import OutputItem
 from gptoss_mlx.server.openai.response_events import LifeEvent, LifeType, ResponseEvent
@@ -66,7 +66,7 @@ class ResponseRun:
         calls: ServedCalls | None = None,
         go_on: GoOn,
         choice: str | JSON | None = None,
-        approved: Sequence[Approved] = (),
+        approved: Sequence[ApprovedCall] = (),
     ) -> None:
         self._job, self._tools, self._settle = job, tools, settle
         self._served, self._continue, self._choice = calls, go_on, choice

@@ -16,7 +16,7 @@ from gptoss_mlx.server.history import JSON
 from gptoss_mlx.server.job import Ask
 from gptoss_mlx.server.openai.chat_request import SamplingFields
 from gptoss_mlx.server.openai.input_items import items_of, messages_of
-from gptoss_mlx.server.openai.mcp_items import Approvals, Approved
+from gptoss_mlx.server.openai.mcp_items import Approvals, ApprovedCall
 from gptoss_mlx.server.openai.mcp_request import AskedServer, asked_servers
 from gptoss_mlx.server.openai.response_object import Repeated
 from gptoss_mlx.server.openai.response_servers import ResponseServers
@@ -70,7 +70,7 @@ class Asked:
     items: tuple[JSON, ...]
     tools: Toolbox
     options: Options
-    approved: Sequence[Approved] = ()
+    approved: Sequence[ApprovedCall] = ()
 
     def ask(self, items: Sequence[JSON] | None = None, change: Options | None = None) -> Ask:
         """What is asked of the model. items: others. change: of the options. Raises Problem."""

@@ -15,7 +15,7 @@ from gptoss_mlx.server.containers import Container, Containers
 from gptoss_mlx.server.openai.annotator import Annotator, MadeFile
 from gptoss_mlx.server.openai.call_writers import CallWriter, CodeCallWriter, SearchCallWriter
 from gptoss_mlx.server.openai.item_writers import ItemPlace
-from gptoss_mlx.server.openai.mcp_items import Approved
+from gptoss_mlx.server.openai.mcp_items import ApprovedCall
 from gptoss_mlx.server.openai.mcp_writers import McpCallWriter, McpRequestWriter
 from gptoss_mlx.server.openai.output_items import Phase
 from gptoss_mlx.server.openai.response_events import ResponseEvent
@@ -97,7 +97,7 @@ class ServedCalls:
             return SearchCallWriter(place, recipient, tool, wanted.sources, wanted.sealed)
         return CodeCallWriter(place, self.container_id, wanted.outputs, wanted.sealed)
 
-    def approved(self, place: ItemPlace, call: Approved) -> McpCallWriter:
+    def approved(self, place: ItemPlace, call: ApprovedCall) -> McpCallWriter:
         """The writer of a call that a person has agreed to. Raises Problem."""
         named = self._servers.named(call.label, call.name)
         return McpCallWriter(place, named, call.request)
