@@ -45,7 +45,8 @@ _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e]*")
 _SHORTEST, _LONGEST = 1000, 86_400_000  # milliseconds
 _NAME_LENGTH = 64
-_SECRET_LENGTH = 8  # a shorter value of a header is none, such as a number
+_SECRET = re.compile("auth|cookie|key|password|secret|token", re.IGNORECASE)  # in a header's name
+_SECRET_LENGTH = 8
 _HIDDEN = "[hidden]"
 _NAME = re.compile(r"[\w@/.-](?:[\w@/. -]*[\w@/.-])?")
 _TAKEN = {*BUILTIN, FUNCTIONS.rstrip(".")}  # names that rules and recipients have already
@@ -72,10 +73,10 @@ class HttpServer:
     is_foreign: bool = False
 
     def hide(self, text: str) -> str:
-        """The text without what the headers hold, which a server may quote."""
-        for value in self.headers.values():
+        """The text without the secrets of the headers, which a server may quote."""
+        for name, value in self.headers.items():
             for secret in (value, value.rpartition(" ")[2]):  # with and without "Bearer"
-                if len(secret) >= _SECRET_LENGTH:
+                if _SECRET.search(name) and len(secret) >= _SECRET_LENGTH:
                     text = text.replace(secret, _HIDDEN)
         return text
 

@@ -57,6 +57,9 @@ _US = Implementation(name="gptoss-mlx", version=__version__)
 
 for _logger in ("mcp", "client"):  # what the package reports of a server goes to our notes instead
     logging.getLogger(_logger).addHandler(logging.NullHandler())
+for _logger in ("mcp", "client", "httpx2", "httpcore2"):
+    # Below this level they write out what is said, and addresses with keys in them.
+    logging.getLogger(_logger).setLevel(logging.WARNING)
 
 
 class Connection:
@@ -175,10 +178,13 @@ class Connection:
         session = self._session
         if session is None or not self._has_changed:
             return
-        with anyio.move_on_after(_LIST_SECONDS):
+        with anyio.move_on_after(_LIST_SECONDS) as limit:
             try:
                 self.tools = await self._list(session)
                 return
+            except anyio.get_cancelled_exc_class():
+                self._has_changed = not limit.cancel_called  # who asked has left: read it again
+                raise
             except (MCPError, ValidationError) as error:
                 self._note(f"its tools have changed and could not be read: {_told(error)}")
                 return
