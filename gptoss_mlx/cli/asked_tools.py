@@ -17,6 +17,7 @@ import click
 
 from gptoss_mlx.cli.open_tools import Interpreters, OpenTools
 from gptoss_mlx.cli.options import Parsed
+from gptoss_mlx.cli.shared_servers import SharedServers
 from gptoss_mlx.cli.terminal import Bar
 from gptoss_mlx.spec.recipients import BUILTIN
 from gptoss_mlx.tools.approval import MOST_CALLS, Approval, Rule
@@ -85,8 +86,6 @@ _OPTIONS = (
         show_default=True,
         help="Calls after which the model has to answer.",
     ),
-)
-_BESIDE = (
     click.option(
         "--mcp",
         type=click.Path(path_type=Path),
@@ -99,18 +98,10 @@ _BESIDE = (
         help="JSON file of other models, at OpenAI-compatible URLs, that this one may ask.",
     ),
 )
-"""Of tools that a server does not have."""
 
 
 def tool_options(command: _F) -> _F:
     """Give a click command every option that `take_tools` takes."""
-    for option in reversed(_BESIDE):
-        command = option(command)
-    return server_tool_options(command)
-
-
-def server_tool_options(command: _F) -> _F:
-    """Give a click command the options of the tools that a server may have."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
@@ -165,9 +156,12 @@ class AskedTools:
             yield OpenTools(python, source, self.models, servers)
 
     @contextmanager
-    def kit(self, *, bar_shown: bool, after: float) -> Iterator[Toolkit]:
+    def kit(
+        self, *, bar_shown: bool, after: float, note: Callable[[str], None], allows_urls: bool
+    ) -> Iterator[Toolkit]:
         """What a server makes the tools of its conversations of, until the block ends. files: each
-        conversation has a folder of its own there. Raises GptOssError."""
+        conversation has a folder of its own there. note: tells a person what has become of an MCP
+        server. allows_urls: whether clients may name further ones. Raises GptOssError."""
         from gptoss_mlx.server.toolkit import Toolkit
 
         makers: dict[str, Maker] = {}
@@ -179,8 +173,18 @@ class AskedTools:
                     source = self._source(bar.update)
                 stack.callback(source.close)
                 makers["browser"] = partial(_browser, source)
-            offline = self.search is None
-            yield Toolkit(makers, self.rules, self.most_calls, self.files, offline)
+            shared = SharedServers(self.servers, self.models, note, allows_urls=allows_urls)
+            stack.callback(shared.close)
+            yield Toolkit(
+                makers,
+                self.rules,
+                self.most_calls,
+                self.files,
+                is_offline=self.search is None,
+                servers=shared.by_name,
+                addresses=shared.addresses,
+                connect=shared.connect,
+            )
 
     def _python_maker(self) -> Maker:
         """Raises SandboxError where no sandbox can be made."""
@@ -252,6 +256,9 @@ def take_tools(given: dict[str, Any], *, on_terminal: bool = True) -> AskedTools
     servers = _read_mcp(given.pop("mcp", None))
     models = _read_models(given.pop("ask_models", None))
     rules: dict[str, Rule] = {server.name: "allow" for server in servers}
+    for name in (f"ask_{model.name}" for model in models):
+        if name in rules:
+            raise click.UsageError(f"--mcp and --ask-models both have {name!r}: rename one")
     rules |= {f"ask_{model.name}": model.rule for model in models}
     rules |= _known_rules(given.pop("tool_rules"), [*sorted(BUILTIN), *rules])
     box = AskedTools(
@@ -289,12 +296,17 @@ def _read_models(file: Path | None) -> tuple[Endpoint, ...]:
     return read_endpoints(file, os.environ)
 
 
+def need_mcp(option: str) -> None:
+    """Raises click.UsageError where the package is missing."""
+    if importlib.util.find_spec("mcp") is None:
+        raise click.UsageError(f"{option} needs a package: pip install 'gptoss-mlx[mcp]'")
+
+
 def _read_mcp(path: Path | None) -> Sequence[ServerConfig]:
-    """Raises click.UsageError where the package is missing, and McpFileError."""
+    """Raises click.UsageError and McpFileError."""
     if path is None:
         return ()
-    if importlib.util.find_spec("mcp") is None:
-        raise click.UsageError("--mcp needs a package: pip install 'gptoss-mlx[mcp]'")
+    need_mcp("--mcp")
     from gptoss_mlx.tools.mcp.config import read_servers
 
     return read_servers(path)

@@ -9,13 +9,14 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from gptoss_mlx.cli.asked_guard import guard_options, take_guard
-from gptoss_mlx.cli.asked_tools import server_tool_options, take_tools
+from gptoss_mlx.cli.asked_tools import need_mcp, take_tools, tool_options
 from gptoss_mlx.cli.exits import Command
 from gptoss_mlx.cli.opening import take_settings
 from gptoss_mlx.cli.options import (
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from gptoss_mlx.server.policy import Policy
     from gptoss_mlx.server.registry import ServedModel
     from gptoss_mlx.server.toolkit import Toolkit
+
+logger = logging.getLogger(__name__)
 
 BAR_AFTER = 1.0  # seconds; shorter work shows no bar
 
@@ -81,7 +84,10 @@ ORIGIN = Parsed("origin", parse_origin)
 @click.option("--parallel", type=click.IntRange(1, 32), help="Answers written at a time.")
 @click.option("--max-queue", type=click.IntRange(0), default=64, show_default=True)
 @loading_options
-@server_tool_options
+@tool_options
+@click.option(
+    "--allow-mcp-urls", is_flag=True, help="Connect to MCP servers at public URLs of clients'."
+)
 @guard_options
 @click.option("--no-cache-dir", is_flag=True, help="Nothing of prompts lasts on the disk.")
 @click.option(
@@ -111,6 +117,7 @@ def main(
     allow_origin: tuple[str, ...],
     allow_host: tuple[str, ...],
     alias: tuple[str, ...],
+    allow_mcp_urls: bool,
     max_queue: int,
     no_cache_dir: bool,
     keep_alive: float | None,
@@ -127,6 +134,8 @@ def main(
     beside it.
     """
     box, guard = take_tools(settings, on_terminal=False), take_guard(settings)
+    if allow_mcp_urls:
+        need_mcp("--allow-mcp-urls")
     keys = (*api_key, *_keys(api_key_file))
     if not all(keys):
         raise click.UsageError("--api-key is empty")
@@ -157,7 +166,8 @@ def main(
     if log_prompts:  # whatever else is logged
         logging.getLogger("gptoss_mlx.server.service").setLevel(logging.INFO)
     tty = sys.stderr is not None and sys.stderr.isatty()
-    with box.kit(bar_shown=tty, after=BAR_AFTER) as kit:
+    tell = partial(logger.warning, "%s")
+    with box.kit(bar_shown=tty, after=BAR_AFTER, note=tell, allows_urls=allow_mcp_urls) as kit:
         _serve(names, alias, settings, policy, kit, (host, port), guard)
 
 

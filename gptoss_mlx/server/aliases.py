@@ -19,11 +19,11 @@ _LONGEST = 100
 
 
 class Aliases:
-    """The names of one request's tools, both ways."""
+    """The names of one request's tools, both ways. reserved: those that no tool gets."""
 
-    def __init__(self, names: Iterable[str]) -> None:
+    def __init__(self, names: Iterable[str], reserved: Iterable[str] = ()) -> None:
         self._shown: dict[str, str] = {}
-        self._original: dict[str, str] = {}
+        self._original = {name: name for name in reserved}
         for name in names:
             self.shown(name)
 

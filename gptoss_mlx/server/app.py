@@ -50,6 +50,8 @@ ROUTES: Sequence[BaseRoute] = (
     Route("/v1/responses/{id}/cancel", responses.cancel, methods=["POST"]),
     Route("/v1/responses/{id}/input_items", responses.input_items, methods=["GET"]),
     Route("/v1/responses/{id}/approvals", responses.approve, methods=["POST"]),
+    Route("/v1/containers/{container_id}/files", container_files.index),
+    Route("/v1/containers/{container_id}/files/{file_id}", container_files.show),
     Route("/v1/containers/{container_id}/files/{file_id}/content", container_files.content),
     Route("/v1/completions", completions.create, methods=["POST"]),
     Route("/v1/messages", messages.create, methods=["POST"]),

@@ -16,6 +16,8 @@ from gptoss_mlx.server.service import service_of
 BIG = 1 << 20
 """Bytes of a body that is parsed in a thread, since the event loop would stand still."""
 
+_NOT_QUOTED = ("tools",)  # fields that may hold secrets
+
 
 class Body(BaseModel):
     """A request's fields. Those that are not known are ignored, and null is not given."""
@@ -81,5 +83,6 @@ def _parse(data: bytes, kind: type[T]) -> T:
     if first["type"] == "json_invalid":
         raise Problem(400, f"the body is not valid JSON: {shown(first['msg'])}")
     field = ".".join(str(part) for part in first["loc"])
-    given = "" if first["type"] == "missing" else f", not {shown(first['input'])}"
+    is_quoted = first["type"] != "missing" and field.partition(".")[0] not in _NOT_QUOTED
+    given = f", not {shown(first['input'])}" if is_quoted else ""
     raise Problem(400, f"{field or 'the body'}: {first['msg']}{given}", param=field or None)

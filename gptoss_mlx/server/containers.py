@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from secrets import token_hex
@@ -29,6 +29,9 @@ T = TypeVar("T")
 
 MOST_CONTAINERS = 64
 MOST_INTERPRETERS = 8
+MOST_APART = 32
+"""Calls of servers that all conversations share, at a time; they keep no others waiting."""
+
 IDLE_SECONDS = 20 * 60
 """After which an interpreter that nobody calls is ended."""
 
@@ -91,6 +94,7 @@ class Containers:
         self._all: OrderedDict[str, Container] = OrderedDict()
         self._turns = asyncio.Semaphore(interpreters)
         self._threads = ThreadPoolExecutor(interpreters, "gptoss_mlx tool")
+        self._apart = ThreadPoolExecutor(MOST_APART, "gptoss_mlx server")
         self._running: dict[asyncio.Task[None], threading.Event] = {}
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._is_closed = False
@@ -124,16 +128,28 @@ class Containers:
             container.tools[name] = self.kit.makers[name](container.folder, encoding)
         return container.tools[name]
 
+    async def apart(self, work: Callable[[], T]) -> T:
+        """What a function gives that asks a shared server, run on a thread for these."""
+        return await asyncio.get_running_loop().run_in_executor(self._apart, work)
+
     async def run(
-        self, container: Container, tool: Tool, work: Callable[[], T], ended: threading.Event
+        self,
+        container: Container,
+        tool: Tool,
+        work: Callable[[], T],
+        ended: threading.Event,
+        *,
+        apart: bool = False,
     ) -> T:
         """What a function gives that calls a container's tool, run on a thread of the tools.
 
         ended: what the call looks at to end early; it is set when this is cancelled, and when the
-        server ends. The container stays busy until the call has ended.
+        server ends. The container stays busy until the call has ended, but for a tool that is
+        called apart, as those of shared servers are.
         """
         result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        task = asyncio.ensure_future(self._run(container, tool, work, result))
+        calling = self.apart(work) if apart else self._run(container, tool, work)
+        task = asyncio.ensure_future(_settle(calling, result))
         self._running[task] = ended
         task.add_done_callback(lambda task: self._running.pop(task))
         if self._is_closed:
@@ -157,31 +173,18 @@ class Containers:
             await self._on_thread(container.close)
         self._all.clear()
         self._threads.shutdown(wait=False)
+        self._apart.shutdown(wait=False, cancel_futures=True)
         if self._temporary is not None:
             await asyncio.to_thread(self._temporary.cleanup)
 
-    async def _run(
-        self,
-        container: Container,
-        tool: Tool,
-        work: Callable[[], T],
-        result: asyncio.Future[T],
-    ) -> None:
-        """A call's own task, which goes on when nobody waits for the result any more."""
-        try:
-            async with self._turns, container.lock:
-                if tool.name == _INTERPRETED:
-                    await self._wake(container)
-                try:
-                    given = await self._on_thread(work)
-                finally:
-                    self._keep_for_a_while(container)
-        except Exception as error:  # of any kind: it is the caller's
-            if not result.done():
-                result.set_exception(error)
-        else:
-            if not result.done():
-                result.set_result(given)
+    async def _run(self, container: Container, tool: Tool, work: Callable[[], T]) -> T:
+        async with self._turns, container.lock:
+            if tool.name == _INTERPRETED:
+                await self._wake(container)
+            try:
+                return await self._on_thread(work)
+            finally:
+                self._keep_for_a_while(container)
 
     async def _on_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
@@ -250,3 +253,15 @@ class Containers:
         task = asyncio.ensure_future(doing)
         self._running[task] = threading.Event()
         task.add_done_callback(lambda task: self._running.pop(task))
+
+
+async def _settle(calling: Awaitable[T], result: asyncio.Future[T]) -> None:
+    """A call's own task, which goes on when nobody waits for the result any more."""
+    try:
+        given = await calling
+    except Exception as error:  # of any kind: it is the caller's
+        if not result.done():
+            result.set_exception(error)
+    else:
+        if not result.done():
+            result.set_result(given)

@@ -26,10 +26,12 @@ from gptoss_mlx.server.ollama.unsupported import REASONS
 from gptoss_mlx.server.openai.chat import Chunk, Completion
 from gptoss_mlx.server.openai.chat_request import ChatRequest
 from gptoss_mlx.server.openai.completions import TextCompletion, TextRequest
+from gptoss_mlx.server.openai.container_files import FileShown
 from gptoss_mlx.server.openai.models import ModelList, ModelShown
+from gptoss_mlx.server.openai.paging import ItemList
 from gptoss_mlx.server.openai.response_events import ResponseEvent
 from gptoss_mlx.server.openai.response_object import ResponseShown
-from gptoss_mlx.server.openai.responses import Approved, Deleted, ItemList, Word
+from gptoss_mlx.server.openai.responses import Approved, Deleted, Word
 from gptoss_mlx.server.openai.responses_request import ResponsesRequest
 from gptoss_mlx.server.openai.shape import ErrorShown
 from gptoss_mlx.server.openapi import FILE, TEXT, Described, document
@@ -75,6 +77,8 @@ OPENAI = (
     Described("POST", "/v1/responses/{id}/cancel", "End a response", ResponseShown),
     Described("GET", "/v1/responses/{id}/input_items", "What it answers", ItemList),
     Described("POST", "/v1/responses/{id}/approvals", "Let a call run, or not", Approved, Word),
+    Described("GET", "/v1/containers/{container_id}/files", "A conversation's files", ItemList),
+    Described("GET", "/v1/containers/{container_id}/files/{file_id}", "One of them", FileShown),
     Described(
         "GET",
         "/v1/containers/{container_id}/files/{file_id}/content",

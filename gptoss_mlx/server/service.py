@@ -98,6 +98,17 @@ class Service:
         """The tokens of a prompt as `start` would render it. Raises as `start` does."""
         return await self.read(ask.model, lambda engine: engine.count(ask.prompt, **ask.options))
 
+    async def result(self, model: str | None, text: str) -> str:
+        """What a call gave, as a model and the client may read it, where no job of theirs runs yet;
+        see `Job.result`. Raises Problem."""
+        if self.guard is None:
+            return text
+        entry, judge = await self._lease(model)
+        try:
+            return await Screening(self.guard, _running(judge or entry)).result(text)
+        finally:
+            self._release(entry, 0, None, judge)
+
     async def close(self) -> None:
         """Unload all models; what still runs fails."""
         await self.registry.close()

@@ -181,7 +181,7 @@ class Agent:
             known = ", ".join(sorted(self._tools)) or "none"
             said = f"There is no tool {shown(call.name)}. There are: {known}."
             return Outcome(said, failed=True), None
-        refusal = self._approval.refusal(tool, call)
+        refusal = self._approval.refusal(tool.name, call)
         if refusal is not None:
             return Outcome(refusal, failed=True), None
         outcome = tool.call(call.recipient, call.arguments, self._cancel)

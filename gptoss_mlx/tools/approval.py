@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from gptoss_mlx.engine.result import ToolCall
-from gptoss_mlx.tools.tool import Tool
 
 MOST_CALLS = 50
 """Of one run, where nothing else is said."""
@@ -30,11 +29,11 @@ class Approval:
     rules: Mapping[str, Rule] = field(default_factory=dict)
     ask: Callable[[ToolCall], bool] | None = None
 
-    def refusal(self, tool: Tool, call: ToolCall) -> str | None:
-        """What the model is told where a call is not run."""
-        rule = self.rules.get(tool.name, "allow")
+    def refusal(self, name: str, call: ToolCall) -> str | None:
+        """What the model is told where a call is not run. name: the tool's."""
+        rule = self.rules.get(name, "allow")
         if rule == "deny":
-            return f"Calls of {tool.name} are not permitted here."
+            return f"Calls of {name} are not permitted here."
         if rule == "ask" and not (self.ask is not None and self.ask(call)):
             return DECLINED
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import socket
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from click.testing import CliRunner
 
@@ -19,6 +21,7 @@ from gptoss_mlx.cli import serve
 from gptoss_mlx.cli.serve import parse_duration, parse_origin, welcome
 from gptoss_mlx.server.toolkit import Toolkit
 from tests.root import ROOT
+from tests.tools.mcp.conftest import ODD
 
 LONG = 120.0  # seconds that nothing here takes
 
@@ -41,6 +44,7 @@ LONG = 120.0  # seconds that nothing here takes
         (["--tool", "browser"], "--documents DIR, or --search URL"),
         (["--documents", "x"], "--documents is for --tool browser"),
         (["--max-tool-calls", "-1"], "--max-tool-calls"),
+        (["--tool", "odd"], "--tool 'odd' is not browser or python"),
     ],
 )
 def test_a_usage_mistake_is_said(arguments: list[str], said: str) -> None:
@@ -78,6 +82,54 @@ def test_tools_are_those_that_were_asked_for(
     assert (both.most_calls, both.files) == (3, tmp_path / "files")
 
 
+def mcp_file(folder: Path, *mode: str) -> str:
+    """A file of one stdio server, and one at an address."""
+    odd: dict[str, Any] = {"command": sys.executable, "args": ["-I", "-S", str(ODD), *mode]}
+    file = folder / "mcp.json"
+    web = {"url": "http://127.0.0.1:9/mcp", "disabled": not mode}
+    file.write_text(json.dumps({"mcpServers": {"odd": odd, "web": web}}))
+    return str(file)
+
+
+def test_servers_and_models_are_those_of_the_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kits: list[Toolkit] = []
+    monkeypatch.setattr(serve, "_serve", lambda *given: kits.append(given[4]))
+    models = tmp_path / "models.json"
+    models.write_text(json.dumps({"models": {"big": {"url": "http://127.0.0.1:9", "model": "m"}}}))
+    mcp = ["--mcp", mcp_file(tmp_path, "stays")]
+    asked = ["--ask-models", str(models), "--tool", "odd=ask"]
+    for arguments in ([*mcp, *asked], ["--allow-mcp-urls"], ["--ask-models", str(models)]):
+        result = CliRunner().invoke(serve.main, ["tiny", *arguments])
+        assert (result.exit_code, result.output) == (0, "")
+    all_, open_, model = kits
+    assert list(all_.servers) == ["odd", "web", "ask_big"]
+    assert [all_.rule(name) for name in all_.servers] == ["ask", "allow", "ask"]
+    assert (all_.addresses, all_.connect) == ({"web": "http://127.0.0.1:9/mcp"}, None)
+    assert open_.connect is not None
+    assert (list(model.servers), model.connect) == (["ask_big"], None)
+
+
+@pytest.mark.parametrize("option", ["--mcp", "--ask-models"])
+def test_a_file_that_is_wrong_is_one_line(tmp_path: Path, option: str) -> None:
+    file = tmp_path / "file.json"
+    file.write_text("{")
+    result = CliRunner().invoke(serve.main, ["tiny", option, str(file)])
+    assert (result.exit_code, len(result.output.splitlines())) == (1, 1)
+    assert str(file) in result.output
+
+
+def test_a_name_stands_for_one_thing(tmp_path: Path) -> None:
+    models, mcp = tmp_path / "models.json", tmp_path / "mcp.json"
+    models.write_text(json.dumps({"models": {"big": {"url": "http://127.0.0.1:9", "model": "m"}}}))
+    mcp.write_text(json.dumps({"mcpServers": {"ask_big": {"command": sys.executable}}}))
+    files = ["--mcp", str(mcp), "--ask-models", str(models)]
+    result = CliRunner().invoke(serve.main, ["tiny", *files])
+    assert result.exit_code == 2
+    assert "both have 'ask_big'" in result.output
+
+
 def test_durations_and_origins() -> None:
     found = [parse_duration(text) for text in ("90", "1.5s", "5m", "2h", "1d", "0", "forever")]
     assert found == [90, 1.5, 300, 7200, 86400, 0, None]
@@ -106,9 +158,11 @@ class Process:
         command = [sys.executable, "-m", "gptoss_mlx", "serve", "tiny", "--port", "0", *arguments]
         self.process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
         assert self.process.stderr is not None
-        line = self.process.stderr.readline()
-        found = re.search(r"http://127.0.0.1:(\d+)", line)
-        assert found, line
+        self.before = ""  # what was said before the address
+        while not (found := re.search(r"http://127.0.0.1:(\d+)", self.before)):
+            line = self.process.stderr.readline()
+            assert line, self.before
+            self.before += line
         self.url = f"http://127.0.0.1:{found[1]}"
 
     def wait_until_ready(self) -> None:
@@ -125,7 +179,7 @@ class Process:
         """Exit code and the rest of what was said."""
         self.process.send_signal(number)
         _, said = self.process.communicate(timeout=LONG)
-        return self.process.returncode, said
+        return self.process.returncode, self.before + said
 
 
 @pytest.fixture
@@ -185,6 +239,36 @@ def test_ctrl_c_ends_it_as_every_command(start: Any) -> None:
     server.wait_until_ready()
     code, said = server.end(signal.SIGINT)
     assert (code, "Traceback" in said) == (130, False), said
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_nothing_of_its_servers_is_left(start: Any, tmp_path: Path, number: int) -> None:
+    """However it ends, also of one that stays at SIGTERM; and a server that never answers keeps
+    nobody waiting."""
+    file = json.loads(Path(mcp_file(tmp_path, "stays")).read_text())
+    file["mcpServers"]["mute"] = {**file["mcpServers"]["odd"]}
+    file["mcpServers"]["mute"]["args"] = ["-I", "-S", str(ODD), "silent"]
+    path = tmp_path / "both.json"
+    path.write_text(json.dumps(file))
+    server = start("--no-cache-dir", "--mcp", str(path))
+    server.wait_until_ready()
+    family = psutil.Process(server.process.pid).children(recursive=True)
+    assert len([one for one in family if str(ODD) in one.cmdline()]) >= 4  # with their wardens
+    server.end(number)
+    _, alive = psutil.wait_procs(family, timeout=LONG)
+    assert alive == []
+
+
+def test_what_becomes_of_a_server_is_told(start: Any, tmp_path: Path) -> None:
+    server = start("--no-cache-dir", "--mcp", mcp_file(tmp_path, "dies"))
+    server.wait_until_ready()
+    tool = {"type": "mcp", "server_label": "odd", "require_approval": "never"}
+    body = {"input": "What is 12 + 30?", "tools": [tool], "max_output_tokens": 4}
+    found = httpx.post(f"{server.url}/v1/responses", json=body, timeout=LONG, trust_env=False)
+    assert "it ended with status 2" in found.json()["output"][0]["error"]
+    _, said = server.end(signal.SIGTERM)
+    assert "WARNING: MCP server odd: it ended with status 2; it is started again" in said
+    assert "no such database" in said
 
 
 @pytest.mark.parametrize("asked", [True, False])

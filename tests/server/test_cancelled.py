@@ -93,6 +93,7 @@ async def cut_short(path: str, body: dict[str, Any], end: Callable[[Call], None]
                 break
             await asyncio.sleep(0.01)
         assert (served.sequences, served.leases) == (0, 0), point
+        assert app.responses.running == {}, point
         assert scripted.engine.finished
     await service.close()
 
@@ -102,3 +103,28 @@ async def cut_short(path: str, body: dict[str, Any], end: Callable[[Call], None]
 @pytest.mark.parametrize("end", [Call.cancel, Call.leave], ids=["cancelled", "left"])
 def test_nothing_runs_on(path: str, stream: bool, end: Callable[[Call], None]) -> None:
     asyncio.run(cut_short(path, {**BODIES[path], "stream": stream}, end))
+
+
+class Leaving(Call):
+    """A caller who leaves while the head of the answer is sent."""
+
+    async def _send(self, message: Any) -> None:
+        self.leave()
+        for _ in range(100):
+            await asyncio.sleep(0)
+
+
+def test_a_response_whose_stream_never_begins_ends() -> None:
+    async def left() -> None:
+        scripted = Scripted(REPLY)
+        registry = Registry([ServedModel("m", Settings())], opener=lambda *_: scripted.engine)
+        service = Service(registry, Policy())
+        app = App(service)
+        await registry.load(registry.find(None))
+        await Leaving(app, "/v1/responses", {"input": "hi", "stream": True}).task
+        await asyncio.sleep(0)
+        assert app.responses.running == {}
+        assert registry.find(None).leases == 0
+        await service.close()
+
+    asyncio.run(left())

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from openai import OpenAI
+from openai.types.containers import FileListResponse
 
 from gptoss_mlx.errors import SandboxError
 from gptoss_mlx.server.containers import Container, Containers
@@ -145,7 +147,36 @@ def test_only_files_of_the_folder_are_given(tmp_path: Path) -> None:
         assert served.client.get(f"{base}/{ids['kept']}/content").text == "mine"
         other = f"/v1/containers/cntr_none/files/{ids['kept']}/content"
         assert served.client.get(other).status_code == 404
+        listed = served.client.get(base).json()["data"]
+        assert {file["path"] for file in listed} == {"/mnt/data/kept", "/mnt/data/gone"}
+        assert served.client.get(f"{base}/{ids['link']}").status_code == 404
     assert (folder / "kept").read_text() == "mine"  # the folder of --files stays
+
+
+def test_files_are_listed_the_newest_first(tmp_path: Path) -> None:
+    """Page after page, by OpenAI's client, also those that no answer names."""
+    kit = fake_kit(kind=Planting, files=tmp_path / "files")
+    with tooled(Scripted(CODE.format("x"), DONE), kit) as served:
+        _, _, container = ran(served)
+        folder = tmp_path / "files" / container
+        for age, path in enumerate(sorted(p for p in folder.rglob("*") if p.is_file())):
+            os.utime(path, (1000 - age, 1000 - age))
+        with OpenAI(base_url=f"{served.url}/v1", api_key="any") as client:
+            files = client.containers.files
+            newest = list(files.list(container, limit=2))
+            oldest = list(files.list(container, limit=3, order="asc"))
+            one = files.retrieve(newest[0].id, container_id=container)
+            bytes_ = files.content.retrieve(one.id, container_id=container).read()
+        base = f"/v1/containers/{container}/files"
+        refused = [served.client.get(f"{base}?{q}").status_code for q in ("limit=0", "after=x")]
+        missing = served.client.get("/v1/containers/cntr_none/files").status_code
+    names = ["d/file", "gone", "kept", "link", "pipe"]
+    assert [file.path for file in newest] == [f"/mnt/data/{name}" for name in names]
+    assert [file.id for file in oldest] == [file.id for file in reversed(newest)]
+    assert one.model_dump() == newest[0].model_dump()
+    FileListResponse.model_validate(one.model_dump(), strict=True)
+    assert (one.bytes, one.created_at, one.container_id, bytes_) == (4, 1000, container, b"mine")
+    assert (refused, missing) == ([400, 400], 404)
 
 
 def test_a_container_that_is_named_and_gone_is_a_clear_error() -> None:

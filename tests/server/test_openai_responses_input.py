@@ -261,7 +261,7 @@ def test_a_number_without_a_value_is_refused_and_not_repeated(idle: Served) -> N
 def test_what_other_clients_send_is_taken() -> None:
     body: dict[str, Any] = {
         **dict.fromkeys(("temperature", "tools", "text", "reasoning", "include", "store", "user")),
-        "tools": [{"type": "web_search"}, {"type": "mcp", "server_label": "x"}, function("f")],
+        "tools": [{"type": "web_search"}, {"type": "image_generation"}, function("f")],
         "service_tier": "flex",
         "prompt_cache_key": "k",
         "prompt_cache_retention": "24h",

@@ -63,6 +63,35 @@ def browsed(index: int, action: Chunk, status: str = "completed") -> list[Step]:
     ]
 
 
+def called_server(
+    index: int,
+    arguments: str,
+    output: str | None,
+    error: str = "",
+    asked: Gate | None = None,
+    names: tuple[str, str] = ("notes", "find"),
+) -> list[Step]:
+    """A call of a server's tool. asked: opened by a person's word, until which it waits."""
+    failed = {"type": "mcp_tool_execution_error", "content": [{"type": "text", "text": error}]}
+    item = {
+        **{"type": "mcp_call", "id": f"mcp_{index}", "server_label": names[0], "name": names[1]},
+        **{"arguments": arguments, "output": output, "error": failed if error else None},
+        "status": "failed" if error else "completed",
+    }
+    place = {"output_index": index, "item_id": item["id"]}
+    waits: list[Step] = []
+    if asked is not None:
+        waits = [{"type": "response.tool_approval.requested", **place, "tool": names[0]}, asked]
+    begun = {**item, "arguments": "", "status": "in_progress", "output": None, "error": None}
+    return [
+        added(index, begun),
+        {"type": "response.mcp_call_arguments.delta", **place, "delta": arguments},
+        {"type": "response.mcp_call_arguments.done", **place, "arguments": arguments},
+        *waits,
+        done(index, item),
+    ]
+
+
 def answered(index: int, *pieces: str, notes: Sequence[Chunk] = ()) -> list[Step]:
     place = {"output_index": index, "content_index": 0}
     return [

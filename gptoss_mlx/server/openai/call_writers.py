@@ -19,6 +19,7 @@ from gptoss_mlx.server.openai.output_items import (
     Image,
     ItemStatus,
     Logs,
+    McpCallItem,
     SearchCallItem,
     SearchStatus,
     WrittenCall,
@@ -53,7 +54,7 @@ class CallWriter(Protocol):
     def arguments(self) -> str: ...
 
     @property
-    def item(self) -> CodeCallItem | SearchCallItem: ...
+    def item(self) -> CodeCallItem | SearchCallItem | McpCallItem: ...
 
     @property
     def kept(self) -> JSON: ...
@@ -85,7 +86,7 @@ class CallWriter(Protocol):
         ...
 
 
-class _Call:
+class RunCall:
     """What the writers of calls have in common. sealed: whether the item is to hold all of it."""
 
     def __init__(self, place: ItemPlace, recipient: str, id: str, sealed: bool) -> None:
@@ -93,7 +94,7 @@ class _Call:
         self._texts, self._result = list[str](), INTERRUPTED
 
     @property
-    def item(self) -> CodeCallItem | SearchCallItem:
+    def item(self) -> CodeCallItem | SearchCallItem | McpCallItem:
         raise NotImplementedError
 
     @property
@@ -120,7 +121,7 @@ class _Call:
         }
 
 
-class CodeCallWriter(_Call):
+class CodeCallWriter(RunCall):
     """with_outputs: whether the item says what the code gave."""
 
     def __init__(
@@ -198,7 +199,7 @@ class CodeCallWriter(_Call):
         return [logs, *(Image(type="image", url=url) for url in self._images)]
 
 
-class SearchCallWriter(_Call):
+class SearchCallWriter(RunCall):
     """The item begins when the call is written: what is searched or opened is not known before.
 
     browser: whose pages the call means. with_sources: whether the item names what a search found.

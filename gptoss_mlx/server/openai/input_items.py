@@ -13,12 +13,13 @@ from typing import Any, TypeAlias
 from gptoss_mlx.engine.options import Message
 from gptoss_mlx.files.jsonfile import shown
 from gptoss_mlx.server.history import JSON, text_of
+from gptoss_mlx.server.openai.mcp_items import MCP_KINDS, Approvals, check_item, result_of
 from gptoss_mlx.server.openai.output_items import WRITTEN, new_id
 from gptoss_mlx.server.openai.response_tools import Toolbox
 from gptoss_mlx.server.openai.sealed_calls import served_call
 from gptoss_mlx.server.openai.sealed_reasoning import unseal
 from gptoss_mlx.server.problems import Problem
-from gptoss_mlx.spec.recipients import type_of
+from gptoss_mlx.spec.recipients import FUNCTIONS, type_of
 
 Lookup: TypeAlias = Callable[[str], JSON | None]
 """The item of an id, if there is one."""
@@ -35,10 +36,6 @@ _LEFT_OUT = (
     "image_generation_call",
     "local_shell_call",
     "local_shell_call_output",
-    "mcp_approval_request",
-    "mcp_approval_response",
-    "mcp_call",
-    "mcp_list_tools",
     "program",
     "program_output",
     "shell_call",
@@ -58,6 +55,10 @@ _PREFIXES = {
     "custom_tool_call_output": "ctco",
     "code_interpreter_call": "ci",
     "web_search_call": "ws",
+    "mcp_list_tools": "mcpl",
+    "mcp_call": "mcp",
+    "mcp_approval_request": "mcpr",
+    "mcp_approval_response": "mcpa",
 }
 """Kind of an item -> how its ids begin."""
 
@@ -87,9 +88,11 @@ def _item(where: str, given: JSON, lookup: Lookup) -> JSON | None:
         return None
     elif kind in _SERVED:
         item[WRITTEN] = served
+    if kind in MCP_KINDS:
+        check_item(where, item)
     if not isinstance(item.get("id"), str):
         item["id"] = new_id(_PREFIXES[kind])
-    if kind != "reasoning":
+    if kind != "reasoning" and kind not in MCP_KINDS:
         item.setdefault("status", "completed")
     if kind == "message":
         item["content"] = _parts(item)
@@ -108,7 +111,9 @@ def _known(item: JSON, lookup: Lookup) -> JSON | None:
 def _heard(item: JSON) -> object:
     """What of an item must be the same for it to be the one that is kept."""
     content = item.get("content")
-    return item.get("code") if content is None else "".join(_texts(content))
+    if content is not None:
+        return "".join(_texts(content))
+    return [item.get(key) for key in ("code", "name", "arguments", "output", "error")]
 
 
 def _parts(message: JSON) -> Any:
@@ -133,7 +138,7 @@ def is_instruction(item: JSON) -> bool:
 
 def messages_of(items: Sequence[JSON], tools: Toolbox) -> list[Message]:
     """The chat messages of items, as the engine takes them. Raises Problem."""
-    thread = _Thread(tools)
+    thread = _Thread(tools, Approvals(items))
     for index, item in enumerate(items):
         thread.read(f"input.{index}", item)
     return thread.messages
@@ -142,9 +147,9 @@ def messages_of(items: Sequence[JSON], tools: Toolbox) -> list[Message]:
 class _Thread:
     """Messages in the making. Reasoning, a preamble and calls that follow each other are one."""
 
-    def __init__(self, tools: Toolbox) -> None:
+    def __init__(self, tools: Toolbox, approvals: Approvals) -> None:
         self.messages: list[Message] = []
-        self._tools = tools
+        self._tools, self._approvals = tools, approvals
         self._open: dict[str, Any] | None = None  # the assistant's message that may go on
         self._calls: set[str] = set()
 
@@ -158,7 +163,10 @@ class _Thread:
         elif kind in _OUTPUTS:
             self._output(where, item)
         elif kind in _SERVED:
-            self._served(item)
+            written = item[WRITTEN]
+            self._ran(item["id"], written["recipient"], written["arguments"], written["result"])
+        elif kind in MCP_KINDS:
+            self._of_server(item)
         elif item.get("role") == "assistant":
             self._said(where, item)
         elif item.get("role") in ("system", "developer", "user"):
@@ -200,14 +208,26 @@ class _Thread:
         calls = [] if self._open is None else self._open.get("tool_calls", [])
         self._assistant("tool_calls", [*calls, {"id": id, "function": function}], ())
 
-    def _served(self, item: JSON) -> None:
+    def _of_server(self, item: JSON) -> None:
+        """A call of a server's tool, which stands where a person was asked about it."""
+        call: JSON | None = item
+        if item["type"] == "mcp_approval_request":
+            call = self._approvals.call(item)
+        elif item["type"] != "mcp_call" or self._approvals.is_known(item):
+            return
+        result = self._approvals.refusal(item) if call is None else result_of(call)
+        recipient = self._tools.servers.recipient(item["server_label"], item["name"])
+        if call is not None and WRITTEN in call:
+            recipient = call[WRITTEN]["recipient"]
+        self._ran(item["id"], recipient, item["arguments"], result)
+
+    def _ran(self, id: str, recipient: str, arguments: str, result: str) -> None:
         """A call that the server ran, and what it gave."""
-        written, id = item[WRITTEN], item["id"]
-        function = {"name": written["recipient"], "arguments": written["arguments"]}
-        call = {"id": id, "type": type_of(written["recipient"]), "function": function}
+        function = {"name": recipient.removeprefix(FUNCTIONS), "arguments": arguments}
+        call = {"id": id, "type": type_of(recipient), "function": function}
         self._assistant("tool_calls", [call], ("tool_calls",))
         self._open = None
-        self.messages.append({"role": "tool", "tool_call_id": id, "content": written["result"]})
+        self.messages.append({"role": "tool", "tool_call_id": id, "content": result})
 
     def _output(self, where: str, item: JSON) -> None:
         id = _call_id(where, item)

@@ -60,6 +60,6 @@ def model_shown(entry: ServedModel, kit: Toolkit) -> ModelShown:
     }
     if entry.context is not None:
         shown |= {"context_length": entry.context, "max_model_len": entry.context}
-    if kit.makers:
-        shown["server_tools"] = {name: kit.rule(name) for name in kit.makers}
+    if kit.names:
+        shown["server_tools"] = {name: kit.rule(name) for name in kit.names}
     return shown

@@ -16,6 +16,7 @@ from gptoss_mlx.tools.browser.citations import FileCitation, UrlCitation
 
 ItemStatus: TypeAlias = Literal["in_progress", "completed", "incomplete"]
 CodeStatus: TypeAlias = Literal["in_progress", "interpreting", "completed", "incomplete", "failed"]
+McpStatus: TypeAlias = Literal["in_progress", "calling", "completed", "incomplete", "failed"]
 SearchStatus: TypeAlias = Literal["in_progress", "searching", "completed", "failed"]
 Phase: TypeAlias = Literal["commentary", "final_answer"]
 
@@ -172,8 +173,62 @@ class SearchCallItem(TypedDict):
     encrypted_content: NotRequired[str]
 
 
+class McpTool(TypedDict):
+    name: str
+    description: str | None
+    input_schema: Mapping[str, object]
+    annotations: Mapping[str, bool] | None
+
+
+class McpListItem(TypedDict):
+    """error: why there are no tools."""
+
+    id: str
+    type: Literal["mcp_list_tools"]
+    server_label: str
+    tools: list[McpTool]
+    error: str | None
+
+
+class McpError(TypedDict):
+    """content: what the model read."""
+
+    type: Literal["mcp_tool_execution_error"]
+    content: list[Mapping[str, str]]
+
+
+class McpCallItem(TypedDict):
+    id: str
+    type: Literal["mcp_call"]
+    status: McpStatus
+    server_label: str
+    name: str
+    arguments: str
+    output: str | None
+    error: McpError | None
+    approval_request_id: str | None
+
+
+class McpRequestItem(TypedDict):
+    """A call that waits until the client says in another request whether it may run."""
+
+    id: str
+    type: Literal["mcp_approval_request"]
+    server_label: str
+    name: str
+    arguments: str
+
+
 OutputItem: TypeAlias = (
-    ReasoningItem | MessageItem | FunctionCallItem | CustomCallItem | CodeCallItem | SearchCallItem
+    ReasoningItem
+    | MessageItem
+    | FunctionCallItem
+    | CustomCallItem
+    | CodeCallItem
+    | SearchCallItem
+    | McpListItem
+    | McpCallItem
+    | McpRequestItem
 )
 
 

@@ -126,7 +126,11 @@ class SummaryDone(InSummary):
 class CalledDelta(InItem):
     """A piece of a call's arguments, or of a custom tool's input."""
 
-    type: Literal["response.function_call_arguments.delta", "response.custom_tool_call_input.delta"]
+    type: Literal[
+        "response.function_call_arguments.delta",
+        "response.custom_tool_call_input.delta",
+        "response.mcp_call_arguments.delta",
+    ]
     delta: str
 
 
@@ -142,7 +146,7 @@ class InputDone(InItem):
 
 
 class CallProgress(InItem):
-    """What becomes of a call of one of the server's tools."""
+    """What becomes of a call of one of the server's tools, or of a list of tools."""
 
     type: Literal[
         "response.code_interpreter_call.in_progress",
@@ -151,6 +155,12 @@ class CallProgress(InItem):
         "response.web_search_call.in_progress",
         "response.web_search_call.searching",
         "response.web_search_call.completed",
+        "response.mcp_call.in_progress",
+        "response.mcp_call.completed",
+        "response.mcp_call.failed",
+        "response.mcp_list_tools.in_progress",
+        "response.mcp_list_tools.completed",
+        "response.mcp_list_tools.failed",
     ]
 
 
@@ -162,6 +172,11 @@ class CodeDelta(InItem):
 class CodeDone(InItem):
     type: Literal["response.code_interpreter_call_code.done"]
     code: str
+
+
+class McpArgumentsDone(InItem):
+    type: Literal["response.mcp_call_arguments.done"]
+    arguments: str
 
 
 class ApprovalRequested(InItem):
@@ -192,5 +207,6 @@ ResponseEvent: TypeAlias = (
     | CallProgress
     | CodeDelta
     | CodeDone
+    | McpArgumentsDone
     | ApprovalRequested
 )

@@ -9,6 +9,7 @@ from typing import Literal, NotRequired, TypeAlias
 from typing_extensions import TypedDict
 
 from gptoss_mlx.engine.events import FinishEvent
+from gptoss_mlx.harmony.tokenizer import Tokenizer
 from gptoss_mlx.server.blocked import GuardShown
 from gptoss_mlx.server.history import JSON
 from gptoss_mlx.server.openai.output_items import OutputItem
@@ -88,6 +89,17 @@ class ResponseShown(Repeated):
     model: str
     output: list[OutputItem]
     usage: ResponseUsage | None
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a response has from the beginning. model: the name that it goes by. created: seconds
+    since 1970."""
+
+    key: str
+    model: str
+    created: int
+    tokenizer: Tokenizer
 
 
 def begun(id: str, created: int, model: str, echo: Repeated) -> ResponseShown:

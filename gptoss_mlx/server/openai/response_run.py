@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import Protocol, TypeAlias, cast
 
 from gptoss_mlx.engine.deltas import Delta
@@ -19,23 +18,15 @@ from gptoss_mlx.engine.options import Options
 from gptoss_mlx.server.blocked import Blocked
 from gptoss_mlx.server.history import JSON
 from gptoss_mlx.server.job import Job, Progress
-from gptoss_mlx.server.openai.call_writers import (
-    CallWriter,
-    CodeCallWriter,
-    SearchCallWriter,
-)
-from gptoss_mlx.server.openai.item_writers import (
-    CustomCallWriter,
-    FunctionCallWriter,
-    ItemPlace,
-    ItemWriter,
-    MessageWriter,
-    ReasoningWriter,
-)
-from gptoss_mlx.server.openai.output_items import OutputItem, Phase
+from gptoss_mlx.server.openai.call_writers import CallWriter
+from gptoss_mlx.server.openai.item_writers import ItemPlace
+from gptoss_mlx.server.openai.mcp_items import ApprovedCall
+from gptoss_mlx.server.openai.mcp_writers import list_events
+from gptoss_mlx.server.openai.output_items import OutputItem
 from gptoss_mlx.server.openai.refusal_writer import RefusalWriter
 from gptoss_mlx.server.openai.response_events import LifeEvent, LifeType, ResponseEvent
 from gptoss_mlx.server.openai.response_object import (
+    Head,
     Repeated,
     ResponseShown,
     TurnEnd,
@@ -43,38 +34,33 @@ from gptoss_mlx.server.openai.response_object import (
     response_usage,
 )
 from gptoss_mlx.server.openai.response_tools import Toolbox
-from gptoss_mlx.server.openai.served_calls import ServedCalls
+from gptoss_mlx.server.openai.response_writers import RUN, Wanted, Writer, Writers
+from gptoss_mlx.server.openai.served_calls import Judged, ServedCalls
 from gptoss_mlx.server.problems import problem_of
 
 Settle: TypeAlias = Callable[["ResponseRun"], None]
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """What a response is to have beside its text."""
-
-    logprobs: bool = False
-    summary: bool = False
-    sealed: bool = False
-
-
 class GoOn(Protocol):
     """Has the model take another turn: what it reads further, and the options that change."""
 
-    def __call__(self, job: Job, further: list[JSON], change: Options) -> Awaitable[Job]: ...
+    def __call__(self, job: Job | None, further: list[JSON], change: Options) -> Awaitable[Job]: ...
 
 
 class ResponseRun:
     """shown: the response, with the items that are finished. kept: these items, with what only the
-    model reads. `events` can be read once.
+    model reads. `events` can be read once; `close` ends a run of which nobody has read them.
 
-    calls: those that the server runs; None where it runs none. go_on: asked after they were run.
-    settle: called with the run when it has ended, however it did. blocked: how the guard ended it.
+    job: the first turn; None where `approved` calls are run before it. calls: those that the server
+    runs; None where it runs none. go_on: asked after they were run. settle: called with the run
+    when it has ended, however it did. judged: what a call that runs before the first turn gave, as
+    it may be read. blocked: how the guard ended the run.
     """
 
     def __init__(
         self,
-        job: Job,
+        job: Job | None,
+        head: Head,
         echo: Repeated,
         tools: Toolbox,
         wanted: Wanted,
@@ -82,20 +68,24 @@ class ResponseRun:
         *,
         calls: ServedCalls | None = None,
         go_on: GoOn,
+        judged: Judged,
         choice: str | JSON | None = None,
+        approved: Sequence[ApprovedCall] = (),
     ) -> None:
-        self._job, self._tools, self._wanted, self._settle = job, tools, wanted, settle
+        self._job, self._tools, self._settle = job, tools, settle
         self._served, self._continue, self._choice = calls, go_on, choice
-        self.shown = begun(f"resp_{job.key}", job.created, job.model, echo)
+        self._writers = Writers(tools, calls, wanted, head.tokenizer)
+        self._approved, self._judged = approved, judged
+        self.shown = begun(f"resp_{head.key}", head.created, head.model, echo)
         self.kept: list[JSON] = []
         self._count = itertools.count()
         self._turns: list[TurnEnd] = []
-        self._is_cancelled = False
+        self._is_cancelled = self._is_settled = False
         self.blocked: Blocked | None = None
         self._begin_turn()
 
     def _begin_turn(self) -> None:
-        self._writer: ItemWriter | CallWriter | None = None
+        self._writer: Writer | None = None
         self._message: int | None = None  # the number of the one that is written
         self._calls = 0
         self._due: list[CallWriter] = []  # calls that are written and not over
@@ -124,7 +114,8 @@ class ResponseRun:
     def cancel(self) -> None:
         """End within a token, with what there is by then."""
         self._is_cancelled = True
-        self._job.cancel()
+        if self._job is not None:
+            self._job.cancel()
         if self._served is not None:
             self._served.cancel()
 
@@ -140,8 +131,16 @@ class ResponseRun:
         try:
             yield self._life("response.created")
             yield self._life("response.in_progress")
+            for event in self._list_tools():
+                yield event
             reason = None
+            if self._job is None:
+                async with aclosing(self._run_approved()) as events:
+                    async for event in events:
+                        yield event
+                reason = await self._next_turn()
             while reason is None:
+                assert self._job is not None
                 async for _, piece in self._job.pieces():
                     if isinstance(piece, Progress):
                         yield piece
@@ -152,16 +151,26 @@ class ResponseRun:
                     async for event in events:
                         yield event
                 reason = await self._next_turn()
+                for event in self._list_tools():
+                    yield event
             yield self._finish(reason)
         except Exception as error:  # of any kind: the response has failed
             self._fail(error)
             raise
         finally:
+            self.close()
+
+    def close(self) -> None:
+        """Cancel what has not ended, and settle. May be called again."""
+        if self._is_settled:
+            return
+        self._is_settled = True
+        if self._job is not None:
             self._job.close()
-            if self.shown["status"] == "in_progress":  # the caller has left
-                self._abandon()
-                self.shown = {**self.shown, "status": "cancelled"}
-            self._settle(self)
+        if self.shown["status"] == "in_progress":  # the caller has left
+            self._abandon()
+            self.shown = {**self.shown, "status": "cancelled"}
+        self._settle(self)
 
     def failure(self, error: Exception) -> Iterator[ResponseEvent]:
         """The last events of a stream that fails."""
@@ -179,11 +188,13 @@ class ResponseRun:
         if isinstance(piece, Delta):
             yield from self._take(piece)
         elif isinstance(piece, Blocked):
+            assert self._job is not None
             self.blocked = piece
             self._turns.append(TurnEnd(piece.finish, sum(self._job.reasoning_tokens)))
             writer = RefusalWriter(ItemPlace(len(self.shown["output"]), self._number), piece.line)
             yield from self._seen(writer, writer.write())
         else:
+            assert self._job is not None
             self._turns.append(TurnEnd(piece, sum(self._job.reasoning_tokens)))
             yield from self._end_item(piece.reason in ("length", "cancelled"))
 
@@ -195,37 +206,21 @@ class ResponseRun:
             self._calls += delta.part == "call"
             if self._calls > 1 and not self.shown["parallel_tool_calls"]:
                 return
-            self._writer = self._new_writer(delta)
+            self._writer = self._writers.new(self._place(), delta)
             yield from self._writer.begin()
         if self._writer is not None:
             yield from self._writer.push(delta)
-
-    def _new_writer(self, delta: Delta) -> ItemWriter | CallWriter:
-        place, wanted = ItemPlace(len(self.shown["output"]), self._number), self._wanted
-        served = self._served
-        if delta.part == "reasoning":
-            return ReasoningWriter(place, wanted.summary, wanted.sealed)
-        if served is not None and delta.part == "call" and served.takes(delta.recipient):
-            return served.writer(place, delta.recipient)
-        if delta.part == "call":
-            tool = self._tools.called(delta.name)
-            return (CustomCallWriter if tool.is_custom else FunctionCallWriter)(place, tool)
-        phase: Phase = "commentary" if delta.part == "preamble" else "final_answer"
-        tokenizer = self._job.tokenizer if wanted.logprobs else None
-        annotator = None if served is None else served.annotator(phase)
-        return MessageWriter(place, phase, tokenizer, annotator)
 
     def _end_item(self, is_cut: bool = False) -> Iterator[ResponseEvent]:
         writer, self._writer = self._writer, None
         if writer is None:
             return
         yield from self._seen(writer, writer.end("incomplete" if is_cut else "completed"))
-        if isinstance(writer, CodeCallWriter | SearchCallWriter) and not is_cut:
-            self._put(writer.place.index, writer.item, writer.kept)
-            self._due.append(writer)
+        if isinstance(writer, RUN) and not is_cut:
+            self._wait(writer)
 
     def _seen(
-        self, writer: ItemWriter | CallWriter | RefusalWriter, made: Iterator[ResponseEvent]
+        self, writer: Writer | RefusalWriter, made: Iterator[ResponseEvent]
     ) -> Iterator[ResponseEvent]:
         """Events, of which the one that ends an item puts it where it belongs."""
         for event in made:
@@ -234,33 +229,61 @@ class ResponseRun:
                 self._due = [due for due in self._due if due is not writer]
             yield event
 
+    def _wait(self, writer: CallWriter) -> None:
+        """A call is written, and is to be run."""
+        self._put(writer.place.index, writer.item, writer.kept)
+        self._due.append(writer)
+
     def _put(self, index: int, item: OutputItem, kept: JSON) -> None:
         self.shown["output"][index : index + 1] = [item]
         self.kept[index : index + 1] = [kept]
 
     async def _run_calls(self) -> AsyncGenerator[ResponseEvent, None]:
         """Run the calls of the turn, one after another; none of a turn that was cut short."""
-        is_whole = self._turns[-1].finish.reason == "tool_calls"
+        is_whole = not self._turns or self._turns[-1].finish.reason == "tool_calls"
         while self._due:
             writer = self._due[0]
             if self._served is None or not is_whole or self._is_cancelled:
                 for event in self._seen(writer, writer.abandon()):
                     yield event
             else:
-                async with aclosing(self._served.run(writer, self._job.result)) as events:
+                judged = self._judged if self._job is None else self._job.result
+                async with aclosing(self._served.run(writer, judged)) as events:
                     async for event in events:
                         for one in self._seen(writer, iter((event,))):
                             yield one
 
+    def _list_tools(self) -> Iterator[ResponseEvent]:
+        """The lists of servers' tools that are new or have changed."""
+        for label, listing in [] if self._served is None else self._served.news():
+            for event in list_events(self._place(), label, listing):
+                if event["type"] == "response.output_item.done":
+                    self._put(event["output_index"], event["item"], cast(JSON, event["item"]))
+                yield event
+
+    async def _run_approved(self) -> AsyncGenerator[ResponseEvent, None]:
+        for approved in self._approved:
+            assert self._served is not None
+            writer = self._served.approved(self._place(), approved)
+            for event in writer.whole(approved.arguments):
+                yield event
+            self._wait(writer)
+            async with aclosing(self._run_calls()) as events:
+                async for event in events:
+                    yield event
+
     async def _next_turn(self) -> FinishReason | None:
         """Let the model read what its calls gave; why the response ends, where it does."""
-        reason, served = self._turns[-1].finish.reason, self._served
+        reason: FinishReason = self._turns[-1].finish.reason if self._turns else "tool_calls"
+        served = self._served
         if self._is_cancelled and reason == "tool_calls":
             return "cancelled"
-        if served is None or reason != "tool_calls" or self._has_function_calls:
+        if served is None or reason != "tool_calls" or self._waits_for_client:
             return reason
+        await served.relist()
         change: Options = {
-            "tool_choice": self._tools.later_choice(self._choice, may_call=served.left > 0)
+            "tools": self._tools.offered,
+            "tool_choice": self._tools.later_choice(self._choice, may_call=served.left > 0),
         }
         most = self.shown["max_output_tokens"]
         if most is not None:
@@ -275,8 +298,12 @@ class ResponseRun:
         return None
 
     @property
-    def _has_function_calls(self) -> bool:
-        return any("call_id" in item for item in self.shown["output"])
+    def _waits_for_client(self) -> bool:
+        """Whether the client has to run a function, or to ask a person."""
+        return any(
+            "call_id" in item or item["type"] == "mcp_approval_request"
+            for item in self.shown["output"]
+        )
 
     def _finish(self, reason: FinishReason) -> ResponseEvent:
         is_cut = reason in ("length", "cancelled")
@@ -304,7 +331,7 @@ class ResponseRun:
         unfinished = [*self._due, *([] if self._writer is None else [self._writer])]
         self._due, self._writer = [], None
         for writer in unfinished:
-            if isinstance(writer, CodeCallWriter | SearchCallWriter):
+            if isinstance(writer, RUN):
                 writer.stop()
                 self._put(writer.place.index, writer.item, writer.kept)
             else:
@@ -325,6 +352,10 @@ class ResponseRun:
     def _life(self, type: LifeType) -> LifeEvent:
         shown: ResponseShown = {**self.shown, "output": list(self.shown["output"])}
         return {"type": type, "sequence_number": self._number(), "response": shown}
+
+    def _place(self) -> ItemPlace:
+        """Of the next item."""
+        return ItemPlace(len(self.shown["output"]), self._number)
 
     def _number(self) -> int:
         return next(self._count)

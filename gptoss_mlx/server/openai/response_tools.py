@@ -14,9 +14,12 @@ from typing import Any
 from gptoss_mlx.files.jsonfile import shown
 from gptoss_mlx.server.aliases import Aliases
 from gptoss_mlx.server.history import JSON
+from gptoss_mlx.server.openai.mcp_request import without_secrets
+from gptoss_mlx.server.openai.response_servers import ResponseServers
 from gptoss_mlx.server.openai.server_tools import STANDS_IN, container_of, stand_in
 from gptoss_mlx.server.problems import Problem
 from gptoss_mlx.server.toolkit import Toolkit
+from gptoss_mlx.spec.recipients import FUNCTIONS
 
 _FREE_TEXT = {
     "type": "object",
@@ -42,12 +45,19 @@ class NamedTool:
 
 class Toolbox:
     """The tools of one request. functions: as the engine takes them. served: names of those that
-    the server runs; container: the id of the one that they are to run in, if one is named.
+    the server runs; container: the id of the one that they are to run in, if one is named. servers:
+    of further tools.
 
     Raises Problem.
     """
 
-    def __init__(self, tools: Sequence[JSON] | None, kit: Toolkit | None = None) -> None:
+    def __init__(
+        self,
+        tools: Sequence[JSON] | None,
+        kit: Toolkit | None = None,
+        servers: ResponseServers | None = None,
+    ) -> None:
+        self.servers = ResponseServers() if servers is None else servers
         self.served: list[str] = []
         self.container: str | None = None
         self._named: dict[str, NamedTool] = {}
@@ -61,13 +71,16 @@ class Toolbox:
                 self.served.append(name)
             if name is not None:
                 self.container = container_of(tool) or self.container
-        self._aliases = Aliases(given)
+        taken = (offer["function"]["name"] for offer in self.servers.offers)
+        self._aliases = Aliases(given, taken)
         self.functions = [self._function(key, tool) for key, tool in given.items()]
+        self.servers.taken = frozenset(self._aliases.shown(key) for key in given)
 
     @property
     def offered(self) -> list[JSON]:
         """All of them as the engine takes them."""
-        return [*self.functions, *({"type": name} for name in self.served)]
+        served = ({"type": name} for name in self.served)
+        return [*self.functions, *self.servers.offers, *served]
 
     def called(self, shown: str) -> NamedTool:
         """The tool that the model calls by a name."""
@@ -91,7 +104,7 @@ class Toolbox:
         tools = [tool for tool in tools if self._can_choose(tool)]
         if not tools and given.get("mode") != "required":
             return "none"
-        return {**given, "tools": [self._chosen(tool) for tool in tools]}
+        return {**given, "tools": [one for tool in tools for one in self._all_chosen(tool)]}
 
     def later_choice(self, choice: str | JSON | None, may_call: bool) -> str | JSON | None:
         """The choice, as the engine takes it, after a call that the server has run: nothing has to
@@ -102,10 +115,12 @@ class Toolbox:
         if may_call and some is None:
             return None
         tools = self.offered if some is None else some
-        allowed = [tool for tool in tools if may_call or tool["type"] == "function"]
+        allowed = [tool for tool in tools if may_call or self._is_clients(tool)]
         return {"type": "allowed_tools", "mode": "auto", "tools": allowed} if allowed else "none"
 
     def _can_choose(self, tool: Any) -> bool:
+        if _is_mcp(tool):
+            return self.servers.has(tool.get("server_label"))
         return _is_callable(tool) or self._stand_in(tool) is not None
 
     def _stand_in(self, tool: Any) -> str | None:
@@ -114,7 +129,23 @@ class Toolbox:
         name = STANDS_IN.get(kind) if isinstance(kind, str) else None
         return name if name in self.served else None
 
+    def _is_clients(self, offer: JSON) -> bool:
+        """Whether a tool, as the engine takes it, is the client's to run."""
+        function = offer.get("function", offer)
+        is_function = offer["type"] == "function"
+        return is_function and self.servers.call(FUNCTIONS + str(function.get("name"))) is None
+
+    def _all_chosen(self, choice: JSON) -> list[JSON]:
+        """A choice, which may be of all tools of a server. Raises Problem."""
+        if not _is_mcp(choice):
+            return [self._chosen(choice)]
+        return [{"type": "function", "name": name} for name in self.servers.chosen(choice)]
+
     def _chosen(self, choice: JSON) -> JSON:
+        if _is_mcp(choice):
+            tools = self._all_chosen(choice)
+            one_of = {"type": "allowed_tools", "mode": "required", "tools": tools}
+            return tools[0] if len(tools) == 1 else one_of
         if (name := self._stand_in(choice)) is not None:
             return {"type": name}
         if not _is_callable(choice):
@@ -133,7 +164,7 @@ class Toolbox:
 
 def echoed(tool: JSON) -> JSON:
     """A tool, or a choice of one, in the flat form that clients of this API read."""
-    return _plain(tool)
+    return without_secrets(_plain(tool))
 
 
 def _plain(tool: JSON) -> JSON:
@@ -152,6 +183,10 @@ def _flat(tools: Sequence[JSON], namespace: str | None = None) -> Iterator[tuple
 
 def _is_callable(tool: Any) -> bool:
     return isinstance(tool, Mapping) and tool.get("type") in ("function", "custom")
+
+
+def _is_mcp(tool: Any) -> bool:
+    return isinstance(tool, Mapping) and tool.get("type") == "mcp"
 
 
 def _named(tool: JSON) -> NamedTool:

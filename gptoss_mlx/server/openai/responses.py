@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
-from time import monotonic
-from typing import Literal
+from secrets import token_hex
+from time import monotonic, time
+from typing import Literal, Protocol
 
 from pydantic import StrictBool, StrictStr
 from starlette.requests import Request
@@ -22,9 +24,11 @@ from gptoss_mlx.server.history import JSON
 from gptoss_mlx.server.job import Job, Progress
 from gptoss_mlx.server.openai.input_items import is_instruction, without_orphans
 from gptoss_mlx.server.openai.output_items import public
+from gptoss_mlx.server.openai.paging import page_of
 from gptoss_mlx.server.openai.response_events import ResponseEvent
-from gptoss_mlx.server.openai.response_object import ResponseShown
+from gptoss_mlx.server.openai.response_object import Head, ResponseShown
 from gptoss_mlx.server.openai.response_run import ResponseRun
+from gptoss_mlx.server.openai.response_servers import ResponseServers
 from gptoss_mlx.server.openai.response_store import store_of
 from gptoss_mlx.server.openai.responses_request import Asked, ResponsesRequest
 from gptoss_mlx.server.openai.served_calls import ServedCalls
@@ -33,18 +37,19 @@ from gptoss_mlx.server.problems import Problem
 from gptoss_mlx.server.replies import FrameStream, JSONReply, comment, encoded, event, reply
 from gptoss_mlx.server.service import Service, service_of
 
-MOST_LISTED = 100
-LISTED = 20
 QUIET_SECONDS = 30
 """The longest time without an event."""
 
 
-class ItemList(TypedDict):
-    object: Literal["list"]
-    data: list[JSON]
-    first_id: str
-    last_id: str
-    has_more: bool
+class Start(Protocol):
+    """Starts a job for items. change: of the options. after: a job of the same request."""
+
+    def __call__(
+        self,
+        items: Sequence[JSON],
+        change: Options | None = None,
+        after: Job | None = None,
+    ) -> Awaitable[Job]: ...
 
 
 class Word(Body):
@@ -69,19 +74,24 @@ async def create(request: Request) -> Response:
     """The endpoint that makes a response."""
     body = await read_body(request, ResponsesRequest)
     service, store, containers = service_of(request), store_of(request), containers_of(request)
-    asked, earlier = body.read(store, containers.kit), store.thread(body.previous_response_id)
+    servers = await ResponseServers.open(body.servers(containers.kit), containers)
+    _at_end(servers.close)
+    asked = body.read(store, containers.kit, servers)
+    servers.heard(asked.items)
+    earlier = store.thread(body.previous_response_id)
     container = _container(asked, containers) or store.container(body.previous_response_id)
     start = partial(_start, service, asked, cuts=body.truncation == "auto")
-    job = await start(asked.items)
-    calls, encoding = None, job.tokenizer.harmony
-    if asked.tools.served and encoding is not None:
+    job, head = await _begin(service, asked, start)
+    calls, encoding = None, head.tokenizer.harmony
+    if (asked.tools.served or servers) and encoding is not None:
         calls = ServedCalls(
             containers,
             containers.lease(container),
             asked.tools.served,
             encoding,
             body.calls_shown(str(request.base_url)),
-            containers.kit.most_calls if body.max_tool_calls is None else body.max_tool_calls,
+            body.most_calls(containers.kit),
+            servers,
         )
 
     def settle(run: ResponseRun) -> None:
@@ -94,24 +104,28 @@ async def create(request: Request) -> Response:
             else:
                 store.keep(run.shown, asked.items, run.kept, kept)
 
-    async def go_on(job: Job, further: Sequence[JSON], change: Options) -> Job:
+    async def go_on(job: Job | None, further: Sequence[JSON], change: Options) -> Job:
         return await start([*asked.items, *further], change, job)
 
     run = ResponseRun(
         job,
+        head,
         body.echo(),
         asked.tools,
         body.wanted,
         settle,
         calls=calls,
         go_on=go_on,
+        judged=partial(service.result, body.model),
         choice=asked.options.get("tool_choice"),
+        approved=asked.approved,
     )
     store.running[run.id] = run
-    if body.stream:
-        framed = FramedRun(run)
-        return FrameStream(framed.frames(), service.policy, beat=framed.beat)
-    return await reply(request, collect(run))
+    _at_end(run.close)  # a generator that was never begun ends nothing
+    if not body.stream:
+        return await reply(request, collect(run))
+    framed = FramedRun(run)
+    return FrameStream(framed.frames(), service.policy, beat=framed.beat)
 
 
 async def show(request: Request) -> Response:
@@ -154,26 +168,8 @@ async def approve(request: Request) -> Response:
 
 async def input_items(request: Request) -> Response:
     """What a response was asked with, the newest first; earlier turns included."""
-    query = request.query_params
     items = [public(item) for item in store_of(request).find(request.path_params["id"]).items]
-    if query.get("order", "desc") != "asc":
-        items.reverse()
-    begin = 0
-    if (after := query.get("after")) is not None:
-        ids = [item["id"] for item in items]
-        if after not in ids:
-            raise Problem(400, f"after: no item has the id {shown(after)}", param="after")
-        begin = ids.index(after) + 1
-    limit = _limit(query.get("limit"))
-    page = items[begin : begin + limit]
-    listed: ItemList = {
-        "object": "list",
-        "data": page,
-        "first_id": page[0]["id"] if page else "",
-        "last_id": page[-1]["id"] if page else "",
-        "has_more": begin + limit < len(items),
-    }
-    return JSONReply(listed)
+    return JSONReply(page_of(items, request.query_params))
 
 
 class FramedRun:
@@ -213,6 +209,26 @@ async def collect(run: ResponseRun) -> ResponseShown:
         async for _ in events:
             pass
     return run.shown
+
+
+def _at_end(close: Callable[[], None]) -> None:
+    """Call a function when the task of this request ends."""
+    task = asyncio.current_task()
+    assert task is not None, "a coroutine runs in a task"
+    task.add_done_callback(lambda _: close())
+
+
+async def _begin(service: Service, asked: Asked, start: Start) -> tuple[Job | None, Head]:
+    """The first turn, unless approved calls are run before it; and what the response begins with.
+    Raises Problem or GptOssError."""
+    if not asked.approved:
+        job = await start(asked.items)
+        return job, Head(job.key, job.model, job.created, job.tokenizer)
+    for call in asked.approved:
+        asked.tools.servers.named(call.label, call.name)
+    entry = await service.load(asked.model)
+    tokenizer = await service.read(asked.model, lambda engine: engine.tokenizer)
+    return None, Head(token_hex(12), entry.name, int(time()), tokenizer)
 
 
 def _container(asked: Asked, containers: Containers) -> str | None:
@@ -260,13 +276,3 @@ def _without_oldest(items: Sequence[JSON]) -> list[JSON]:
             kept.append(item)
     fewer = without_orphans(kept)
     return fewer if fewer and fewer[-1] is items[-1] else list(items)
-
-
-def _limit(given: str | None) -> int:
-    """Raises Problem."""
-    if given is None:
-        return LISTED
-    if not given.isascii() or not given.isdecimal() or not 1 <= int(given[:9]) <= MOST_LISTED:
-        said = f"limit is {shown(given)}, but must be from 1 to {MOST_LISTED}"
-        raise Problem(400, said, param="limit")
-    return int(given)

@@ -16,10 +16,13 @@ from gptoss_mlx.server.history import JSON
 from gptoss_mlx.server.job import Ask
 from gptoss_mlx.server.openai.chat_request import SamplingFields
 from gptoss_mlx.server.openai.input_items import items_of, messages_of
+from gptoss_mlx.server.openai.mcp_items import Approvals, ApprovedCall
+from gptoss_mlx.server.openai.mcp_request import AskedServer, asked_servers
 from gptoss_mlx.server.openai.response_object import Repeated
-from gptoss_mlx.server.openai.response_run import Wanted
+from gptoss_mlx.server.openai.response_servers import ResponseServers
 from gptoss_mlx.server.openai.response_store import ResponseStore
 from gptoss_mlx.server.openai.response_tools import Toolbox, echoed
+from gptoss_mlx.server.openai.response_writers import Wanted
 from gptoss_mlx.server.openai.served_calls import CallShown
 from gptoss_mlx.server.problems import Problem
 from gptoss_mlx.server.toolkit import Toolkit
@@ -59,13 +62,15 @@ class TextFields(Body):
 
 @dataclass(frozen=True)
 class Asked:
-    """A request that was read. items: all that the model is asked with, earlier turns included."""
+    """A request that was read. items: all that the model is asked with, earlier turns included.
+    approved: calls to run before the model is asked."""
 
     model: str | None
     instructions: str | None
     items: tuple[JSON, ...]
     tools: Toolbox
     options: Options
+    approved: Sequence[ApprovedCall] = ()
 
     def ask(self, items: Sequence[JSON] | None = None, change: Options | None = None) -> Ask:
         """What is asked of the model. items: others. change: of the options. Raises Problem."""
@@ -123,17 +128,36 @@ class ResponsesRequest(SamplingFields):
             sealed="reasoning.encrypted_content" in include,
         )
 
-    def read(self, store: ResponseStore, kit: Toolkit | None = None) -> Asked:
-        """What is asked. store: where earlier responses are. kit: of the server's tools.
+    def servers(self, kit: Toolkit) -> list[AskedServer]:
+        """The servers of tools that are asked for. Raises Problem."""
+        asked = asked_servers(self.tools or (), kit)
+        return asked if self.most_calls(kit) else []
+
+    def read(
+        self,
+        store: ResponseStore,
+        kit: Toolkit | None = None,
+        servers: ResponseServers | None = None,
+    ) -> Asked:
+        """What is asked. store: where earlier responses are. kit: of the server's tools. servers:
+        those of `servers`, whose tools are listed.
 
         Raises Problem.
         """
         self._refuse()
-        tools = Toolbox(self.tools, kit)
-        if self.max_tool_calls == 0 or (kit is not None and kit.most_calls == 0):
+        tools = Toolbox(self.tools, kit, servers)
+        if not self.most_calls(kit or Toolkit()):
             tools.served.clear()
-        items = (*store.thread(self.previous_response_id), *items_of(self.input or (), store.item))
-        return Asked(self.model, self.instructions, items, tools, self._options(tools))
+        given = items_of(self.input or (), store.item)
+        items = (*store.thread(self.previous_response_id), *given)
+        approved = Approvals(items).due(given)
+        options = self._options(tools)
+        return Asked(self.model, self.instructions, items, tools, options, approved)
+
+    def most_calls(self, kit: Toolkit) -> int:
+        """How many calls the server may run."""
+        given = self.max_tool_calls
+        return kit.most_calls if given is None else min(given, kit.most_calls)
 
     def calls_shown(self, root: str) -> CallShown:
         """What the client wants to read of calls that the server runs. root: its URL."""

@@ -15,13 +15,17 @@ from gptoss_mlx.server.containers import Container, Containers
 from gptoss_mlx.server.openai.annotator import Annotator, MadeFile
 from gptoss_mlx.server.openai.call_writers import CallWriter, CodeCallWriter, SearchCallWriter
 from gptoss_mlx.server.openai.item_writers import ItemPlace
+from gptoss_mlx.server.openai.mcp_items import ApprovedCall
+from gptoss_mlx.server.openai.mcp_writers import McpCallWriter, McpRequestWriter
 from gptoss_mlx.server.openai.output_items import Phase
 from gptoss_mlx.server.openai.response_events import ResponseEvent
+from gptoss_mlx.server.openai.response_servers import ResponseServers
 from gptoss_mlx.spec.recipients import type_of
-from gptoss_mlx.tools.approval import DECLINED, Approval
+from gptoss_mlx.tools.approval import DECLINED, Approval, Rule
 from gptoss_mlx.tools.browser.browser import BrowserTool
 from gptoss_mlx.tools.browser.citations import as_link, as_mark
 from gptoss_mlx.tools.browser.page import Page
+from gptoss_mlx.tools.listed import Listing
 from gptoss_mlx.tools.tool import Outcome, Tool
 
 Judged: TypeAlias = Callable[[str], Awaitable[str]]
@@ -45,7 +49,8 @@ class CallShown:
 
 
 class ServedCalls:
-    """names: of the tools that the response may call. left: how many calls may still be run."""
+    """names: of the tools that the response may call; servers: of further ones. left: how many
+    calls may still be run."""
 
     def __init__(
         self,
@@ -55,10 +60,13 @@ class ServedCalls:
         encoding: Encoding,
         wanted: CallShown,
         most: int,
+        servers: ResponseServers,
     ) -> None:
         self._containers, self._container, self._names = containers, container, names
         self._encoding, self._wanted = encoding, wanted
-        self.left = self._most = min(most, containers.kit.most_calls)
+        self._servers = servers
+        self._server_tools: dict[str, Tool] = {}  # by labels
+        self.left = self._most = most
         self._files: dict[str, MadeFile] = {}  # by their names
         self._waiting: dict[str, asyncio.Future[bool]] = {}  # for a person, by ids of items
         self._ended = threading.Event()
@@ -68,15 +76,33 @@ class ServedCalls:
     def container_id(self) -> str:
         return self._container.id
 
-    def takes(self, recipient: str) -> bool:
-        return type_of(recipient) in self._names
+    async def relist(self) -> None:
+        """Read anew which tools the servers have."""
+        await self._servers.relist()
 
-    def writer(self, place: ItemPlace, recipient: str) -> CallWriter:
-        """The writer of a call that begins. Raises GptOssError."""
+    def news(self) -> list[tuple[str, Listing]]:
+        """The lists of tools that the client has not read so far, by their servers' labels."""
+        return self._servers.news()
+
+    def takes(self, recipient: str) -> bool:
+        return type_of(recipient) in self._names or self._servers.call(recipient) is not None
+
+    def writer(self, place: ItemPlace, recipient: str) -> CallWriter | McpRequestWriter:
+        """The writer of a call that begins, or of the question whether it may run. Raises
+        GptOssError."""
+        if (call := self._servers.call(recipient)) is not None:
+            asks = call.must_ask and not self._wanted.asks and self.left > 0
+            is_request = asks and call.server.rule != "deny"
+            return McpRequestWriter(place, call) if is_request else McpCallWriter(place, call)
         wanted, tool = self._wanted, self._tool(type_of(recipient))
         if isinstance(tool, BrowserTool):
             return SearchCallWriter(place, recipient, tool, wanted.sources, wanted.sealed)
         return CodeCallWriter(place, self.container_id, wanted.outputs, wanted.sealed)
+
+    def approved(self, place: ItemPlace, call: ApprovedCall) -> McpCallWriter:
+        """The writer of a call that a person has agreed to. Raises Problem."""
+        named = self._servers.named(call.label, call.name)
+        return McpCallWriter(place, named, call.request)
 
     def annotator(self, phase: Phase) -> Annotator:
         """Of a message of the response."""
@@ -95,7 +121,7 @@ class ServedCalls:
             yield {
                 **writer.place.in_item(writer.id),
                 "type": "response.tool_approval.requested",
-                "tool": type_of(writer.recipient),
+                "tool": self._name(writer),
             }
             if not await waiting:
                 refusal = DECLINED
@@ -109,7 +135,7 @@ class ServedCalls:
         if refusal is None:
             for event in writer.start():
                 yield event
-            outcome, page = await self._call(writer.recipient, writer.arguments)
+            outcome, page = await self._call(writer)
             text = await judged(outcome.text)
             if text != outcome.text:
                 outcome, page = Outcome(text, failed=True), None
@@ -141,6 +167,30 @@ class ServedCalls:
     def _tool(self, name: str) -> Tool:
         return self._containers.tool(self._container, name, self._encoding)
 
+    def _tool_of(self, writer: CallWriter) -> Tool:
+        if not isinstance(writer, McpCallWriter):
+            return self._tool(type_of(writer.recipient))
+        server = writer.call.server
+        if server.label not in self._server_tools:
+            made = server.server.tool(self._container.folder)
+            self._server_tools[server.label] = made
+        return self._server_tools[server.label]
+
+    def _name(self, writer: CallWriter) -> str:
+        """The tool's, or the server's label."""
+        if isinstance(writer, McpCallWriter):
+            return writer.call.server.label
+        return type_of(writer.recipient)
+
+    def _rule(self, writer: CallWriter) -> Rule:
+        """What becomes of a call, by the rule and, of a server's tool, the client's wish."""
+        if not isinstance(writer, McpCallWriter):
+            return self._containers.kit.rule(type_of(writer.recipient))
+        if writer.call.server.rule == "deny":
+            return "deny"
+        asks = writer.call.must_ask and writer.approval_request_id is None
+        return "ask" if asks else "allow"
+
     def _over(self) -> str | None:
         """What the model is told when it has called often enough."""
         if self.left <= 0:
@@ -149,23 +199,25 @@ class ServedCalls:
         return None
 
     def _must_ask(self, writer: CallWriter) -> bool:
-        name = type_of(writer.recipient)
-        return self._wanted.asks and self._containers.kit.rule(name) == "ask"
+        return self._wanted.asks and self._rule(writer) == "ask"
 
     def _refusal(self, writer: CallWriter) -> str | None:
-        name = type_of(writer.recipient)
+        name = self._name(writer)
+        if isinstance(writer, McpCallWriter) and self._servers.call(writer.recipient) is None:
+            return f"The server {name} has no tool {writer.call.tool.name} now."
         call = ToolCall(writer.id, writer.recipient, writer.arguments, name)
-        return Approval(self._containers.kit.rules).refusal(self._tool(name), call)
+        return Approval({name: self._rule(writer)}).refusal(name, call)
 
-    async def _call(self, recipient: str, arguments: str) -> tuple[Outcome, Page | None]:
+    async def _call(self, writer: CallWriter) -> tuple[Outcome, Page | None]:
         """What the call gave, and the page that the browser then shows."""
-        tool = self._tool(type_of(recipient))
+        tool = self._tool_of(writer)
 
         def work() -> tuple[Outcome, Page | None]:
-            outcome = tool.call(recipient, arguments, self._ended.is_set)
+            outcome = tool.call(writer.recipient, writer.arguments, self._ended.is_set)
             return outcome, tool.page() if isinstance(tool, BrowserTool) else None
 
-        return await self._containers.run(self._container, tool, work, self._ended)
+        apart = isinstance(writer, McpCallWriter)
+        return await self._containers.run(self._container, tool, work, self._ended, apart=apart)
 
     def _made(self, path: Path) -> MadeFile:
         id = self._container.file_id(path)

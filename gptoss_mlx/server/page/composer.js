@@ -2,7 +2,7 @@
  * The composer: the message that is written, effort and model, and the button that sends or stops.
  */
 
-import { find, icon } from './dom.js';
+import { find, icon, make } from './dom.js';
 
 /** @import { Model } from './api.js' */
 /** @import { Options } from './conversation.js' */
@@ -86,9 +86,24 @@ export class Composer {
     }
     const tools = models.find(({ id }) => id === options.model)?.server_tools ?? {};
     this.#served.hidden = !Object.keys(tools).length;
+    this.#addServers(Object.keys(tools));
     for (const input of this.#served.querySelectorAll('input')) {
       input.checked = options.served.includes(input.value);
       if (input.parentElement) input.parentElement.hidden = !(input.value in tools);
+    }
+  }
+
+  /**
+   * Adds a box for each server of tools that has none.
+   *
+   * @param {string[]} names
+   */
+  #addServers(names) {
+    const known = [...this.#served.querySelectorAll('input')].map(({ value }) => value);
+    for (const name of names.filter((one) => !known.includes(one))) {
+      const input = make('input', { type: 'checkbox', name: 'served', value: name });
+      const title = `The model may call the tools of ${name}`;
+      this.#served.append(make('label', { title }, input, name));
     }
   }
 

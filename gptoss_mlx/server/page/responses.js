@@ -25,9 +25,11 @@ import { completeCalls, parseTools, passedOver } from './conversation.js';
  *
  * @typedef {object} Run a call that the server runs
  * @property {string} id
- * @property {'python' | 'browser'} kind
- * @property {string} text the code, or what is done in the browser
+ * @property {'python' | 'browser' | 'mcp'} kind
+ * @property {string} text the code, what is done in the browser, or the arguments
  * @property {string} status
+ * @property {string} [server] the label of the one whose tool is called
+ * @property {string} [name] the tool's
  * @property {string} [result]
  * @property {Figure[]} [figures]
  * @property {Source[]} [found] by a search
@@ -39,6 +41,8 @@ const INCLUDE = [
   'web_search_call.action.sources',
   'reasoning.encrypted_content',
 ];
+const BUILTIN = ['python', 'browser'];
+const RUNS = ['code_interpreter_call', 'web_search_call', 'mcp_call'];
 const FILE = /\/v1\/containers\/(\w+)\/files\/(\w+)\/content$/;
 const WEB = /^https?:\/\//i;
 const PICTURE = /^data:image\/(png|jpeg|gif|webp|svg\+xml);base64,/;
@@ -56,6 +60,12 @@ export function responseRequest({ options, messages }, names) {
   const served = [
     ...(names.includes('python') ? [python] : []),
     ...(names.includes('browser') ? [{ type: 'web_search' }] : []),
+    // Whom the server asks about their calls is its person's to say.
+    ...names.filter((name) => !BUILTIN.includes(name)).map((name) => ({
+      type: 'mcp',
+      server_label: name,
+      require_approval: 'never',
+    })),
   ];
   return {
     model: options.model,
@@ -139,11 +149,15 @@ export class Growth {
         if (part && 'arguments' in part) part.arguments += event.delta;
         break;
       case 'response.code_interpreter_call_code.delta':
+      case 'response.mcp_call_arguments.delta':
         if (part && 'text' in part) part.text += event.delta;
         break;
       case 'response.code_interpreter_call.interpreting':
       case 'response.web_search_call.searching':
         if (part && 'text' in part) Object.assign(part, { status: 'running', waits: false });
+        break;
+      case 'response.mcp_call_arguments.done':
+        if (part && 'text' in part) part.status = 'running';
         break;
       case 'response.tool_approval.requested':
         if (part && 'text' in part) part.waits = true;
@@ -171,7 +185,7 @@ export class Growth {
       (message.calls ??= []).push(call);
       this.#parts.set(index, call);
     }
-    if (item.type === 'code_interpreter_call' || item.type === 'web_search_call') {
+    if (RUNS.includes(item.type)) {
       const run = runOf(item);
       (message.runs ??= []).push(run);
       this.#parts.set(index, run);
@@ -222,6 +236,10 @@ function runOf(item) {
     );
     return { id, kind: 'browser', status, text: actionText(item.action ?? {}), found };
   }
+  if (item.type === 'mcp_call') {
+    const { name, server_label: server, arguments: text } = item;
+    return { id, kind: 'mcp', status, text, server, name, result: resultOf(item) };
+  }
   const outputs = item.outputs ?? [];
   const logs = outputs.filter((/** @type {any} */ { type }) => type === 'logs');
   const figures = outputs
@@ -230,6 +248,18 @@ function runOf(item) {
     .map((/** @type {RegExpExecArray} */ [, container, file]) => ({ container, id: file }));
   const result = logs.map((/** @type {any} */ one) => one.logs).join('\n');
   return { id, kind: 'python', status, text: item.code ?? '', result, figures };
+}
+
+/**
+ * What a call of a server's tool gave, or why it gave nothing.
+ *
+ * @param {any} item
+ * @returns {string}
+ */
+function resultOf({ output, error }) {
+  if (typeof output === 'string') return output;
+  const parts = Array.isArray(error?.content) ? error.content : [];
+  return parts.map((/** @type {any} */ { text }) => String(text ?? '')).join('\n');
 }
 
 /** @param {any} action */
@@ -251,8 +281,9 @@ export function restoreRun(value) {
   const result = typeof value.result === 'string' ? value.result : '';
   const figures = Array.isArray(value.figures) ? value.figures.filter(isFigure) : [];
   const found = Array.isArray(value.found) ? value.found.filter(isSource) : [];
-  const kind = value.kind === 'browser' ? 'browser' : 'python';
-  return { id, kind, text, status, result, figures, found };
+  const kind = ['browser', 'mcp'].includes(value.kind) ? value.kind : 'python';
+  const [server, name] = [value.server, value.name].map((one) => String(one ?? ''));
+  return { id, kind, text, status, result, figures, found, ...(kind === 'mcp' && { server, name }) };
 }
 
 /** @param {any} value */

@@ -9,11 +9,13 @@ import { announce } from './notes.js';
 /** @import { FileMade, Run, Source } from './responses.js' */
 
 const NAMES = { python: 'Python', browser: 'Browser' };
+const LANGUAGES = { python: 'python', mcp: 'json' };
 const STATES = {
   in_progress: 'writes',
   running: 'runs',
   interpreting: 'runs',
   searching: 'runs',
+  calling: 'runs',
   completed: '',
   failed: 'failed',
   incomplete: 'interrupted',
@@ -41,7 +43,7 @@ export class RunView {
    */
   update(run, ended) {
     const state = ended && run.waits ? 'interrupted' : STATES[/** @type {'failed'} */ (run.status)];
-    const line = run.kind === 'browser' ? run.text : NAMES.python;
+    const line = run.kind === 'browser' ? run.text : toolOf(run);
     this.#summary.textContent = state ? `${line} · ${run.waits && !ended ? 'waits' : state}` : line;
     this.#ask(run, !ended);
     const drawn = `${run.text.length} ${run.status} ${run.waits}`;
@@ -56,8 +58,9 @@ export class RunView {
       this.#body.replaceChildren(found.length ? sourceList(found) : make('p', {}, text));
       return;
     }
-    if (!this.#code || !growCode(this.#code, text, 'python')) {
-      this.#code = codeBlock(text, 'python');
+    const language = LANGUAGES[kind];
+    if (!this.#code || !growCode(this.#code, text, language)) {
+      this.#code = codeBlock(text, language);
       this.#body.replaceChildren(this.#code);
     }
     if (waits || status !== 'in_progress') finishCode(this.#code);
@@ -69,22 +72,24 @@ export class RunView {
    * @param {Run} run
    * @param {boolean} can whether an answer is waited for
    */
-  #ask({ id, kind, waits }, can) {
+  #ask(run, can) {
+    const { id, waits } = run;
     const asks = Boolean(waits) && can;
     if (asks === !this.#question.hidden) return;
     this.#question.hidden = !asks;
     if (!asks) return;
     this.#details.open = true;
     const say = (/** @type {boolean} */ mayRun) => {
-      for (const button of this.#question.querySelectorAll('button')) button.disabled = true;
+      Object.assign(run, { waits: false, status: mayRun ? 'running' : run.status });
       this.answer(id, mayRun);
+      this.update(run, false);
     };
     this.#question.replaceChildren(
-      make('span', {}, `May ${NAMES[kind]} do this?`),
+      make('span', {}, `May ${toolOf(run)} do this?`),
       make('button', { type: 'button', className: 'primary', onclick: () => say(true) }, 'Run'),
       make('button', { type: 'button', onclick: () => say(false) }, 'Decline'),
     );
-    announce(`The model asks to use ${NAMES[kind]}: run or decline.`);
+    announce(`The model asks to use ${toolOf(run)}: run or decline.`);
   }
 
   /** @param {Run} run */
@@ -95,6 +100,16 @@ export class RunView {
       make('img', { src, alt: `Figure ${at + 1} of the code` });
     this.#figures.replaceChildren(...known.map(picture));
   }
+}
+
+/**
+ * The tool of a run by its name.
+ *
+ * @param {Run} run
+ */
+function toolOf({ kind, server, name }) {
+  if (kind !== 'mcp') return NAMES[kind];
+  return server === name ? String(name) : `${server}: ${name}`;
 }
 
 /**

@@ -111,11 +111,12 @@ def as_link(mark: str, citation: Citation) -> str:
 
 
 class CitationReader:
-    """Reads an answer in deltas; what may become a mark is held until it is one or is not."""
+    """Reads an answer in deltas; what may become a mark is held until it is one or is not. What is
+    written for a mark that follows a space, or begins the answer, begins with none."""
 
     def __init__(self, stack: PageStack, written: Written = as_mark) -> None:
         self._stack, self._written = stack, written
-        self._held, self._length = "", 0
+        self._held, self._length, self._last = "", 0, " "
 
     def push(self, delta: str) -> Cited:
         """The text that this delta settles, and the citations in it."""
@@ -125,10 +126,12 @@ class CitationReader:
             citation = None if mark is None else resolve(self._stack, mark[1], mark[2])
             if citation is not None:
                 text = self._written(text, citation)
+                text = text.lstrip(" ") if self._last.isspace() else text
                 start = self._length
                 citations.append(replace(citation, start=start, end=start + len(text)))
             texts.append(text)
             self._length += len(text)
+            self._last = text[-1:] or self._last
         return Cited("".join(texts), tuple(citations))
 
     def flush(self) -> Cited:

@@ -45,6 +45,9 @@ _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e]*")
 _SHORTEST, _LONGEST = 1000, 86_400_000  # milliseconds
 _NAME_LENGTH = 64
+_SECRET = re.compile("auth|cookie|key|password|secret|token", re.IGNORECASE)  # in a header's name
+_SECRET_LENGTH = 8
+_HIDDEN = "[hidden]"
 _NAME = re.compile(r"[\w@/.-](?:[\w@/. -]*[\w@/.-])?")
 _TAKEN = {*BUILTIN, FUNCTIONS.rstrip(".")}  # names that rules and recipients have already
 _PLAIN_KEY = re.compile(r"[\w./@ -]{1,80}")
@@ -62,10 +65,20 @@ class StdioServer:
 
 @dataclass(frozen=True)
 class HttpServer:
-    """A server at an address, spoken with by streamable HTTP."""
+    """A server at an address, spoken with by streamable HTTP. headers: sent with each request.
+    is_foreign: whether a stranger has named it, so that only public addresses are connected to."""
 
     url: str
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    is_foreign: bool = False
+
+    def hide(self, text: str) -> str:
+        """The text without the secrets of the headers, which a server may quote."""
+        for name, value in self.headers.items():
+            for secret in (value, value.rpartition(" ")[2]):  # with and without "Bearer"
+                if _SECRET.search(name) and len(secret) >= _SECRET_LENGTH:
+                    text = text.replace(secret, _HIDDEN)
+        return text
 
 
 @dataclass(frozen=True)
@@ -110,6 +123,21 @@ def read_servers(path: Path) -> tuple[ServerConfig, ...]:
         if (config := _Entry(f"{where}.{name}", entry).read(name)) is not None:
             found.append(config)
     return tuple(found)
+
+
+def is_address(url: str) -> bool:
+    """Whether a text is the address of a server."""
+    try:
+        parts = urlsplit(url)
+        is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # its port is no number, or an address is open
+        is_url = False
+    return is_url and url.isprintable() and " " not in url
+
+
+def is_header(name: str, value: str) -> bool:
+    """Whether a header can be sent."""
+    return bool(_HEADER_NAME.fullmatch(name) and _HEADER_VALUE.fullmatch(value))
 
 
 class _Entry:
@@ -170,16 +198,11 @@ class _Entry:
 
     def _http(self) -> HttpServer:
         url = self._text("url", self._values["url"])
-        try:
-            parts = urlsplit(url)
-            is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        except ValueError:  # its port is no number, or an address is open
-            is_url = False
-        if not is_url or not url.isprintable() or " " in url:
+        if not is_address(url):
             raise self._wrong("url", self._values["url"], "an address with http:// or https://")
         headers = self._table("headers")
         for name, value in headers.items():
-            if _HEADER_NAME.fullmatch(name) is None or _HEADER_VALUE.fullmatch(value) is None:
+            if not is_header(name, value):
                 raise McpFileError(f"{self._where}.headers: {shown(name)} is no header in ASCII")
         return HttpServer(url, headers)
 

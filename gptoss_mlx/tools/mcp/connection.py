@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -34,11 +34,12 @@ from pydantic import ValidationError
 from gptoss_mlx import __version__
 from gptoss_mlx.files.jsonfile import shown
 from gptoss_mlx.tools.browser.plain import one_line
+from gptoss_mlx.tools.listed import ListedTool, Listing
 from gptoss_mlx.tools.mcp.config import HttpServer, ServerConfig, StdioServer
 from gptoss_mlx.tools.mcp.failure import CallFailedError, ServerEndedError
 from gptoss_mlx.tools.mcp.http import http_transport
 from gptoss_mlx.tools.mcp.lines import LastWords
-from gptoss_mlx.tools.mcp.listing import MOST_TOOLS, ServerTool, read_listing
+from gptoss_mlx.tools.mcp.listing import MOST_TOOLS, read_listing
 from gptoss_mlx.tools.mcp.stdio import stdio_transport
 
 if TYPE_CHECKING:
@@ -56,17 +57,28 @@ _US = Implementation(name="gptoss-mlx", version=__version__)
 
 for _logger in ("mcp", "client"):  # what the package reports of a server goes to our notes instead
     logging.getLogger(_logger).addHandler(logging.NullHandler())
+for _logger in ("mcp", "client", "httpx2", "httpcore2"):
+    # Below this level they write out what is said, and addresses with keys in them.
+    logging.getLogger(_logger).setLevel(logging.WARNING)
 
 
 class Connection:
     """One server, and what it offers. prefix: what the names of its functions begin with.
 
-    tools: of the list that was read last. notes: what a person is to be told.
+    tools: of the list that was read last. notes: what a person is to be told; of tell, if it is
+    given, which is called with each.
     """
 
-    def __init__(self, config: ServerConfig, prefix: str, start_seconds: float) -> None:
-        self._config, self._prefix, self._start_seconds = config, prefix, start_seconds
-        self.tools: tuple[ServerTool, ...] = ()
+    def __init__(
+        self,
+        config: ServerConfig,
+        prefix: str,
+        start_seconds: float,
+        tell: Callable[[str], None] | None = None,
+    ) -> None:
+        self._config, self._start_seconds = config, start_seconds
+        self.prefix, self._tell = prefix, tell
+        self.tools: tuple[ListedTool, ...] = ()
         self.notes: deque[str] = deque()
         self._session: ClientSession | None = None
         self._dispatcher: _Dispatcher
@@ -147,15 +159,32 @@ class Connection:
             f"The server {name} did not answer within {seconds:g} s, the limit of a call."
         )
 
+    def hide(self, text: str) -> str:
+        """A text of the server's without the secrets that it was shown."""
+        server = self._config.server
+        return server.hide(text) if isinstance(server, HttpServer) else text
+
+    async def listing(self) -> Listing:
+        """The tools that are there now, once the server is connected or given up."""
+        await self._settled.wait()
+        await self.refresh()
+        if self._lost is not None:
+            error = f"The server {self._config.name} is not running: {self._lost}."
+            return Listing(error=self.hide(error))
+        return Listing(self.tools)
+
     async def refresh(self) -> None:
         """Read the list of tools anew, if the server said that it has changed."""
         session = self._session
         if session is None or not self._has_changed:
             return
-        with anyio.move_on_after(_LIST_SECONDS):
+        with anyio.move_on_after(_LIST_SECONDS) as limit:
             try:
                 self.tools = await self._list(session)
                 return
+            except anyio.get_cancelled_exc_class():
+                self._has_changed = not limit.cancel_called  # who asked has left: read it again
+                raise
             except (MCPError, ValidationError) as error:
                 self._note(f"its tools have changed and could not be read: {_told(error)}")
                 return
@@ -170,7 +199,7 @@ class Connection:
         else:
             self._scope.deadline = anyio.current_time() + _CLOSE_SECONDS
 
-    async def _list(self, session: ClientSession) -> tuple[ServerTool, ...]:
+    async def _list(self, session: ClientSession) -> tuple[ListedTool, ...]:
         """All pages of the list, up to a limit."""
         self._has_changed = False
         listed: list[object] = []
@@ -188,7 +217,7 @@ class Connection:
             if cursor in cursors:
                 break
             cursors.add(cursor)
-        tools, faults = read_listing(listed, self._prefix)
+        tools, faults = read_listing(listed, self.prefix)
         if faults is not None:
             self._note(faults)
         return tools
@@ -209,7 +238,8 @@ class Connection:
         return f"The server {name} ended during the call, and {then}."
 
     def _note(self, text: str) -> None:
-        self.notes.append(f"MCP server {self._config.name}: {text}")
+        note = self.hide(f"MCP server {self._config.name}: {text}")
+        (self.notes.append if self._tell is None else self._tell)(note)
 
 
 class _Dispatcher(JSONRPCDispatcher[TransportContext]):

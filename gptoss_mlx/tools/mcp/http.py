@@ -6,10 +6,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+import anyio.to_thread
 import httpx2
 from mcp.client.streamable_http import streamable_http_client
 
 from gptoss_mlx.system.units import show_bytes
+from gptoss_mlx.tools.browser.web.address import is_public, system_addresses
+from gptoss_mlx.tools.browser.web.client import system_context
 from gptoss_mlx.tools.mcp.config import HttpServer
 from gptoss_mlx.tools.mcp.failure import ServerEndedError
 from gptoss_mlx.tools.mcp.lines import MESSAGE_LIMIT, LastWords
@@ -44,6 +47,7 @@ async def http_transport(server: HttpServer, said: LastWords) -> AsyncIterator[T
         headers={"accept-encoding": "identity", **server.headers},
         timeout=httpx2.Timeout(_CONNECT, read=None),
         event_hooks={"response": [check]},
+        transport=_PublicOnly() if server.is_foreign else None,
     )
     async with (
         client,
@@ -52,6 +56,35 @@ async def http_transport(server: HttpServer, said: LastWords) -> AsyncIterator[T
         ) as streams,
     ):
         yield streams
+
+
+class _PublicOnly(httpx2.AsyncBaseTransport):
+    """Connects to public addresses alone, and to the very one that was checked: a second answer of
+    the name's server changes nothing (DNS rebinding). Proxies are not used."""
+
+    def __init__(self) -> None:
+        self._inner = httpx2.AsyncHTTPTransport(verify=system_context(), trust_env=False)
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        host = request.url.raw_host.decode("ascii")
+        port = request.url.port or (443 if request.url.scheme == "https" else 80)
+        try:
+            addresses = await anyio.to_thread.run_sync(system_addresses, host, port)
+        except OSError as error:
+            raise httpx2.ConnectError(f"the host {host[:80]} is not known") from error
+        if not addresses or not all(map(is_public, addresses)):
+            raise httpx2.ConnectError(f"{host[:80]} is no public address")
+        checked = httpx2.Request(
+            request.method,
+            request.url.copy_with(host=addresses[0]),
+            headers=request.headers,
+            stream=request.stream,
+            extensions={**request.extensions, "sni_hostname": host},
+        )
+        return await self._inner.handle_async_request(checked)
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
 
 
 class _Limited(httpx2.AsyncByteStream):

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from gptoss_mlx.files.jsonfile import shown
 from gptoss_mlx.harmony.encoding import with_whole_characters
+from gptoss_mlx.tools.listed import ListedTool
 from gptoss_mlx.tools.mcp.names import function_name
 
 MOST_TOOLS = 256
@@ -23,33 +23,18 @@ SCHEMA_LIMIT = 65536
 """Characters of a schema, as JSON."""
 
 _NAMED = 3  # tools that are left out
+_HINTS = ("readOnlyHint", "destructiveHint", "idempotentHint", "openWorldHint")
 
 
 class UnusableToolError(Exception):
     """A tool that nobody can call; the text says why."""
 
 
-@dataclass(frozen=True)
-class ServerTool:
-    """A server's tool. function: what the model calls it. schema: of its arguments, an object."""
-
-    name: str
-    function: str
-    description: str
-    schema: Mapping[str, object]
-
-    @property
-    def offer(self) -> Mapping[str, object]:
-        """The tool as `Engine.stream` takes it."""
-        described = {"description": self.description, "parameters": self.schema}
-        return {"type": "function", "function": {"name": self.function, **described}}
-
-
 def read_listing(
     listed: Sequence[object], prefix: str
-) -> tuple[tuple[ServerTool, ...], str | None]:
+) -> tuple[tuple[ListedTool, ...], str | None]:
     """The tools that can be called, and a text that names the others."""
-    found: dict[str, ServerTool] = {}
+    found: dict[str, ListedTool] = {}
     faults: list[str] = []
     for value in listed:
         try:
@@ -68,7 +53,7 @@ def read_listing(
     return tuple(found.values()), f"tools left out: {', '.join(faults[:_NAMED])}{more}"
 
 
-def _tool(value: object, prefix: str) -> ServerTool:
+def _tool(value: object, prefix: str) -> ListedTool:
     if not isinstance(value, Mapping):
         raise UnusableToolError("it is no object")
     name = value.get("name")
@@ -78,7 +63,14 @@ def _tool(value: object, prefix: str) -> ServerTool:
     said = with_whole_characters(said)
     if len(said) > DESCRIPTION_LIMIT:
         said = f"{said[:DESCRIPTION_LIMIT]} [cut]"
-    return ServerTool(name, function_name(prefix, name), said, _schema(value.get("inputSchema")))
+    function, schema = function_name(prefix, name), _schema(value.get("inputSchema"))
+    return ListedTool(name, function, said, schema, _hints(value.get("annotations")))
+
+
+def _hints(given: object) -> Mapping[str, bool]:
+    """What a server says of a tool's effects, which may be wrong."""
+    found = given if isinstance(given, Mapping) else {}
+    return {key: found[key] for key in _HINTS if isinstance(found.get(key), bool)}
 
 
 def _schema(given: object) -> Mapping[str, object]:

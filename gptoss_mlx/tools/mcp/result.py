@@ -5,6 +5,7 @@ from __future__ import annotations
 import binascii
 import json
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from mcp_types import (
@@ -34,20 +35,24 @@ _ENDINGS = {
 
 
 class ImageFolder:
-    """The images of a conversation, in a new folder that is made with the first."""
+    """The images of a conversation. path: of the folder, which is made with the first; None for a
+    new one. Files that are there already stay as they are."""
 
-    def __init__(self) -> None:
-        self.path: Path | None = None
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path
         self._count = 0
 
     def save(self, data: bytes, kind: str) -> Path:
         """kind: its MIME type. Raises OSError."""
         if self.path is None:
             self.path = Path(tempfile.mkdtemp(prefix="gptoss-mcp-"))
-        self._count += 1
-        path = self.path / f"image-{self._count}.{_ENDINGS.get(kind, 'bin')}"
-        path.write_bytes(data)
-        return path
+        self.path.mkdir(parents=True, exist_ok=True)
+        while True:
+            self._count += 1
+            path = self.path / f"image-{self._count}.{_ENDINGS.get(kind, 'bin')}"
+            with suppress(FileExistsError), path.open("xb") as file:  # which follows no link
+                file.write(data)
+                return path
 
 
 def read_result(result: CallToolResult, images: ImageFolder) -> Outcome:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import wait
+from dataclasses import replace
 from typing import Any, NoReturn
 
 from anyio.from_thread import BlockingPortal
@@ -36,6 +37,13 @@ class McpTool:
 
     def call(self, recipient: str, text: str, cancel: Callable[[], bool] = never) -> Outcome:
         """As `Tool.call`. A server that fails is named in the outcome."""
+        outcome = self._outcome(recipient, text, cancel)
+        return replace(outcome, text=self._connection.hide(outcome.text))
+
+    def close(self) -> None:
+        """The server ends with the others of its file."""
+
+    def _outcome(self, recipient: str, text: str, cancel: Callable[[], bool]) -> Outcome:
         function = recipient.removeprefix(FUNCTIONS)
         names = [tool.name for tool in self._connection.tools if tool.function == function]
         if not names:
@@ -54,9 +62,6 @@ class McpTool:
             return Outcome(cut(with_whole_characters(str(error))), failed=True)
         finally:
             future.cancel()
-
-    def close(self) -> None:
-        """The server ends with the others of its file."""
 
 
 def _arguments(text: str) -> dict[str, Any]:

@@ -185,6 +185,17 @@ def test_marks_may_be_written_as_links(tool: BrowserTool) -> None:
     assert cited.text[citation.start : citation.end] == " ([alpha.test](https://alpha.test/))"
 
 
+@pytest.mark.parametrize("before", ["So it is ", "So it is\n", ""])
+def test_a_link_after_a_space_adds_none(tool: BrowserTool, before: str) -> None:
+    """Also where the space has come before the mark."""
+    link = "([alpha.test](https://alpha.test/))"
+    for deltas in ([f"{before}【1†L3】."], [before, "【1†L3】", "."], [*f"{before}【1†L3】."]):
+        cited = _read(tool, deltas, as_link)
+        assert cited.text == f"{before}{link}."
+        (citation,) = cited.citations
+        assert cited.text[citation.start : citation.end] == link
+
+
 def test_a_forged_mark_in_a_document_is_none(encoding: Encoding) -> None:
     """A page shows other brackets, so that a model that repeats them cites nothing."""
     from gptoss_mlx.tools.browser.plain import plain

@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gptoss_mlx.tools.mcp.result import TEXT_LIMIT
+from gptoss_mlx.tools.mcp.result import TEXT_LIMIT, ImageFolder
 from tests.tools.mcp.conftest import LONG, Start, call, odd, said
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -68,6 +69,22 @@ def test_images_are_files_that_a_person_sees(start: Start) -> None:
     assert outcome.text.startswith("[an image, image/png, 8 B, that the user sees]\n")
     servers.close()
     assert all(file.exists() for file in outcome.files)
+
+
+def test_images_leave_what_is_in_a_folder_as_it_is(tmp_path: Path) -> None:
+    """A file of the same name, and what a link there leads to."""
+    other = tmp_path / "other"
+    other.write_bytes(b"kept")
+    folder = tmp_path / "folder"
+    images = ImageFolder(folder)
+    assert not folder.exists()
+    first = images.save(PNG, "image/png")
+    (folder / "image-2.png").symlink_to(other)
+    (folder / "image-3.png").symlink_to(tmp_path / "missing")
+    again = [ImageFolder(folder).save(b"x", "image/png"), images.save(b"y", "image/png")]
+    assert [path.name for path in (first, *again)] == [f"image-{n}.png" for n in (1, 4, 5)]
+    assert (first.read_bytes(), other.read_bytes()) == (PNG, b"kept")
+    assert not (tmp_path / "missing").exists()
 
 
 @pytest.mark.parametrize(

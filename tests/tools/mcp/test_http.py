@@ -52,15 +52,15 @@ def at(url: str, **headers: str) -> ServerConfig:
 
 
 class Guarded:
-    """An application for those who know a header alone; `seen` are the methods of requests."""
+    """An application for those who know a token alone; `seen` are the methods of requests."""
 
-    def __init__(self, app: Any) -> None:
-        self.app, self.seen = app, list[str]()
+    def __init__(self, app: Any, token: str = "abc") -> None:
+        self.app, self.token, self.seen = app, token, list[str]()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
             self.seen.append(scope["method"])
-            if dict(scope["headers"]).get(b"authorization") != b"Bearer abc":
+            if dict(scope["headers"]).get(b"authorization") != f"Bearer {self.token}".encode():
                 await Response(status_code=401)(scope, receive, send)
                 return
         await self.app(scope, receive, send)
