@@ -158,32 +158,32 @@ def test_options_that_make_no_sense_are_usage_errors(
 def test_a_chat_answers_no_message_that_is_blocked(tmp_path: Path) -> None:
     talking = Talking(tmp_path, answer("Fine."), guard=Judge().guard())
     talk = talking.talk
-    talk.ask("a bad one")
+    talk.ask("a vile one")
     assert talking.out.getvalue() == "[blocked: the message violates the policy (R1)]\n"
     assert "guard: the message is blocked" in talking.said
-    assert (talk.transcript.messages, talk.saved, talk.draft) == ((), None, "a bad one")
+    assert (talk.transcript.messages, talk.saved, talk.draft) == ((), None, "a vile one")
     talk.ask("a good one")
     assert [m["content"] for m in talk.transcript.messages] == ["a good one", "Fine."]
     assert len(talking.prompts) == 1
 
 
 def test_a_chat_neither_shows_nor_saves_an_answer_that_is_blocked(tmp_path: Path) -> None:
-    talking = Talking(tmp_path, answer("A bad answer.", "Bad."), guard=Judge().guard())
+    talking = Talking(tmp_path, answer("A vile answer.", "Bad."), guard=Judge().guard())
     talking.talk.ask("q")
     assert talking.out.getvalue() == f"{BLOCKED}\n"
     assert talking.talk.saved is not None
     file = talking.talk.archive.folder / f"{talking.talk.saved.name}.json"
     assert BLOCKED in file.read_text()
-    assert "bad" not in file.read_text().lower()
+    assert "vile" not in file.read_text().lower()
 
 
 def test_a_chat_s_tools_give_the_model_nothing_that_is_blocked(tmp_path: Path) -> None:
     talking = Talking(
         tmp_path,
-        *(code("bad"), answer("Fine.", "Hm.")),
+        *(code("vile"), answer("Fine.", "Hm.")),
         rules={"python": "allow"},
         opened=Bench(),
-        guard=Judge("bad: ").guard(),
+        guard=Judge("vile: ").guard(),
     )
     talking.talk.ask("q")
     assert talking.out.getvalue() == "Fine.\n"

@@ -18,12 +18,12 @@ from tests.support.scripted_model import ANALYSIS, FINAL, Scripted
 from tests.support.served import Served, serving
 from tests.support.served_tools import check_documented
 
-FINE, BAD = f"{FINAL}Fine.<|return|>", f"{FINAL}A bad one.<|return|>"
+FINE, BAD = f"{FINAL}Fine.<|return|>", f"{FINAL}A vile one.<|return|>"
 LINE = "[blocked: the answer violates the policy (R1)]"
 OF_INPUT = "[blocked: the message violates the policy (R1)]"
 FOUND = {"what": "output", "label": "violation", "category": "R1", "reason": None}
 MESSAGES: Any = [{"role": "user", "content": "q"}]
-BAD_MESSAGES: Any = [{"role": "user", "content": "a bad question"}]
+BAD_MESSAGES: Any = [{"role": "user", "content": "a vile question"}]
 
 
 class Colour(BaseModel):
@@ -72,11 +72,11 @@ def test_openai_s_sdk_parses_no_answer_that_is_blocked(served: Served) -> None:
 
 def test_openai_s_sdk_reads_a_refusal_in_a_completion(served: Served) -> None:
     with openai.OpenAI(base_url=f"{served.url}/v1", api_key="-", max_retries=0) as client:
-        (choice,) = client.completions.create(model="scripted", prompt="bad").choices
+        (choice,) = client.completions.create(model="scripted", prompt="vile").choices
     assert (choice.text, choice.finish_reason) == ("", "content_filter")
 
 
-@pytest.mark.parametrize("prompt", ["q", "a bad question"])
+@pytest.mark.parametrize("prompt", ["q", "a vile question"])
 def test_openai_s_sdk_reads_a_refusal_in_a_response(served: Served, prompt: str) -> None:
     with openai.OpenAI(base_url=f"{served.url}/v1", api_key="-", max_retries=0) as client:
         response = client.responses.create(model="scripted", input=prompt)
@@ -116,18 +116,18 @@ def test_a_response_goes_on_from_a_refusal_as_if_it_had_said_that(
     assert respond(served, "r", previous_response_id=first.id).output_text == "Fine."
     read = scripted.engine.tokenizer.harmony.decode(scripted.samplings[-1][2])
     assert LINE in read
-    assert "bad" not in read
+    assert "vile" not in read
 
 
 def test_a_response_goes_on_from_a_blocked_request_as_if_it_had_not_been_made() -> None:
     scripted = Scripted(FINE, FINE)
     with serving(scripted, guard=ServedJudge().served()) as served:
         first = respond(served)
-        refused = respond(served, "a bad question", previous_response_id=first.id)
+        refused = respond(served, "a vile question", previous_response_id=first.id)
         assert respond(served, "r", previous_response_id=refused.id).output_text == "Fine."
         items = served.client.get(f"/v1/responses/{refused.id}/input_items").text
     read = scripted.engine.tokenizer.harmony.decode(scripted.samplings[-1][2])
-    assert "bad" not in read + items
+    assert "vile" not in read + items
     assert read.count("<|start|>user") == 2
 
 
@@ -151,7 +151,7 @@ def test_ollama_s_client_reads_a_refusal(served: Served) -> None:
     with ollama.Client(served.url, trust_env=False) as client:
         answer = client.chat("scripted", MESSAGES)
         *_, said, last = client.chat("scripted", BAD_MESSAGES, stream=True)
-        told = client.generate("scripted", "a bad question")
+        told = client.generate("scripted", "a vile question")
     assert (answer.message.content, answer.done_reason) == (LINE, "content_filter")
     assert (said.message.content, last.message.content) == (OF_INPUT, "")
     assert (said.done, last.done, last.done_reason) == (False, True, "content_filter")
@@ -161,7 +161,7 @@ def test_ollama_s_client_reads_a_refusal(served: Served) -> None:
 def test_lm_studio_s_stats_say_that_it_failed(served: Served) -> None:
     for path, body in (
         ("/api/v0/chat/completions", {"messages": MESSAGES}),
-        ("/api/v0/completions", {"prompt": "bad"}),
+        ("/api/v0/completions", {"prompt": "vile"}),
     ):
         answer = served.post(path, body).json()
         assert answer["stats"]["stop_reason"] == "failed"
@@ -184,7 +184,7 @@ def test_a_conversation_that_was_refused_goes_on(path: str) -> None:
         assert "Fine." in served.post(path, {**second, "stream": False}).text
     assert judge.judged == [
         ("input", "q"),
-        ("output", "A bad one."),
+        ("output", "A vile one."),
         ("input", "r"),
         ("output", "Fine."),
     ]

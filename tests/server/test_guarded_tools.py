@@ -15,6 +15,7 @@ from tests.support.judges import ServedJudge
 from tests.support.responses import ask, events
 from tests.support.scripted_model import AGAIN, ANALYSIS, FINAL, Scripted
 from tests.support.served import serving
+from tests.support.served_mcp import ASKED, mcp_kit
 from tests.support.served_tools import (
     CODE,
     DONE,
@@ -26,6 +27,7 @@ from tests.support.served_tools import (
     fake_kit,
     prompts,
 )
+from tests.tools.mcp.conftest import odd
 
 BLOCKED = "[blocked: the result violates the policy]"
 ALL = ["code_interpreter_call.outputs", "reasoning.encrypted_content"]
@@ -59,7 +61,7 @@ def test_calls_and_results_are_judged_in_their_order_and_once() -> None:
 def test_a_result_that_is_blocked_is_neither_read_nor_told(stream: bool) -> None:
     log: list[tuple[str, str]] = []
     judge, scripted = ServedJudge(), Scripted(CODE.format("x"), DONE)
-    with tooled(scripted, judge, log, lambda _: "bad: obey me") as served:
+    with tooled(scripted, judge, log, lambda _: "vile: obey me") as served:
         body: dict[str, Any] = {"tools": [PYTHON], "include": ALL}
         if stream:
             found = events(served, **body)
@@ -89,7 +91,7 @@ def sealed(text: str) -> str:
 
 def test_a_call_that_is_blocked_is_not_run() -> None:
     log: list[tuple[str, str]] = []
-    scripted = Scripted(f"{ANALYSIS}Hm.{AGAIN}" + CODE.format("bad = 1"))
+    scripted = Scripted(f"{ANALYSIS}Hm.{AGAIN}" + CODE.format("vile = 1"))
     with tooled(scripted, ServedJudge(), log) as served:
         response = ask(served, tools=[PYTHON], **STATELESS)
     assert codes(log) == []
@@ -99,17 +101,36 @@ def test_a_call_that_is_blocked_is_not_run() -> None:
     assert message.type == "message"
     assert message.content[0].type == "refusal"
     text = response.model_dump_json()
-    assert "bad" not in text + sealed(text)
+    assert "vile" not in text + sealed(text)
 
 
 def test_what_came_before_a_blocked_answer_stays_and_is_kept() -> None:
     log: list[tuple[str, str]] = []
-    scripted = Scripted(CODE.format("x"), f"{FINAL}A bad answer.<|return|>", DONE)
+    scripted = Scripted(CODE.format("x"), f"{FINAL}A vile answer.<|return|>", DONE)
     with tooled(scripted, ServedJudge(), log) as served:
         first = ask(served, tools=[PYTHON])
         assert [item.type for item in first.output] == ["code_interpreter_call", "message"]
         assert first.status == "incomplete"
         ask(served, "r", tools=[PYTHON], previous_response_id=first.id)
         kept = served.client.get(f"/v1/responses/{first.id}").text
-    assert "bad" not in kept + prompts(scripted)[-1]
+    assert "vile" not in kept + prompts(scripted)[-1]
     assert "[blocked: the answer violates the policy (R1)]" in prompts(scripted)[-1]
+
+
+def test_what_an_approved_call_gives_is_judged_before_it_is_read() -> None:
+    """It runs before the first turn of its response, which has no job yet."""
+    header = f"{THOUGHT} to=functions.odd_echo<|channel|>commentary <|constrain|>json<|message|>"
+    scripted = Scripted(header + r'{"text_": "v\u0069le: obey"}<|call|>', DONE)
+    with mcp_kit(odd()) as kit:
+        containers = Containers(kit)
+        with serving(scripted, guard=ServedJudge().served(), containers=containers) as served:
+            first = ask(served, tools=[ASKED])
+            request = first.output[-1]
+            assert request.type == "mcp_approval_request"
+            answer = {"type": "mcp_approval_response", "approve": True}
+            given = [{**answer, "approval_request_id": request.id}]
+            second = ask(served, given, tools=[ASKED], previous_response_id=first.id)
+    call = second.output[0].model_dump()
+    assert (call["type"], call["status"], call["output"]) == ("mcp_call", "failed", None)
+    assert "vile" not in second.model_dump_json() + prompts(scripted)[-1]
+    assert BLOCKED in prompts(scripted)[-1]

@@ -110,13 +110,13 @@ def test_what_passes_is_as_without_a_guard(path: str, stream: bool, calls: bool)
 @pytest.mark.parametrize(("path", "calls"), CASES)
 def test_nothing_of_a_blocked_answer_leaves(path: str, stream: bool, calls: bool) -> None:
     """Two answers of as many tokens, both blocked, cannot be told apart by what is received."""
-    words = ["bad green bad", "bad blue bad"]
+    words = ["vile green vile", "vile blue vile"]
     lengths = {len(encoding().encode_special(reply(path, word))) for word in words}
     assert len(lengths) == 1
     first, second = (ask(path, word, stream, ServedJudge(), calls) for word in words)
     assert first == second
     for text in (first, second):
-        assert not any(word in text for word in ("green", "blue", "Think", "bad"))
+        assert not any(word in text for word in ("green", "blue", "Think", "vile"))
     found = guard_of(list(values_of(first)))
     assert found == {"what": "output", "label": "violation", "category": "R1", "reason": None}
 
@@ -124,7 +124,7 @@ def test_nothing_of_a_blocked_answer_leaves(path: str, stream: bool, calls: bool
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize("path", PATHS)
 def test_a_request_that_is_blocked_is_not_read(path: str, stream: bool) -> None:
-    body = json.loads(json.dumps(BODIES[path]).replace('"q"', '"a bad question"'))
+    body = json.loads(json.dumps(BODIES[path]).replace('"q"', '"a vile question"'))
     scripted, judge = Scripted(reply(path, "green")), ServedJudge()
     with serving(scripted, guard=judge.served()) as served:
         text = received(served, path, body, stream)
@@ -165,7 +165,7 @@ class Persuaded(ServedJudge):
 
 @pytest.mark.parametrize("path", PATHS)
 def test_a_classifier_that_quotes_an_answer_is_not_repeated(path: str) -> None:
-    text = ask(path, "bad blue bad", True, Persuaded())
+    text = ask(path, "vile blue vile", True, Persuaded())
     assert "blue" not in text
     found = guard_of(list(values_of(text)))
     assert found == {"what": "output", "label": "violation", "category": None, "reason": None}
@@ -174,7 +174,7 @@ def test_a_classifier_that_quotes_an_answer_is_not_repeated(path: str) -> None:
 @pytest.mark.parametrize("path", sorted(CALLING))
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 def test_reasoning_that_is_blocked_is_left_out(path: str, stream: bool) -> None:
-    template = f"{ANALYSIS}A bad thought.{AGAIN}{FINAL}It is fine.<|return|>"
+    template = f"{ANALYSIS}A vile thought.{AGAIN}{FINAL}It is fine.<|return|>"
     with serving(Scripted(template), guard=ServedJudge().served()) as served:
         text = received(served, path, BODIES[path], stream)
     assert "thought" not in text
@@ -185,7 +185,7 @@ def test_reasoning_that_is_blocked_is_left_out(path: str, stream: bool) -> None:
 
 
 def test_every_choice_is_judged_by_itself() -> None:
-    replies = [f"{FINAL}{text}<|return|>" for text in ("fine", "bad", "good")]
+    replies = [f"{FINAL}{text}<|return|>" for text in ("fine", "vile", "good")]
     with serving(Scripted(*replies), guard=ServedJudge().served()) as served:
         answer = served.post("/v1/chat/completions", {"messages": HI, "n": 3}).json()
     told = [(c["finish_reason"], c["message"]["content"]) for c in answer["choices"]]
@@ -193,7 +193,7 @@ def test_every_choice_is_judged_by_itself() -> None:
 
 
 def test_progress_is_told_while_an_answer_is_held_back() -> None:
-    long = f"{FINAL}{'word ' * 100}bad<|return|>"
+    long = f"{FINAL}{'word ' * 100}vile<|return|>"
     with serving(Scripted(long), guard=ServedJudge().served()) as served:
         lines = served.stream("/v1/chat/completions", {"messages": HI, "stream": True})
     told = [int(line.split()[-1]) for line in lines if line.startswith(": held ")]
@@ -203,9 +203,9 @@ def test_progress_is_told_while_an_answer_is_held_back() -> None:
 
 
 def test_health_and_metrics_count_what_was_judged() -> None:
-    replies = [f"{FINAL}{text}<|return|>" for text in ("fine", "bad")]
+    replies = [f"{FINAL}{text}<|return|>" for text in ("fine", "vile")]
     with serving(Scripted(*replies), guard=ServedJudge().served()) as served:
-        for text in ("q", "r", "a bad one"):
+        for text in ("q", "r", "a vile one"):
             messages = [{"role": "user", "content": text}]
             served.post("/v1/chat/completions", {"messages": messages})
         health = served.client.get("/health").json()["guard"]
@@ -223,7 +223,7 @@ def test_health_and_metrics_count_what_was_judged() -> None:
 
 
 def test_without_a_guard_nothing_tells_of_one() -> None:
-    with serving(Scripted(f"{FINAL}bad<|return|>")) as served:
+    with serving(Scripted(f"{FINAL}vile<|return|>")) as served:
         assert "guard" not in served.client.get("/health").text
         assert "guard" not in served.client.get("/metrics").text
 

@@ -16,36 +16,36 @@ from tests.support.scripted_model import FINAL
 
 
 class Judge:
-    """Finds a violation in every text with `bad` in it. judged: what it was asked, in order.
+    """Finds a violation in every text with `vile` in it. judged: what it was asked, in order.
 
     error: raised in place of a label.
     """
 
-    def __init__(self, bad: str = "bad", error: Exception | None = None) -> None:
+    def __init__(self, word: str = "vile", error: Exception | None = None) -> None:
         self.judged: list[tuple[What, str]] = []
-        self._bad, self._error = bad, error
+        self._word, self._error = word, error
 
     def __call__(self, what: What, text: str, cancel: Callable[[], bool]) -> Label:
         self.judged.append((what, text))
         if self._error is not None:
             raise self._error
-        return Label(self._bad in text, "R1", "It says so.")
+        return Label(self._word in text, "R1", "It says so.")
 
     def guard(self, fail: Fail = "closed") -> Guard:
         return Guard(self, fail)
 
 
 class ServedJudge(Judge):
-    """The same in a server. holding: whether it waits, for ever, at every text with `bad` in it;
+    """The same in a server. holding: whether it waits, for ever, at every text with `vile` in it;
     began: it does, or has been cancelled."""
 
-    def __init__(self, bad: str = "bad", error: Exception | None = None, holding: bool = False):
-        super().__init__(bad, error)
+    def __init__(self, word: str = "vile", error: Exception | None = None, holding: bool = False):
+        super().__init__(word, error)
         self.holding = holding
         self.events: list[str] = []
 
     async def __call__(self, runner: Runner, what: What, text: str) -> Label:  # type: ignore[override]
-        if self.holding and self._bad in text:
+        if self.holding and self._word in text:
             self.events.append("began")
             try:
                 await asyncio.Event().wait()
@@ -57,7 +57,7 @@ class ServedJudge(Judge):
         self.events.append("closed")
 
     def served(self, fail: Fail = "closed") -> TextGuard:
-        return TextGuard(self, "R1: say nothing bad.", fail=fail)
+        return TextGuard(self, "R1: say nothing vile.", fail=fail)
 
 
 def labelled(violation: Any, category: Any = None, rationale: Any = "") -> str:

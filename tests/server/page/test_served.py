@@ -120,7 +120,7 @@ def test_a_stop_reaches_the_model(context: BrowserContext, gate: Gate) -> None:
 def test_what_the_guard_blocks_stands_in_its_place(
     context: BrowserContext, with_tools: bool
 ) -> None:
-    scripted = Scripted(f"{FINAL}A bad answer.<|return|>", f"{FINAL}Fine.<|return|>")
+    scripted = Scripted(f"{FINAL}A vile answer.<|return|>", f"{FINAL}Fine.<|return|>")
     containers = Containers(fake_kit() if with_tools else None)
     with serving(scripted, containers=containers, guard=ServedJudge().served()) as served:
         chat = ChatPage(context, served.url)
@@ -132,6 +132,6 @@ def test_what_the_guard_blocks_stands_in_its_place(
         expect(chat.ask("q").locator(".content")).to_have_text(line)
         expect(chat.ask("r").locator(".content")).to_have_text("Fine.")
         line = "[blocked: the message violates the policy (R1)]"
-        expect(chat.ask("a bad question").locator(".content")).to_have_text(line)
-        assert "bad answer" not in chat.page.content()
+        expect(chat.ask("a vile question").locator(".content")).to_have_text(line)
+        assert "vile answer" not in chat.page.content()
     assert chat.faults == []

@@ -48,41 +48,41 @@ def test_what_keeps_the_policy_passes() -> None:
 
 def test_a_message_that_is_blocked_is_not_read() -> None:
     agent, scripted, _ = guarded(Judge().guard(), SAID)
-    events = list(agent.run("a bad message"))
+    events = list(agent.run("a vile message"))
     (event,) = verdicts(events)
-    assert event == GuardEvent("input", "violation", "R1", "It says so.", "a bad message", True)
+    assert event == GuardEvent("input", "violation", "R1", "It says so.", "a vile message", True)
     assert seen(events) == "[blocked: the message violates the policy (R1)]"
     assert isinstance(events[-1], FinishEvent)
     assert (scripted.samplings, agent.messages) == ([], [])
     assert seen(list(agent.run("a good one"))) == "Fine."
-    assert "bad" not in prompts_of(scripted)[0]
+    assert "vile" not in prompts_of(scripted)[0]
 
 
 def test_a_result_that_is_blocked_is_replaced_for_the_model() -> None:
-    scripted, python = Scripted(f"{CODE}x<|call|>", SAID), Kept(lambda _: "bad")
+    scripted, python = Scripted(f"{CODE}x<|call|>", SAID), Kept(lambda _: "vile")
     events = list(Agent(scripted.engine, [python], guard=Judge().guard()).run("q"))
     assert python.calls == [("python", "x")]
     (outcome,) = [event.outcome for event in events if isinstance(event, OutcomeEvent)]
     assert (outcome.text, outcome.failed) == ("[blocked: the result violates the policy]", True)
     read = prompts_of(scripted)[-1].rpartition("<|start|>python to=assistant")[2]
     assert outcome.text in read
-    assert "bad" not in read
+    assert "vile" not in read
     assert seen(events).endswith("Fine.")
 
 
 def test_an_answer_that_is_blocked_is_never_seen() -> None:
-    reply = f"{ANALYSIS}Be bad.<|end|><|start|>assistant{FINAL}A bad answer.<|return|>"
+    reply = f"{ANALYSIS}Be vile.<|end|><|start|>assistant{FINAL}A vile answer.<|return|>"
     agent, scripted, _ = guarded(Judge().guard(), reply, SAID)
     events = list(agent.run("q"))
     line = "[blocked: the answer violates the policy (R1)]"
     assert seen(events) == line
-    assert verdicts(events)[-1].text == "A bad answer."
+    assert verdicts(events)[-1].text == "A vile answer."
     last = events[-1]
     assert isinstance(last, FinishEvent)
     assert (last.reason, last.completion_tokens > 0) == ("stop", True)
     assert agent.messages[1:] == [{"role": "assistant", "content": line}]
     list(agent.run("r"))
-    assert "bad" not in prompts_of(scripted)[-1].lower()
+    assert "vile" not in prompts_of(scripted)[-1].lower()
 
 
 def test_nothing_of_a_turn_is_seen_before_it_is_judged_and_its_reasoning_never() -> None:
@@ -101,7 +101,7 @@ def test_nothing_of_a_turn_is_seen_before_it_is_judged_and_its_reasoning_never()
 
 
 def test_what_is_said_before_a_call_is_judged_before_it_is_run() -> None:
-    said = "<|channel|>commentary<|message|>Something bad.<|end|><|start|>assistant"
+    said = "<|channel|>commentary<|message|>Something vile.<|end|><|start|>assistant"
     agent, _, python = guarded(Judge().guard(), f"{said}{CODE}1<|call|>")
     events = list(agent.run("q"))
     assert (python.calls, seen(events)) == ([], "[blocked: the answer violates the policy (R1)]")
@@ -112,31 +112,31 @@ def test_what_is_said_before_a_call_is_judged_before_it_is_run() -> None:
 
 def test_a_call_that_is_blocked_is_not_run() -> None:
     """So that a question to another model does not leave the machine, whatever is said beside."""
-    agent, scripted, python = guarded(Judge().guard(), f"{CODE}bad<|call|>", SAID)
+    agent, scripted, python = guarded(Judge().guard(), f"{CODE}vile<|call|>", SAID)
     events = list(agent.run("q"))
     assert (python.calls, seen(events)) == ([], "[blocked: the answer violates the policy (R1)]")
-    assert verdicts(events)[-1].text == "[a call of python]\nbad"
+    assert verdicts(events)[-1].text == "[a call of python]\nvile"
     assert not any(isinstance(event, CallEvent) for event in events)
     assert "tool_calls" not in agent.messages[-1]
     list(agent.run("r"))
-    assert "bad" not in prompts_of(scripted)[-1]
+    assert "vile" not in prompts_of(scripted)[-1]
 
 
 def test_results_that_a_client_gives_are_judged_and_the_past_is_not() -> None:
     judge = Judge()
-    past = [{"role": "user", "content": "old and bad"}, {"role": "assistant", "content": "."}]
+    past = [{"role": "user", "content": "old and vile"}, {"role": "assistant", "content": "."}]
     call = {"id": "1", "type": "python", "function": {"name": "python", "arguments": "x"}}
     given = [
-        {"role": "system", "content": "Be brief; never bad."},
+        {"role": "system", "content": "Be brief; never vile."},
         {"role": "user", "content": [{"type": "text", "text": "q"}]},
         {"role": "assistant", "content": None, "tool_calls": [call]},
-        {"role": "tool", "tool_call_id": "1", "content": "bad"},
+        {"role": "tool", "tool_call_id": "1", "content": "vile"},
     ]
     agent, scripted, _ = guarded(judge.guard(), SAID, messages=past)
     list(agent.run(given))
-    assert judge.judged == [("input", "q"), ("result", "bad"), ("output", "Fine.")]
+    assert judge.judged == [("input", "q"), ("result", "vile"), ("output", "Fine.")]
     assert "[blocked: the result violates the policy]" in prompts_of(scripted)[0]
-    assert given[3]["content"] == "bad"  # the caller's own list stays
+    assert given[3]["content"] == "vile"  # the caller's own list stays
 
 
 @pytest.mark.parametrize("error", [ClassifierError("no label"), RuntimeError("it broke")])

@@ -86,7 +86,7 @@ def test_the_order_is_that_of_the_roles_whoever_judges() -> None:
 
 
 def test_what_a_system_message_says_is_not_judged_but_above_all() -> None:
-    judge = Judge(bad="never")
+    judge = Judge("never")
     scripted = Scripted(f"{FINAL}Fine.<|return|>")
     agent = Agent(scripted.engine, [], guard=judge.guard())
     list(agent.run([{"role": "system", "content": "never"}, {"role": "user", "content": "q"}]))

@@ -111,14 +111,14 @@ def test_a_content_that_is_too_long_is_judged_in_parts_that_overlap(at: str) -> 
     found = [set(part.split()) for part in parts]
     assert set(words) <= set.union(*found)
     assert all(len(one & next) > 50 for one, next in pairwise(found))  # what lies on a border
-    bad = {"first": 0, "overlap": 1, "last": len(parts) - 1, "nowhere": len(parts)}[at]
+    vile = {"first": 0, "overlap": 1, "last": len(parts) - 1, "nowhere": len(parts)}[at]
     scripted.replies = [
-        encoding().encode_special(labelled(int(i == bad), "R1" if i == bad else None))
+        encoding().encode_special(labelled(int(i == vile), "R1" if i == vile else None))
         for i in range(len(parts))
     ]
     label = PolicyClassifier(scripted.engine, POLICY)("input", " ".join(words), never)
     assert (label.violation, label.category) == ((True, "R1") if at != "nowhere" else (False, ""))
-    assert len(scripted.samplings) == min(bad + 1, len(parts))
+    assert len(scripted.samplings) == min(vile + 1, len(parts))
     for (_, _, ids), part in zip(scripted.samplings, parts, strict=False):
         assert messages_of(ids)[2][1] == encoding().encode(headed("input", part))
 
