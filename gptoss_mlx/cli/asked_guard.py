@@ -111,14 +111,14 @@ class AskedGuard:
     def serve(self, entries: Sequence[ServedModel]) -> ServedGuard:
         """The guard of a server of these models. It opens nothing."""
         from gptoss_mlx.engine.engine import open_engine
-        from gptoss_mlx.server.policy_judge import PolicyJudge, checked
+        from gptoss_mlx.server.policy_judge import PolicyJudge, judging_opener
         from gptoss_mlx.server.text_guard import TextGuard
 
         if not self:
             return ServedGuard(None, None, open_engine)
         classify = PolicyJudge(self.policy)
         judge = None if self.model is None else _judge(self.model, entries)
-        opener = checked(open_engine, classify, judge, str(self.file))
+        opener = judging_opener(open_engine, classify, judge, str(self.file))
         return ServedGuard(TextGuard(classify, self.policy, fail=self.fail), judge, opener)
 
 

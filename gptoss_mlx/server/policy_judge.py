@@ -19,7 +19,9 @@ from gptoss_mlx.tools.guard.policy import TIME_LIMIT, PolicyPrompt
 from gptoss_mlx.tools.guard.verdict import What
 
 
-def checked(opener: Opener, classify: PolicyJudge, judge: ServedModel | None, file: str) -> Opener:
+def judging_opener(
+    opener: Opener, classify: PolicyJudge, judge: ServedModel | None, file: str
+) -> Opener:
     """An opener that refuses a model that is to judge and cannot. judge: the only one that is to;
     None for each of them. file: the policy's, for the error."""
 

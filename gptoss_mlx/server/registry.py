@@ -23,7 +23,7 @@ from gptoss_mlx.files.jsonfile import shown
 from gptoss_mlx.models.checkpoint import Progress
 from gptoss_mlx.models.names import ALIASES, full_name
 from gptoss_mlx.server.problems import Problem
-from gptoss_mlx.server.unavailable import dead, failed, loading
+from gptoss_mlx.server.unavailable import dead, load_failed, loading
 from gptoss_mlx.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -228,7 +228,7 @@ class Registry:
             entry.is_asked_for = True
             await asyncio.shield(self.load(entry))
             if entry.error is not None:
-                raise failed(entry.name)
+                raise load_failed(entry.name)
         entry.leases += 1
         return entry
 

@@ -13,7 +13,7 @@ def loading(name: str, done: int, total: int) -> Problem:
     )
 
 
-def failed(name: str) -> Problem:
+def load_failed(name: str) -> Problem:
     """Without the reason, which may name files."""
     said = f"the model {name} cannot be loaded: the server's log says why"
     return Problem(503, said, code="model_failed", retry_after=30)

@@ -12,7 +12,7 @@ import pytest
 from gptoss_mlx.engine.engine import Engine
 from gptoss_mlx.errors import CheckpointError, MemoryBudgetError, OptionError
 from gptoss_mlx.server.policy import Policy
-from gptoss_mlx.server.policy_judge import PolicyJudge, checked
+from gptoss_mlx.server.policy_judge import PolicyJudge, judging_opener
 from gptoss_mlx.server.registry import Registry, ServedModel
 from gptoss_mlx.server.text_guard import TextGuard
 from gptoss_mlx.settings import Settings
@@ -221,7 +221,7 @@ def test_a_model_that_cannot_judge_is_not_opened(judge: str | None) -> None:
         return closed[-1]
 
     only = None if judge is None else ServedModel(judge, Settings())
-    opener = checked(opening, PolicyJudge(POLICY), only, "policy.md")
+    opener = judging_opener(opening, PolicyJudge(POLICY), only, "policy.md")
     with pytest.raises(OptionError, match=r"^policy.md: the policy takes \d+ tokens"):
         opener(judge or "m", Settings(), print)
     assert closed[0].is_closed

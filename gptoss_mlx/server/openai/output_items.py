@@ -173,7 +173,7 @@ class SearchCallItem(TypedDict):
     encrypted_content: NotRequired[str]
 
 
-class McpTool(TypedDict):
+class McpToolShown(TypedDict):
     name: str
     description: str | None
     input_schema: Mapping[str, object]
@@ -186,7 +186,7 @@ class McpListItem(TypedDict):
     id: str
     type: Literal["mcp_list_tools"]
     server_label: str
-    tools: list[McpTool]
+    tools: list[McpToolShown]
     error: str | None
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NotRequired, TypeAlias
 
 from typing_extensions import TypedDict
 
-from gptoss_mlx.engine.events import FinishEvent
+from gptoss_mlx.engine.events import FinishEvent, FinishReason
 from gptoss_mlx.harmony.tokenizer import Tokenizer
-from gptoss_mlx.server.blocked import GuardShown
+from gptoss_mlx.server.blocked import Blocked, GuardShown
 from gptoss_mlx.server.history import JSON
 from gptoss_mlx.server.openai.output_items import OutputItem
+from gptoss_mlx.server.problems import problem_of
 
 ResponseStatus: TypeAlias = Literal["in_progress", "completed", "incomplete", "cancelled", "failed"]
 
@@ -92,7 +94,7 @@ class ResponseShown(Repeated):
 
 
 @dataclass(frozen=True)
-class Head:
+class ResponseHead:
     """What a response has from the beginning. model: the name that it goes by. created: seconds
     since 1970."""
 
@@ -141,3 +143,32 @@ def response_usage(turns: Sequence[TurnEnd]) -> ResponseUsage:
         "output_tokens_details": {"reasoning_tokens": sum(t.reasoning_tokens for t in turns)},
         "total_tokens": prompt + completion,
     }
+
+
+def ended(
+    shown: ResponseShown, reason: FinishReason, turns: Sequence[TurnEnd], blocked: Blocked | None
+) -> ResponseShown:
+    """The response at its end. blocked: how the guard ended it."""
+    is_cut = reason in ("length", "cancelled")
+    found: ResponseShown = {
+        **shown,
+        "status": "incomplete" if is_cut or blocked else "completed",
+        "service_tier": "default",
+        "usage": response_usage(turns),
+    }
+    if reason == "cancelled":
+        found["status"] = "cancelled"
+    elif blocked is not None:
+        found["incomplete_details"] = {"reason": "content_filter", "guard": blocked.shown}
+    elif is_cut:
+        found["incomplete_details"] = {"reason": "max_output_tokens"}
+    else:
+        found["completed_at"] = int(time.time())
+    return found
+
+
+def ended_by(error: Exception, shown: ResponseShown) -> ResponseShown:
+    """The response that an error has ended."""
+    problem = problem_of(error)
+    code = "invalid_prompt" if problem.status == 400 else "server_error"
+    return {**shown, "status": "failed", "error": {"code": code, "message": str(problem)}}

@@ -7,7 +7,6 @@ the client's functions, or none, is the last one.
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing
 from typing import Protocol, TypeAlias, cast
@@ -26,12 +25,13 @@ from gptoss_mlx.server.openai.output_items import OutputItem
 from gptoss_mlx.server.openai.refusal_writer import RefusalWriter
 from gptoss_mlx.server.openai.response_events import LifeEvent, LifeType, ResponseEvent
 from gptoss_mlx.server.openai.response_object import (
-    Head,
     Repeated,
+    ResponseHead,
     ResponseShown,
     TurnEnd,
     begun,
-    response_usage,
+    ended,
+    ended_by,
 )
 from gptoss_mlx.server.openai.response_tools import Toolbox
 from gptoss_mlx.server.openai.response_writers import RUN, Wanted, Writer, Writers
@@ -60,7 +60,7 @@ class ResponseRun:
     def __init__(
         self,
         job: Job | None,
-        head: Head,
+        head: ResponseHead,
         echo: Repeated,
         tools: Toolbox,
         wanted: Wanted,
@@ -187,16 +187,16 @@ class ResponseRun:
     def _read(self, piece: Delta | FinishEvent | Blocked) -> Iterator[ResponseEvent]:
         if isinstance(piece, Delta):
             yield from self._take(piece)
-        elif isinstance(piece, Blocked):
-            assert self._job is not None
+            return
+        assert self._job is not None
+        finish = piece.finish if isinstance(piece, Blocked) else piece
+        self._turns.append(TurnEnd(finish, sum(self._job.reasoning_tokens)))
+        if isinstance(piece, Blocked):
             self.blocked = piece
-            self._turns.append(TurnEnd(piece.finish, sum(self._job.reasoning_tokens)))
-            writer = RefusalWriter(ItemPlace(len(self.shown["output"]), self._number), piece.line)
+            writer = RefusalWriter(self._place(), piece.line)
             yield from self._seen(writer, writer.write())
         else:
-            assert self._job is not None
-            self._turns.append(TurnEnd(piece, sum(self._job.reasoning_tokens)))
-            yield from self._end_item(piece.reason in ("length", "cancelled"))
+            yield from self._end_item(finish.reason in ("length", "cancelled"))
 
     def _take(self, delta: Delta) -> Iterator[ResponseEvent]:
         """The events of a delta; none of a second call where only one is wanted."""
@@ -306,24 +306,8 @@ class ResponseRun:
         )
 
     def _finish(self, reason: FinishReason) -> ResponseEvent:
-        is_cut = reason in ("length", "cancelled")
-        shown: ResponseShown = {
-            **self.shown,
-            "status": "incomplete" if is_cut or self.blocked else "completed",
-            "service_tier": "default",
-            "usage": response_usage(self._turns),
-        }
-        if reason == "cancelled":
-            shown["status"] = "cancelled"
-        elif self.blocked is not None:
-            guard = self.blocked.shown
-            shown["incomplete_details"] = {"reason": "content_filter", "guard": guard}
-        elif is_cut:
-            shown["incomplete_details"] = {"reason": "max_output_tokens"}
-        else:
-            shown["completed_at"] = int(time.time())
-        self.shown = shown
-        ended_well = shown["status"] == "completed"
+        self.shown = ended(self.shown, reason, self._turns, self.blocked)
+        ended_well = self.shown["status"] == "completed"
         return self._life("response.completed" if ended_well else "response.incomplete")
 
     def _abandon(self) -> None:
@@ -340,14 +324,7 @@ class ResponseRun:
 
     def _fail(self, error: Exception) -> None:
         self._abandon()
-        problem = problem_of(error)
-        code = "invalid_prompt" if problem.status == 400 else "server_error"
-        failed: ResponseShown = {
-            **self.shown,
-            "status": "failed",
-            "error": {"code": code, "message": str(problem)},
-        }
-        self.shown = failed
+        self.shown = ended_by(error, self.shown)
 
     def _life(self, type: LifeType) -> LifeEvent:
         shown: ResponseShown = {**self.shown, "output": list(self.shown["output"])}

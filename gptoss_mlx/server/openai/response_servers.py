@@ -15,7 +15,7 @@ from gptoss_mlx.files.jsonfile import shown
 from gptoss_mlx.server.containers import Containers
 from gptoss_mlx.server.history import JSON
 from gptoss_mlx.server.openai.mcp_request import AskedServer
-from gptoss_mlx.server.openai.output_items import McpTool
+from gptoss_mlx.server.openai.output_items import McpToolShown
 from gptoss_mlx.server.problems import Problem
 from gptoss_mlx.spec.recipients import FUNCTIONS
 from gptoss_mlx.tools.approval import Rule
@@ -191,7 +191,7 @@ class ResponseServers:
         self._all[asked.label] = ResponseServer(asked, connected, "allow")
 
 
-def tools_of(listing: Listing) -> list[McpTool]:
+def tools_of(listing: Listing) -> list[McpToolShown]:
     """As clients read them."""
     return [
         {

@@ -26,7 +26,7 @@ from gptoss_mlx.server.openai.input_items import is_instruction, without_orphans
 from gptoss_mlx.server.openai.output_items import public
 from gptoss_mlx.server.openai.paging import page_of
 from gptoss_mlx.server.openai.response_events import ResponseEvent
-from gptoss_mlx.server.openai.response_object import Head, ResponseShown
+from gptoss_mlx.server.openai.response_object import ResponseHead, ResponseShown
 from gptoss_mlx.server.openai.response_run import ResponseRun
 from gptoss_mlx.server.openai.response_servers import ResponseServers
 from gptoss_mlx.server.openai.response_store import store_of
@@ -218,17 +218,17 @@ def _at_end(close: Callable[[], None]) -> None:
     task.add_done_callback(lambda _: close())
 
 
-async def _begin(service: Service, asked: Asked, start: Start) -> tuple[Job | None, Head]:
+async def _begin(service: Service, asked: Asked, start: Start) -> tuple[Job | None, ResponseHead]:
     """The first turn, unless approved calls are run before it; and what the response begins with.
     Raises Problem or GptOssError."""
     if not asked.approved:
         job = await start(asked.items)
-        return job, Head(job.key, job.model, job.created, job.tokenizer)
+        return job, ResponseHead(job.key, job.model, job.created, job.tokenizer)
     for call in asked.approved:
         asked.tools.servers.named(call.label, call.name)
     entry = await service.load(asked.model)
     tokenizer = await service.read(asked.model, lambda engine: engine.tokenizer)
-    return None, Head(token_hex(12), entry.name, int(time()), tokenizer)
+    return None, ResponseHead(token_hex(12), entry.name, int(time()), tokenizer)
 
 
 def _container(asked: Asked, containers: Containers) -> str | None:
