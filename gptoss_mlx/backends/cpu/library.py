@@ -220,10 +220,7 @@ def load_library() -> ctypes.CDLL:
     """The library, with its functions' types. Raises KernelError where there is none."""
     path = library_path()
     if path is None:
-        raise KernelError(
-            "the kernels for CPUs were not built when this package was installed, for want of a C++"
-            " compiler; with one, install it again"
-        )
+        raise KernelError(_why_not_built(Path(__file__).parents[3]))
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:
@@ -246,6 +243,19 @@ def library_path() -> Path | None:
     """The library's file, built by setup.py; None where it was not."""
     found = find_spec("gptoss_mlx._native")
     return None if found is None or found.origin is None else Path(found.origin)
+
+
+def _why_not_built(folder: Path) -> str:
+    """folder: where the package lies, which Python prefers to an installed one if it runs there."""
+    if (folder / "setup.py").is_file():
+        return (
+            f"the kernels for CPUs were not built in {folder}, from where this runs; with a C++"
+            " compiler, `pip install -e .` there builds them"
+        )
+    return (
+        "the kernels for CPUs were not built when this package was installed, for want of a C++"
+        " compiler; with one, install it again"
+    )
 
 
 @cache

@@ -39,7 +39,11 @@ def test_a_library_that_was_not_built_or_cannot_be_loaded(
     library.load_library.cache_clear()
     try:
         monkeypatch.setattr(library, "library_path", lambda: None)
+        place = "gptoss_mlx/backends/cpu/library.py"
+        monkeypatch.setattr(library, "__file__", str(tmp_path / place))
         assert "were not built when this package was installed" in (library.why_missing() or "")
+        (tmp_path / "setup.py").touch()
+        assert f"were not built in {tmp_path}, from where" in (library.why_missing() or "")
         broken = tmp_path / "library.so"
         broken.write_bytes(b"no library")
         monkeypatch.setattr(library, "library_path", lambda: broken)
