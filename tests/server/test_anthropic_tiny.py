@@ -28,7 +28,7 @@ WEATHER = {
 
 @pytest.fixture(scope="module")
 def tiny() -> Iterator[Served]:
-    with gptoss_mlx.load("tiny", backend="mlx", context=4096) as engine, serving(engine) as served:
+    with gptoss_mlx.load("tiny", context=4096) as engine, serving(engine) as served:
         yield served
 
 

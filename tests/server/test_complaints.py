@@ -168,7 +168,7 @@ def test_03_anything_a_model_writes_is_an_answer(
 @pytest.fixture(scope="module")
 def tiny() -> Iterator[Served]:
     """The tiny model; four answers at a time, and a prefix store."""
-    engine = gptoss_mlx.load(materialise(), backend="mlx", context=4096, parallel=4, cache="64MiB")
+    engine = gptoss_mlx.load(materialise(), context=4096, parallel=4, cache="64MiB")
     with serving(engine) as served:
         yield served
 
@@ -218,7 +218,7 @@ def test_25_a_window_that_has_wrapped_is_no_reason_to_read_again(tiny: Served) -
 def test_26_another_conversation_s_keys_are_never_read(tiny: Served) -> None:
     """Two conversations take turns; each says what it says alone, on a server that knows nothing
     else."""
-    engine = gptoss_mlx.load(materialise(), backend="mlx", context=4096, parallel=1, cache=0)
+    engine = gptoss_mlx.load(materialise(), context=4096, parallel=1, cache=0)
     with serving(engine) as fresh:
         alone = [asked(fresh, question(n, 300 + n))["choices"] for n in (7, 8, 9)]
     for _ in range(2):

@@ -21,7 +21,7 @@ SUM = [{"role": "user", "content": "What is 27 + 58?"}]
 def tiny() -> Iterator[Served]:
     """The small model, which the grammar holds to what is asked."""
     with (
-        gptoss_mlx.load("tiny", backend="mlx", context=1024) as engine,
+        gptoss_mlx.load("tiny", context=1024) as engine,
         serving(engine) as served,
     ):
         yield served

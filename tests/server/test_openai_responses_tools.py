@@ -118,7 +118,7 @@ def test_10_a_tool_of_any_name_is_called_by_that_name(name: str) -> None:
 @pytest.fixture(scope="module")
 def tiny() -> Iterator[Served]:
     with (
-        gptoss_mlx.load("tiny", backend="mlx", context=2048) as engine,
+        gptoss_mlx.load("tiny", context=2048) as engine,
         serving(engine) as served,
     ):
         yield served
