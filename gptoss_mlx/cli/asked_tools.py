@@ -72,7 +72,11 @@ _OPTIONS = (
         type=click.Path(path_type=Path),
         help="Folder that the browser searches.",
     ),
-    click.option("--search", metavar="URL", help="SearXNG that the browser searches, on the web."),
+    click.option(
+        "--search",
+        metavar="URL",
+        help="What the browser searches on the web: a SearXNG server, or a URL with {query} in it.",
+    ),
     click.option(
         "--files",
         type=click.Path(path_type=Path),
@@ -235,10 +239,12 @@ class AskedTools:
 
     def _source(self, progress: Callable[[int, int], None]) -> PageSource:
         from gptoss_mlx.tools.browser.documents.documents import Documents
+        from gptoss_mlx.tools.browser.web.search_address import QUERY, SearchAddress
         from gptoss_mlx.tools.browser.web.searxng import SearXNG
 
-        if self.documents is None:
-            return SearXNG(str(self.search))
+        if self.search is not None:
+            return (SearchAddress if QUERY in self.search else SearXNG)(self.search)
+        assert self.documents is not None, "one of both is given"
         return Documents(self.documents, progress)
 
 

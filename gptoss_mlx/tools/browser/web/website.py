@@ -32,13 +32,14 @@ def fetch_page(client: Client, url: str, as_source: bool) -> Page:
         raise BrowsingError(f"The server answered {response.status} {_phrase(response.status)}.")
     if as_source:
         return document_page(SOURCE + response.url, "", _text(response))
-    document = _extracted(response)
+    document = extracted(response)
     note = "\n\n[The page is cut off here.]"
     text = document.text + (note if _is_long(response) else "")
     return document_page(response.url, document.title, text, document.links)
 
 
-def _extracted(response: Response) -> Extracted:
+def extracted(response: Response) -> Extracted:
+    """The text and the links of what came. Raises BrowsingError."""
     if response.kind == "application/pdf" or response.body.startswith(b"%PDF-"):
         if response.cut_off:
             raise BrowsingError(f"The PDF has more than {len(response.body):,} bytes, the limit.")
