@@ -45,9 +45,9 @@ def test_words_are_put_in_their_place_and_results_opened(
     site.answers["/one"] = plainly(b"<title>One</title><p>Its text.")
     source = search({"results": [{**ONE, "url": page}]}, query="?a=1&q={query}&b=2")
     tool = BrowserTool(source, encoding)
-    result = tool.call("browser.search", '{"query": "what & who? \\ud800"}').text
+    result = tool.call("browser.search", '{"query": "what & a/b? \\ud800"}').text
     assert f"【0†One†public.test:{site.port}】 About one." in result.replace("\nL5: ", "")
-    assert site.asked == ["/find?a=1&q=what%20%26%20who%3F%20%EF%BF%BD&b=2"]
+    assert site.asked == ["/find?a=1&q=what%20%26%20a%2Fb%3F%20%EF%BF%BD&b=2"]
     assert "Its text." in tool.call("browser.open", '{"id": 0}').text
 
 
@@ -55,7 +55,7 @@ def test_words_are_put_in_their_place_and_results_opened(
     "answer",
     [
         [ONE],
-        {"results": [ONE]},
+        {"tags": ["a", {"name": "b"}], "results": [ONE]},
         {
             "type": "search",
             "web": {"results": [ONE]},
