@@ -8,7 +8,7 @@ import pytest
 
 # What imports this module is skipped where a browser cannot be driven.
 pytest.importorskip(
-    "axe_playwright_python", reason="playwright is not installed (pip install -e '.[dev]')"
+    "axe_playwright_python", reason="playwright is not installed (pip install -e '.[clients]')"
 )
 
 from axe_playwright_python.sync_playwright import Axe
