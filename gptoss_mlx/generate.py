@@ -34,6 +34,7 @@ from gptoss_mlx.tools.events import CallEvent, HeldEvent, OutcomeEvent
 from gptoss_mlx.tools.guard.verdict import GuardEvent
 
 if TYPE_CHECKING:
+    from gptoss_mlx.engine.engine import Engine
     from gptoss_mlx.tools.events import AgentEvent
 
 BAR_AFTER = 1.0  # seconds; shorter work shows no bar
@@ -116,13 +117,17 @@ def main(
         out.write(as_object(model, answer.events, load_time, tokenizer, ran, judged) + "\n")
     _tell(note, answer)
     if stats:
-        from gptoss_mlx.cli.report import table
-
-        err.write(table(finish, load_time, engine.plan, engine.stats()))
+        _tell_stats(err, finish, load_time, engine)
     engine.close()  # what is to last is on the disk then
     note.all(engine.notes)
     if finish.reason == "cancelled":
         raise KeyboardInterrupt
+
+
+def _tell_stats(err: Output, finish: FinishEvent, load_time: float, engine: Engine) -> None:
+    from gptoss_mlx.cli.report import table
+
+    err.write(table(finish, load_time, engine.plan, engine.stats()))
 
 
 def _tell(note: _Notes, answer: _Answer) -> None:

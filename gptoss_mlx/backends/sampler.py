@@ -59,8 +59,8 @@ class SampledChoice(Generic[A]):
 
     def read(self) -> SampledToken:
         """Wait for the token. Raises NumericalError if the logits it comes from are not finite."""
-        id, naught, *reported = [values[self.row] for values in self.fetch()]
-        check_finite(naught, self.step)
+        id, check, *reported = [values[self.row] for values in self.fetch()]
+        check_finite(check, self.step)
         if not reported:
             return SampledToken(int(id))
         logprob, *top = reported
@@ -228,17 +228,17 @@ class Operations(ABC, Generic[A]):
 
     def _reported(self, raw: A, tokens: A, options: Sampling) -> list[A]:
         """The arrays fetched together with the tokens; see `SampledChoice.fetch`."""
-        naught = self.naught(raw)
+        check = self.finite_check(raw)
         if not (options.logprobs or options.top_logprobs):
-            return [naught]
+            return [check]
         logprobs = self.log_softmax(raw)
         count = min(options.top_logprobs, self.vocab)
         if count == 0:
-            return [naught, self.take(logprobs, tokens)]
+            return [check, self.take(logprobs, tokens)]
         values, ids = self.largest(logprobs, count)
-        return [naught, self.take(logprobs, tokens), ids, values]
+        return [check, self.take(logprobs, tokens), ids, values]
 
-    def naught(self, x: A) -> A:
+    def finite_check(self, x: A) -> A:
         """Of each row zero, or NaN where something in it is not finite."""
         return self.sum(x * 0)
 

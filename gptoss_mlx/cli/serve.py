@@ -145,9 +145,7 @@ def main(
         )
     if no_cache_dir and settings["cache_dir"]:
         raise click.UsageError("--no-cache-dir and --cache-dir exclude each other")
-    names = (*models, *model) or (DEFAULT_MODEL,)
-    if len(set(names)) < len(names):
-        raise click.UsageError("a model is named twice")
+    names = _named(*models, *model)
     if not no_cache_dir and settings["cache_dir"] is None:
         settings["cache_dir"] = cache_folder() / "prefixes"
 
@@ -169,6 +167,13 @@ def main(
     tell = partial(logger.warning, "%s")
     with box.kit(bar_shown=tty, after=BAR_AFTER, note=tell, allows_urls=allow_mcp_urls) as kit:
         _serve(names, alias, settings, policy, kit, (host, port), guard)
+
+
+def _named(*models: str) -> tuple[str, ...]:
+    """The models to serve. Raises click.UsageError."""
+    if len(set(models)) < len(models):
+        raise click.UsageError("a model is named twice")
+    return models or (DEFAULT_MODEL,)
 
 
 def _serve(

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gptoss_mlx.server.toolkit import Connect
-    from gptoss_mlx.tools.listed import ToolServer
     from gptoss_mlx.tools.mcp.config import ServerConfig
     from gptoss_mlx.tools.mcp.servers import McpServers
     from gptoss_mlx.tools.models.endpoint import Endpoint
+    from gptoss_mlx.tools.tool_server import ToolServer
 
 
 class SharedServers:

@@ -154,12 +154,7 @@ class Engine:
         return [collect(one) for one in events]
 
     def add(
-        self,
-        prompt: Prompt,
-        outlet: Outlet,
-        *,
-        urgent: bool = False,
-        **options: Unpack[Options],
+        self, prompt: Prompt, outlet: Outlet, *, urgent: bool = False, **options: Unpack[Options]
     ) -> Running:
         """Queue a prompt beside those that run; an urgent one is before those that wait. Any thread
         may add one.

@@ -31,12 +31,7 @@ class Runner:
         self._thread.start()
 
     def add(
-        self,
-        prompt: Prompt,
-        outlet: Outlet,
-        *,
-        urgent: bool = False,
-        **options: Unpack[Options],
+        self, prompt: Prompt, outlet: Outlet, *, urgent: bool = False, **options: Unpack[Options]
     ) -> Sequence:
         """Queue a prompt. Its events are put into the outlet on the runner's thread.
 

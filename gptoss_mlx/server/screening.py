@@ -49,11 +49,8 @@ class Screening:
 
     async def turn(self, deltas: Sequence[Delta]) -> tuple[Sequence[Delta], GuardEvent | None]:
         """The deltas of a turn that may be given, and the verdict by which none may."""
-        texts, calls, reasoning = (
-            _Parts(deltas),
-            _Parts(deltas, "call"),
-            _Parts(deltas, "reasoning"),
-        )
+        texts, calls = _Parts(deltas), _Parts(deltas, "call")
+        reasoning = _Parts(deltas, "reasoning")
         made = list(zip(calls.names, calls.texts, strict=True))
         async with asyncio.TaskGroup() as group:
             judging = group.create_task(self._whole("output", turn_text(texts.texts, made)))

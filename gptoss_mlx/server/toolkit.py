@@ -12,8 +12,8 @@ from typing import Protocol, TypeAlias
 
 from gptoss_mlx.harmony.encoding import Encoding
 from gptoss_mlx.tools.approval import MOST_CALLS, Rule
-from gptoss_mlx.tools.listed import ToolServer
 from gptoss_mlx.tools.tool import Tool
+from gptoss_mlx.tools.tool_server import ToolServer
 
 Maker: TypeAlias = Callable[[Path, Encoding], Tool]
 """Makes a tool for one conversation: with a folder of its own, and the model's encoding."""

@@ -109,12 +109,12 @@ class Sampling:
             _within("token of logit_bias", token, 0, vocab_size - 1, whole=True)
 
 
-def check_finite(naught: float, step: int) -> None:
+def check_finite(check: float, step: int) -> None:
     """Raises NumericalError if a step's logits are infinite or NaN.
 
-    naught: the sum of the logits, each times 0: 0 if all are finite, else NaN. step: from 0.
+    check: 0 if all are finite, else NaN; see `Operations.finite_check`. step: from 0.
     """
-    if naught != 0:
+    if check != 0:
         raise not_finite(f"token {step + 1} of the answer")
 
 

@@ -29,13 +29,6 @@ def loads() -> list[tuple[str, dict[str, Any]]]:
 
 
 @pytest.fixture
-def policy(tmp_path: Path) -> Path:
-    path = tmp_path / "policy.md"
-    path.write_text("R1: say nothing of cats.\n")
-    return path
-
-
-@pytest.fixture
 def ask(
     monkeypatch: pytest.MonkeyPatch, loads: list[tuple[str, dict[str, Any]]], policy: Path
 ) -> Ask:

@@ -29,13 +29,6 @@ Serve = Callable[..., tuple[Result, list[dict[str, Any]]]]
 
 
 @pytest.fixture
-def policy(tmp_path: Path) -> Path:
-    path = tmp_path / "policy.md"
-    path.write_text("R1: say nothing of cats.\n")
-    return path
-
-
-@pytest.fixture
 def opened() -> list[str]:
     """The models that were opened, in order."""
     return []

@@ -248,17 +248,23 @@ CHOICES: dict[str, tuple[Any, Any, Any]] = {
 }
 
 
-@pytest.mark.parametrize("case", CHOICES)
-def test_a_choice_holds_for_the_first_call(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    given, first, later = CHOICES[case]
-    scripted, choices = Scripted(HELLO, DONE), list[Any]()
-    add = scripted.engine.add
+def choices_of(scripted: Scripted, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The tool choice of each turn that the engine is asked for from now on."""
+    choices, add = list[Any](), scripted.engine.add
 
     def spy(*arguments: Any, **options: Any) -> Any:
         choices.append(options.get("tool_choice"))
         return add(*arguments, **options)
 
     monkeypatch.setattr(scripted.engine, "add", spy)
+    return choices
+
+
+@pytest.mark.parametrize("case", CHOICES)
+def test_a_choice_holds_for_the_first_call(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    given, first, later = CHOICES[case]
+    scripted = Scripted(HELLO, DONE)
+    choices = choices_of(scripted, monkeypatch)
     with mcp_kit(odd()) as kit, tooled(scripted, kit) as served:
         ask(served, tools=[ODD, function("f")], tool_choice=given)
     assert choices[0] == first
@@ -273,14 +279,8 @@ def test_after_the_most_calls_only_the_clients_functions_are_left(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     both = [*HELLO[:-1], *encoding().encode_special(AGAIN), *HELLO]
-    scripted, choices = Scripted(both, DONE), list[Any]()
-    add = scripted.engine.add
-
-    def spy(*arguments: Any, **options: Any) -> Any:
-        choices.append(options.get("tool_choice"))
-        return add(*arguments, **options)
-
-    monkeypatch.setattr(scripted.engine, "add", spy)
+    scripted = Scripted(both, DONE)
+    choices = choices_of(scripted, monkeypatch)
     with mcp_kit(odd()) as kit, tooled(scripted, kit) as served:
         output = ask(served, tools=[ODD, function("f")], max_tool_calls=1).output
     assert [i.status for i in output if i.type == "mcp_call"] == ["completed", "failed"]

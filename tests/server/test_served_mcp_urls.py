@@ -16,21 +16,10 @@ from tests.support.scripted_model import Scripted
 from tests.support.served_mcp import mcp_kit, written
 from tests.support.served_tools import DONE, prompts, tooled
 from tests.tools.mcp.conftest import odd
-from tests.tools.mcp.test_http import Guarded, serving
+from tests.tools.mcp.test_http import Guarded, adder, serving
 
 ADD = written("web_add", a=1234, b=5678)
 SECRET, TOKEN = "secret-token-1", "abc-secret"
-
-
-def adder() -> MCPServer:
-    server = MCPServer("adder")
-
-    @server.tool()
-    def add(a: int, b: int) -> int:
-        """Add two numbers."""
-        return a + b
-
-    return server
 
 
 def web(url: str, **more: Any) -> dict[str, Any]:

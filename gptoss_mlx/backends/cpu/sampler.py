@@ -18,7 +18,7 @@ Array: TypeAlias = Any
 class Operations(sampler.Operations[Array]):
     """The operations on arrays."""
 
-    def naught(self, x: Array) -> Array:
+    def finite_check(self, x: Array) -> Array:
         """As for all backends, without an array of the scores' size."""
         least, most = x.min(axis=-1), x.max(axis=-1)
         return (least - least) + (most - most)

@@ -102,7 +102,6 @@ def main(
         click.echo(harmless(listing(archive)))
         return
     transcript, saved = _opened(archive, resume, session)
-    transcript = _changed(transcript, asked)
     out, err = Output(sys.stdout), Output(sys.stderr, optional=True)
     typed = sys.stdin is not None and sys.stdin.isatty() and (out.terminal or err.terminal)
     with ExitStack() as stack:
@@ -121,7 +120,7 @@ def main(
 
         talk = Talk(
             engine,
-            transcript,
+            _changed(transcript, asked),
             new_view=_views(out, err if typed and not quiet else None, typed, quiet, bool(box)),
             out=out,
             err=err,

@@ -15,7 +15,7 @@ from gptoss_mlx.files.jsonfile import shown
 from gptoss_mlx.server.history import JSON
 from gptoss_mlx.server.problems import Problem
 from gptoss_mlx.server.toolkit import Toolkit
-from gptoss_mlx.tools.listed import ListedTool
+from gptoss_mlx.tools.tool_server import ListedTool
 
 SECRETS = ("authorization", "headers")
 """Fields that are neither kept nor given back."""

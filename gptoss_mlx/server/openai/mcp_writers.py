@@ -21,8 +21,8 @@ from gptoss_mlx.server.openai.output_items import (
 from gptoss_mlx.server.openai.response_events import ResponseEvent
 from gptoss_mlx.server.openai.response_servers import ServerCall, tools_of
 from gptoss_mlx.tools.browser.page import Page
-from gptoss_mlx.tools.listed import Listing
 from gptoss_mlx.tools.tool import Outcome
+from gptoss_mlx.tools.tool_server import Listing
 
 
 class McpCallWriter(RunCall):

@@ -19,7 +19,7 @@ from gptoss_mlx.server.openai.output_items import McpToolShown
 from gptoss_mlx.server.problems import Problem
 from gptoss_mlx.spec.recipients import FUNCTIONS
 from gptoss_mlx.tools.approval import Rule
-from gptoss_mlx.tools.listed import ListedTool, Listing, ToolServer
+from gptoss_mlx.tools.tool_server import ListedTool, Listing, ToolServer
 
 _RETRY_SECONDS = 5
 

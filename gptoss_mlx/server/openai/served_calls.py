@@ -25,8 +25,8 @@ from gptoss_mlx.tools.approval import DECLINED, Approval, Rule
 from gptoss_mlx.tools.browser.browser import BrowserTool
 from gptoss_mlx.tools.browser.citations import as_link, as_mark
 from gptoss_mlx.tools.browser.page import Page
-from gptoss_mlx.tools.listed import Listing
 from gptoss_mlx.tools.tool import Outcome, Tool
+from gptoss_mlx.tools.tool_server import Listing
 
 Judged: TypeAlias = Callable[[str], Awaitable[str]]
 

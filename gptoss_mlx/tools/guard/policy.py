@@ -84,12 +84,10 @@ class PolicyPrompt:
             raise OptionError("the policy is empty")
         if engine.tokenizer.harmony is None:
             raise MessageError(f"{engine.name}: speaks no Harmony, which a guard needs")
-        self._encoding, self._policy, self._time_limit = (
-            engine.tokenizer.harmony,
-            policy,
-            time_limit,
-        )
-        tokens = max(_count(engine, self._system, headed(what, "")) for what in _CONTENTS)
+        self._encoding = engine.tokenizer.harmony
+        self._policy, self._time_limit = policy, time_limit
+        heading = max((headed(what, "") for what in _CONTENTS), key=len)
+        tokens = _count(engine, self._system, heading)
         if tokens + 2 * LABEL_TOKENS > engine.context:
             raise OptionError(
                 f"the policy takes {tokens:,} tokens, but the context holds {engine.context:,}, of"

@@ -34,13 +34,13 @@ from pydantic import ValidationError
 from gptoss_mlx import __version__
 from gptoss_mlx.files.jsonfile import shown
 from gptoss_mlx.tools.browser.plain import one_line
-from gptoss_mlx.tools.listed import ListedTool, Listing
 from gptoss_mlx.tools.mcp.config import HttpServer, ServerConfig, StdioServer
 from gptoss_mlx.tools.mcp.failure import CallFailedError, ServerEndedError
 from gptoss_mlx.tools.mcp.http import http_transport
 from gptoss_mlx.tools.mcp.lines import LastWords
 from gptoss_mlx.tools.mcp.listing import MOST_TOOLS, read_listing
 from gptoss_mlx.tools.mcp.stdio import stdio_transport
+from gptoss_mlx.tools.tool_server import ListedTool, Listing
 
 if TYPE_CHECKING:
     from mcp.client._transport import TransportStreams

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 
 from gptoss_mlx.files.jsonfile import shown
 from gptoss_mlx.harmony.encoding import with_whole_characters
-from gptoss_mlx.tools.listed import ListedTool
 from gptoss_mlx.tools.mcp.names import function_name
+from gptoss_mlx.tools.tool_server import ListedTool
 
 MOST_TOOLS = 256
 """Of a server; each takes a place in the prompt."""

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from anyio.from_thread import BlockingPortal
 
-from gptoss_mlx.tools.listed import Listing
 from gptoss_mlx.tools.mcp.connection import Connection
 from gptoss_mlx.tools.mcp.names import function_name
 from gptoss_mlx.tools.mcp.result import ImageFolder
 from gptoss_mlx.tools.mcp.tool import McpTool
+from gptoss_mlx.tools.tool_server import Listing
 
 
 class McpServer:

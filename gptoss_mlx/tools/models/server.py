@@ -7,9 +7,9 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from gptoss_mlx.tools.listed import ListedTool, Listing
 from gptoss_mlx.tools.models.endpoint import Endpoint
 from gptoss_mlx.tools.models.tool import ModelTool
+from gptoss_mlx.tools.tool_server import ListedTool, Listing
 
 
 class ModelServer:

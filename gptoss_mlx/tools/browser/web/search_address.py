@@ -12,10 +12,10 @@ from urllib.parse import quote, urlsplit
 
 from gptoss_mlx.errors import OptionError
 from gptoss_mlx.files.jsonfile import shown
-from gptoss_mlx.tools.browser.page import LINK, Link, Page, domain
+from gptoss_mlx.tools.browser.page import LINK, Link, domain
 from gptoss_mlx.tools.browser.source import BrowsingError, Found, Hit
 from gptoss_mlx.tools.browser.web.client import Client, Response, checked_url
-from gptoss_mlx.tools.browser.web.website import extracted, fetch_page
+from gptoss_mlx.tools.browser.web.website import WebPages, extracted
 
 QUERY = "{query}"
 """What the words that are searched stand in the place of."""
@@ -28,14 +28,12 @@ _NUMBER = re.compile(r"【(\d+)†")
 _SUGGESTED = 4  # parts of OpenSearch's suggestions: the query, titles, descriptions, URLs
 
 
-class SearchAddress:
+class SearchAddress(WebPages):
     """An address that a person named, and the public web.
 
     url: such as "https://en.wikipedia.org/w/index.php?search={query}"; it may be a local one, while
     pages may not. Raises OptionError.
     """
-
-    is_remote = True
 
     def __init__(self, url: str, client: Client | None = None) -> None:
         try:
@@ -44,7 +42,8 @@ class SearchAddress:
             raise OptionError(f"the search URL is {shown(url)}: {error}") from error
         if QUERY not in url or len(places) > 1:
             raise OptionError(f"the search URL is {shown(url)}: {QUERY} must stand behind its host")
-        self._url, self._client = url, client or Client()
+        super().__init__(client)
+        self._url = url
 
     def search(self, query: str, count: int) -> Found:
         words = quote(query, safe="", errors="replace")
@@ -56,12 +55,6 @@ class SearchAddress:
             found.setdefault(hit.url, hit)
         return Found(tuple(found.values())[:count])
 
-    def fetch(self, url: str, as_source: bool = False) -> Page:
-        return fetch_page(self._client, url, as_source)
-
-    def close(self) -> None:
-        """No connection stays open."""
-
 
 def _hits(response: Response) -> Iterator[Hit]:
     """Raises BrowsingError."""
@@ -70,7 +63,7 @@ def _hits(response: Response) -> Iterator[Hit]:
             answer = json.loads(response.body)
         except (ValueError, RecursionError) as error:
             raise BrowsingError("The search server's answer is not JSON.") from error
-        return filter(None, map(_hit, _results(answer)))
+        return filter(None, map(hit_of, _results(answer)))
     document = extracted(response)
     return _linked(document.text, document.links, response.url)
 
@@ -86,14 +79,14 @@ def _results(answer: object) -> Sequence[object]:
     inner = deque([answer])
     while inner:
         value = inner.popleft()
-        if isinstance(value, list) and any(map(_hit, value)):
+        if isinstance(value, list) and any(map(hit_of, value)):
             return value
         inner += value.values() if isinstance(value, Mapping) else ()
         inner += value if isinstance(value, list) else ()
     return ()
 
 
-def _hit(result: object) -> Hit | None:
+def hit_of(result: object) -> Hit | None:
     """A result as a hit, if it is one of a web page."""
     if not isinstance(result, Mapping):
         return None

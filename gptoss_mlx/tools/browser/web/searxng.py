@@ -3,32 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from urllib.parse import urlencode
 
 from gptoss_mlx.errors import OptionError
 from gptoss_mlx.files.jsonfile import shown
-from gptoss_mlx.tools.browser.page import Page, domain
-from gptoss_mlx.tools.browser.source import BrowsingError, Found, Hit
+from gptoss_mlx.tools.browser.source import BrowsingError, Found
 from gptoss_mlx.tools.browser.web.client import Client, checked_url
-from gptoss_mlx.tools.browser.web.website import fetch_page
+from gptoss_mlx.tools.browser.web.search_address import hit_of
+from gptoss_mlx.tools.browser.web.website import WebPages
 
 
-class SearXNG:
+class SearXNG(WebPages):
     """A SearXNG server that a person named, and the public web.
 
     url: of the server, such as "http://127.0.0.1:8888"; it may be a local one, while pages may not.
     Raises OptionError.
     """
 
-    is_remote = True
-
     def __init__(self, url: str, client: Client | None = None) -> None:
         try:
             self._url = checked_url(url).geturl().partition("?")[0].rstrip("/")
         except BrowsingError as error:
             raise OptionError(f"the search URL is {shown(url)}: {error}") from error
-        self._client = client or Client()
+        super().__init__(client)
 
     def search(self, query: str, count: int) -> Found:
         asked = urlencode({"q": query, "format": "json"})
@@ -47,23 +45,8 @@ class SearXNG:
             raise BrowsingError("The search server's answer is not JSON.") from error
         if not isinstance(answer, Mapping) or not isinstance(answer.get("results"), list):
             raise BrowsingError("The search server's answer has no results.")
-        hits = [hit for result in answer["results"] for hit in _hits(result)]
+        hits = [*filter(None, map(hit_of, answer["results"]))]
         return Found(tuple(hits[:count]), () if hits else _silent(answer))
-
-    def fetch(self, url: str, as_source: bool = False) -> Page:
-        return fetch_page(self._client, url, as_source)
-
-    def close(self) -> None:
-        """No connection stays open."""
-
-
-def _hits(result: object) -> Iterator[Hit]:
-    """A result as a hit, if it is one of a web page."""
-    if not isinstance(result, Mapping):
-        return
-    url = result.get("url")
-    if isinstance(url, str) and url.startswith(("http://", "https://")) and domain(url):
-        yield Hit(url, _text(result, "title"), domain(url), _text(result, "content"))
 
 
 def _silent(answer: Mapping[str, object]) -> tuple[str, ...]:
@@ -73,8 +56,3 @@ def _silent(answer: Mapping[str, object]) -> tuple[str, ...]:
         return ()
     named = [" ".join(map(str, each)) if isinstance(each, list) else str(each) for each in engines]
     return (f"these search engines did not answer: {', '.join(named)}",)
-
-
-def _text(result: Mapping[str, object], name: str) -> str:
-    value = result.get(name)
-    return value if isinstance(value, str) else ""

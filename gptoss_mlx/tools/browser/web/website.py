@@ -25,6 +25,21 @@ _HEAD = 65536  # characters in which a base is looked for
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:(?!\d)|//")
 
 
+class WebPages:
+    """The pages of the public web, as a `PageSource` has them."""
+
+    is_remote = True
+
+    def __init__(self, client: Client | None) -> None:
+        self._client = client or Client()
+
+    def fetch(self, url: str, as_source: bool = False) -> Page:
+        return fetch_page(self._client, url, as_source)
+
+    def close(self) -> None:
+        """No connection stays open."""
+
+
 def fetch_page(client: Client, url: str, as_source: bool) -> Page:
     """The page of a URL. as_source: its text as it came. Raises BrowsingError."""
     response = client.get(url if _SCHEME.match(url) else f"https://{url}", accept=_ACCEPT)
