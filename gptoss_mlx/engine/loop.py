@@ -138,7 +138,10 @@ class Loop:
         self._fail(ClosedError("the step was interrupted"))
         while not self._added.empty():
             sequence = self._added.get()
-            (self._waiting.appendleft if sequence.is_urgent else self._waiting.append)(sequence)
+            if sequence.is_urgent:
+                self._waiting.appendleft(sequence)
+            else:
+                self._waiting.append(sequence)
         gone = set[Sequence]()
         while not self._dropped.empty():
             gone.add(self._dropped.get())

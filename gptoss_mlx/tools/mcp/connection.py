@@ -77,9 +77,10 @@ class Connection:
         tell: Callable[[str], None] | None = None,
     ) -> None:
         self._config, self._start_seconds = config, start_seconds
-        self.prefix, self._tell = prefix, tell
+        self.prefix = prefix
         self.tools: tuple[ListedTool, ...] = ()
         self.notes: deque[str] = deque()
+        self._tell = tell or self.notes.append
         self._session: ClientSession | None = None
         self._dispatcher: _Dispatcher
         self._settled, self._closing, self._over = anyio.Event(), anyio.Event(), anyio.Event()
@@ -238,8 +239,7 @@ class Connection:
         return f"The server {name} ended during the call, and {then}."
 
     def _note(self, text: str) -> None:
-        note = self.hide(f"MCP server {self._config.name}: {text}")
-        (self.notes.append if self._tell is None else self._tell)(note)
+        self._tell(self.hide(f"MCP server {self._config.name}: {text}"))
 
 
 class _Dispatcher(JSONRPCDispatcher[TransportContext]):
